@@ -1,0 +1,177 @@
+"""Where arrays live: NumPy on the host or CuPy on a GPU. The only file that knows which.
+
+Other modules write `backend.xp.exp(x)`: the attribute is looked up at each call, so a switch takes effect at once.
+Never `from .backend import xp`. What the two libraries do differently is a method of `Backend`, with one meaning.
+"""
+
+import ctypes
+import os
+import platform
+from contextlib import contextmanager
+
+import numpy as np
+
+from .errors import EnvironmentFault, UsageError, unknown
+
+
+class Backend:
+    """NumPy. The methods are all that this package asks of an array library beyond the shared `xp` functions."""
+
+    name = "numpy"
+    xp = np
+    ndarray = np.ndarray
+
+    def upload(self, array, dtype=None):
+        """A host array (or list, or number) as an array of this backend; no copy where none is needed."""
+        return np.asarray(array, dtype)
+
+    def to_host(self, array):
+        """An array of this backend as a NumPy array. On a GPU this waits for the device."""
+        return array
+
+    def bmm(self, a, b):
+        """Batched product over the last two axes: (..., n, k) @ (..., k, m)."""
+        return np.matmul(a, b)
+
+    def row_dot(self, a, b):
+        """Inner products of matching rows, kept as an axis: (..., n), (..., n) -> (..., 1)."""
+        return np.einsum("...i,...i->...", a, b)[..., None]
+
+    def add_rows(self, ids, rows, n):
+        """Sum `rows` (N, d) by their ids (N,) into (n, d): the gradient of a lookup."""
+        if n <= 512:  # a small vocabulary: one product with the one-hot matrix
+            onehot = np.zeros((len(ids), n), rows.dtype)
+            onehot[np.arange(len(ids)), ids] = 1
+            return onehot.T @ rows  # (n, N) @ (N, d)
+        order = np.argsort(ids, kind="stable")
+        present, starts = np.unique(ids[order], return_index=True)
+        out = np.zeros((n, rows.shape[1]), rows.dtype)
+        out[present] = np.add.reduceat(rows[order], starts, axis=0)
+        return out
+
+    def describe(self):
+        """One line for `minqkv doctor`."""
+        return f"NumPy {np.__version__}"
+
+
+class GpuBackend(Backend):
+    """CuPy, or anything with its surface: the tests drive this class with a NumPy stand-in as strict as CuPy."""
+
+    name = "cupy"
+
+    def __init__(self, xp):
+        self.xp, self.ndarray = xp, xp.ndarray
+
+    def upload(self, array, dtype=None):
+        return self.xp.asarray(array, dtype)
+
+    def to_host(self, array):
+        return self.xp.asnumpy(array)
+
+    def bmm(self, a, b):
+        return self.xp.matmul(a, b)
+
+    def row_dot(self, a, b):
+        return (a * b).sum(-1, keepdims=True)
+
+    def add_rows(self, ids, rows, n):
+        out = self.xp.zeros((n, rows.shape[1]), rows.dtype)
+        self.xp.add.at(out, ids, rows)  # atomics: float32 sums differ from run to run in the last bits
+        return out
+
+    def describe(self):
+        properties = self.xp.cuda.runtime.getDeviceProperties(0)
+        return f"CuPy {self.xp.__version__} on {properties['name'].decode()}"
+
+
+def _cupy():
+    try:
+        import cupy
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"the cupy backend needs CuPy, and importing it failed: {error}",
+            "pip install 'minqkv[cuda13]' (or cuda12, rocm7), or use --backend numpy",
+        ) from error
+    if not cupy.is_available():
+        raise EnvironmentFault("CuPy is installed, but it finds no usable GPU", "check nvidia-smi, or use --backend numpy")
+    return GpuBackend(cupy)
+
+
+_makers = {"numpy": Backend, "cupy": _cupy}
+
+
+def register(name, maker):
+    """Add a backend: `maker()` returns a `Backend`. The tests add `strict` this way."""
+    _makers[name] = maker
+
+
+def set_backend(name):
+    """Use this backend from now on, for the whole process. Raises UsageError or EnvironmentFault."""
+    if name not in _makers:
+        raise unknown("backend", name, _makers)
+    _use(_makers[name]())
+
+
+@contextmanager
+def use_backend(name):
+    """`with use_backend("cupy"): ...`; the one before comes back at the end."""
+    before = current
+    set_backend(name)
+    try:
+        yield current
+    finally:
+        _use(before)
+
+
+def _use(backend):
+    global current, xp, ndarray, upload, to_host, bmm, row_dot, add_rows
+    current, xp, ndarray = backend, backend.xp, backend.ndarray
+    upload, to_host, bmm = backend.upload, backend.to_host, backend.bmm
+    row_dot, add_rows = backend.row_dot, backend.add_rows
+
+
+def row_sum(a):
+    """Sums over the last axis, kept: (..., n) -> (..., 1). A product with ones: several times faster on short rows."""
+    n = a.shape[-1]
+    return (a.reshape(-1, n) @ xp.ones(n, a.dtype)).reshape(*a.shape[:-1], 1)
+
+
+def column_sum(a):
+    """Sums over all axes but the last: (..., n) -> (n,)."""
+    flat = a.reshape(-1, a.shape[-1])
+    return xp.ones(flat.shape[0], a.dtype) @ flat
+
+
+def upload_ids(ids, limit, what, ignore=None):
+    """Check integer ids on the host, where it is free, and upload them: on a GPU a wrong id would wrap around silently.
+
+    Raises UsageError for device arrays, other dtypes, or an id outside [0, limit) that is not `ignore`.
+    """
+    if isinstance(ids, ndarray) and not isinstance(ids, np.ndarray):
+        raise UsageError(f"{what} must be a host (NumPy) array: it is range-checked, then uploaded")
+    ids = np.asarray(ids)
+    if ids.dtype.kind not in "iu":
+        raise UsageError(f"{what} must be integers, not {ids.dtype}")
+    bad = (ids < 0) | (ids >= limit)
+    if ignore is not None:
+        bad &= ids != ignore
+    if bad.any():
+        raise UsageError(f"{what}: id {ids[bad].flat[0]} is outside 0..{limit - 1}")
+    return upload(ids)
+
+
+def tame_allocator():
+    """Keep freed memory in the process instead of giving it back to the kernel: glibc only, a no-op elsewhere.
+
+    Large temporaries are otherwise mapped and page-faulted anew at every use, which can double the time of a step.
+    The command line calls this; as a library, call it yourself, once, before training.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    m_mmap_threshold, m_trim_threshold, m_arena_max = -3, -1, -8
+    settings = ((m_mmap_threshold, 1 << 30), (m_trim_threshold, (1 << 31) - 1), (m_arena_max, 1))
+    return [mallopt(option, value) for option, value in settings] == [1, 1, 1]
+
+
+set_backend(os.environ.get("MINQKV_BACKEND", "numpy"))

@@ -1,0 +1,81 @@
+"""Decoding: one token after another, with the cache or by recomputing the prefix each time."""
+
+import time
+
+import numpy as np
+
+from . import backend
+from .errors import UsageError
+from .rng import stream
+from .tensor import no_grad
+
+
+@no_grad()
+def generate(model, ids, max_new_tokens, temperature=0.0, top_k=None, use_cache=True, seed=0, cache=None, on_token=None):
+    """Continue ids (B, T), a batch of prompts of equal length; returns (B, T + max_new_tokens) host integers.
+
+    `temperature` 0 is greedy; otherwise tokens are drawn from softmax(logits / temperature) over the `top_k` likeliest
+    (all of them when None), token i of a call with the stream (seed, i). With `use_cache` the prompt is read once and
+    then a token at a time; without, the whole prefix is computed again at every step. `cache` is an empty
+    `model.new_cache`, given to look at it afterwards; `on_token(ids)` sees each new column.
+    Raises UsageError on an empty or ragged prompt, ids out of range, or more tokens than the model has positions.
+    """
+    ids = _as_batch(ids)
+    batch, length = ids.shape
+    if max_new_tokens < 0 or temperature < 0:
+        raise UsageError("max_new_tokens and temperature must not be negative")
+    if top_k is not None and top_k < 1:
+        raise UsageError(f"top_k must be at least 1, not {top_k}")
+    if length + max_new_tokens > model.config.block_size + 1:  # the last token is never read
+        raise UsageError(
+            f"{length} tokens and {max_new_tokens} new ones, but this model has {model.config.block_size} positions",
+            f"ask for at most {model.config.block_size + 1 - length} new tokens",
+        )
+    model.eval()
+    if use_cache and cache is None:
+        cache = model.new_cache(batch, max(1, length + max_new_tokens - 1))
+    unread = ids
+    for i in range(max_new_tokens):
+        logits = model(unread, cache=cache) if use_cache else model(ids)
+        new = pick(backend.to_host(logits.data[:, -1]), temperature, top_k, stream(seed, "generate", i))[:, None]  # (B, 1)
+        ids = np.concatenate([ids, new], axis=1)
+        unread = new
+        if on_token:
+            on_token(new[:, 0])
+    return ids
+
+
+def pick(logits, temperature, top_k, rng):
+    """One id per row of logits (B, V): the largest, or a draw by the Gumbel trick."""
+    if temperature == 0:
+        return logits.argmax(axis=-1)
+    logits = logits.astype(np.float64) / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = np.partition(logits, -top_k, axis=-1)[:, -top_k, None]  # (B, 1), the smallest that stays
+        logits = np.where(logits >= least, logits, -np.inf)
+    return (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
+
+
+def compare_cache(model, ids, max_new_tokens, **kwargs):
+    """Decode with and without the cache; returns for each the ids, seconds, tokens/s, and the cache's live bytes."""
+    report = {}
+    for name, use_cache in (("cached", True), ("uncached", False)):
+        cache = model.new_cache(len(ids)) if use_cache else None
+        began = time.perf_counter()
+        out = generate(model, ids, max_new_tokens, use_cache=use_cache, cache=cache, **kwargs)
+        seconds = time.perf_counter() - began
+        rate = len(ids) * max_new_tokens / seconds
+        report[name] = {"ids": out, "seconds": seconds, "tokens_per_second": rate, "cache_bytes": cache.nbytes if cache else 0}
+    return report
+
+
+def _as_batch(ids):
+    rows = [np.atleast_1d(row) for row in ids]
+    if not rows or any(not len(row) for row in rows):
+        raise UsageError("the prompt is empty", "give at least one token")
+    if len({len(row) for row in rows}) > 1:
+        raise UsageError(f"prompts of one batch must be equally long, not {sorted({len(row) for row in rows})}")
+    ids = np.stack(rows)
+    if ids.ndim != 2 or ids.dtype.kind not in "iu":
+        raise UsageError(f"prompts are (batch, length) integers, not {ids.dtype} of shape {ids.shape}")
+    return ids

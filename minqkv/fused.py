@@ -1,0 +1,230 @@
+"""The operations a transformer spends its time in, each one node with its backward written by hand.
+
+Every function here has a twin in composed.py: the same thing in a few lines of small operations. Read the twin first.
+A vjp may overwrite only scratch: arrays made here that nobody else can reach. It runs once.
+"""
+
+import math
+
+import numpy as np
+
+from . import backend, tracing
+from .errors import UsageError
+from .tensor import make
+
+
+def linear(x, w, b=None):
+    """x @ w + b over the last axis: (..., n) @ (n, m) + (m,) -> (..., m)."""
+    flat = x.data.reshape(-1, x.shape[-1])  # (N, n)
+    weight = w.data
+    y = flat @ weight  # (N, m)
+    if b is not None:
+        y += b.data
+    need_x, need_w = x.requires_grad, w.requires_grad
+    shape = x.shape
+
+    def vjp(g):
+        g = g.reshape(-1, g.shape[-1])  # (N, m)
+        dx = (g @ weight.T).reshape(shape) if need_x else None  # (..., n)
+        dw = flat.T @ g if need_w else None  # (n, m)
+        return (dx, dw) if b is None else (dx, dw, backend.column_sum(g))
+
+    return make(y.reshape(*shape[:-1], -1), (x, w) if b is None else (x, w, b), vjp)
+
+
+def embedding(ids, w):
+    """Rows of w (n, d) by integer host ids (...) -> (..., d). Raises UsageError for an id outside 0..n-1."""
+    n, d = w.shape
+    ids = backend.upload_ids(ids, n, "embedding")
+
+    def vjp(g):
+        return (backend.add_rows(ids.reshape(-1), g.reshape(-1, d), n),)
+
+    return make(w.data[ids], (w,), vjp)
+
+
+def layer_norm(x, w, b, eps=1e-5):
+    """Each row to mean 0 and variance 1, then times w plus b: (..., d), (d,), (d,) -> (..., d)."""
+    n = 1 / x.shape[-1]
+    weight = w.data
+    unit = x.data - backend.row_sum(x.data) * n  # (..., d)
+    inv_std = 1 / backend.xp.sqrt(backend.row_dot(unit, unit) * n + eps)  # (..., 1)
+    unit *= inv_std
+
+    def vjp(g):
+        dw, db = backend.column_sum(g * unit), backend.column_sum(g)
+        dx = g * weight
+        shared = backend.row_sum(dx) * n  # the part that would move the mean ...
+        along = backend.row_dot(dx, unit) * n  # ... and the part that would change the variance are taken out
+        dx -= shared
+        dx -= unit * along
+        dx *= inv_std
+        return dx, dw, db
+
+    y = unit * weight
+    y += b.data
+    return make(y, (x, w, b), vjp)
+
+
+def relu(x):
+    """max(x, 0)."""
+    positive = x.data > 0
+    return make(x.data * positive, (x,), lambda g: (g * positive,))
+
+
+def gelu(x):
+    """x Φ(x) in its tanh form (Hendrycks and Gimpel, 2016): within 1e-3 of the exact one, which NumPy cannot compute."""
+    data, c = x.data, math.sqrt(2 / math.pi)
+    square = data * data
+    t = square * (0.044715 * c)
+    t += c
+    t *= data
+    backend.xp.tanh(t, out=t)
+    y = t + 1
+    y *= data
+    y *= 0.5
+    if not x.requires_grad:
+        return make(y, (x,), None)
+    square *= 3 * 0.044715 * c  # from here on `square` becomes the derivative, so that backward is one product
+    square += c
+    square *= data
+    square *= 1 - t * t
+    square += t
+    square += 1
+    square *= 0.5
+    return make(y, (x,), lambda g: (g * square,))
+
+
+def softmax(x):
+    """exp(x) over its sum, along the last axis, shifted by the row maximum so that nothing overflows."""
+    y = x.data - x.data.max(axis=-1, keepdims=True)
+    backend.xp.exp(y, out=y)
+    y /= backend.row_sum(y)
+
+    def vjp(g):
+        dx = g - backend.row_dot(g, y)
+        dx *= y
+        return (dx,)
+
+    return make(y, (x,), vjp)
+
+
+def dropout(x, rate, rng):
+    """Each element kept with probability 1 - rate and scaled by 1 / (1 - rate); `rng` is a host generator."""
+    if not 0 <= rate < 1:
+        raise UsageError(f"dropout rate {rate} is outside [0, 1)")
+    kept = backend.upload(rng.random(x.shape, dtype=np.float32) >= rate)
+    scale = 1 / (1 - rate)
+    return make(x.data * kept * scale, (x,), lambda g: (g * kept * scale,))
+
+
+def rotate(x, cos, sin):
+    """Turn pairs (x_i, x_{i + n/2}) of the last axis: (..., T, n) by angles whose cos and sin are (T, n/2).
+
+    Rotary positions in the "halves" convention. The gradient turns back.
+    """
+
+    def turn(a, sin):
+        half = a.shape[-1] // 2
+        first, second = a[..., :half], a[..., half:]  # (..., T, n/2) each
+        out = backend.xp.empty(a.shape, a.dtype)
+        out[..., :half] = first * cos - second * sin
+        out[..., half:] = second * cos + first * sin
+        return out
+
+    return make(turn(x.data, sin), (x,), lambda g: (turn(g, -sin),))
+
+
+def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=None, bias=None):
+    """softmax(temperature · scale · q kᵀ + bias, masked) v: the middle of every variant (paper, section 3).
+
+    q (B, H, T, d_h); k, v (B, h, S, d_h) with h dividing H: query head i reads stored head ⌊i / (H/h)⌋. q, k and v
+    may be the same Tensor. `mask` is a boolean array that broadcasts to (T, S), True where a key may be seen.
+    `scale` is 1/√d_h unless given. `temperature` () and `bias` (S,), Tensors, are the two things that are left of
+    the paper's "+" after the softmax. Returns (B, H, T, d_h).
+    """
+    xp, bmm = backend.xp, backend.bmm
+    B, H, T, d_h = q.shape
+    h, S = k.shape[1:3]
+    if H % h or v.shape[:3] != k.shape[:3] or k.shape[3] != d_h:
+        raise UsageError(f"attention: q {q.shape} does not fit k {k.shape} and v {v.shape}")
+    folded = (B, h, H // h * T, -1)  # the queries that share a stored head, as more rows of one product
+    scale = 1 / math.sqrt(d_h) if scale is None else scale
+    strength = scale if temperature is None else temperature.data * scale
+    keys, values, queries = k.data, v.data, q.data.reshape(folded)  # (B, h, G·T, d_h)
+
+    scores = bmm(queries * strength, keys.swapaxes(-1, -2))  # (B, h, G·T, S)
+    scores = scores.reshape(B, H, T, S)
+    tracing.probe("scores", scores)
+    if bias is not None:
+        scores += bias.data  # (S,): the "+", its temperature already in the queries
+        tracing.probe("plus", scores)
+    if mask is not None:
+        hidden = xp.zeros(mask.shape, scores.dtype)
+        hidden[~mask] = -math.inf
+        scores += hidden
+    pattern = scores  # in place from here on
+    pattern -= pattern.max(axis=-1, keepdims=True)
+    xp.exp(pattern, out=pattern)
+    pattern /= backend.row_sum(pattern)
+    tracing.probe("pattern", pattern)
+    out = bmm(pattern.reshape(B, h, -1, S), values).reshape(q.shape)  # (B, h, G·T, d_h) -> (B, H, T, d_h)
+    prefix = tracing.here()
+
+    def vjp(g):
+        dv = bmm(pattern.reshape(B, h, -1, S).swapaxes(-1, -2), g.reshape(folded))  # (B, h, S, d_h)
+        d = bmm(g.reshape(folded), values.swapaxes(-1, -2)).reshape(B, H, T, S)  # gradient of the pattern ...
+        tracing.probe("grad.pattern", d, prefix)
+        d -= backend.row_dot(g, out)  # the softmax's row sums Σ_j d_ij p_ij, taken where the rows are short
+        d *= pattern  # ... now of the scores
+        tracing.probe("grad.scores", d, prefix)
+        d = d.reshape(B, h, -1, S)
+        dk = bmm(d.swapaxes(-1, -2), queries)  # (B, h, S, d_h)
+        dk *= strength
+        dq = bmm(d, keys)  # (B, h, G·T, d_h)
+        dt = None if temperature is None else (dq * queries).sum() * scale  # Σ d·S without keeping S
+        db = None if bias is None else backend.column_sum(d)  # (S,)
+        dq *= strength
+        return dq.reshape(q_shape), dk, dv, dt, db
+
+    q_shape = q.shape
+    return make(out, (q, k, v, temperature, bias), vjp)
+
+
+def cross_entropy(logits, targets, ignore_index=-100):
+    """Mean of -log softmax(logits)[target] over the positions whose target is not `ignore_index`.
+
+    logits (..., V); targets (...) integers on the host. Raises UsageError for a target outside 0..V-1, or when all
+    are ignored: the mean of nothing is no number.
+    """
+    vocab = logits.shape[-1]
+    targets = np.asarray(targets)
+    if targets.shape != logits.shape[:-1]:
+        raise UsageError(f"cross_entropy: targets {targets.shape} do not fit logits {logits.shape}")
+    targets = targets.reshape(-1)
+    kept = np.flatnonzero(targets != ignore_index)
+    if not len(kept):
+        raise UsageError("cross_entropy: every target is ignored")
+    rows, columns = backend.upload(kept), backend.upload_ids(targets[kept], vocab, "targets")
+    flat = logits.data.reshape(-1, vocab)  # (N, V)
+    if len(kept) < len(targets):
+        flat = flat[rows]  # (n, V)
+    p = flat - flat.max(axis=-1, keepdims=True)
+    index = (backend.xp.arange(len(kept)), columns)
+    hit = p[index]  # (n,)
+    backend.xp.exp(p, out=p)
+    total = backend.row_sum(p)  # (n, 1)
+    p /= total
+    loss = (backend.xp.log(total[:, 0]) - hit).sum() * (1 / len(kept))
+    shape = logits.shape
+
+    def vjp(g):
+        p[index] -= 1
+        d = p
+        d *= g * (1 / len(kept))
+        if len(kept) < len(targets):
+            d = backend.xp.zeros((len(targets), vocab), p.dtype)
+            d[rows] = p
+        return (d.reshape(shape),)
+
+    return make(loss, (logits,), vjp)

@@ -1,0 +1,201 @@
+"""Parameters, the modules that hold them, and how they start."""
+
+import math
+
+import numpy as np
+
+from . import backend, fused
+from .errors import UsageError
+from .rng import stream
+from .tensor import Tensor
+
+
+class Parameter(Tensor):
+    """A leaf Tensor that a Module owns and an optimiser moves."""
+
+    __slots__ = ()
+
+    def __init__(self, data):
+        super().__init__(data, requires_grad=True)
+
+
+class Init:
+    """Where parameters come from: a seed, a dtype, a scheme, and the name reached so far.
+
+    A parameter's start depends on (seed, its full name) alone, so variants share what they share.
+    `init / "attn"` goes one name down. Schemes, for a weight (fan_in, fan_out) and its bias:
+    "gpt2": N(0, 0.02), bias 0. "uniform": both uniform in ±1/√fan_in. "xavier": uniform in ±√(6/(fan_in + fused)),
+    `fused` the width of the matrix this one would be part of; bias 0.
+    """
+
+    def __init__(self, seed=0, dtype="float32", scheme="gpt2", name=""):
+        self.seed, self.dtype, self.scheme, self.name = seed, dtype, scheme, name
+
+    def __truediv__(self, part):
+        return Init(self.seed, self.dtype, self.scheme, f"{self.name}.{part}" if self.name else str(part))
+
+    def using(self, scheme):
+        """The same, by another scheme."""
+        return Init(self.seed, self.dtype, scheme, self.name)
+
+    def normal(self, shape, std):
+        """Independent normal numbers with this standard deviation."""
+        return self._parameter(self._stream().standard_normal(shape) * std)
+
+    def constant(self, shape, value):
+        """The same number everywhere."""
+        return self._parameter(np.full(shape, value))
+
+    def weight(self, fan_in, fan_out, fused=None):
+        """A (fan_in, fan_out) matrix by the scheme."""
+        if self.scheme == "gpt2":
+            return self.normal((fan_in, fan_out), 0.02)
+        bound = math.sqrt(6 / (fan_in + (fused or fan_out))) if self.scheme == "xavier" else 1 / math.sqrt(fan_in)
+        return self.uniform((fan_in, fan_out), bound)
+
+    def bias(self, fan_in, fan_out):
+        """A (fan_out,) vector by the scheme."""
+        return self.uniform((fan_out,), 1 / math.sqrt(fan_in)) if self.scheme == "uniform" else self.constant((fan_out,), 0.0)
+
+    def uniform(self, shape, bound):
+        """Independent numbers, uniform in ±bound."""
+        return self._parameter(self._stream().uniform(-bound, bound, shape))
+
+    def _stream(self):
+        return stream(self.seed, "parameter", self.name)
+
+    def _parameter(self, array):
+        return Parameter(backend.upload(np.asarray(array, self.dtype)))
+
+
+class Module:
+    """A tree of modules with parameters at its leaves, found by attribute name; lists of modules count by index."""
+
+    training = True
+
+    def __call__(self, *args, **kwargs):
+        return self.forward(*args, **kwargs)
+
+    def children(self):
+        """(name, module) of the modules directly below."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+            elif isinstance(value, list):
+                yield from ((f"{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Module))
+
+    def named_parameters(self, prefix=""):
+        """(full name, Parameter), in a fixed order; a shared projection exists once."""
+        for name, value in vars(self).items():
+            if isinstance(value, Parameter):
+                yield prefix + name, value
+        for name, child in self.children():
+            yield from child.named_parameters(f"{prefix}{name}.")
+
+    def parameters(self):
+        """The Parameters, in the order of `named_parameters`."""
+        return [p for _, p in self.named_parameters()]
+
+    @property
+    def n_params(self):
+        """How many numbers the parameters hold."""
+        return sum(p.size for p in self.parameters())
+
+    def zero_grad(self):
+        """Forget all gradients."""
+        for p in self.parameters():
+            p.zero_grad()
+
+    def train(self, step=0):
+        """Training mode: dropout on. `step` selects its masks."""
+        return self._mode(True, step)
+
+    def eval(self):
+        """Evaluation mode: dropout off."""
+        return self._mode(False, 0)
+
+    def _mode(self, training, step):
+        self.training, self.step = training, step
+        for _, child in self.children():
+            child._mode(training, step)
+        return self
+
+    def state_dict(self):
+        """Full name -> NumPy copy of each parameter."""
+        return {name: backend.to_host(p.data).copy() for name, p in self.named_parameters()}
+
+    def load_state_dict(self, state):
+        """Overwrite every parameter. Raises UsageError naming each missing, unknown or misshapen entry, before any change."""
+        mine = dict(self.named_parameters())
+        faults = [f"{name} is missing" for name in mine.keys() - state.keys()]
+        faults += [f"{name} is unknown" for name in state.keys() - mine.keys()]
+        for name in mine.keys() & state.keys():
+            if mine[name].shape != state[name].shape:
+                faults.append(f"{name} is {state[name].shape}, not {mine[name].shape}")
+        if faults:
+            raise UsageError("state does not fit the model: " + "; ".join(sorted(faults)))
+        for name, p in mine.items():
+            p.data[...] = backend.upload(state[name], p.dtype)
+
+
+class Linear(Module):
+    """y = x @ weight + bias, weight (in, out)."""
+
+    def __init__(self, fan_in, fan_out, init=None, bias=True, fused=None):
+        init = init or Init()
+        self.weight = (init / "weight").weight(fan_in, fan_out, fused)
+        self.bias = (init / "bias").bias(fan_in, fan_out) if bias else None
+
+    def forward(self, x):
+        return fused.linear(x, self.weight, self.bias)
+
+
+class Embedding(Module):
+    """Rows of weight (n, d) by integer host ids."""
+
+    def __init__(self, n, d, init=None, std=0.02):
+        self.weight = ((init or Init()) / "weight").normal((n, d), std)
+
+    def forward(self, ids):
+        return fused.embedding(ids, self.weight)
+
+
+class LayerNorm(Module):
+    """Layer normalisation over the last axis, with a learned scale and shift."""
+
+    def __init__(self, d, init=None):
+        init = init or Init()
+        self.weight = (init / "weight").constant((d,), 1.0)
+        self.bias = (init / "bias").constant((d,), 0.0)
+
+    def forward(self, x):
+        return fused.layer_norm(x, self.weight, self.bias)
+
+
+class Dropout(Module):
+    """Dropout whose mask depends on the seed, this module's name and the step given to `train`."""
+
+    step = 0
+
+    def __init__(self, rate, init=None):
+        init = init or Init()
+        self.rate, self.seed, self.name = rate, init.seed, init.name
+
+    def forward(self, x):
+        if not self.training or not self.rate:
+            return x
+        return fused.dropout(x, self.rate, stream(self.seed, "dropout", self.name, self.step))
+
+
+class MLP(Module):
+    """proj(activation(fc(x))), with dropout between the two where the rate is not zero."""
+
+    def __init__(self, d, width, init=None, activation="gelu", dropout=0.0, bias=True):
+        init = init or Init()
+        self.fc = Linear(d, width, init / "fc", bias)
+        self.proj = Linear(width, d, init / "proj", bias)
+        self.activation = {"gelu": fused.gelu, "relu": fused.relu}[activation]
+        self.drop = Dropout(dropout, init / "drop")
+
+    def forward(self, x):
+        return self.proj(self.drop(self.activation(self.fc(x))))

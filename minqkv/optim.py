@@ -1,0 +1,143 @@
+"""SGD, Adam, AdamW, gradient clipping and schedules, written out.
+
+An optimiser moves its parameters into one flat buffer and leaves views behind, so that a step is a handful of passes
+over one long array instead of a dozen small calls per parameter. Matrices come first: they alone are decayed.
+"""
+
+import math
+
+from . import backend
+from .errors import UsageError
+
+
+class Optimizer:
+    """Common to all: the flat buffer, the gathered gradient, the step count, the state dict."""
+
+    slots = ()  # names of the state arrays, one number per parameter each
+
+    def __init__(self, parameters, lr):
+        self.parameters = sorted(parameters, key=lambda p: p.ndim < 2)  # stable: matrices first
+        self.lr, self.steps = lr, 0
+        if len({str(p.dtype) for p in self.parameters}) != 1:
+            raise UsageError("an optimiser needs parameters, all of one dtype")
+        self.data = backend.xp.concatenate([p.data.reshape(-1) for p in self.parameters])  # (N,)
+        self.n_decayed = sum(p.size for p in self.parameters if p.ndim >= 2)
+        start = 0
+        for p in self.parameters:
+            p.data = self.data[start : start + p.size].reshape(p.shape)
+            start += p.size
+        self.gradient = backend.xp.zeros_like(self.data)
+        for name in self.slots:
+            setattr(self, name, backend.xp.zeros_like(self.data))
+
+    def zero_grad(self):
+        """Forget all gradients."""
+        for p in self.parameters:
+            p.zero_grad()
+
+    def step(self):
+        """Move every parameter by its gradient; one that has none counts as zero."""
+        start = 0
+        for p in self.parameters:
+            self.gradient[start : start + p.size] = 0 if p.grad is None else p.grad.reshape(-1)
+            start += p.size
+        self.steps += 1
+        self.update(self.gradient)
+
+    def state_dict(self):
+        """Step count and state arrays, as NumPy copies."""
+        arrays = {name: backend.to_host(getattr(self, name)).copy() for name in self.slots}
+        return {"steps": self.steps, **arrays}
+
+    def load_state_dict(self, state):
+        """Overwrite step count and state arrays. Raises UsageError when they do not fit."""
+        for name in self.slots:
+            if name not in state or state[name].shape != self.data.shape:
+                raise UsageError(f"optimiser state {name!r} does not fit these parameters")
+        self.steps = int(state["steps"])
+        for name in self.slots:
+            getattr(self, name)[...] = backend.upload(state[name], self.data.dtype)
+
+
+class SGD(Optimizer):
+    """Gradient descent, with momentum where it is not zero: v ← μv + g, p ← p − lr·v."""
+
+    slots = ("velocity",)
+
+    def __init__(self, parameters, lr=1e-2, momentum=0.0):
+        super().__init__(parameters, lr)
+        self.momentum = momentum
+
+    def update(self, g):
+        self.velocity *= self.momentum
+        self.velocity += g
+        self.data -= self.velocity * self.lr
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba, 2015); with `weight_decay`, AdamW (Loshchilov and Hutter, 2019), on matrices only."""
+
+    slots = ("m", "v")
+
+    def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+        super().__init__(parameters, lr)
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+
+    def update(self, g):
+        beta1, beta2 = self.betas
+        if self.weight_decay:
+            self.data[: self.n_decayed] *= 1 - self.lr * self.weight_decay
+        self.m *= beta1
+        self.m += g * (1 - beta1)
+        self.v *= beta2
+        g *= g  # the gathered copy, ours to overwrite
+        g *= 1 - beta2
+        self.v += g
+        root = backend.xp.sqrt(self.v)
+        root *= 1 / math.sqrt(1 - beta2**self.steps)  # both moments start at zero: undo that bias
+        root += self.eps
+        step = backend.xp.divide(self.m, root, out=root)
+        step *= self.lr / (1 - beta1**self.steps)
+        self.data -= step
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay on matrices."""
+
+    def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
+        super().__init__(parameters, lr, betas, eps, weight_decay)
+
+
+def clip_grad_norm(parameters, max_norm):
+    """Scale all gradients, in place, so that their joint norm is at most `max_norm`; returns the norm before.
+
+    The norm stays on the device, a 0-d array: no waiting.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = backend.xp.sqrt(sum(backend.row_dot(g.reshape(1, -1), g.reshape(1, -1)).reshape(()) for g in grads))
+    scale = backend.xp.minimum(max_norm / (norm + 1e-6), 1.0)
+    for g in grads:
+        g *= scale
+    return norm
+
+
+def constant(lr):
+    """step -> lr, always the same."""
+    return lambda step: lr
+
+
+def warmup_cosine(lr, warmup, total, floor=0.0, restart=True):
+    """step (from 0) -> lr: a linear rise over `warmup` steps, then half a cosine down to `floor`·lr at `total`.
+
+    With `restart` the cosine starts where the rise ends and step s of the rise has (s+1)/warmup (protocol 2026, GPT).
+    Without, the cosine spans all steps, the rise multiplies it, and the first step has rate 0 (protocol 2023).
+    """
+
+    def schedule(step):
+        begin = warmup if restart else 0
+        progress = min(1.0, max(0.0, (step - begin) / max(1, total - begin)))
+        cosine = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        rise = min(1.0, (step + 1 if restart else step) / max(1, warmup))
+        return lr * cosine * rise
+
+    return schedule

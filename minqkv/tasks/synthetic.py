@@ -1,0 +1,81 @@
+"""Reverse, sort, sub, swap, copy (paper, section 4.1): digits in, digits out, every target computable by hand.
+
+As tagging (form "encoder"): x of T digits, a label per digit. In causal form: `x | y` for a decoder, the loss on y only.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import UsageError, unknown
+from ..rng import stream
+
+IGNORE = -100
+
+RULES = {
+    "reverse": lambda x, a: x[:, ::-1],
+    "sort": lambda x, a: np.sort(x, axis=1),
+    "sub": lambda x, a: a - 1 - x,
+    "swap": lambda x, a: np.roll(x, x.shape[1] // 2, axis=1),
+    "copy": lambda x, a: x,
+}
+ABOUT = {
+    "reverse": "the sequence backwards",
+    "sort": "the digits in ascending order",
+    "sub": "each digit d becomes 9 - d (alphabet size - 1 - d)",
+    "swap": "the second half first; even lengths only",
+    "copy": "the sequence itself",
+}
+FORMS = ("encoder", "causal")
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """One task at one length over the digits 0 .. alphabet-1."""
+
+    name: str
+    seq_len: int = 16
+    alphabet: int = 10
+    form: str = "encoder"
+
+    def __post_init__(self):
+        if self.name not in RULES:
+            raise unknown("task", self.name, RULES)
+        if self.form not in FORMS:
+            raise unknown("form", self.form, FORMS)
+        if self.seq_len < 1 or self.alphabet < 2:
+            raise UsageError(f"length {self.seq_len} must be at least 1 and alphabet {self.alphabet} at least 2")
+        if self.name == "swap" and self.seq_len % 2:
+            even = f"--seq-len {self.seq_len + 1}"
+            raise UsageError(f"swap exchanges two halves: the length must be even, not {self.seq_len}", even)
+
+    @property
+    def vocab_size(self):
+        """Input ids: the digits, and in causal form the separator, whose id is `alphabet`."""
+        return self.alphabet + (self.form == "causal")
+
+    @property
+    def block_size(self):
+        """Tokens the model reads at once: x, or x | y without the last digit."""
+        return self.seq_len if self.form == "encoder" else 2 * self.seq_len
+
+    def draw(self, seed, split, n):
+        """Inputs and targets, both (n, block_size) int64; IGNORE where nothing is asked. Splits never share a stream.
+
+        The digits depend on (seed, split, length, alphabet) alone: all tasks and variants of a seed see the same ones.
+        """
+        if split not in SPLITS:
+            raise unknown("split", split, SPLITS)
+        x = stream(seed, "data", split, self.seq_len, self.alphabet).integers(0, self.alphabet, (n, self.seq_len))  # (n, T)
+        return self.encode(x)
+
+    def encode(self, x):
+        """Digits (n, T) -> inputs and targets (n, block_size)."""
+        y = RULES[self.name](x, self.alphabet)  # (n, T)
+        if self.form == "encoder":
+            return x, y
+        separator = np.full((len(x), 1), self.alphabet)
+        inputs = np.concatenate([x, separator, y[:, :-1]], axis=1)  # (n, 2T)
+        ignored = np.full((len(x), self.seq_len), IGNORE)
+        return inputs, np.concatenate([ignored, y], axis=1)  # (n, 2T)
