@@ -33,6 +33,16 @@ class Backend:
         """Batched product over the last two axes: (..., n, k) @ (..., k, m)."""
         return np.matmul(a, b)
 
+    def row_sum(self, a):
+        """Sums over the last axis, kept: (..., n) -> (..., 1). A product with ones: several times faster on short rows."""
+        n = a.shape[-1]
+        return (a.reshape(-1, n) @ np.ones(n, a.dtype)).reshape(*a.shape[:-1], 1)
+
+    def column_sum(self, a):
+        """Sums over all axes but the last: (..., n) -> (n,)."""
+        flat = a.reshape(-1, a.shape[-1])
+        return np.ones(flat.shape[0], a.dtype) @ flat
+
     def row_dot(self, a, b):
         """Inner products of matching rows, kept as an axis: (..., n), (..., n) -> (..., 1)."""
         return np.einsum("...i,...i->...", a, b)[..., None]
@@ -70,6 +80,12 @@ class GpuBackend(Backend):
 
     def bmm(self, a, b):
         return self.xp.matmul(a, b)
+
+    def row_sum(self, a):
+        return a.sum(-1, keepdims=True)
+
+    def column_sum(self, a):
+        return a.reshape(-1, a.shape[-1]).sum(0)
 
     def row_dot(self, a, b):
         return (a * b).sum(-1, keepdims=True)
@@ -124,22 +140,10 @@ def use_backend(name):
 
 
 def _use(backend):
-    global current, xp, ndarray, upload, to_host, bmm, row_dot, add_rows
+    global current, xp, ndarray, upload, to_host, bmm, row_sum, column_sum, row_dot, add_rows
     current, xp, ndarray = backend, backend.xp, backend.ndarray
     upload, to_host, bmm = backend.upload, backend.to_host, backend.bmm
-    row_dot, add_rows = backend.row_dot, backend.add_rows
-
-
-def row_sum(a):
-    """Sums over the last axis, kept: (..., n) -> (..., 1). A product with ones: several times faster on short rows."""
-    n = a.shape[-1]
-    return (a.reshape(-1, n) @ xp.ones(n, a.dtype)).reshape(*a.shape[:-1], 1)
-
-
-def column_sum(a):
-    """Sums over all axes but the last: (..., n) -> (n,)."""
-    flat = a.reshape(-1, a.shape[-1])
-    return xp.ones(flat.shape[0], a.dtype) @ flat
+    row_sum, column_sum, row_dot, add_rows = backend.row_sum, backend.column_sum, backend.row_dot, backend.add_rows
 
 
 def upload_ids(ids, limit, what, ignore=None):

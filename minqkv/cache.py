@@ -30,19 +30,23 @@ class KVCache:
         """
         if (v is None) != (self.values is None):
             raise UsageError(f"this cache stores {'one stream' if self.values is None else 'two streams'}; v must agree")
+        batch, heads, _, d_head = self.keys[layer].shape
+        if (*k.shape[:2], k.shape[3]) != (batch, heads, d_head):
+            raise UsageError(
+                f"the cache stores {batch} x {heads} heads of {d_head} numbers a position; keys {k.shape} do not fit"
+            )
+        if v is not None and v.shape != k.shape:
+            raise UsageError(f"keys {k.shape} and values {v.shape} must agree")
         start = self.filled[layer]
         end = start + k.shape[2]
         if end > self.capacity:
             raise UsageError(f"the cache holds {self.capacity} positions; {end} are needed", "ask for a larger capacity")
-        if k.shape[:2] != self.keys[layer].shape[:2]:
-            raise UsageError(f"the cache stores (batch, heads) {self.keys[layer].shape[:2]}, not {k.shape[:2]}")
-        self.filled[layer] = end
         self.keys[layer][:, :, start:end] = k
+        if v is not None:
+            self.values[layer][:, :, start:end] = v
+        self.filled[layer] = end
         keys = self.keys[layer][:, :, :end]  # (B, h, S, d_h)
-        if v is None:
-            return keys, keys
-        self.values[layer][:, :, start:end] = v
-        return keys, self.values[layer][:, :, :end]
+        return keys, keys if v is None else self.values[layer][:, :, :end]
 
     def __len__(self):
         """Positions every layer holds: what is stored; after an interrupted step, what is stored whole."""

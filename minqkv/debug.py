@@ -5,6 +5,7 @@ where its forward ran; arrays a vjp has captured are read-only until it has run 
 """
 
 import traceback
+from contextlib import suppress
 
 import numpy as np
 
@@ -32,8 +33,9 @@ def guard(vjp, data, inputs):
         except Exception as error:
             raise RuntimeError(f"backward of {name}: {error}\nits forward ran here:\n{stack}") from error
         finally:
-            for array in locked:
-                array.flags.writeable = True
+            for array in reversed(locked):
+                with suppress(ValueError):  # a view whose base another operation still holds locked
+                    array.flags.writeable = True
         return grads
 
     return guarded

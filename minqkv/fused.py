@@ -10,7 +10,7 @@ import numpy as np
 
 from . import backend, tracing
 from .errors import UsageError
-from .tensor import make
+from .tensor import grad_wanted, make
 
 
 def linear(x, w, b=None):
@@ -83,7 +83,7 @@ def gelu(x):
     y = t + 1
     y *= data
     y *= 0.5
-    if not x.requires_grad:
+    if not grad_wanted(x):
         return make(y, (x,), None)
     square *= 3 * 0.044715 * c  # from here on `square` becomes the derivative, so that backward is one product
     square += c
@@ -114,7 +114,7 @@ def dropout(x, rate, rng):
     if not 0 <= rate < 1:
         raise UsageError(f"dropout rate {rate} is outside [0, 1)")
     kept = backend.upload(rng.random(x.shape, dtype=np.float32) >= rate)
-    scale = 1 / (1 - rate)
+    scale = 1 / (1 - float(rate))
     return make(x.data * kept * scale, (x,), lambda g: (g * kept * scale,))
 
 
@@ -149,20 +149,19 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
     if H % h or v.shape[:3] != k.shape[:3] or k.shape[3] != d_h:
         raise UsageError(f"attention: q {q.shape} does not fit k {k.shape} and v {v.shape}")
     folded = (B, h, H // h * T, -1)  # the queries that share a stored head, as more rows of one product
-    scale = 1 / math.sqrt(d_h) if scale is None else scale
+    scale = 1 / math.sqrt(d_h) if scale is None else float(scale)
     strength = scale if temperature is None else temperature.data * scale
     keys, values, queries = k.data, v.data, q.data.reshape(folded)  # (B, h, G·T, d_h)
 
-    scores = bmm(queries * strength, keys.swapaxes(-1, -2))  # (B, h, G·T, S)
+    scaled = queries * strength
+    scores = bmm(scaled, keys.swapaxes(-1, -2))  # (B, h, G·T, S)
     scores = scores.reshape(B, H, T, S)
     tracing.probe("scores", scores)
     if bias is not None:
         scores += bias.data  # (S,): the "+", its temperature already in the queries
         tracing.probe("plus", scores)
     if mask is not None:
-        hidden = xp.zeros(mask.shape, scores.dtype)
-        hidden[~mask] = -math.inf
-        scores += hidden
+        scores += xp.where(mask, 0.0, -math.inf).astype(scores.dtype)
     pattern = scores  # in place from here on
     pattern -= pattern.max(axis=-1, keepdims=True)
     xp.exp(pattern, out=pattern)
@@ -171,23 +170,25 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
     out = bmm(pattern.reshape(B, h, -1, S), values).reshape(q.shape)  # (B, h, G·T, d_h) -> (B, H, T, d_h)
     prefix = tracing.here()
 
+    shape = q.shape
+    need_k, need_v = k.requires_grad, v.requires_grad
+
     def vjp(g):
-        dv = bmm(pattern.reshape(B, h, -1, S).swapaxes(-1, -2), g.reshape(folded))  # (B, h, S, d_h)
-        d = bmm(g.reshape(folded), values.swapaxes(-1, -2)).reshape(B, H, T, S)  # gradient of the pattern ...
+        g_folded, p = g.reshape(folded), pattern.reshape(B, h, -1, S)  # (B, h, G·T, d_h), (B, h, G·T, S)
+        dv = bmm(p.swapaxes(-1, -2), g_folded) if need_v else None  # (B, h, S, d_h)
+        d = bmm(g_folded, values.swapaxes(-1, -2)).reshape(B, H, T, S)  # gradient of the pattern ...
         tracing.probe("grad.pattern", d, prefix)
         d -= backend.row_dot(g, out)  # the softmax's row sums Σ_j d_ij p_ij, taken where the rows are short
         d *= pattern  # ... now of the scores
         tracing.probe("grad.scores", d, prefix)
-        d = d.reshape(B, h, -1, S)
-        dk = bmm(d.swapaxes(-1, -2), queries)  # (B, h, S, d_h)
-        dk *= strength
+        d = d.reshape(B, h, -1, S)  # (B, h, G·T, S)
+        dk = bmm(d.swapaxes(-1, -2), scaled) if need_k else None  # (B, h, S, d_h)
         dq = bmm(d, keys)  # (B, h, G·T, d_h)
         dt = None if temperature is None else (dq * queries).sum() * scale  # Σ d·S without keeping S
         db = None if bias is None else backend.column_sum(d)  # (S,)
         dq *= strength
-        return dq.reshape(q_shape), dk, dv, dt, db
+        return dq.reshape(shape), dk, dv, dt, db
 
-    q_shape = q.shape
     return make(out, (q, k, v, temperature, bias), vjp)
 
 

@@ -147,9 +147,13 @@ class GPT(Module):
     def forward(self, ids, cache=None):
         """Logits for ids (B, T), integers on the host. With a `cache` they continue what it holds, without a graph."""
         if cache is not None:
-            cache.trim(len(cache))  # drop what an interrupted step may have left in lower layers
-            with no_grad():
-                return self._forward(ids, cache, len(cache), cache.mask(np.shape(ids)[-1]))
+            start = len(cache)
+            try:
+                with no_grad():
+                    return self._forward(ids, cache, start, cache.mask(np.shape(ids)[-1]))
+            except BaseException:  # an interrupted step leaves nothing behind, in no layer
+                cache.trim(start)
+                raise
         steps = backend.xp.arange(np.shape(ids)[-1])
         return self._forward(ids, None, 0, positions.causal_mask(steps, steps))
 
@@ -189,6 +193,8 @@ class Tagger(Module):
     def forward(self, ids):
         """Logits for ids (B, T), integers on the host."""
         ids = _checked_ids(ids, self.config)
+        if self.config.hide_self and ids.shape[1] < 2:
+            raise UsageError("hide_self needs sequences of two tokens or more: a single one would see nothing")
         x = self.wpe(embedding(ids, self.embed.weight) + self.embed.bias)  # (B, T, C)
         mask = ~backend.xp.eye(ids.shape[1], dtype=bool) if self.config.hide_self else None
         for block in self.blocks:
@@ -221,3 +227,9 @@ def _checked_ids(ids, cfg, start=0):
     if start + ids.shape[1] > cfg.block_size:
         raise UsageError(f"{start + ids.shape[1]} tokens, but this model has {cfg.block_size} positions")
     return ids
+
+
+PRESETS = {
+    "300m": GPTConfig(vocab_size=50304, block_size=2048, n_layer=20, n_head=16, n_embd=1024),
+    "1.2b": GPTConfig(vocab_size=50304, block_size=2048, n_layer=22, n_head=32, n_embd=2048),
+}  # the paper's language models (section 5)

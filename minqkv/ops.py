@@ -62,6 +62,7 @@ def pow(a, exponent):
     """a ** exponent, for a number as exponent."""
     if not isinstance(exponent, numbers.Real):
         raise TypeError("pow: the exponent is a number; for a Tensor write exp(b * log(a))")
+    exponent = exponent.item() if isinstance(exponent, np.generic) else exponent
     x = a.data
     return make(x**exponent, (a,), (lambda g: g * (exponent * x ** (exponent - 1)),))
 
@@ -151,7 +152,7 @@ def reshape(a, *shape):
 
 def transpose(a, *axes):
     """The axes in a new order; without arguments, reversed."""
-    axes = axes or tuple(reversed(range(a.ndim)))
+    axes = tuple(i % a.ndim for i in axes) or tuple(reversed(range(a.ndim)))
     back = tuple(int(i) for i in np.argsort(axes))
     return make(a.data.transpose(axes), (a,), (lambda g: g.transpose(back),))
 
@@ -174,6 +175,8 @@ def getitem(a, index):
 
 def _device_index(index, shape):
     parts = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(part, backend.ndarray) and not isinstance(part, np.ndarray) for part in parts):
+        raise UsageError("getitem: index arrays stay on the host: they are range-checked, then uploaded")
     fancy = any(isinstance(part, (list, np.ndarray)) for part in parts)
     if not fancy:
         return index, False
@@ -183,7 +186,9 @@ def _device_index(index, shape):
     for part, n in zip(parts, shape, strict=False):
         if isinstance(part, (list, np.ndarray)):
             part = np.asarray(part)
-            part = backend.upload_ids(np.where(part < 0, part + n, part), n, "getitem")
+            if part.dtype.kind in "iu":  # anything else is refused by upload_ids
+                part = np.where(part < 0, part.astype(np.int64) + n, part)
+            part = backend.upload_ids(part, n, "getitem")
         checked.append(part)
     return tuple(checked), True
 

@@ -101,6 +101,11 @@ def _as_float(data, dtype):
     return array if keep else array.astype("float32")
 
 
+def grad_wanted(x):
+    """Whether a gradient of this tensor may be asked for: an operation may save itself what only backward needs."""
+    return _grad_on and x.node is not None
+
+
 def make(data, inputs, vjp):
     """The result of an operation: a Tensor whose node, if one is needed, leads back to `inputs`.
 
@@ -139,7 +144,7 @@ def _run_backward(root, grad):
             tracing.saw_gradient(node, node.grad)
         if node.vjp is None:
             if not node.owned:  # a leaf's gradient is its own: no two `.grad` share memory
-                node.grad, node.owned = node.grad.copy(), True
+                node.grad, node.owned = backend.xp.array(node.grad, order="C"), True
             continue
         grads = node.vjp(node.grad)
         for parent, g in zip(node.parents, grads, strict=True):
@@ -164,7 +169,7 @@ def _accumulate(node, g):
     if node.grad is None:
         node.grad, node.owned = g, False
     elif not node.owned:
-        node.grad, node.owned = node.grad + g, True
+        node.grad, node.owned = backend.xp.asarray(node.grad + g), True  # of two 0-d arrays NumPy makes a scalar
     else:
         node.grad += g
 

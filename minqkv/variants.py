@@ -65,8 +65,8 @@ class VariantSpec:
         if match:
             prefix, heads = match[1] or "", int(match[2]) if match[2] else 1
             return cls(own_query="=" not in prefix, streams=2 if prefix in ("", "q=k-") else 1, kv_heads=heads, plus=plus)
-        if re.fullmatch(r"(q-)?gqa-?", base):
-            raise UsageError(f"{name!r}: how many KV heads?", f"for instance {base.rstrip('-')}-4")
+        if re.fullmatch(r"(q-)?gqa(-n?)?", base):
+            raise UsageError(f"{name!r}: how many KV heads?", f"for instance {base.rstrip('-n')}-4")
         raise unknown("variant", name, NAMES)
 
     @property

@@ -1,0 +1,95 @@
+"""The command line: parse, call, render. Nothing here computes, and `--help` imports no NumPy.
+
+Results go to stdout, progress and errors to stderr. Exit codes: errors.Exit.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from contextlib import suppress
+from difflib import get_close_matches
+
+import click
+
+from ..errors import Exit, MinqkvError
+from ..version import __version__
+from . import info, run, study
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class Commands(click.Group):
+    """A group that suggests the nearest name for one mistyped."""
+
+    def get_command(self, ctx, name):
+        command = super().get_command(ctx, name)
+        if command is None and not ctx.resilient_parsing:
+            near = get_close_matches(name, self.commands, n=3, cutoff=0.5)
+            raise click.UsageError(f"no command {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""), ctx)
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="minqkv")
+def cli():
+    """Attention with shared query, key and value projections: train it, compare it, measure its cache.
+
+    Start with `minqkv study`: ten variants on two tasks, about two minutes on two cores.
+    """
+
+
+for command in (*study.COMMANDS, *run.COMMANDS, *info.COMMANDS):
+    cli.add_command(command)
+
+
+def main(argv=None):
+    """The entry point: runs a command, turns errors into one clear line and an exit code, and exits."""
+    sys.exit(run_cli(sys.argv[1:] if argv is None else argv))
+
+
+def run_cli(argv):
+    """`main` without the exit; returns the code."""
+    for name in _THREAD_VARIABLES:  # before NumPy is imported: work is spread over processes (--jobs), not BLAS threads
+        os.environ.setdefault(name, "1")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a formula in an ASCII terminal is a "?", not a crash
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = cli.main(argv, prog_name="minqkv", standalone_mode=False)
+        sys.stdout.flush()
+        return Exit.OK if code is None else code
+    except BrokenPipeError:
+        _silence_stdout()
+        return Exit.OK
+    except (KeyboardInterrupt, click.Abort):
+        return _complain(argv, "interrupted", "what was finished is kept; the same command goes on from there", Exit.INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        return Exit.USAGE
+    except MinqkvError as error:
+        return _complain(argv, str(error), error.hint, error.code)
+    except OSError as error:
+        _silence_stdout()
+        return _complain(
+            argv, f"{error.filename or 'output'}: {error.strerror}", "check free space and permissions", Exit.ENVIRONMENT
+        )
+
+
+def _interrupt(number, frame):
+    raise KeyboardInterrupt
+
+
+def _complain(argv, message, hint, code):
+    if "--traceback" in argv:
+        traceback.print_exc()
+    with suppress(OSError):
+        click.echo(f"minqkv: {message}", err=True)
+        if hint:
+            click.echo(f"        {hint}", err=True)
+    return code
+
+
+def _silence_stdout():
+    """Nobody reads any more: let the interpreter's last flush go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,1 @@
+"""Everything that rich draws: tables, the picture, progress. Numbers arrive here finished."""

@@ -1,0 +1,5 @@
+"""`python -m minqkv`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,149 @@
+"""`minqkv variants`, `tasks`, `gradcheck`, `doctor`, `completion`."""
+
+import os
+import shutil
+import sys
+from dataclasses import fields
+
+import click
+
+from ..errors import Exit, UsageError
+from .options import Listed, computes, cores, print_json, reports
+
+_DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64": 8}
+
+
+@click.command()
+@click.option("--config", default="300m", show_default=True, help="300m, 1.2b, or a JSON FILE of GPTConfig fields.")
+@click.option("--variants", "names", type=Listed(), help="Which ones.  [default: the paper's, with H/4 KV heads]")
+@click.option("--n-layer", type=int, help="Override the configuration; likewise below.")
+@click.option("--n-head", type=int)
+@click.option("--n-embd", type=int)
+@click.option("--vocab-size", type=int)
+@click.option("--block-size", type=int, help="Learned positions.")
+@click.option("--context", type=click.IntRange(1), default=32768, show_default=True, help="Tokens in the cache.")
+@click.option("--dtype", type=click.Choice(list(_DTYPES)), default="bf16", show_default=True, help="Of the cache.")
+@reports
+def variants(config, names, context, dtype, as_json, **dims):
+    """Formula, parameters, multiply-accumulates and cache of each variant, by its closed form."""
+    from ..models import PRESETS, GPTConfig
+    from ..variants import VariantSpec
+
+    if config.lower() in PRESETS:
+        base = PRESETS[config.lower()]
+    elif os.path.exists(config):
+        base = _read_config(config)
+    else:
+        raise UsageError(f"no configuration {config!r}", f"use {', '.join(PRESETS)}, or the path of a JSON file")
+    values = {f.name: getattr(base, f.name) for f in fields(base)} | {
+        name: value for name, value in dims.items() if value is not None
+    }
+    if dims["n_embd"] is not None:
+        values["d_ff"] = None
+    cfg = GPTConfig(**values)
+    groups = max(1, cfg.n_head // 4)
+    names = names or ("qkv", "q=k-v", "q-k=v", "q=k=v", "q=k-v+", "q=k=v+", f"gqa-{groups}", "mqa", f"q-gqa-{groups}", "q-mqa")
+    specs = dict.fromkeys(VariantSpec.parse(name).for_heads(cfg.n_head) for name in names)
+    rows = []
+    for spec in specs:
+        per_token = spec.cache_bytes_per_token(cfg, _DTYPES[dtype])
+        rows.append({
+            "name": spec.name, "formula": spec.formula, "params": spec.params(cfg), "macs": spec.macs(cfg, context),
+            "macs_causal": spec.macs(cfg, context, causal=True), "cache_bytes_per_token": per_token,
+            "cache_bytes_at_context": per_token * context, "reduction": spec.reduction(cfg.n_head),
+        })  # fmt: skip
+    if as_json:
+        print_json(rows)
+        return
+    from ..render.info import variant_table
+
+    variant_table(rows, cfg, config, context, dtype)
+
+
+def _read_config(path):
+    from ..files import read_json
+    from ..models import GPTConfig
+
+    values = read_json(path)
+    try:
+        return GPTConfig(**values)
+    except TypeError as error:
+        why = str(error).removeprefix("GPTConfig.__init__() ")
+        raise UsageError(f"{path}: {why}", "write the fields of GPTConfig as a JSON object") from error
+
+
+@click.command()
+@click.option("--seq-len", type=int, default=8, show_default=True, help="Length of the example.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@reports
+def tasks(seq_len, seed, as_json):
+    """The tasks, each with an example."""
+    from ..tasks.synthetic import ABOUT, Synthetic
+
+    rows = []
+    for name, about in ABOUT.items():
+        if name == "swap" and seq_len % 2:
+            continue
+        x, y = Synthetic(name, seq_len).draw(seed, "test", 1)
+        rows.append({"name": name, "about": about, "input": x[0].tolist(), "target": y[0].tolist()})
+    if as_json:
+        print_json(rows)
+        return
+    from ..render.info import task_table
+
+    task_table(rows)
+
+
+@click.command()
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@computes
+def gradcheck(seed, as_json):
+    """Check every backward: ⟨u, Jv⟩ = ⟨Jᵀu, v⟩ in float64, for operations, variants and a whole model."""
+    from ..render.console import say, stderr
+    from ..selfcheck import checks
+
+    rows, messages = [], stderr()
+    for name, error, fault in checks(seed):
+        rows.append({"name": name, "error": error, "ok": fault is None, "fault": fault})
+        if messages.is_terminal:
+            say(messages, f"{name} {'ok' if fault is None else 'FAILED'}")
+    failed = [row for row in rows if not row["ok"]]
+    if as_json:
+        print_json(rows)
+    else:
+        from ..render.info import check_table
+
+        check_table(rows)
+        click.echo(f"{len(rows) - len(failed)} of {len(rows)} agree")
+    return Exit.CHECK_FAILED if failed else None
+
+
+@click.command()
+@reports
+def doctor(as_json):
+    """Versions, backend, BLAS, GPU and terminal: paste it into an issue."""
+    from ..doctor import examine
+
+    terminal = {"columns": shutil.get_terminal_size().columns, "stdout is a terminal": sys.stdout.isatty()}
+    terminal["encoding"] = sys.stdout.encoding
+    terminal |= {name: os.environ.get(name) for name in ("TERM", "COLORTERM", "NO_COLOR")}
+    report = {**examine(), "cores": cores(), "terminal": terminal}
+    if as_json:
+        print_json(report)
+        return
+    for name, value in report.items():
+        text = ", ".join(f"{k} {v}" for k, v in value.items() if v is not None) if isinstance(value, dict) else value
+        click.echo(f"{name:9} {text}")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx, shell):
+    """Print the completion script of a SHELL; for bash: eval "$(minqkv completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    click.echo(get_completion_class(shell)(ctx.find_root().command, {}, "minqkv", "_MINQKV_COMPLETE").source())
+
+
+COMMANDS = (variants, tasks, gradcheck, doctor, completion)

@@ -1,0 +1,66 @@
+"""Options and parameter types that several commands share."""
+
+import json
+import os
+import sys
+
+import click
+
+
+class Listed(click.ParamType):
+    """A comma-separated list: `16,64`. A lone number with `counts` means that many, from 0."""
+
+    name = "list"
+
+    def __init__(self, kind=str, counts=False):
+        self.kind, self.counts = kind, counts
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        try:
+            parts = tuple(self.kind(part.strip()) for part in value.split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r} is not a list of {self.kind.__name__}s, such as 1,2", param, ctx)
+        if not parts:
+            self.fail("the list is empty", param, ctx)
+        if self.counts and "," not in value:
+            return tuple(range(parts[0]))
+        return parts
+
+
+def _use_backend(ctx, param, value):
+    if value and not ctx.resilient_parsing:
+        from ..backend import set_backend
+
+        set_backend(value)
+
+
+def computes(command):
+    """--backend and --traceback, for commands that compute; the allocator is tamed for them."""
+    command = click.option(
+        "--backend", envvar="MINQKV_BACKEND", metavar="NAME", callback=_use_backend, expose_value=False,
+        help="numpy or cupy (a GPU); never guessed.  [default: $MINQKV_BACKEND or numpy]",
+    )(command)  # fmt: skip
+    return reports(command)
+
+
+def reports(command):
+    """--json and --traceback, for every command."""
+    command = click.option("--json", "as_json", is_flag=True, help="Print one JSON value instead of text.")(command)
+    return click.option("--traceback", is_flag=True, expose_value=False, help="On an error, show where it came from.")(command)
+
+
+def print_json(value):
+    """One JSON value on stdout."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def cores():
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def command_line():
+    """The command as typed, for results files."""
+    return "minqkv " + " ".join(sys.argv[1:])

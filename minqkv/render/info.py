@@ -1,0 +1,47 @@
+"""Tables of the commands that only inform."""
+
+from .console import bytes_text, say, stdout, table
+
+
+def variant_table(rows, cfg, config, context, dtype):
+    """The paper's table, by the closed forms."""
+    console = stdout()
+    title = f"{config}: L {cfg.n_layer}  d {cfg.n_embd}  H {cfg.n_head}  f {cfg.d_ff}  V {cfg.vocab_size}  P {cfg.block_size}"
+    columns = [
+        ("variant", "left"),
+        ("attention", "left"),
+        ("parameters", "right"),
+        ("10⁹ MACs\nfull n²", "right"),
+        ("10⁹ MACs\ncausal", "right"),
+        (f"cache per\ntoken, {dtype}", "right"),
+        (f"cache at\n{context:,} tokens", "right"),
+        ("saved", "right"),
+    ]
+    lines = []
+    for row in rows:
+        macs = [f"{row[name] / 1e9:,.1f}" for name in ("macs", "macs_causal")]
+        cache = [f"{row['cache_bytes_per_token']:,} B", bytes_text(row["cache_bytes_at_context"])]
+        saved = f"{100 * row['reduction']:.6g} %" if row["reduction"] else "–"
+        lines.append([row["name"], row["formula"], f"{row['params']:,}", *macs, *cache, saved])
+    table(console, title, columns, lines)
+    names = '"-" separate, "=" shared (no subtraction). α = 1/√d_h; head i reads stored head ⌊i/G⌋; s, g: what "+" learns.'
+    say(console, f"{names} MACs: multiply-accumulates of a prefill of {context:,} tokens.")
+
+
+def task_table(rows):
+    """Tasks with examples."""
+    columns = [("task", "left"), ("target", "left"), ("example", "left")]
+    lines = [[row["name"], row["about"], f"{_digits(row['input'])} → {_digits(row['target'])}"] for row in rows]
+    table(stdout(), None, columns, lines)
+
+
+def _digits(row):
+    return " ".join(map(str, row))
+
+
+def check_table(rows):
+    """Gradient checks."""
+    lines = [
+        [row["name"], "–" if row["error"] is None else f"{row['error']:.1e}", "ok" if row["ok"] else row["fault"]] for row in rows
+    ]
+    table(stdout(), None, [("backward of", "left"), ("relative error", "right"), ("", "left")], lines)

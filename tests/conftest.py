@@ -1,0 +1,59 @@
+"""Fixtures shared by all tests: the three backends, a seeded generator, float64 leaves, the folder of real data sets."""
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")  # read when numpy is first imported: many small products, many test processes
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import strict
+
+from minqkv import Tensor
+from minqkv import backend as backends
+
+strict.register()
+
+
+def _why_no_gpu():
+    try:
+        import cupy
+    except ImportError:
+        return "CuPy is not installed"
+    return None if cupy.is_available() else "CuPy finds no usable GPU"
+
+
+@pytest.fixture(params=["numpy", "strict", pytest.param("cupy", marks=pytest.mark.gpu)])
+def backend(request):
+    """The test runs once on each backend; this is the `Backend` in use."""
+    if request.param == "cupy" and (why := _why_no_gpu()):
+        pytest.skip(why)
+    with backends.use_backend(request.param) as current:
+        yield current
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def leaf(rng):
+    """leaf(2, 3) -> a random Tensor (2, 3) on the backend in use that requires a gradient; float64 unless told."""
+
+    def new(*shape, dtype="float64", positive=False):
+        values = np.asarray(rng.uniform(0.5, 2.0, shape) if positive else rng.standard_normal(shape))
+        return Tensor(backends.upload(values), requires_grad=True, dtype=dtype)
+
+    return new
+
+
+@pytest.fixture(scope="session")
+def data_dir():
+    """$MINQKV_DATA, else shared/data beside the repository; the test is skipped where there is none."""
+    folder = Path(os.environ.get("MINQKV_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no data sets: {folder} does not exist (set MINQKV_DATA)")
+    return folder

@@ -1,0 +1,307 @@
+"""A GPU is rarely at hand, so `strict` stands in: NumPy underneath, and it fails where CuPy fails.
+
+`xp` has the names and keywords of cupy_surface.json and no more; `StrictArray` is a wrapper and not a subclass of
+ndarray, because np.asarray, assignment and indexing see through a subclass. It is stricter than CuPy in three places:
+a host array or list as index (CuPy uploads it on the sly), NumPy's functions on device arrays (CuPy dispatches them),
+and duplicate indices in an assignment (CuPy stores any one of the values). It cannot catch kernel faults, races, TF32
+rounding or speed.
+"""
+
+import json
+import numbers
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from minqkv import backend
+
+SURFACE = json.loads(Path(__file__).with_name("cupy_surface.json").read_text())
+UPLOADS = {"array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray"}
+ON_DEVICE = {"allclose", "array_equal", "array_equiv", "count_nonzero"}  # a Python number in NumPy, a 0-d array in CuPy
+DOWNLOADS = {"item", "tolist", "tobytes", "tofile", "dump", "dumps"}
+SIZED_BY_DATA = {"nonzero", "flatnonzero", "argwhere", "extract", "compress", "bincount", "unique"}  # the host waits for the size
+AT_DTYPES = {"int32", "uint32", "int64", "uint64", "float16", "float32", "float64"}
+METHOD_KEYWORDS = {"astype": {"order", "casting", "subok"}, "clip": {"min", "max"}}  # what the function of this name lacks
+
+_syncs = 0
+
+
+def _wait():
+    global _syncs
+    _syncs += 1
+
+
+def sync_count():
+    """How often the host has waited for the device: downloads, numbers, printing, results whose size depends on data."""
+    return _syncs
+
+
+@contextmanager
+def count_syncs():
+    """`with count_syncs() as syncs: ...`; then `syncs()` is how often the host waited since."""
+    before = _syncs
+    yield lambda: _syncs - before
+
+
+def shares_memory(a, b):
+    """Whether two device arrays overlap."""
+    return np.shares_memory(a._host, b._host)
+
+
+def _refuse(value):
+    return TypeError(f"Unsupported type {type(value)}: CuPy takes device arrays and numbers here")
+
+
+def _unwrap(value, seen):
+    """The NumPy value behind an argument, lists and tuples included; `seen` collects the device arrays met."""
+    if isinstance(value, StrictArray):
+        seen.append(value)
+        return value._host
+    if isinstance(value, np.ndarray):
+        raise _refuse(value)
+    return type(value)([_unwrap(v, seen) for v in value]) if isinstance(value, (list, tuple)) else value
+
+
+def _wrap(result, seen=()):
+    """NumPy's result on the device, numbers as 0-d arrays. An argument that comes back (`out`) is the same object."""
+    if isinstance(result, (list, tuple)):
+        parts = [_wrap(part, seen) for part in result]
+        return type(result)(*parts) if hasattr(result, "_fields") else type(result)(parts)
+    if not isinstance(result, (np.ndarray, np.generic)):
+        return result
+    return next((x for x in seen if x._host is result), StrictArray(np.asarray(result)))
+
+
+def _run(function, args, kwargs):
+    """Call a NumPy function on device arguments, as silent about overflow and division by zero as a GPU."""
+    seen = []
+    args = [_unwrap(value, seen) for value in args]
+    kwargs = {name: _unwrap(value, seen) for name, value in kwargs.items()}
+    with np.errstate(all="ignore"):
+        return _wrap(function(*args, **kwargs), seen)
+
+
+def _check_keywords(name, kwargs, more=()):
+    """Raise TypeError for a keyword that CuPy's function of this name does not take."""
+    known, any_keyword = SURFACE["names"].get(name, {}).get("sig") or ((), True)
+    for keyword in kwargs:
+        if not any_keyword and keyword not in known and keyword not in more:
+            raise TypeError(f"CuPy's {name}() got an unexpected keyword argument {keyword!r}")
+
+
+def _check_axes(*operands):
+    if max(np.ndim(x._host if isinstance(x, StrictArray) else x) for x in operands) > 2:
+        raise TypeError("@ above two dimensions is slow and narrow in CuPy: use backend.bmm")
+
+
+def _operand(value):
+    """The other side of an operator, or the value of an assignment: a device array or a number."""
+    if isinstance(value, StrictArray):
+        return value._host
+    if isinstance(value, (np.ndarray, list, tuple)):
+        raise _refuse(value)
+    return value if isinstance(value, (numbers.Number, np.generic)) else NotImplemented
+
+
+class StrictArray:
+    """An array in the memory of a device that is not there."""
+
+    __slots__ = ("__weakref__", "_host")
+    __hash__ = None
+    __array_ufunc__ = None  # so `numpy_array + x` comes to __radd__, which refuses it, and np.exp(x) is a TypeError
+
+    def __init__(self, host):
+        self._host = host
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`, or backend.to_host")
+
+    def __array_function__(self, function, types, args, kwargs):
+        raise TypeError(f"numpy.{function.__name__} on a device array: use backend.xp.{function.__name__}")
+
+    def __getattr__(self, name):
+        if name not in SURFACE["methods"]:
+            raise AttributeError(f"CuPy's ndarray has no attribute {name!r}")
+        if name in ("data", "flags", "flat") or not hasattr(np.ndarray, name):
+            raise AttributeError(f"CuPy's ndarray.{name} is not modelled by the strict backend")
+        value = getattr(self._host, name)
+        if not callable(value):
+            return _wrap(value, (self,))  # shape, dtype, T, base ...
+
+        def method(*args, **kwargs):
+            _check_keywords(name, kwargs, METHOD_KEYWORDS.get(name, ()))
+            if name in DOWNLOADS | SIZED_BY_DATA:
+                _wait()
+            if name == "take":
+                kwargs["mode"] = "wrap"
+            return _run(lambda host, *a, **k: value(*a, **k), (self, *args), kwargs)
+
+        return method
+
+    def get(self):
+        """The download."""
+        return xp.asnumpy(self)
+
+    def __len__(self):
+        return len(self._host)
+
+    def __iter__(self):
+        if not self.ndim:
+            raise TypeError("iteration over a 0-d array")
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index):
+        return _wrap(self._host[self._index(index)])
+
+    def __setitem__(self, index, value):
+        index, value = self._index(index), _operand(value)
+        if value is NotImplemented:
+            raise _refuse(value)
+        arrays = [part for part in index if isinstance(part, np.ndarray)]
+        if any(part.dtype != bool for part in arrays):  # one mask alone cannot name a cell twice
+            coordinates = [c for part in arrays for c in (part.nonzero() if part.dtype == bool else (part,))]
+            cells = list(zip(*(c.ravel().tolist() for c in np.broadcast_arrays(*coordinates)), strict=True))
+            if len(set(cells)) < len(cells):
+                raise ValueError("duplicate indices in an assignment: CuPy may store any of the values; see xp.add.at")
+        self._host[index] = value
+
+    def _index(self, index):
+        """What NumPy needs to index as CuPy does: integer arrays wrap around; a final ... makes a[0] a 0-d view."""
+        parts = index if isinstance(index, tuple) else (index,)
+        masks = [part for part in parts if isinstance(part, StrictArray) and part.dtype == bool]
+        used = sum(part is not None and part is not Ellipsis for part in parts) + sum(mask.ndim - 1 for mask in masks)
+        axis, out = 0, []
+        for part in parts:
+            if isinstance(part, (np.ndarray, list, tuple)):
+                raise TypeError(f"a {type(part).__name__} as index is a hidden upload: upload it first")
+            step = 0 if part is None else self.ndim - used if part is Ellipsis else 1
+            if isinstance(part, StrictArray):
+                step = part.ndim if part.dtype == bool else 1
+                part = part._host if part.dtype == bool else part._host % max(self.shape[axis], 1)
+            out.append(part)
+            axis += step
+        if masks:
+            _wait()  # CuPy counts the True elements on the host, even to assign a number to them
+        return tuple(out) if any(part is Ellipsis for part in parts) else (*out, Ellipsis)
+
+
+def _define_operator(dunder, in_place=False):
+    function = getattr(np.ndarray, dunder)
+
+    def method(self, *other):
+        values = [_operand(value) for value in other]
+        if any(value is NotImplemented for value in values):
+            return NotImplemented  # a Tensor, perhaps: its own reflected operator is next
+        if "matmul" in dunder:
+            _check_axes(self, *values)
+        with np.errstate(all="ignore"):
+            result = function(self._host, *values)
+        return self if in_place and result is not NotImplemented else _wrap(result)
+
+    setattr(StrictArray, dunder, method)
+
+
+def _define_download(dunder):
+    def method(self, *spec):
+        _wait()
+        return getattr(self._host, dunder)(*spec)
+
+    setattr(StrictArray, dunder, method)
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift"):
+    _define_operator(f"__{_name}__")
+    _define_operator(f"__r{_name}__")
+    _define_operator(f"__i{_name}__", in_place=True)
+for _name in ("matmul", "rmatmul", "divmod", "rdivmod", "neg", "pos", "abs", "invert", "lt", "le", "eq", "ne", "gt", "ge"):
+    _define_operator(f"__{_name}__")
+for _name in ("float", "int", "bool", "complex", "repr", "str", "format"):
+    _define_download(f"__{_name}__")
+
+
+class StrictModule:
+    """What `backend.xp` is here: CuPy's names, run by NumPy."""
+
+    __version__ = f"{SURFACE['version']} (strict)"
+    ndarray = StrictArray
+
+    def __getattr__(self, name):
+        kind, value = SURFACE["names"].get(name, {}).get("kind"), getattr(np, name, None)
+        if kind is None:
+            raise AttributeError(f"module 'cupy' has no attribute {name!r}")
+        scalar_type = isinstance(value, type) and (issubclass(value, np.generic) or value in (np.dtype, np.finfo, np.iinfo))
+        if not hasattr(np, name) or (kind == "other" and not (scalar_type or value is None or isinstance(value, float))):
+            raise AttributeError(f"cupy.{name} is not modelled by the strict backend")
+        made = {"func": _function, "ufunc": _Ufunc}.get(kind, lambda _: value)(name)
+        setattr(self, name, made)
+        return made
+
+    def asnumpy(self, a):
+        """The download: always a copy."""
+        _wait()
+        return a._host.copy() if isinstance(a, StrictArray) else np.asarray(a)
+
+
+class _Ufunc:
+    """An elementwise function."""
+
+    def __init__(self, name):
+        self.name, self.function = name, getattr(np, name)
+
+    def __call__(self, *args, **kwargs):
+        for keyword in kwargs.keys() - {"out", "dtype", "casting"}:
+            raise TypeError(f"cupy.{self.name}: wrong arguments {keyword!r}")
+        if any(isinstance(value, (list, tuple)) for value in args):
+            raise _refuse([])
+        return _run(self.function, args, kwargs)
+
+    def at(self, a, indices, b):
+        """In-place operation that adds up duplicates; only addition, and only where there are atomic instructions."""
+        if self.name != "add":
+            raise NotImplementedError(f"`cupy_{self.name}.at` is not supported, or not modelled by the strict backend")
+        if not isinstance(a, StrictArray) or a.dtype.name not in AT_DTYPES:
+            raise TypeError(f"cupy.add.at only supports {', '.join(sorted(AT_DTYPES))}, not {getattr(a, 'dtype', type(a))}")
+        self.function.at(a._host, a._index(indices), _operand(b))
+
+
+def _function(name):
+    function = getattr(np, name)
+
+    def call(*args, **kwargs):
+        _check_keywords(name, kwargs)
+        if name in SIZED_BY_DATA or (name == "where" and len(args) == 1):
+            _wait()
+        if name == "take":
+            kwargs["mode"] = "wrap"
+        if name == "matmul":
+            _check_axes(*args)
+        if name in UPLOADS and isinstance(args[0], np.ndarray):
+            args = (StrictArray(args[0].copy()), *args[1:])
+        result = _run(function, args, kwargs)
+        return StrictArray(np.asarray(result)) if name in ON_DEVICE else result
+
+    return call
+
+
+xp = StrictModule()
+
+
+class StrictBackend(backend.GpuBackend):
+    """The code of the GPU backend on the stand-in for CuPy."""
+
+    name = "strict"
+
+    def __init__(self):
+        super().__init__(xp)
+
+    def bmm(self, a, b):
+        return _run(np.matmul, (a, b), {})  # xp.matmul refuses more than two axes
+
+    def describe(self):
+        return f"strict: NumPy {np.__version__} within the surface of CuPy {SURFACE['version']}"
+
+
+def register():
+    """Make `use_backend("strict")` work."""
+    backend.register("strict", StrictBackend)

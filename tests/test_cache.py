@@ -1,0 +1,282 @@
+"""A cache changes what is computed, never what comes out; and its bytes are those of the arrays it holds."""
+
+import numpy as np
+import pytest
+from toys import TEN, gpt, host
+
+from minqkv import backend as backends
+from minqkv.cache import KVCache
+from minqkv.errors import UsageError
+from minqkv.tracing import trace
+from minqkv.variants import VariantSpec
+
+T = 12
+SCHEMES = {
+    "learned": {"position": "learned"},
+    "sinusoidal": {"position": "sinusoidal"},
+    "none": {"position": "none"},
+    "rope raw": {"position": "rope", "rope_value": "raw"},
+    "rope unrotate": {"position": "rope", "rope_value": "unrotate"},
+}
+
+
+def decode(model, cache, ids, chunks):
+    """Logits (B, T, V) of ids read through the cache in chunks of these lengths."""
+    ends = np.cumsum(chunks)
+    return np.concatenate([host(model(ids[:, end - n : end], cache=cache)) for n, end in zip(chunks, ends, strict=True)], axis=1)
+
+
+def random_chunks(rng, n):
+    cuts = np.sort(rng.choice(np.arange(1, n), size=rng.integers(1, n - 1), replace=False))
+    return np.diff([0, *cuts, n]).tolist()
+
+
+def token_by_token(model, ids, rng):
+    return decode(model, model.new_cache(len(ids)), ids, [1] * T)
+
+
+def one_prefill(model, ids, rng):
+    return decode(model, model.new_cache(len(ids)), ids, [T])
+
+
+def prefill_then_tokens(model, ids, rng):
+    return decode(model, model.new_cache(len(ids)), ids, [T // 2] + [1] * (T - T // 2))
+
+
+def in_random_chunks(model, ids, rng):
+    return decode(model, model.new_cache(len(ids)), ids, random_chunks(rng, T))
+
+
+def trim_and_redo(model, ids, rng):
+    """Read the first tokens, then a wrong continuation to the end, forget it, and go on in the right one."""
+    cache, kept = model.new_cache(len(ids)), int(rng.integers(1, T - 1))
+    head = decode(model, cache, ids[:, :kept], [kept])
+    decode(model, cache, (ids[:, kept:] + 1) % 11, random_chunks(rng, T - kept) if T - kept > 2 else [T - kept])
+    cache.trim(kept)
+    return np.concatenate([head, decode(model, cache, ids[:, kept:], [T - kept - 1, 1])], axis=1)
+
+
+@pytest.mark.parametrize("read", [token_by_token, one_prefill, prefill_then_tokens, in_random_chunks, trim_and_redo])
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("variant", TEN)
+def test_cached_is_uncached(variant, scheme, read, backend, rng):
+    model = gpt(variant, **SCHEMES[scheme])
+    ids = rng.integers(0, 11, (1 if read is token_by_token else 3, T))
+    expected = host(model(ids))
+    assert np.ptp(expected) > 1  # the comparison is of numbers that matter
+    np.testing.assert_allclose(read(model, ids, rng), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("variant", TEN)
+def test_an_upper_left_mask_would_be_noticed(variant, monkeypatch, rng):
+    """The usual mistake: a triangle that starts in the upper left corner, on a cache that is not empty."""
+    model, ids = gpt(variant), rng.integers(0, 11, (2, T))
+    right = decode(model, model.new_cache(2), ids, [5, 4, 3])
+    monkeypatch.setattr(KVCache, "mask", lambda cache, n: backends.upload(np.tri(n, len(cache) + n, dtype=bool)))
+    wrong = decode(model, model.new_cache(2), ids, [5, 4, 3])
+    assert np.abs(wrong[:, :5] - right[:, :5]).max() < 1e-10
+    assert np.abs(wrong[:, 5:] - right[:, 5:]).max() > 0.1
+
+
+def test_mask_and_positions(backend):
+    cache = KVCache(1, 1, 1, 9, 2)
+    np.testing.assert_array_equal(host(cache.mask(3)), np.tri(3, dtype=bool))
+    cache.append(0, backends.xp.zeros((1, 1, 4, 2)), backends.xp.zeros((1, 1, 4, 2)))
+    np.testing.assert_array_equal(host(cache.positions), [0, 1, 2, 3])
+    expected = [[1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1]]
+    np.testing.assert_array_equal(host(cache.mask(3)), np.array(expected, bool))
+    assert host(cache.mask(1)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("variant", TEN)
+def test_bytes(variant, dtype, backend, rng):
+    """Formula = nbytes = the arrays that attention really read, counted once where keys and values are one."""
+    model, spec = gpt(variant), VariantSpec.parse(variant)
+    itemsize = np.dtype(dtype).itemsize
+    per_token = spec.cache_bytes_per_token(model.config, itemsize)
+    cache = model.new_cache(3, capacity=10, dtype=dtype)
+    assert (cache.nbytes, cache.capacity_nbytes) == (0, 3 * 10 * per_token)
+    for n in (4, 1, 1):
+        with trace() as t:
+            model(rng.integers(0, 11, (3, n)), cache=cache)
+        assert cache.nbytes == 3 * len(cache) * per_token
+        names = [f"blocks.{layer}.attn.cache.{stream}" for layer in range(2) for stream in "kv"[: spec.streams]]
+        assert cache.nbytes == sum(t[name].nbytes for name in names)
+        assert {t[name].dtype.name for name in names} == {dtype}
+    assert len(cache) == 6
+    assert cache.capacity_nbytes == 3 * 10 * per_token == sum(a.nbytes for a in cache.keys + (cache.values or []))
+
+
+@pytest.mark.parametrize("variant", TEN)
+def test_k_equals_v_is_one_buffer(variant, backend, rng):
+    model, spec = gpt(variant), VariantSpec.parse(variant)
+    cache = model.new_cache(2, capacity=6)
+    shape = (2, spec.stored_heads(4), 3, 4)
+    k, v = (backends.upload(rng.standard_normal(shape)) for _ in "kv")
+    keys, values = cache.append(0, k) if spec.streams == 1 else cache.append(0, k, v)
+    np.testing.assert_array_equal(host(keys), host(k))
+    cache.keys[0][:, :, :3] = 7.0  # a view shows what is written to the buffer, a copy would not
+    assert (host(keys) == 7).all()
+    assert keys.shape == shape
+    if spec.streams == 1:
+        assert cache.values is None
+        assert values is keys
+    else:
+        np.testing.assert_array_equal(host(values), host(v))
+        cache.values[0][:, :, :3] = 8.0
+        assert (host(values) == 8).all()
+        assert (host(keys) == 7).all()
+
+
+@pytest.mark.parametrize("variant", TEN)
+def test_the_trace_shows_the_cache(variant, backend, rng):
+    model, spec = gpt(variant), VariantSpec.parse(variant)
+    cache = model.new_cache(2)
+    with trace() as t:
+        decode(model, cache, rng.integers(0, 11, (2, 5)), [3, 1, 1])
+    for layer in range(2):
+        k, v = (t.all(f"blocks.{layer}.attn.cache.{name}") for name in "kv")
+        assert [a.shape for a in k] == [(2, spec.stored_heads(4), n, 4) for n in (3, 4, 5)]
+        np.testing.assert_array_equal(k[-1], host(cache.keys[layer])[:, :, :5])
+        assert np.array_equal(k[-1], v[-1]) == (spec.streams == 1)
+        if spec.streams == 2:
+            np.testing.assert_array_equal(v[-1], host(cache.values[layer])[:, :, :5])
+
+
+@pytest.mark.parametrize("variant", TEN)
+def test_half_precision_cache_approximates(variant, backend, rng):
+    model, ids = gpt(variant), rng.integers(0, 11, (2, T))
+    exact = host(model(ids))
+    halved = decode(model, model.new_cache(2, dtype="float16"), ids, [1] * T)
+    assert halved.dtype == exact.dtype
+    assert 1e-8 < np.abs(halved - exact).max() < 0.05 * np.ptp(exact)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("variant", TEN)
+def test_float32_stays_float32(variant, scheme, backend, rng):
+    model, ids = gpt(variant, dtype="float32", **SCHEMES[scheme]), rng.integers(0, 11, (2, 7))
+    cache = model.new_cache(2)
+    with trace() as t:
+        logits = decode(model, cache, ids, [5, 1, 1])
+    assert {(name, array.dtype.name) for name in t for array in t.all(name)} == {(name, "float32") for name in t}
+    assert logits.dtype == cache.keys[0].dtype == "float32"
+    np.testing.assert_allclose(logits, host(model(ids)), rtol=0, atol=1e-3)
+
+
+def test_no_graph_while_decoding(backend):
+    model = gpt("q-k=v")
+    assert model([[1, 2]]).requires_grad
+    assert not model([[1, 2]], cache=model.new_cache()).requires_grad
+    assert model([[1, 2]]).requires_grad
+
+
+@pytest.mark.parametrize("variant", ["qkv", "q=k=v+", "q-gqa-2"])
+def test_clone(variant, backend, rng):
+    model, ids = gpt(variant), rng.integers(0, 11, (3, T))
+    cache = model.new_cache(3)
+    decode(model, cache, ids[:, :6], [6])
+    expected = host(model(ids))[:, 6:]
+    twin, beams = cache.clone(), cache.clone([2, 0, 2, 1])
+    decode(model, cache, (ids[:, 6:] + 1) % 11, [6])  # neither notices what becomes of the original
+    cache.trim(0)
+    assert (len(twin), len(beams)) == (6, 6)
+    assert beams.nbytes * 3 == twin.nbytes * 4
+    assert (beams.values is None) == (cache.values is None)
+    rest = decode(model, beams, ids[[2, 0, 2, 1], 6:], [2, 4])
+    np.testing.assert_allclose(rest, expected[[2, 0, 2, 1]], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(decode(model, twin, ids[:, 6:], [1] * 6), expected, rtol=0, atol=1e-10)
+    for rows in ([3], [-1], [0.5]):
+        with pytest.raises(UsageError, match="clone"):
+            twin.clone(rows)
+
+
+def fail_once(monkeypatch, module):
+    """The next forward of this module raises, the ones after it work."""
+
+    def broken(*args, **kwargs):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "forward", broken, raising=False)
+
+
+@pytest.mark.parametrize(
+    "where", ["blocks.0.attn.wo", "blocks.0.mlp", "blocks.1.ln_1", "blocks.1.attn.wk", "blocks.1.mlp", "ln_f"]
+)
+@pytest.mark.parametrize("variant", ["qkv", "q-k=v", "q-mqa"])
+@pytest.mark.parametrize("n_new", [1, 4])
+def test_an_interrupted_step_leaves_nothing_behind(variant, where, n_new, monkeypatch, backend, rng):
+    """Lower layers have stored the new keys, upper ones have not; the same step again must come out right."""
+    model, ids = gpt(variant), rng.integers(0, 11, (2, T))
+    cache = model.new_cache(2, capacity=6 + n_new)
+    decode(model, cache, ids[:, :6], [6])
+    module = model
+    for part in where.split("."):
+        module = module[int(part)] if part.isdigit() else getattr(module, part)
+    fail_once(monkeypatch, module)
+    with pytest.raises(KeyboardInterrupt):
+        model(ids[:, 6 : 6 + n_new], cache=cache)
+    assert len(cache) == 6
+    again = host(model(ids[:, 6 : 6 + n_new], cache=cache))
+    np.testing.assert_allclose(again, host(model(ids))[:, 6 : 6 + n_new], rtol=0, atol=1e-10)
+
+
+def rows(batch=1, heads=2, n=1, d_head=4):
+    return backends.xp.ones((batch, heads, n, d_head), "float32")
+
+
+@pytest.mark.parametrize(
+    ("streams", "k", "v", "says"),
+    [
+        (2, {}, None, "two streams"),
+        (1, {}, {}, "one stream"),
+        (1, {"n": 5}, None, "holds 4 positions; 5 are needed"),
+        (2, {"n": 5}, {"n": 5}, "holds 4 positions; 5 are needed"),
+        (1, {"heads": 1}, None, "stores"),
+        (1, {"heads": 4}, None, "stores"),
+        (1, {"batch": 2}, None, "stores"),
+        (1, {"d_head": 1}, None, "stores"),
+        (1, {"d_head": 8}, None, "stores"),
+        (2, {"n": 2}, {"n": 1}, "agree"),
+        (2, {}, {"d_head": 1}, "agree"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_changes_nothing(streams, k, v, says, backend):
+    cache = KVCache(1, 1, 2, 4, 4, streams)
+    with pytest.raises(UsageError, match=says):
+        cache.append(0, rows(**k), None if v is None else rows(**v))
+    assert len(cache) == 0
+
+
+def test_overflow_through_the_model(backend):
+    model = gpt("q-k=v")
+    cache = model.new_cache(1, capacity=4)
+    model([[1, 2, 3]], cache=cache)
+    with pytest.raises(UsageError, match="4 positions; 5 are needed"):
+        model([[4, 5]], cache=cache)
+    model([[4]], cache=cache)  # what fits still does
+    assert len(cache) == 4
+    longer = model.new_cache(1, capacity=20)
+    model([[1] * 12], cache=longer)
+    with pytest.raises(UsageError, match="13 tokens, but this model has 12 positions"):
+        model([[1]], cache=longer)
+    with pytest.raises(UsageError, match="13 tokens"):
+        model([[1] * 13])
+    with pytest.raises(UsageError, match="stores"):
+        model([[1], [2]], cache=model.new_cache(1))
+    with pytest.raises(UsageError, match="one stream"):
+        gpt("qkv")([[1]], cache=model.new_cache(1))
+
+
+@pytest.mark.parametrize("n", [-1, 4])
+def test_trim_beyond_what_is_there(n, backend):
+    model = gpt("mqa")
+    cache = model.new_cache()
+    model([[1, 2, 3]], cache=cache)
+    with pytest.raises(UsageError, match="holds 3 positions"):
+        cache.trim(n)
+    cache.trim(3)
+    cache.trim(0)
+    assert (len(cache), cache.nbytes) == (0, 0)

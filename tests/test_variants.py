@@ -1,0 +1,236 @@
+"""The paper's table: closed forms to the unit, names in every spelling, and what is refused."""
+
+import math
+import re
+from itertools import product
+
+import pytest
+from toys import SMALL, TEN, gpt, host
+
+from minqkv import backend, fused, models
+from minqkv.cache import KVCache
+from minqkv.errors import UsageError
+from minqkv.models import GPT, GPTConfig
+from minqkv.variants import NAMES, VariantSpec
+
+BIG = GPTConfig(vocab_size=50304, block_size=2048, n_layer=20, n_head=16, n_embd=1024)  # "300M"
+HUGE = GPTConfig(vocab_size=50304, block_size=2048, n_layer=22, n_head=32, n_embd=2048)  # "1.2B"
+
+# parameters (exact, or in millions to one decimal), cache bytes per token in 2-byte numbers, MiB at 32,768 tokens, reduction
+PAPER = [
+    (BIG, "qkv", 305_534_976, 81_920, 2560, 0),
+    (BIG, "q=k-v", 284_542_976, 81_920, 2560, 0),
+    (BIG, "q-k=v", 284_542_976, 40_960, 1280, 0.5),
+    (BIG, "q=k=v", 263_550_976, 40_960, 1280, 0.5),
+    (BIG, "gqa-4", 274.0, 20_480, 640, 0.75),
+    (BIG, "mqa", 266.2, 5_120, 160, 0.9375),
+    (BIG, "q-gqa-4", 268.8, 10_240, 320, 0.875),
+    (BIG, "q-mqa", 264.9, 2_560, 80, 0.96875),
+    (HUGE, "qkv", 1215.1, 180_224, 5632, 0),
+    (HUGE, "q-k=v", 1122.8, 90_112, 2816, 0.5),
+    (HUGE, "gqa-8", 1076.6, 45_056, 1408, 0.75),
+    (HUGE, "mqa", 1036.2, 5_632, 176, 0.96875),
+    (HUGE, "q-gqa-8", 1053.5, 22_528, 704, 0.875),
+    (HUGE, "q-mqa", 1033.3, 2_816, 88, 0.984375),
+]
+
+
+@pytest.mark.parametrize(("cfg", "name", "params", "per_token", "mib", "reduction"), PAPER)
+def test_the_papers_table(cfg, name, params, per_token, mib, reduction):
+    spec = VariantSpec.parse(name)
+    exact = spec.params(cfg)
+    assert exact == params if isinstance(params, int) else round(exact / 1e6, 1) == params
+    assert spec.cache_bytes_per_token(cfg, 2) == per_token
+    assert spec.cache_bytes_per_token(cfg, 2) * 32_768 == mib * 2**20
+    assert spec.reduction(cfg.n_head) == reduction
+    qkv = VariantSpec.parse("qkv").cache_bytes_per_token(cfg, 2)
+    assert 1 - per_token / qkv == reduction
+
+
+def test_64_times_and_not_67():
+    qkv, q_mqa = (VariantSpec.parse(name).cache_bytes_per_token(HUGE, 2) for name in ("qkv", "q-mqa"))
+    assert qkv == 64 * q_mqa
+    assert f"{VariantSpec.parse('q-mqa').reduction(32):.2%}" == "98.44%"
+
+
+@pytest.mark.parametrize("cfg", [BIG, HUGE], ids=["300M", "1.2B"])
+@pytest.mark.parametrize(
+    ("name", "q", "streams", "stored"),
+    [("qkv", 1, 2, 1), ("q=k-v", 0, 2, 1), ("q-k=v", 1, 1, 1), ("q=k=v", 0, 1, 1), ("gqa-4", 1, 2, 4), ("q-mqa", 1, 1, None)],
+)
+def test_macs(cfg, name, q, streams, stored):
+    """L[n·d·((q+1)d + σ·h·d_h) + 2n²d + 2ndf] + ndV, and the causal n(n+1)d in place of 2n²d."""
+    L, d, H, f, V, n = cfg.n_layer, cfg.n_embd, cfg.n_head, cfg.d_ff, cfg.vocab_size, 1000
+    h_d_h = {1: d, 4: 4 * d // H, None: d // H}[stored]
+    full = L * (n * d * ((q + 1) * d + streams * h_d_h) + 2 * n * n * d + 2 * n * d * f) + n * d * V
+    spec = VariantSpec.parse(name)
+    assert spec.macs(cfg, n) == full
+    assert spec.macs(cfg, n, causal=True) == full + L * (n * (n + 1) * d - 2 * n * n * d)
+    assert spec.macs(cfg, 1, causal=True) == spec.macs(cfg, 1)
+
+
+@pytest.mark.parametrize("name", [name for name in TEN if "+" not in name])
+def test_macs_are_those_of_the_live_model(name, monkeypatch):
+    """Every product of a real prefill counted from the shapes that reach it."""
+    counted = []
+
+    def count_linear(x, w, b=None, linear=fused.linear):
+        counted.append(x.size * w.shape[1])
+        return linear(x, w, b)
+
+    def count_bmm(a, b, bmm=backend.bmm):
+        counted.append(a.size * b.shape[-1])
+        return bmm(a, b)
+
+    monkeypatch.setattr(fused, "linear", count_linear)
+    monkeypatch.setattr(models, "linear", count_linear)
+    monkeypatch.setattr(backend, "bmm", count_bmm)
+    model, n = gpt(name), 9
+    model([[1] * n])
+    assert sum(counted) == VariantSpec.parse(name).macs(model.config, n)
+
+
+@pytest.mark.parametrize(("bias", "position"), [*product([True, False], ["learned", "sinusoidal", "none", "rope"])])
+@pytest.mark.parametrize("name", [*TEN, "q=k-v+temperature", "q=k=v+bias", "gqa-4"])
+def test_params_are_those_of_the_live_model(name, bias, position):
+    cfg = GPTConfig(**SMALL, variant=name, bias=bias, position=position, d_ff=20)
+    assert VariantSpec.parse(name).params(cfg) == GPT(cfg).n_params
+
+
+@pytest.mark.parametrize("name", TEN)
+def test_cache_bytes_are_those_of_a_live_cache(name):
+    model = gpt(name)
+    cache = model.new_cache(1, 1)
+    assert VariantSpec.parse(name).cache_bytes_per_token(model.config, 8) == cache.capacity_nbytes
+
+
+ABLATIONS = ["q=k-v+temperature", "q=k-v+bias", "q=k=v+temperature", "q=k=v+bias"]
+
+
+@pytest.mark.parametrize("name", [*TEN, *ABLATIONS, "gqa-16", "q-gqa-8"])
+def test_canonical_names_round_trip(name):
+    spec = VariantSpec.parse(name)
+    assert spec.name == name
+    assert VariantSpec.parse(spec.name) == spec == VariantSpec.parse(spec)
+    assert VariantSpec.parse(name.upper()) == spec
+
+
+def test_ten_names():
+    assert [name.replace("2", "N") for name in TEN] == list(NAMES)
+    assert len({VariantSpec.parse(name) for name in TEN}) == 10
+    assert len({VariantSpec.parse(name).formula for name in TEN if "mqa" not in name}) == 8
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("QKV", "qkv"), ("mha", "qkv"), ("Q-K-V", "qkv"), (" q k v ", "qkv"), ("Q≠K≠V", "qkv"),
+        ("Q≠K=V", "q-k=v"), ("Q-K=V", "q-k=v"), ("k=v", "q-k=v"), ("Q - K = V", "q-k=v"),
+        ("Q=K-V", "q=k-v"), ("Q=K≠V", "q=k-v"), ("q=k", "q=k-v"), ("Q=K=V", "q=k=v"),
+        ("(Q=K-V)+", "q=k-v+"), ("(Q=K=V)+", "q=k=v+"), ("Q=K-V+", "q=k-v+"), ("(Q=K≠V)+", "q=k-v+"),
+        ("GQA-4", "gqa-4"), ("gqa4", "gqa-4"), ("gqa_4", "gqa-4"), ("gqa-04", "gqa-4"), ("Q-GQA-4", "q-gqa-4"),
+        ("q_gqa4", "q-gqa-4"), ("MQA", "mqa"), ("gqa-1", "mqa"), ("GQA1", "mqa"), ("Q-MQA", "q-mqa"), ("q-gqa-1", "q-mqa"),
+    ],
+)  # fmt: skip
+def test_other_spellings(spelling, name):
+    assert VariantSpec.parse(spelling) == VariantSpec.parse(name)
+    assert VariantSpec.parse(spelling).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "own_query", "streams", "kv_heads", "plus", "formula"),
+    [
+        ("qkv", True, 2, None, None, "softmax(αQKᵀ)V"),
+        ("q=k-v", False, 2, None, None, "softmax(αKKᵀ)V"),
+        ("q-k=v", True, 1, None, None, "softmax(αQKᵀ)K"),
+        ("q=k=v", False, 1, None, None, "softmax(αKKᵀ)K"),
+        ("q=k-v+", False, 2, None, "full", "softmax(s·αKKᵀ+1gᵀ)V"),
+        ("q=k=v+", False, 1, None, "full", "softmax(s·αKKᵀ+1gᵀ)K"),
+        ("q=k=v+temperature", False, 1, None, "temperature", "softmax(s·αKKᵀ)K"),
+        ("q=k-v+bias", False, 2, None, "bias", "softmax(αKKᵀ+1gᵀ)V"),
+        ("gqa-4", True, 2, 4, None, "softmax(αQᵢK⌊i/G⌋ᵀ)V⌊i/G⌋"),
+        ("mqa", True, 2, 1, None, "softmax(αQᵢK⌊i/G⌋ᵀ)V⌊i/G⌋"),
+        ("q-gqa-4", True, 1, 4, None, "softmax(αQᵢK⌊i/G⌋ᵀ)K⌊i/G⌋"),
+        ("q-mqa", True, 1, 1, None, "softmax(αQᵢK⌊i/G⌋ᵀ)K⌊i/G⌋"),
+    ],
+)
+def test_fields_and_formula(name, own_query, streams, kv_heads, plus, formula):
+    spec = VariantSpec.parse(name)
+    assert spec == VariantSpec(own_query, streams, kv_heads, plus)
+    assert spec.formula == formula
+
+
+def test_gqa_with_all_heads_is_the_ungrouped_variant():
+    assert VariantSpec.parse("gqa-8").for_heads(8).name == "qkv"
+    assert VariantSpec.parse("q-gqa-8").for_heads(8).name == "q-k=v"
+    assert VariantSpec.parse("gqa-8").for_heads(16).name == "gqa-8"
+    assert GPTConfig(**SMALL, variant="gqa-4").variant == "qkv"
+    ids = [[1, 2, 3, 4]]
+    assert (host(gpt("gqa-4")(ids)) == host(gpt("qkv")(ids))).all()
+    assert gpt("gqa-4").new_cache().keys[0].shape == gpt("qkv").new_cache().keys[0].shape
+
+
+@pytest.mark.parametrize(
+    ("name", "says", "hint"),
+    [
+        ("kv", "two meanings", "q=k-v .* or q-k=v "),
+        ("KV", "two meanings", "q=k-v .* or q-k=v "),
+        ("q=k-gqa-2", "Q = K with fewer KV heads is undefined", None),
+        ("q=k-mqa", "Q = K with fewer KV heads is undefined", None),
+        ("q=k=v-gqa-2", "Q = K with fewer KV heads is undefined", None),
+        ("qkv+", "Q = K only", None),
+        ("(Q-K=V)+", "Q = K only", None),
+        ("gqa-4+", "Q = K only", None),
+        ("q-mqa+", "Q = K only", None),
+        ("gqa", "how many KV heads", "gqa-4"),
+        ("gqa-", "how many KV heads", "gqa-4"),
+        ("gqa-N", "how many KV heads", "gqa-4"),
+        ("Q-GQA", "how many KV heads", "q-gqa-4"),
+        ("gqa-0", "at least one", None),
+        ("gqa--2", "unknown variant", "gqa-N"),
+        ("q-k=c", "unknown variant", "did you mean .*q-k=v"),
+        ("qvk", "unknown variant", "did you mean .*qkv"),
+        ("mqaa", "unknown variant", "did you mean .*mqa"),
+        ("q=k-v++", "unknown variant", "q=k-v\\+"),
+        ("q=k-v+temprature", "unknown variant", "q=k-v\\+"),
+        ("zzzzzzzz", "unknown variant", "known: qkv, q=k-v"),
+        ("", "unknown variant", "known: "),
+    ],
+)  # fmt: skip
+def test_refused_names(name, says, hint):
+    with pytest.raises(UsageError, match=says) as caught:
+        VariantSpec.parse(name)
+    if hint:
+        assert re.search(hint, caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"streams": 3}, "streams is 1"),
+        ({"kv_heads": 0}, "at least one"),
+        ({"kv_heads": 2, "own_query": False}, "undefined"),
+        ({"plus": "half", "own_query": False}, "unknown plus"),
+        ({"plus": "full"}, "Q = K only"),
+    ],
+)
+def test_refused_fields(fields, says):
+    with pytest.raises(UsageError, match=says):
+        VariantSpec(**fields)
+
+
+@pytest.mark.parametrize(("name", "heads"), [("gqa-3", 4), ("q-gqa-4", 6), ("gqa-8", 4), ("gqa-2", 1)])
+def test_heads_that_do_not_divide(name, heads):
+    with pytest.raises(UsageError, match="equal groups") as caught:
+        VariantSpec.parse(name).for_heads(heads)
+    fits = [int(word) for word in caught.value.hint.partition(": ")[2].split(", ")]
+    assert fits == [g for g in range(1, heads + 1) if math.gcd(g, heads) == g]
+    with pytest.raises(UsageError, match="equal groups"):
+        GPTConfig(**SMALL | {"n_head": heads, "n_embd": 8 * heads}, variant=name)
+
+
+def test_a_cache_of_the_papers_size_without_allocating_it():
+    """The shape a 300M q-mqa would store, one layer and four tokens of it, measured."""
+    spec = VariantSpec.parse("q-mqa")
+    cache = KVCache(1, 1, spec.stored_heads(16), 4, 64, spec.streams, "float16")
+    assert cache.capacity_nbytes * BIG.n_layer == 4 * spec.cache_bytes_per_token(BIG, 2)
