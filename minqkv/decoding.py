@@ -31,6 +31,8 @@ def generate(model, ids, max_new_tokens, temperature=0.0, top_k=None, use_cache=
             f"{length} tokens and {max_new_tokens} new ones, but this model has {model.config.block_size} positions",
             f"ask for at most {model.config.block_size + 1 - length} new tokens",
         )
+    if cache is not None and len(cache):
+        raise UsageError(f"generate starts from an empty cache; this one holds {len(cache)} positions", "cache.trim(0)")
     model.eval()
     if use_cache and cache is None:
         cache = model.new_cache(batch, max(1, length + max_new_tokens - 1))
@@ -70,12 +72,14 @@ def compare_cache(model, ids, max_new_tokens, **kwargs):
 
 
 def _as_batch(ids):
-    rows = [np.atleast_1d(row) for row in ids]
+    rows = [np.asarray(row) for row in ids]
+    if any(row.ndim != 1 for row in rows):
+        raise UsageError("prompts are a batch of sequences of ids: [[1, 2, 3]], not [1, 2, 3]")
     if not rows or any(not len(row) for row in rows):
         raise UsageError("the prompt is empty", "give at least one token")
     if len({len(row) for row in rows}) > 1:
         raise UsageError(f"prompts of one batch must be equally long, not {sorted({len(row) for row in rows})}")
     ids = np.stack(rows)
-    if ids.ndim != 2 or ids.dtype.kind not in "iu":
-        raise UsageError(f"prompts are (batch, length) integers, not {ids.dtype} of shape {ids.shape}")
+    if ids.dtype.kind not in "iu":
+        raise UsageError(f"prompts are integers, not {ids.dtype}")
     return ids

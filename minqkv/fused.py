@@ -20,14 +20,14 @@ def linear(x, w, b=None):
     y = flat @ weight  # (N, m)
     if b is not None:
         y += b.data
-    need_x, need_w = x.requires_grad, w.requires_grad
+    need_x, need_w, has_b = x.requires_grad, w.requires_grad, b is not None
     shape = x.shape
 
     def vjp(g):
         g = g.reshape(-1, g.shape[-1])  # (N, m)
         dx = (g @ weight.T).reshape(shape) if need_x else None  # (..., n)
         dw = flat.T @ g if need_w else None  # (n, m)
-        return (dx, dw) if b is None else (dx, dw, backend.column_sum(g))
+        return (dx, dw, backend.column_sum(g)) if has_b else (dx, dw)
 
     return make(y.reshape(*shape[:-1], -1), (x, w) if b is None else (x, w, b), vjp)
 
@@ -172,6 +172,7 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
 
     shape = q.shape
     need_k, need_v = k.requires_grad, v.requires_grad
+    has_temperature, has_bias = temperature is not None, bias is not None
 
     def vjp(g):
         g_folded, p = g.reshape(folded), pattern.reshape(B, h, -1, S)  # (B, h, G·T, d_h), (B, h, G·T, S)
@@ -184,8 +185,8 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
         d = d.reshape(B, h, -1, S)  # (B, h, G·T, S)
         dk = bmm(d.swapaxes(-1, -2), scaled) if need_k else None  # (B, h, S, d_h)
         dq = bmm(d, keys)  # (B, h, G·T, d_h)
-        dt = None if temperature is None else (dq * queries).sum() * scale  # Σ d·S without keeping S
-        db = None if bias is None else backend.column_sum(d)  # (S,)
+        dt = (dq * queries).sum() * scale if has_temperature else None  # Σ d·S without keeping S
+        db = backend.column_sum(d) if has_bias else None  # (S,)
         dq *= strength
         return dq.reshape(shape), dk, dv, dt, db
 

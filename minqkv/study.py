@@ -288,9 +288,9 @@ def unresolved(cell):
         return "one seed resolves nothing: no interval, no difference; use --seeds 3 or more"
     halves = sorted(row.to_qkv.half for row in differences)
     blurred = [row.arm for row in differences if not row.to_qkv.clear_of_zero]
-    typical = f"± {halves[len(halves) // 2]:.3f}"
-    line = f"n = {n} seeds, t = {stats.t_quantile(n - 1):.3f}: half of these differences to qkv are known to {typical} at best"
-    return line + (f"; not told from zero: {', '.join(blurred)}" if blurred else "; all are clear of zero")
+    median = halves[len(halves) // 2]
+    line = f"n = {n} seeds, t = {stats.t_quantile(n - 1):.3f}: the median difference to qkv is known to ± {median:.3f}."
+    return line + (f" Not told from zero: {', '.join(blurred)}." if blurred else " All are clear of zero.")
 
 
 # ---- keeping the results

@@ -86,7 +86,7 @@ class Tensor:
         grad = grad.data if isinstance(grad, Tensor) else grad
         if grad.shape != self.shape:
             raise RuntimeError(f"backward: cotangent of shape {grad.shape} for a tensor of shape {self.shape}")
-        _run_backward(self.node, grad)
+        _run_backward(self.node, grad.astype(self.dtype, copy=False))
 
     def __len__(self):
         return self.shape[0]
@@ -148,7 +148,7 @@ def _run_backward(root, grad):
             continue
         grads = node.vjp(node.grad)
         for parent, g in zip(node.parents, grads, strict=True):
-            if parent is not None:
+            if parent is not None and g is not None:
                 _accumulate(parent, g)
         node.parents, node.vjp, node.grad = (), _freed, None
         del grads, g

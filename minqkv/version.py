@@ -1,11 +1,13 @@
 """The version, and a fingerprint of the code that decides a run's result."""
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 
 __version__ = "0.1.0"
 
 
+@lru_cache
 def code_version():
     """A hash over the sources of everything below the command line: two runs with the same one ran the same code."""
     here = Path(__file__).parent

@@ -2,8 +2,8 @@
 
 import os
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")  # read when numpy is first imported: many small products, many test processes
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when numpy is first imported: many small products, many processes
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from pathlib import Path
 

@@ -110,7 +110,7 @@ def _run_with_progress(lib, configs, missing, out, jobs):
     for config in configs:
         cells.setdefault(_cell(lib, config), {})[config.seed] = None
 
-    with progress("study", len(configs), start=len(configs) - len(missing), tenths=False) as advance:
+    with progress("study", len(configs), start=len(configs) - len(missing), console=console) as advance:
 
         def on_record(config, record, reused):
             nonlocal done, fresh

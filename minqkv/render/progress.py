@@ -9,9 +9,13 @@ from .console import duration, say, stderr
 
 
 @contextmanager
-def progress(label, total, start=0, tenths=True):
-    """Yields `advance(done, note="")`. Off a terminal it prints a line per tenth, unless `tenths` is off."""
-    console = stderr()
+def progress(label, total, start=0, console=None):
+    """Yields `advance(done, note="")`. Off a terminal it prints a line per tenth.
+
+    Who prints lines of its own meanwhile passes its `console`, on which they come out above the bar, and off a
+    terminal in place of the tenths.
+    """
+    tenths, console = console is None, console or stderr()
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
         with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as bar:

@@ -17,8 +17,8 @@ def with_interval(estimate, sign=False):
     """ "mean ± half"; the half is "–" for a single seed."""
     if estimate is None:
         return "–"
-    mean = number(abs(estimate.mean)) if sign else number(estimate.mean)
-    prefix = ("−" if estimate.mean < 0 else "+") if sign else ""
+    mean = number(abs(estimate.mean))
+    prefix = "" if not sign or mean == ".000" else "−" if estimate.mean < 0 else "+"
     return f"{prefix}{mean} ± {number(estimate.half)}"
 
 
@@ -62,7 +62,8 @@ def picture(console, cell, height=11):
         return
     letters = {row.arm: chr(ord("a") + i) for i, row in enumerate(rows)}
     low = math.floor(min(row.accuracy.mean for row in rows) * 20) / 20
-    step = max(0.05, (1 - low)) / (height - 1)
+    high = math.ceil(max(row.accuracy.mean for row in rows) * 20) / 20
+    step = max(0.05, high - low) / (height - 1)
     sizes = sorted({row.cache_measured for row in rows})
     marks = {}  # (level, size) -> letters
     for row in rows:
