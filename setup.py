@@ -20,9 +20,9 @@ setup(
     package_data={"minqkv": ["published/*.csv"]},
     install_requires=["numpy>=2.0", "click>=8.1", "rich>=13"],
     extras_require={
-        "test": ["pytest>=8"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5"],
         "oracle": ["torch"],
-        "lint": ["ruff"],
+        "lint": ["ruff==0.17.6"],
         "cuda12": [f"cupy-cuda12x[ctk]{CUPY}"],
         "cuda13": [f"cupy-cuda13x[ctk]{CUPY}"],
         "rocm7": ["cupy-rocm-7-0>=14.0.1,<15"],

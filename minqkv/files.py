@@ -2,7 +2,6 @@
 
 import json
 import os
-import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def read_json(path):
         value = json.loads(Path(path).read_text("utf-8"))
     except OSError as error:
         raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EnvironmentFault(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise EnvironmentFault(f"{path} holds no JSON object")
@@ -74,12 +73,14 @@ def read_arrays(path, kind):
     """
     try:
         with np.load(path, allow_pickle=False) as file:
+            if damaged := file.zip.testzip():  # NumPy alone may stop reading before the checksum
+                raise ValueError(f"{damaged} fails its checksum")
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(arrays.pop("__meta__").tobytes())
         found = meta.pop("kind")
     except FileNotFoundError as error:
         raise EnvironmentFault(f"{path} does not exist") from error
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged archive raises nearly anything: tokenize.TokenError, NotImplementedError, ...
         raise EnvironmentFault(f"{path} is corrupt, truncated or no {kind}: {error}", "delete it and train again") from error
     if found != kind:
         raise EnvironmentFault(f"{path} is a {found}, not a {kind}")

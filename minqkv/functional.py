@@ -1,67 +1,9 @@
-"""The public face of the operations: `minqkv.functional`, usually imported as F."""
+"""The public face of the operations: `minqkv.functional`, usually imported as F. Small ones from ops, fused ones from fused."""
 
-from .fused import (
-    cross_entropy,
-    dropout,
-    embedding,
-    gelu,
-    layer_norm,
-    linear,
-    relu,
-    rotate,
-    scaled_dot_product_attention,
-    softmax,
-)
-from .ops import (
-    add,
-    concat,
-    div,
-    exp,
-    getitem,
-    log,
-    matmul,
-    max,
-    mean,
-    mul,
-    neg,
-    pow,
-    reshape,
-    sqrt,
-    sub,
-    sum,
-    tanh,
-    transpose,
-    where,
-)
-
-__all__ = [
-    "add",
-    "concat",
-    "cross_entropy",
-    "div",
-    "dropout",
-    "embedding",
-    "exp",
-    "gelu",
-    "getitem",
-    "layer_norm",
-    "linear",
-    "log",
-    "matmul",
-    "max",
-    "mean",
-    "mul",
-    "neg",
-    "pow",
-    "relu",
-    "reshape",
-    "rotate",
-    "scaled_dot_product_attention",
-    "softmax",
-    "sqrt",
-    "sub",
-    "sum",
-    "tanh",
-    "transpose",
-    "where",
-]
+# isort: skip_file
+# ruff: noqa: F401
+# fmt: off
+from .ops import add, concat, div, exp, getitem, log, matmul, max, mean, mul
+from .ops import neg, pow, reshape, sqrt, sub, sum, tanh, transpose, where
+from .fused import cross_entropy, dropout, embedding, gelu, layer_norm, linear
+from .fused import relu, rotate, scaled_dot_product_attention, softmax

@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -57,10 +58,12 @@ def grid(tasks, variants, seeds, seq_len, n_embd, n_layer, n_head, protocol="202
 
 
 def ablation(tasks, seeds, **dims):
-    """The arms of paper.md, section 2: each Q = K variant without +, with it, with either half, and with the diagonal masked."""
+    """What in "+" helps: each Q = K variant without it, with it, with either half, with it starting at temperature -1,
+    and without it but with the diagonal masked."""
     suffixes = ("", "+", "+temperature", "+bias")
     configs = grid(tasks, [base + s for base in ("q=k-v", "q=k=v") for s in suffixes], seeds, **dims)
-    return configs + [replace(c, hide_self=True) for c in configs if "+" not in c.variant]
+    started = [replace(c, plus_start=-1.0) for c in configs if c.variant.endswith("+")]
+    return configs + started + [replace(c, hide_self=True) for c in configs if "+" not in c.variant]
 
 
 def arm(config):
@@ -156,10 +159,13 @@ def _run_in_processes(configs, jobs, keep):
         for future in as_completed(waiting):
             keep(waiting[future], future.result(), False)
         pool.shutdown()
-    except BaseException:
+    except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            why = "a worker process was killed, perhaps for want of memory"
+            raise EnvironmentFault(why, "the same command goes on from there; with fewer --jobs it needs less") from error
         raise
 
 
@@ -233,6 +239,7 @@ class Cell:
 
     @property
     def title(self):
+        """Task and size, as a heading."""
         size = f"T {self.seq_len}  d {self.n_embd}  L {self.n_layer}  H {self.n_head}"
         return f"{self.task}  {size}  {self.form}, protocol {self.protocol}"
 

@@ -37,6 +37,7 @@ class Trace:
         return self.seen.get(name, [])
 
     def record(self, name, array):
+        """Keep a host copy."""
         self.seen.setdefault(name, []).append(backend.to_host(array).copy())
 
 

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -102,23 +102,28 @@ class RunConfig:
 
     def __post_init__(self):
         model = self.model_config()  # refuses what cannot be built
-        for name, value in (("variant", model.variant), ("position", model.position), ("lr", self.lr or self.recipe.lr)):
+        lr = self.recipe.lr if self.lr is None else self.lr
+        for name, value in (("variant", model.variant), ("position", model.position), ("lr", lr)):
             object.__setattr__(self, name, value)
         if self.steps is None:
             object.__setattr__(self, "steps", self.recipe.epochs * self.steps_per_epoch)
-        if self.steps < 1 or self.seed < 0 or not self.lr > 0:
-            raise UsageError(f"steps ({self.steps}) must be at least 1, seed ({self.seed}) at least 0, lr ({self.lr}) above 0")
+        if self.steps < 1 or self.seed < 0 or not 0 < self.lr < math.inf:
+            asked = f"steps {self.steps}, seed {self.seed}, lr {self.lr}"
+            raise UsageError(f"{asked}: steps must be at least 1, the seed at least 0, lr above 0 and finite")
 
     @property
     def recipe(self):
+        """The Recipe of its protocol."""
         return RECIPES[self.protocol]
 
     @property
     def data(self):
+        """The task that draws its examples."""
         return Synthetic(self.task, self.seq_len, self.alphabet, self.form)
 
     @property
     def steps_per_epoch(self):
+        """Batches in one pass over the training examples."""
         r = self.recipe
         return r.n_train // r.batch if r.drop_last else -(-r.n_train // r.batch)
 
@@ -181,11 +186,12 @@ def evaluate(model, x, y, batch=500):
     return {"accuracy": accuracy, "loss": float(np.average(losses, weights=weights)), "predictions": predicted}
 
 
+@np.errstate(all="ignore")  # what is not finite ends in Diverged: no warnings on the way there
 def train_run(config, out=None, resume=False, progress=None):
     """Train by `config`, evaluate the last weights on the test split; returns (model, result).
 
-    With `out`, everything is kept in that folder, and `resume` continues there, bit for bit. `progress(step, steps,
-    loss)` is called after each step. Ctrl-C and SIGTERM save at the end of the step. Raises Diverged, EnvironmentFault.
+    With `out`, everything is kept in that folder, `resume` continues there, bit for bit, and Ctrl-C and SIGTERM save at
+    the end of the step. `progress(step, steps, loss)` is called after each step. Raises Diverged, EnvironmentFault.
     """
     began = time.perf_counter()
     model = config.build()
@@ -194,7 +200,7 @@ def train_run(config, out=None, resume=False, progress=None):
     start = folder.restore(model, optimizer) if folder else 0
     x, y = config.data.draw(config.seed, "train", config.recipe.n_train)
     schedule = config.schedule()
-    with stopping_politely() as stop:
+    with stopping_politely(bool(folder)) as stop:
 
         def after(step, loss):
             if folder:
@@ -207,6 +213,9 @@ def train_run(config, out=None, resume=False, progress=None):
 
         fit(model, optimizer, Batches(x, y, config.recipe, config.seed), schedule, config.steps, config.recipe.clip, start, after)
     test = evaluate(model, *config.data.draw(config.seed, "test", config.recipe.n_test))
+    if not math.isfinite(test["loss"]):
+        why = f"the loss after step {config.steps - 1}, the last, is {test['loss']}"
+        raise Diverged(why, "try a smaller learning rate with --lr")
     result = {"accuracy": test["accuracy"], "loss": test["loss"], "steps": config.steps, "params": model.n_params}
     result["seconds"] = time.perf_counter() - began
     if folder:
@@ -215,10 +224,13 @@ def train_run(config, out=None, resume=False, progress=None):
 
 
 @contextmanager
-def stopping_politely():
-    """Turn the first SIGINT or SIGTERM into an event, so that a step is finished and saved; a second one is not waited for."""
+def stopping_politely(wanted=True):
+    """Turn the first SIGINT or SIGTERM into an event, so that a step is finished and saved; a second one is not waited for.
+
+    With nothing to save (not `wanted`), and outside the main thread, signals are left alone.
+    """
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    if not wanted or threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -239,12 +251,19 @@ def stopping_politely():
 class RunFolder:
     """config.json, metrics.jsonl and checkpoint.npz of one run. Raises UsageError when the folder is not free for it."""
 
+    checkpoint = property(lambda self: self.path / "checkpoint.npz")
+
     def __init__(self, path, config, resume=False):
         self.path, self.config = Path(path), config
         self.saved_at, self.saved_when = 0, time.monotonic()
         stored = self.path / "config.json"
         if stored.exists() and not resume:
             raise UsageError(f"{self.path} already holds a run", "continue it with --resume, or choose another folder with --out")
+        if not stored.exists() and self.checkpoint.exists():
+            why = f"{self.path} holds a checkpoint but no config.json, so nobody knows of what"
+            raise EnvironmentFault(why, "choose another folder with --out")
+        for left in self.path.glob(".*.tmp"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         if stored.exists():
             differences = "; ".join(difference(load_config(self.path), config))
             if differences:
@@ -255,9 +274,8 @@ class RunFolder:
 
     def restore(self, model, optimizer):
         """Load the checkpoint, if there is one; returns the step to go on from. Metrics of later steps are cut off."""
-        checkpoint = self.path / "checkpoint.npz"
-        if checkpoint.exists():
-            self.saved_at = load_checkpoint(checkpoint, model, optimizer)
+        if self.checkpoint.exists():
+            self.saved_at = load_checkpoint(self.checkpoint, model, optimizer)
         self._keep_metrics(self.saved_at)
         return self.saved_at
 
@@ -277,6 +295,8 @@ class RunFolder:
             self.metrics.write(json.dumps(line) + "\n")
             self.metrics.flush()
         except OSError as error:
+            with suppress(OSError):
+                self.metrics.close()  # or its buffer is tried again, and complained about, at exit
             raise files.cannot_write(self.path / "metrics.jsonl", error) from error
 
     def maybe_save(self, step, model, optimizer, last):
@@ -289,7 +309,7 @@ class RunFolder:
         state = optimizer.state_dict()
         arrays |= {f"optimizer/{name}": value for name, value in state.items() if name != "steps"}
         meta = {"step": step, "optimizer_steps": state["steps"], "version": __version__}
-        files.write_arrays(self.path / "checkpoint.npz", "minqkv checkpoint", meta, arrays)
+        files.write_arrays(self.checkpoint, "minqkv checkpoint", meta, arrays)
         self.saved_at, self.saved_when = step, time.monotonic()
 
 
@@ -297,34 +317,43 @@ def load_checkpoint(path, model, optimizer=None):
     """Put a checkpoint into a model, and an optimiser; returns its step. Raises EnvironmentFault when it does not fit."""
     meta, arrays = files.read_arrays(path, "minqkv checkpoint")
     parts = {"model": {}, "optimizer": {}}
-    for name, array in arrays.items():
-        part, _, rest = name.partition("/")
-        parts[part][rest] = array
     try:
+        for name, array in arrays.items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = array
+        step = meta["step"]
         model.load_state_dict(parts["model"])
         if optimizer:
             optimizer.load_state_dict({"steps": meta["optimizer_steps"], **parts["optimizer"]})
     except (UsageError, KeyError) as error:
         raise EnvironmentFault(f"{path} is from another model: {error}", "use the folder it was written in") from error
-    return meta["step"]
+    return step
 
 
 def load_config(path):
     """The RunConfig of a run folder. Raises EnvironmentFault when there is none, or it is of another kind or version."""
+    if not (Path(path) / "config.json").exists():
+        raise EnvironmentFault(f"{path} holds no run", "minqkv train makes one; its folder is what --out names")
     stored = files.read_json(Path(path) / "config.json")
     if stored.get("kind") != "minqkv run":
         raise EnvironmentFault(f"{path}/config.json was not written by minqkv train")
     known = {field.name for field in fields(RunConfig)}
     if not isinstance(stored.get("config"), dict) or stored["config"].keys() != known:
         raise EnvironmentFault(f"{path}/config.json is from another version of minqkv ({stored.get('version')})")
-    return RunConfig(**stored["config"])
+    try:
+        return RunConfig(**stored["config"])
+    except (UsageError, TypeError, ValueError) as error:
+        raise EnvironmentFault(f"{path}/config.json is damaged: {error}", "choose another folder with --out") from error
 
 
 def load_run(path):
     """(model, RunConfig) of a run folder, at its last checkpoint. Raises EnvironmentFault."""
     config = load_config(path)
     model = config.build()
-    load_checkpoint(Path(path) / "checkpoint.npz", model)
+    checkpoint = Path(path) / "checkpoint.npz"
+    if not checkpoint.exists():
+        raise EnvironmentFault(f"{path} has no checkpoint yet", f"minqkv train --resume --out {path}")
+    load_checkpoint(checkpoint, model)
     return model.eval(), config
 
 

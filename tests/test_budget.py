@@ -36,13 +36,13 @@ FLOORS = [
 ]
 
 ENGINE = {"backend", "debug", "tensor", "ops", "fused", "composed", "functional", "checking", "tracing"}
-SPINE = {"__init__", "nn", "optim", "variants", "cache", "positions", "attention", "models", "train", "decoding", "errors", "rng"}
+SPINE = {"nn", "optim", "variants", "cache", "positions", "attention", "models", "train", "decoding", "errors", "rng"}
 BUDGETS = {  # the largest number of code lines; a budget that must grow is raised in a commit of its own that says why
     "engine": (ENGINE, 750),
     "spine, with the engine": (ENGINE | SPINE | {"files", "version"}, 1800),
     "tasks, study and what measures": (
         {"tasks", "study", "stats", "published", "convert", "diagnose", "selfcheck", "doctor"}, 1100),
-    "cli": ({"cli", "__main__"}, 900),
+    "cli, and the way in": ({"cli", "__main__", "__init__"}, 900),
     "teach, render": ({"teach", "render"}, 1200),
 }  # fmt: skip
 
@@ -115,9 +115,28 @@ def ours(path):
     return {module_path(name) for name, _ in imports(path) if name.split(".")[0] == "minqkv"}
 
 
+SAMPLE = '''"""Doc.
+
+More."""
+
+x = 1  # one
+# none
+text = """
+
+three
+"""
+
+
+def f(
+    a,
+):
+    """Doc."""
+    return a
+'''
+
+
 def test_what_counts_as_code():
-    source = '"""Doc.\n\nMore."""\n\nx = 1  # one\n# none\ntext = """\n\nthree\n"""\n\n\ndef f(\n    a,\n):\n    """Doc."""\n    return a\n'
-    assert code_lines(source) == 1 + 4 + 3 + 1
+    assert code_lines(SAMPLE) == 1 + 4 + 3 + 1
     assert code_lines('class A:\n    """Doc."""\n\n    "no docstring"\n') == 2
 
 
@@ -191,13 +210,14 @@ def test_starts_without_numpy(code):
 
 
 def undocumented(tree):
-    """Names of public classes, functions and methods without a docstring, unless a base in the same file has one."""
+    """Names of public classes, functions and methods without a docstring, unless what a method overrides has one."""
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
     def documented(cls, name):
         own = [f for f in cls.body if isinstance(f, ast.FunctionDef) and f.name == name]
         bases = [classes[b.id] for b in cls.bases if isinstance(b, ast.Name) and b.id in classes]
-        return any(ast.get_docstring(f) for f in own) or any(documented(base, name) for base in bases)
+        of_a_library = any(isinstance(b, ast.Attribute) for b in cls.bases)  # click.Group: documented there
+        return of_a_library or any(ast.get_docstring(f) for f in own) or any(documented(base, name) for base in bases)
 
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and not ast.get_docstring(node):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from toys import TEN, gpt, host
 
+from minqkv import attention
 from minqkv import backend as backends
 from minqkv.cache import KVCache
 from minqkv.errors import UsageError
@@ -127,6 +128,20 @@ def test_k_equals_v_is_one_buffer(variant, backend, rng):
         cache.values[0][:, :, :3] = 8.0
         assert (host(values) == 8).all()
         assert (host(keys) == 7).all()
+
+
+@pytest.mark.parametrize("variant", TEN)
+def test_attention_reads_one_array_as_keys_and_values(variant, monkeypatch, backend, rng):
+    model, same = gpt(variant), []
+
+    def spy(q, k, v, *args, middle=attention.scaled_dot_product_attention, **kwargs):
+        same.append(k.data is v.data)
+        return middle(q, k, v, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", spy)
+    decode(model, model.new_cache(), rng.integers(0, 11, (1, 3)), [2, 1])
+    model([[1, 2]])
+    assert same == [VariantSpec.parse(variant).streams == 1] * 6
 
 
 @pytest.mark.parametrize("variant", TEN)

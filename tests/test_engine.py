@@ -2,6 +2,7 @@
 it is used, no node nobody needs, a debug mode that names the culprit, traces, one wait per training step; then modules,
 starts keyed by name, dropout keyed by step, optimisers and schedules against their formulas."""
 
+import contextlib
 import gc
 import math
 import os
@@ -279,6 +280,36 @@ def test_activations_are_freed_during_backward():
     assert sum(ref() is not None for ref in activations) == 10
     h.backward()
     assert alive == [0]
+
+
+def test_intermediate_gradients_are_freed_during_backward():
+    """In a chain of ten, each vjp finds one gradient alive: its own."""
+    gradients, alive = [], []
+
+    def vjp(g):
+        alive.append(sum(ref() is not None for ref in gradients))
+        out = g * 2
+        gradients.append(weakref.ref(out))
+        return (out,)
+
+    x = h = ones(1000)
+    for _ in range(10):
+        h = make(h.data * 2, (h,), vjp)
+    h.backward(np.ones(1000))
+    assert alive == [0] + [1] * 9
+    assert x.grad[0] == 1024
+
+
+def test_forward_without_a_gradient_prepares_none():
+    """GELU saves its derivative for backward; where there will be none it needs less memory."""
+    peaks, x = [], ones(10_000)
+    for grad in (no_grad, contextlib.nullcontext):
+        with grad():
+            tracemalloc.start()
+            F.gelu(x)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert peaks[0] < peaks[1] - 50_000
 
 
 def test_a_graph_holds_no_tensor(backend):

@@ -61,6 +61,18 @@ def test_top_k(prompt):
     np.testing.assert_array_equal(generate(model, prompt, 6, temperature=5.0, top_k=99, seed=3), everything)
 
 
+def test_each_step_and_row_draws_anew():
+    """All logits equal: what varies is the noise alone."""
+    model = gpt("qkv")
+    for parameter in model.parameters():
+        parameter.data[...] = 0.0
+    drawn = generate(model, [[0]] * 50, 12, temperature=1.0)[:, 1:]
+    counts = np.bincount(drawn.ravel(), minlength=11)
+    assert counts.min() > 30  # 600 draws of 11 ids
+    assert (drawn[:, 1:] == drawn[:, :-1]).mean() < 0.2
+    assert (drawn[1:] == drawn[:-1]).mean() < 0.2
+
+
 def test_draws_follow_the_softmax(rng):
     logits = np.log(np.array([[0.1, 0.2, 0.7]], "float32"))
     for temperature, top_k, expected in [

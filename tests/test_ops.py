@@ -165,7 +165,7 @@ def test_the_tables_cover_every_operation():
     public = {name for name, f in vars(fused).items() if inspect.isfunction(f) and f.__module__ == fused.__name__}
     assert tried == public
     assert public <= set(vars(composed))
-    assert public | (small & set(vars(ops))) >= set(F.__all__)
+    assert public | (small & set(vars(ops))) >= {name for name, f in vars(F).items() if inspect.isfunction(f)}
 
 
 @pytest.mark.parametrize("name", ALL)

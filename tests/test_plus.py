@@ -13,7 +13,7 @@ from minqkv.models import GPTConfig, Tagger, TaggerConfig
 from minqkv.nn import Init
 from minqkv.optim import Adam
 from minqkv.positions import causal_mask, sinusoids
-from minqkv.tensor import Tensor
+from minqkv.tensor import Tensor, no_grad
 from minqkv.tracing import trace
 
 T, D, H = 7, 16, 4
@@ -131,6 +131,7 @@ def test_curl_by_hand():
 
 
 @pytest.mark.parametrize("sharing", ["q=k-v", "q=k=v"])
+@no_grad()
 def test_ablations_are_halves_of_the_whole(sharing, backend, rng):
     """`temperature` is "+" without its columns; `bias` is "+" whose weights happen to sum to one."""
     x, mask = inputs(rng, True)
@@ -187,7 +188,9 @@ def test_the_start_differs_between_layers_and_protocols():
 
 @pytest.mark.parametrize(("protocol", "rows", "columns", "width"), [("2023", 6, 4, 6), ("2026", 5, 5, 5)])
 def test_channel_layout(protocol, rows, columns, width, backend):
-    plus = tagger("q=k-v+", protocol=protocol).blocks[1].attn.plus
+    model = tagger("q=k-v+", protocol=protocol)
+    plus = model.blocks[1].attn.plus
+    assert model.config.position == {"2023": "sinusoidal", "2026": "learned"}[protocol]
     j = np.arange(12)
     by_hand = [(np.cos if c % 2 else np.sin)(j * 10000.0 ** (-2 * (c // 2) / width)) for c in range(columns)]
     close(plus.columns, np.stack(by_hand, axis=1), atol=1e-15)

@@ -63,6 +63,8 @@ def test_streams_are_keyed_by_all_that_matters():
     assert len(np.unique(np.concatenate(rows), axis=0)) == 30 * len(keys)
     again = Synthetic("copy", 12, 9).draw(0, "train", 30)[0]
     np.testing.assert_array_equal(again, rows[0])
+    five, ten = (Synthetic("copy", 12, alphabet).draw(0, "train", 100)[0] for alphabet in (5, 10))
+    assert (ten // 2 == five).mean() < 0.3  # one stream would give one digit at two resolutions
 
 
 def test_digits_are_uniform():

@@ -52,7 +52,7 @@ def run_cli(argv):
     """`main` without the exit; returns the code."""
     for name in _THREAD_VARIABLES:  # before NumPy is imported: work is spread over processes (--jobs), not BLAS threads
         os.environ.setdefault(name, "1")
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where the shell closed it
         stream.reconfigure(errors="replace")  # a formula in an ASCII terminal is a "?", not a crash
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -62,8 +62,12 @@ def run_cli(argv):
     except BrokenPipeError:
         _silence_stdout()
         return Exit.OK
-    except (KeyboardInterrupt, click.Abort):
-        return _complain(argv, "interrupted", "what was finished is kept; the same command goes on from there", Exit.INTERRUPTED)
+    except SystemExit as error:
+        if "_MINQKV_COMPLETE" in os.environ:
+            raise
+        return Exit.OK if error.code == 1 else error.code  # what click and rich make of a broken pipe
+    except (KeyboardInterrupt, click.Abort) as error:  # click turns the first into the second
+        return _complain(argv, "interrupted", str(error.__cause__ or error), Exit.INTERRUPTED)
     except click.ClickException as error:
         error.show()
         return Exit.USAGE
@@ -74,6 +78,11 @@ def run_cli(argv):
         return _complain(
             argv, f"{error.filename or 'output'}: {error.strerror}", "check free space and permissions", Exit.ENVIRONMENT
         )
+    except MemoryError as error:
+        return _complain(argv, f"out of memory: {error}", "choose a smaller size", Exit.ENVIRONMENT)
+    except Exception as error:
+        hint = "this is a bug in minqkv: please report it, with what --traceback and `minqkv doctor` print"
+        return _complain(argv, f"unexpected {type(error).__name__}: {error}", hint, Exit.CHECK_FAILED)
 
 
 def _interrupt(number, frame):
@@ -92,4 +101,5 @@ def _complain(argv, message, hint, code):
 
 def _silence_stdout():
     """Nobody reads any more: let the interpreter's last flush go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -41,7 +41,7 @@ def variants(config, names, context, dtype, as_json, **dims):
     if dims["n_embd"] is not None:
         values["d_ff"] = None
     cfg = GPTConfig(**values)
-    groups = max(1, cfg.n_head // 4)
+    groups = next(g for g in range(max(1, cfg.n_head // 4), 0, -1) if cfg.n_head % g == 0)
     names = names or ("qkv", "q=k-v", "q-k=v", "q=k=v", "q=k-v+", "q=k=v+", f"gqa-{groups}", "mqa", f"q-gqa-{groups}", "q-mqa")
     specs = dict.fromkeys(VariantSpec.parse(name).for_heads(cfg.n_head) for name in names)
     rows = []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 
 import click
@@ -25,6 +26,8 @@ class Listed(click.ParamType):
         if not parts:
             self.fail("the list is empty", param, ctx)
         if self.counts and "," not in value:
+            if parts[0] < 1:
+                self.fail(f"{value} of them would be none", param, ctx)
             return tuple(range(parts[0]))
         return parts
 
@@ -53,7 +56,8 @@ def reports(command):
 
 def print_json(value):
     """One JSON value on stdout."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=1))
+    utf = getattr(sys.stdout, "encoding", "").lower().startswith("utf")
+    click.echo(json.dumps(value, ensure_ascii=not utf, indent=1))
 
 
 def cores():
@@ -63,4 +67,4 @@ def cores():
 
 def command_line():
     """The command as typed, for results files."""
-    return "minqkv " + " ".join(sys.argv[1:])
+    return "minqkv " + shlex.join(sys.argv[1:])

@@ -44,15 +44,21 @@ def train(ctx, out, resume, as_json, **flags):
 
     tame_allocator()
     given = {name: value for name, value in flags.items() if ctx.get_parameter_source(name) != ParameterSource.DEFAULT}
+    if out is None and flags["task"]:
+        config = RunConfig(**flags)
+        out = Path("runs") / f"{config.task}-{config.variant}-s{config.seed}"
     if resume and out and (out / "config.json").exists():
         config = replace(load_config(out), **_unresolved(given))
     elif flags["task"] is None:
-        raise UsageError("train needs a task", "--task reverse, or --resume --out FOLDER for a run begun earlier")
+        what = f"{out} holds no run to go on with" if resume and out else "train needs a task"
+        raise UsageError(what, "--task reverse, or --resume --out FOLDER for a run begun earlier")
     else:
         config = RunConfig(**flags)
-        out = out or Path("runs") / f"{config.task}-{config.variant}-s{config.seed}"
-    with progress("train", config.steps) as advance:
-        _, result = train_run(config, out, resume, lambda step, steps, loss: advance(step, f"loss {loss:.4f}"))
+    try:
+        with progress("train", config.steps) as advance:
+            _, result = train_run(config, out, resume, lambda step, steps, loss: advance(step, f"loss {loss:.4f}"))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"go on with: minqkv train --resume --out {out}") from None
     result = {"task": config.task, "variant": config.variant, "seed": config.seed, **result, "out": str(out)}
     if as_json:
         print_json(result)
@@ -125,14 +131,14 @@ def generate(run, prompt, max_new_tokens, temperature, top_k, seed, no_cache, co
     if config.form != "causal":
         cure = f"minqkv train --task {config.task} --variant {config.variant} --form causal; for this one: minqkv eval {run}"
         raise UsageError(f"{run} is an encoder: it labels tokens and generates nothing", cure)
-    lines = [" ".join(prompt)] if prompt else ([] if sys.stdin.isatty() else sys.stdin.read().splitlines())
+    lines = [" ".join(prompt)] if prompt else _lines_of_stdin()
     prompts = [_digits(line, config.alphabet) for line in lines if line.strip()]
     if not prompts:
         raise UsageError("the prompt is empty", f'for instance: minqkv generate {run} "3 1 4 1 5"')
     ids = [[*row, config.alphabet] for row in prompts]  # the separator asks for the answer
     count, options = max_new_tokens or config.seq_len, {"temperature": temperature, "top_k": top_k, "seed": seed}
     if compare:
-        _compare(compare_cache(model, ids, count, **options), ids, as_json)
+        _compare(compare_cache(model, ids, count, **options), ids, count, as_json)
         return
     out = decode(model, ids, count, use_cache=not no_cache, **options)
     answers = [{"prompt": row, "output": found[len(row) + 1 :].tolist()} for row, found in zip(prompts, out, strict=True)]
@@ -141,6 +147,15 @@ def generate(run, prompt, max_new_tokens, temperature, top_k, seed, no_cache, co
         return
     for answer in answers:
         click.echo(f"{' '.join(map(str, answer['prompt']))} | {' '.join(map(str, answer['output']))}")
+
+
+def _lines_of_stdin():
+    if sys.stdin is None or sys.stdin.isatty():
+        return []
+    try:
+        return sys.stdin.read().splitlines()
+    except UnicodeDecodeError as error:
+        raise UsageError("what came in on stdin is not text") from error
 
 
 def _digits(line, alphabet):
@@ -157,7 +172,7 @@ def _digits(line, alphabet):
     return numbers
 
 
-def _compare(report, ids, as_json):
+def _compare(report, ids, count, as_json):
     if as_json:
         print_json({name: {**part, "ids": part["ids"].tolist()} for name, part in report.items()})
         return
@@ -167,7 +182,7 @@ def _compare(report, ids, as_json):
             for name, part in report.items()]  # fmt: skip
     columns = [("decoding", "left"), ("time", "right"), ("tokens/s", "right"), ("cache", "right")]
     console = stdout()
-    table(console, f"{len(ids)} prompts", columns, rows)
+    table(console, f"{len(ids)} prompt{'s' if len(ids) > 1 else ''}, {count} new tokens each", columns, rows)
     same = (report["cached"]["ids"] == report["uncached"]["ids"]).all()
     click.echo("both give the same tokens" if same else "the tokens differ: rounding decided a near tie")
 

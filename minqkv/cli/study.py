@@ -65,7 +65,10 @@ def study(preset, ablate, jobs, out, dry_run, as_json, steps, **flags):
     say(messages, plan)
 
     began = time.perf_counter()
-    records = _run_with_progress(lib, configs, missing, out, jobs)
+    try:
+        records = _run_with_progress(lib, configs, missing, out, jobs)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"finished runs are kept in {out}: the same command goes on from there") from None
     results = lib.as_results(records, command_line(), time.perf_counter() - began)
     cells = lib.summarise(records)
     notes = [lib.unresolved(cell) for cell in cells]

@@ -95,4 +95,5 @@ def write_svg(path, title, draw, width=100):
     )
     draw(console)
     svg = console.export_svg(title=title, unique_id="minqkv")
-    files.write_text(path, re.sub(r"@font-face\s*{[^}]*}\s*", "", svg))
+    svg = re.sub(r"@font-face\s*{[^}]*}\s*", "", svg)
+    files.write_text(path, svg.replace("<svg ", '<svg xml:space="preserve" ', 1))  # some viewers drop leading spaces otherwise

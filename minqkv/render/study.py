@@ -56,34 +56,39 @@ def formulas(console, cells, itemsize):
 
 
 def picture(console, cell, height=11):
-    """Accuracy upwards, cache bytes to the right: one letter a variant, in a column per distinct size."""
+    """Accuracy upwards, cache bytes to the right, a column per distinct size; names where they fit, else letters."""
     rows = [row for row in cell.rows if row.accuracy]
     if not rows:
         return
-    letters = {row.arm: chr(ord("a") + i) for i, row in enumerate(rows)}
-    low = math.floor(min(row.accuracy.mean for row in rows) * 20) / 20
     high = math.ceil(max(row.accuracy.mean for row in rows) * 20) / 20
-    step = max(0.05, high - low) / (height - 1)
+    low = min(high - 0.1, math.floor(min(row.accuracy.mean for row in rows) * 20) / 20)
+    step = (high - low) / (height - 1)
+    level = {row.arm: round((row.accuracy.mean - low) / step) for row in rows}
     sizes = sorted({row.cache_measured for row in rows})
-    marks = {}  # (level, size) -> letters
-    for row in rows:
-        level = round((row.accuracy.mean - low) / step)
-        marks[level, row.cache_measured] = marks.get((level, row.cache_measured), "") + letters[row.arm]
-    width = {size: max(len(f"{size:,}"), *(len(text) for (_, s), text in marks.items() if s == size)) + 2 for size in sizes}
+    letters = {row.arm: chr(ord("a") + i) for i, row in enumerate(rows)}
+    for labels in ({row.arm: row.arm for row in rows}, letters):
+        marks = {}  # (level, size) -> the labels that stand there
+        for row in rows:
+            marks.setdefault((level[row.arm], row.cache_measured), []).append(labels[row.arm])
+        texts = {place: " ".join(found) for place, found in marks.items()}
+        width = {n: max(len(f"{n:,}"), *(len(text) for (_, size), text in texts.items() if size == n)) + 3 for n in sizes}
+        if 7 + sum(width.values()) <= console.width:
+            break
     say(console, f"{cell.task}: accuracy against cache bytes a token", "bold")
-    for level in reversed(range(height)):
-        line = "".join(marks.get((level, size), "").center(width[size]) for size in sizes)
-        say(console, f"{number(low + level * step, 2):>5} │{line}".rstrip())
+    for i in reversed(range(height)):
+        line = "".join(texts.get((i, size), "").center(width[size]) for size in sizes)
+        say(console, f"{number(low + i * step, 2):>5} │{line}".rstrip())
     say(console, "      └" + "─" * sum(width.values()))
-    say(console, "       " + "".join(f"{size:,}".center(width[size]) for size in sizes) + " bytes")
-    say(console, "  ".join(f"{letter} {name}" for name, letter in letters.items()))
+    say(console, "       " + "".join(f"{size:,}".center(width[size]) for size in sizes).rstrip() + " B")
+    if labels is letters:
+        say(console, "  ".join(f"{letter}\u00a0{name}" for name, letter in letters.items()))
     console.print()
 
 
 def ablation_table(console, cells):
     """One row a task and Q = K variant, one column an arm of the "+"."""
     arms = {"none": "{}", "full +": "{}+", "temperature only": "{}+temperature", "bias only": "{}+bias",
-            "no +, diagonal masked": "{} (diagonal masked)"}  # fmt: skip
+            "full +, from s₀ = −1": "{}+ (s₀ = -1)", "no +, diagonal masked": "{} (diagonal masked)"}  # fmt: skip
     rows = []
     for cell in cells:
         found = {row.arm: row.accuracy for row in cell.rows}
