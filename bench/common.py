@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -42,8 +43,13 @@ def machine():
     """Hardware and versions."""
     import numpy
 
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
-    info = {"date": date.today().isoformat(), "cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version()}
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
+    info = {
+        "date": date.today().isoformat(),
+        "cpu": cpu[1] if cpu else platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
     info |= {"numpy": numpy.__version__, "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE", "as found")}
     if "torch" in sys.modules:
         info["torch"] = sys.modules["torch"].__version__

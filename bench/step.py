@@ -1,4 +1,4 @@
-"""A full training step, `mq.train_step`, against eager PyTorch on the same weights and data: `python -m bench.step [--threads N]`.
+"""A full training step, `mq.train_step`, against eager PyTorch, same weights and data: `python -m bench.step [--threads N]`.
 
 Both interleaved in one run; the losses of ten steps must agree.
 """
@@ -45,7 +45,8 @@ def main():
         assert apart < 1e-4, f"losses differ by {apart}"
         samples = interleaved(candidates, args.rounds)
         best = min(("torch, AdamW fused", "torch, AdamW default"), key=lambda name: statistics.median(samples[name]))
-        row = {"V T d L H B": [V, T, d, L, H, B], "losses_differ_by": apart, "best_torch": best, "ratio": ratio(samples, "minqkv", best)}
+        row = {"V T d L H B": [V, T, d, L, H, B], "losses_differ_by": apart, "best_torch": best}
+        row["ratio"] = ratio(samples, "minqkv", best)
         rows.append({**row, "median_ms": {n: 1e3 * statistics.median(s) for n, s in samples.items()}, "samples": samples})
         print(row, {name: f"{ms:.1f} ms" for name, ms in rows[-1]["median_ms"].items()}, sep="\n  ")
     write("step", args.threads, rows)

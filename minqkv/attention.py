@@ -4,12 +4,14 @@ With K = V the same array *is* k and v: in training, where the gradients of its 
 """
 
 from . import backend, tracing
-from .errors import UsageError
+from .errors import UsageError, unknown
 from .functional import rotate, scaled_dot_product_attention
 from .nn import Init, Linear, Module
-from .positions import rope_table, sinusoids
+from .positions import SCHEMES, rope_table, sinusoids
 from .tensor import Tensor
 from .variants import VariantSpec
+
+ROPE_VALUES = ("raw", "unrotate")
 
 
 class Plus(Module):
@@ -55,8 +57,10 @@ class Attention(Module):
         spec = VariantSpec.parse(spec).for_heads(n_head)
         if n_embd % n_head:
             raise UsageError(f"n_embd {n_embd} is not divisible by n_head {n_head}")
-        if rope_value not in ("raw", "unrotate"):
-            raise UsageError(f"rope_value is raw or unrotate, not {rope_value!r}")
+        if rope_value not in ROPE_VALUES:
+            raise unknown("rope_value", rope_value, ROPE_VALUES)
+        if position not in SCHEMES:
+            raise unknown("position scheme", position, SCHEMES)
         self.spec, self.name, self.n_head, self.kv_heads = spec, init.name, n_head, spec.stored_heads(n_head)
         d_head, rope = n_embd // n_head, position == "rope"
         if rope and d_head % 2:

@@ -18,6 +18,8 @@ class KVCache:
 
     def __init__(self, n_layer, batch, heads, capacity, d_head, streams=2, dtype="float32"):
         shape = (batch, heads, capacity, d_head)
+        if streams not in (1, 2) or min(shape) < 1:
+            raise UsageError(f"a cache has 1 or 2 streams, not {streams}, and no empty axis: {shape}")
         self.keys = [backend.xp.empty(shape, dtype) for _ in range(n_layer)]
         self.values = [backend.xp.empty(shape, dtype) for _ in range(n_layer)] if streams == 2 else None
         self.filled = [0] * n_layer  # per layer: within a step, upper layers lag behind lower ones

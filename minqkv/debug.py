@@ -1,10 +1,11 @@
 """`MINQKV_DEBUG=1`: every operation watched. Slow, and worth it when a gradient is wrong.
 
 The first NaN names the operation that made it; each gradient's shape and dtype is checked; an error in backward shows
-where its forward ran; arrays a vjp has captured are read-only until it has run (NumPy only).
+where its forward ran; arrays a vjp has captured are read-only until it has run or is dropped (NumPy only).
 """
 
 import traceback
+import weakref
 from contextlib import suppress
 
 import numpy as np
@@ -33,12 +34,17 @@ def guard(vjp, data, inputs):
         except Exception as error:
             raise RuntimeError(f"backward of {name}: {error}\nits forward ran here:\n{stack}") from error
         finally:
-            for array in reversed(locked):
-                with suppress(ValueError):  # a view whose base another operation still holds locked
-                    array.flags.writeable = True
+            _unlock(locked)
         return grads
 
+    weakref.finalize(guarded, _unlock, locked).atexit = False  # a graph that is thrown away lets its arrays go
     return guarded
+
+
+def _unlock(arrays):
+    for array in reversed(arrays):
+        with suppress(ValueError):  # a view whose base another operation still holds locked
+            array.flags.writeable = True
 
 
 def _check(name, grads, expected, stack):

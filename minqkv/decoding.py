@@ -53,8 +53,8 @@ def pick(logits, temperature, top_k, rng):
         return logits.argmax(axis=-1)
     logits = logits.astype(np.float64) / temperature
     if top_k is not None and top_k < logits.shape[-1]:
-        least = np.partition(logits, -top_k, axis=-1)[:, -top_k, None]  # (B, 1), the smallest that stays
-        logits = np.where(logits >= least, logits, -np.inf)
+        unlikely = np.argpartition(logits, -top_k, axis=-1)[:, :-top_k]  # (B, V - k)
+        np.put_along_axis(logits, unlikely, -np.inf, axis=-1)
     return (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
 
 
@@ -83,4 +83,4 @@ def _as_batch(ids):
     ids = np.stack(rows)
     if ids.dtype.kind not in "iu":
         raise UsageError(f"prompts are integers, not {ids.dtype}")
-    return ids
+    return ids.astype(np.int64)

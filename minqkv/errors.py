@@ -48,6 +48,6 @@ class Diverged(MinqkvError, ArithmeticError):
 
 def unknown(what, name, known):
     """A UsageError for a mistyped name, with the nearest known ones."""
-    near = get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+    near = get_close_matches(str(name).lower(), list(known), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
     return UsageError(f"unknown {what} {name!r}", hint)

@@ -139,14 +139,15 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
     """softmax(temperature · scale · q kᵀ + bias, masked) v: the middle of every variant (paper, section 3).
 
     q (B, H, T, d_h); k, v (B, h, S, d_h) with h dividing H: query head i reads stored head ⌊i / (H/h)⌋. q, k and v
-    may be the same Tensor. `mask` is a boolean array that broadcasts to (T, S), True where a key may be seen.
+    may be the same Tensor. `mask` is a boolean array that broadcasts to (T, S), True where a key may be seen; each
+    query must see one at least.
     `scale` is 1/√d_h unless given. `temperature` () and `bias` (S,), Tensors, are the two things that are left of
     the paper's "+" after the softmax. Returns (B, H, T, d_h).
     """
     xp, bmm = backend.xp, backend.bmm
     B, H, T, d_h = q.shape
     h, S = k.shape[1:3]
-    if H % h or v.shape[:3] != k.shape[:3] or k.shape[3] != d_h:
+    if H % h or v.shape != k.shape or k.shape[0] != B or k.shape[3] != d_h:
         raise UsageError(f"attention: q {q.shape} does not fit k {k.shape} and v {v.shape}")
     folded = (B, h, H // h * T, -1)  # the queries that share a stored head, as more rows of one product
     scale = 1 / math.sqrt(d_h) if scale is None else float(scale)

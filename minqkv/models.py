@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import backend, positions
-from .attention import Attention
+from .attention import ROPE_VALUES, Attention
 from .cache import KVCache
 from .errors import UsageError, unknown
 from .functional import embedding, linear, relu, transpose
@@ -100,6 +100,8 @@ def _check(cfg):
             raise UsageError(f"{name} must be a whole number of at least 1, not {getattr(cfg, name)!r}")
     if cfg.n_embd % cfg.n_head:
         raise UsageError(f"n_embd {cfg.n_embd} is not divisible by n_head {cfg.n_head}")
+    if cfg.rope_value not in ROPE_VALUES:
+        raise unknown("rope_value", cfg.rope_value, ROPE_VALUES)
     if cfg.position not in positions.SCHEMES:
         raise unknown("position scheme", cfg.position, positions.SCHEMES)
     if cfg.dtype not in ("float32", "float64"):
@@ -169,7 +171,8 @@ class GPT(Module):
         cfg = self.config
         spec = VariantSpec.parse(cfg.variant)
         heads, d_head = spec.stored_heads(cfg.n_head), cfg.n_embd // cfg.n_head
-        return KVCache(cfg.n_layer, batch, heads, capacity or cfg.block_size, d_head, spec.streams, dtype or cfg.dtype)
+        capacity = cfg.block_size if capacity is None else capacity
+        return KVCache(cfg.n_layer, batch, heads, capacity, d_head, spec.streams, dtype or cfg.dtype)
 
 
 class Tagger(Module):

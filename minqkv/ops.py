@@ -152,6 +152,7 @@ def reshape(a, *shape):
 
 def transpose(a, *axes):
     """The axes in a new order; without arguments, reversed."""
+    axes = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple) else axes
     axes = tuple(i % a.ndim for i in axes) or tuple(reversed(range(a.ndim)))
     back = tuple(int(i) for i in np.argsort(axes))
     return make(a.data.transpose(axes), (a,), (lambda g: g.transpose(back),))
@@ -207,7 +208,11 @@ def where(condition, a, b):
     """a where the boolean array `condition` holds, b elsewhere."""
     x, y, x_shape, y_shape = _operands(a, b)
     out = backend.xp.where(condition, x, y)
-    pulls = (lambda g: unbroadcast(g * condition, x_shape), lambda g: unbroadcast(g * ~condition, y_shape))
+
+    def chosen(g, here):  # not g * here: an infinity in the branch not taken would become NaN
+        return backend.xp.where(here, g, backend.xp.zeros_like(g))
+
+    pulls = (lambda g: unbroadcast(chosen(g, condition), x_shape), lambda g: unbroadcast(chosen(g, ~condition), y_shape))
     return make(out, (a, b), pulls)
 
 

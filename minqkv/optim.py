@@ -114,6 +114,8 @@ def clip_grad_norm(parameters, max_norm):
     The norm stays on the device, a 0-d array: no waiting.
     """
     grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return backend.xp.zeros(())
     norm = backend.xp.sqrt(sum(backend.row_dot(g.reshape(1, -1), g.reshape(1, -1)).reshape(()) for g in grads))
     scale = backend.xp.minimum(max_norm / (norm + 1e-6), 1.0)
     for g in grads:

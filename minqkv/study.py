@@ -75,6 +75,9 @@ def arm(config):
 
 # ---- running
 
+FIELDS = {"kind", "code", "backend", "config", "accuracy", "loss", "params", "diverged", "cache_bytes_per_token",
+          "cache_bytes_per_token_formula", "seconds"}  # fmt: skip
+
 
 def run_one(config):
     """Train and score one run; a divergence is a result too. Returns its record, a JSON object."""
@@ -118,7 +121,7 @@ def recorded(config, out):
     with contextlib.suppress(EnvironmentFault):  # a damaged record is run again
         record = files.read_json(path)
         same = (record.get("config"), record.get("code")) == (asdict(config), code_version())
-        return record if same and "accuracy" in record else None
+        return record if same and record.keys() == FIELDS else None
     return None
 
 

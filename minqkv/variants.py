@@ -11,7 +11,7 @@ from .errors import UsageError, unknown
 
 NAMES = ("qkv", "q=k-v", "q-k=v", "q=k=v", "q=k-v+", "q=k=v+", "gqa-N", "mqa", "q-gqa-N", "q-mqa")
 _SHARING = {"qkv": (True, 2), "q=k-v": (False, 2), "q-k=v": (True, 1), "q=k=v": (False, 1)}
-_ALIASES = {"mha": "qkv", "q-k-v": "qkv", "q=k": "q=k-v", "k=v": "q-k=v", "gqa-1": "mqa", "q-gqa-1": "q-mqa"}
+_ALIASES = {"mha": "qkv", "q-k-v": "qkv", "q=k": "q=k-v", "k=v": "q-k=v"}
 _PLUS = {"": None, "+": "full", "+temperature": "temperature", "+bias": "bias"}
 
 

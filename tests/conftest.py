@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when numpy is first imported: many small products, many processes
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import strict
 
 from minqkv import Tensor
 from minqkv import backend as backends
+from minqkv.cli import run_cli
 
 strict.register()
 
@@ -57,3 +59,21 @@ def data_dir():
     if not folder.is_dir():
         pytest.skip(f"no data sets: {folder} does not exist (set MINQKV_DATA)")
     return folder
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch, tmp_path):
+    """cli("train", "--task", ...) -> (exit code, stdout, stderr): the command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "MINQKV_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*args):
+        code = run_cli([str(arg) for arg in args])
+        return (int(code), *capsys.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, before)

@@ -154,5 +154,5 @@ def test_table_by_hand():
 
 @pytest.mark.parametrize("changes", [{"rope_value": "rotated"}, {"n_head": 16}])
 def test_refused(changes):
-    with pytest.raises(UsageError, match=r"raw or unrotate|must be even"):
+    with pytest.raises(UsageError, match=r"unknown rope_value|must be even"):
         gpt("q-k=v", position="rope", **changes)
