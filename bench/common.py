@@ -43,22 +43,19 @@ def machine():
     """Hardware and versions."""
     import numpy
 
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
-    info = {
-        "date": date.today().isoformat(),
-        "cpu": cpu[1] if cpu else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-    }
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    info = {"date": date.today().isoformat(), "cpu": found[1] if found else platform.processor(), "cores": os.cpu_count()}
+    info["python"] = platform.python_version()
     info |= {"numpy": numpy.__version__, "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE", "as found")}
     if "torch" in sys.modules:
         info["torch"] = sys.modules["torch"].__version__
     return info
 
 
-def write(name, threads, rows):
+def write(module, name, threads, rows):
     """bench/results/<name>.json: command, machine, threads, every sample."""
-    command = f"python -m bench.{name} {' '.join(sys.argv[1:])}".strip()
+    command = f"python -m bench.{module} {' '.join(sys.argv[1:])}".strip()
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({"command": command, "machine": machine(), "threads": threads, "rows": rows}, indent=1)
     (RESULTS / f"{name}.json").write_text(text + "\n")

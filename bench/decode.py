@@ -40,7 +40,7 @@ def main():
         rows.append({**row, "cache_bytes": cache.nbytes, "positions": args.positions, "samples": samples})
         print(f"{variant:8} cached {micros['cached']:7.0f} µs/token  uncached {micros['uncached']:7.0f}  "
               f"ratio {row['uncached_over_cached']:.2f}  cache {cache.nbytes:,} B")  # fmt: skip
-    write("decode", args.threads, rows)
+    write("decode", f"decode-{args.threads}-thread", args.threads, rows)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def main():
         row["ratio"] = ratio(samples, "minqkv", best)
         rows.append({**row, "median_ms": {n: 1e3 * statistics.median(s) for n, s in samples.items()}, "samples": samples})
         print(row, {name: f"{ms:.1f} ms" for name, ms in rows[-1]["median_ms"].items()}, sep="\n  ")
-    write("step", args.threads, rows)
+    write("step", f"step-{args.threads}-thread", args.threads, rows)
 
 
 def _torch_step(module, model, optimizer, ids, targets):

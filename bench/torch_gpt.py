@@ -52,7 +52,8 @@ class GPT(nn.Module):
                 block.qkv.weight.copy_(torch.cat([state[f"{part}.weight"].T for part in parts]))
                 block.qkv.bias.copy_(torch.cat([state[f"{part}.bias"] for part in parts]))
                 for mine, theirs in pairs.items():
-                    getattr(block, mine).weight.copy_(state[f"blocks.{i}.{theirs}.weight"].T)
+                    weight = state[f"blocks.{i}.{theirs}.weight"]
+                    getattr(block, mine).weight.copy_(weight.T if weight.ndim == 2 else weight)
                     getattr(block, mine).bias.copy_(state[f"blocks.{i}.{theirs}.bias"])
             self.ln_f.weight.copy_(state["ln_f.weight"])
             self.ln_f.bias.copy_(state["ln_f.bias"])
