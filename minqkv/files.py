@@ -79,7 +79,7 @@ def read_arrays(path, kind):
         meta = json.loads(arrays.pop("__meta__").tobytes())
         found = meta.pop("kind")
     except FileNotFoundError as error:
-        raise EnvironmentFault(f"{path} does not exist") from error
+        raise EnvironmentFault(f"{path} does not exist", "a run stopped too early for it goes on with --resume") from error
     except Exception as error:  # a damaged archive raises nearly anything: tokenize.TokenError, NotImplementedError, ...
         raise EnvironmentFault(f"{path} is corrupt, truncated or no {kind}: {error}", "delete it and train again") from error
     if found != kind:

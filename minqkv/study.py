@@ -291,12 +291,14 @@ def published_accuracies(config):
 def unresolved(cell):
     """One line: the smallest difference to qkv this many seeds could tell from zero, and the ones they could not."""
     differences = [row for row in cell.rows if row.to_qkv]
-    n = min((row.to_qkv.n for row in differences), default=0)
+    known = [row.to_qkv for row in differences if row.to_qkv.n > 1]
     if not differences:
-        return "no qkv among the variants, so no differences"
-    if n < 2:
+        arms = [row.arm for row in cell.rows]
+        alone = "qkv alone" if len(arms) == 1 else "no seed on which qkv and another finished"
+        return f"{alone if 'qkv' in arms else 'no qkv among the variants'}, so no differences"
+    if not known:
         return "one seed resolves nothing: no interval, no difference; use --seeds 3 or more"
-    halves = sorted(row.to_qkv.half for row in differences)
+    n, halves = min(difference.n for difference in known), sorted(difference.half for difference in known)
     blurred = [row.arm for row in differences if not row.to_qkv.clear_of_zero]
     median = halves[len(halves) // 2]
     line = f"n = {n} seeds, t = {stats.t_quantile(n - 1):.3f}: the median difference to qkv is known to ± {median:.3f}."

@@ -108,8 +108,7 @@ class RunConfig:
         if self.steps is None:
             object.__setattr__(self, "steps", self.recipe.epochs * self.steps_per_epoch)
         if self.steps < 1 or self.seed < 0 or not 0 < self.lr < math.inf:
-            asked = f"steps {self.steps}, seed {self.seed}, lr {self.lr}"
-            raise UsageError(f"{asked}: steps must be at least 1, the seed at least 0, lr above 0 and finite")
+            raise UsageError(f"steps {self.steps} must be at least 1, seed {self.seed} at least 0, lr {self.lr} above 0, finite")
 
     @property
     def recipe(self):
@@ -130,8 +129,7 @@ class RunConfig:
     def model_config(self):
         """The TaggerConfig, or in causal form the GPTConfig, of this run."""
         data = self.data
-        same = ("n_layer", "n_head", "n_embd", "variant", "rope_value", "plus_start")
-        shared = {name: getattr(self, name) for name in same}
+        shared = {name: getattr(self, name) for name in ("n_layer", "n_head", "n_embd", "variant", "rope_value", "plus_start")}
         shared |= {"vocab_size": data.vocab_size, "block_size": data.block_size}
         if self.form == "encoder":
             return TaggerConfig(**shared, protocol=self.protocol, position=self.position, hide_self=self.hide_self)
@@ -214,8 +212,7 @@ def train_run(config, out=None, resume=False, progress=None):
         fit(model, optimizer, Batches(x, y, config.recipe, config.seed), schedule, config.steps, config.recipe.clip, start, after)
     test = evaluate(model, *config.data.draw(config.seed, "test", config.recipe.n_test))
     if not math.isfinite(test["loss"]):
-        why = f"the loss after step {config.steps - 1}, the last, is {test['loss']}"
-        raise Diverged(why, "try a smaller learning rate with --lr")
+        raise Diverged(f"the loss after step {config.steps - 1} is {test['loss']}", "try a smaller learning rate with --lr")
     result = {"accuracy": test["accuracy"], "loss": test["loss"], "steps": config.steps, "params": model.n_params}
     result["seconds"] = time.perf_counter() - began
     if folder:
@@ -257,18 +254,15 @@ class RunFolder:
         self.path, self.config = Path(path), config
         self.saved_at, self.saved_when = 0, time.monotonic()
         stored = self.path / "config.json"
-        if stored.exists() and not resume:
+        holds_a_run = stored.exists() or self.checkpoint.exists()
+        if holds_a_run and not resume:
             raise UsageError(f"{self.path} already holds a run", "continue it with --resume, or choose another folder with --out")
-        if not stored.exists() and self.checkpoint.exists():
-            why = f"{self.path} holds a checkpoint but no config.json, so nobody knows of what"
-            raise EnvironmentFault(why, "choose another folder with --out")
         for left in self.path.glob(".*.tmp"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
-        if stored.exists():
+        if holds_a_run:
             differences = "; ".join(difference(load_config(self.path), config))
             if differences:
-                cure = "leave those flags out, or choose another --out"
-                raise UsageError(f"{self.path} holds another run: {differences}", cure)
+                raise UsageError(f"{self.path} holds another run: {differences}", "leave those flags out, or take another --out")
         else:
             files.write_json(stored, {"kind": "minqkv run", "version": __version__, "config": asdict(config)})
 
@@ -283,8 +277,7 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         lines = path.read_bytes().splitlines(keepends=True)[:n] if path.exists() else []
         if len(lines) < n:
-            why = f"{path} has {len(lines)} lines, but the checkpoint is from step {n}"
-            raise EnvironmentFault(why, "start again in another folder with --out")
+            raise EnvironmentFault(f"{path} has {len(lines)} lines, but the checkpoint is from step {n}", "choose another --out")
         with files.replacing(path) as file:
             file.writelines(lines)
         self.metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115 - stays open for the run
@@ -316,24 +309,23 @@ class RunFolder:
 def load_checkpoint(path, model, optimizer=None):
     """Put a checkpoint into a model, and an optimiser; returns its step. Raises EnvironmentFault when it does not fit."""
     meta, arrays = files.read_arrays(path, "minqkv checkpoint")
-    parts = {"model": {}, "optimizer": {}}
+
+    def part(prefix):
+        return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
     try:
-        for name, array in arrays.items():
-            part, _, rest = name.partition("/")
-            parts[part][rest] = array
-        step = meta["step"]
-        model.load_state_dict(parts["model"])
+        model.load_state_dict(part("model/"))
         if optimizer:
-            optimizer.load_state_dict({"steps": meta["optimizer_steps"], **parts["optimizer"]})
+            optimizer.load_state_dict({"steps": meta["optimizer_steps"], **part("optimizer/")})
+        return meta["step"]
     except (UsageError, KeyError) as error:
         raise EnvironmentFault(f"{path} is from another model: {error}", "use the folder it was written in") from error
-    return step
 
 
 def load_config(path):
     """The RunConfig of a run folder. Raises EnvironmentFault when there is none, or it is of another kind or version."""
     if not (Path(path) / "config.json").exists():
-        raise EnvironmentFault(f"{path} holds no run", "minqkv train makes one; its folder is what --out names")
+        raise EnvironmentFault(f"{path} holds no run (no config.json)", "minqkv train makes one; its folder is what --out names")
     stored = files.read_json(Path(path) / "config.json")
     if stored.get("kind") != "minqkv run":
         raise EnvironmentFault(f"{path}/config.json was not written by minqkv train")
@@ -350,10 +342,7 @@ def load_run(path):
     """(model, RunConfig) of a run folder, at its last checkpoint. Raises EnvironmentFault."""
     config = load_config(path)
     model = config.build()
-    checkpoint = Path(path) / "checkpoint.npz"
-    if not checkpoint.exists():
-        raise EnvironmentFault(f"{path} has no checkpoint yet", f"minqkv train --resume --out {path}")
-    load_checkpoint(checkpoint, model)
+    load_checkpoint(Path(path) / "checkpoint.npz", model)
     return model.eval(), config
 
 

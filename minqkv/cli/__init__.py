@@ -52,8 +52,10 @@ def run_cli(argv):
     """`main` without the exit; returns the code."""
     for name in _THREAD_VARIABLES:  # before NumPy is imported: work is spread over processes (--jobs), not BLAS threads
         os.environ.setdefault(name, "1")
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where the shell closed it
-        stream.reconfigure(errors="replace")  # a formula in an ASCII terminal is a "?", not a crash
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        getattr(sys, name).reconfigure(errors="replace")  # a formula in an ASCII terminal is a "?", not a crash
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = cli.main(argv, prog_name="minqkv", standalone_mode=False)
@@ -101,5 +103,4 @@ def _complain(argv, message, hint, code):
 
 def _silence_stdout():
     """Nobody reads any more: let the interpreter's last flush go nowhere."""
-    if sys.stdout:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -25,7 +25,10 @@ _DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), default="bf16", show_default=True, help="Of the cache.")
 @reports
 def variants(config, names, context, dtype, as_json, **dims):
-    """Formula, parameters, multiply-accumulates and cache of each variant, by its closed form."""
+    """Formula, parameters, MACs and cache of each variant.
+
+    By closed forms: the tests hold them against what models really allocate.
+    """
     from ..models import PRESETS, GPTConfig
     from ..variants import VariantSpec
 
@@ -98,7 +101,10 @@ def tasks(seq_len, seed, as_json):
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @computes
 def gradcheck(seed, as_json):
-    """Check every backward: ⟨u, Jv⟩ = ⟨Jᵀu, v⟩ in float64, for operations, variants and a whole model."""
+    """Check every backward against its forward, with random vectors.
+
+    ⟨u, Jv⟩ = ⟨Jᵀu, v⟩ in float64, for operations, each variant's attention, and a whole model.
+    """
     from ..render.console import say, stderr
     from ..selfcheck import checks
 
@@ -121,7 +127,7 @@ def gradcheck(seed, as_json):
 @click.command()
 @reports
 def doctor(as_json):
-    """Versions, backend, BLAS, GPU and terminal: paste it into an issue."""
+    """Versions, backend, BLAS, GPU, terminal: for an issue."""
     from ..doctor import examine
 
     terminal = {"columns": shutil.get_terminal_size().columns, "stdout is a terminal": sys.stdout.isatty()}
@@ -140,7 +146,10 @@ def doctor(as_json):
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx, shell):
-    """Print the completion script of a SHELL; for bash: eval "$(minqkv completion bash)"."""
+    """Print the completion script of a SHELL.
+
+    For bash: eval "$(minqkv completion bash)"
+    """
     from click.shell_completion import get_completion_class
 
     click.echo(get_completion_class(shell)(ctx.find_root().command, {}, "minqkv", "_MINQKV_COMPLETE").source())

@@ -56,8 +56,7 @@ def reports(command):
 
 def print_json(value):
     """One JSON value on stdout."""
-    utf = getattr(sys.stdout, "encoding", "").lower().startswith("utf")
-    click.echo(json.dumps(value, ensure_ascii=not utf, indent=1))
+    click.echo(json.dumps(value, ensure_ascii=not sys.stdout.encoding.lower().startswith("utf"), indent=1))
 
 
 def cores():

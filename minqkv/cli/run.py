@@ -34,9 +34,10 @@ from .options import computes, print_json
 @computes
 @click.pass_context
 def train(ctx, out, resume, as_json, **flags):
-    """Train one model; the folder keeps its configuration, metrics and checkpoints.
+    """Train one model into a run folder.
 
-    Killed at any moment, it goes on with `minqkv train --resume --out FOLDER`.
+    The folder keeps configuration, metrics and checkpoints. Killed at any moment,
+    the run goes on with `minqkv train --resume --out FOLDER`.
     """
     from ..backend import tame_allocator
     from ..render.progress import progress
@@ -80,7 +81,7 @@ def _unresolved(given):
 @click.option("--wrong", type=click.IntRange(0), default=0, help="Show this many wrong predictions.")
 @computes
 def evaluate_run(run, split, n, wrong, as_json):
-    """Score a run folder on fresh sequences, and show where it is wrong."""
+    """Score a run on fresh sequences; show where it is wrong."""
     from ..tasks.synthetic import IGNORE
     from ..train import evaluate, load_run
 
@@ -122,7 +123,10 @@ def evaluate_run(run, split, n, wrong, as_json):
 @click.option("--compare", is_flag=True, help="Decode with and without the cache; print speed and bytes side by side.")
 @computes
 def generate(run, prompt, max_new_tokens, temperature, top_k, seed, no_cache, compare, as_json):
-    """Let a causal run answer a PROMPT of digits ("3 1 4 1"); without one, a prompt per line of stdin."""
+    """Let a causal run answer a PROMPT of digits.
+
+    For instance "3 1 4 1"; without one, a prompt per line is read from stdin.
+    """
     from ..decoding import compare_cache
     from ..decoding import generate as decode
     from ..train import load_run

@@ -30,7 +30,7 @@ _GRID = ("tasks", "variants", "seeds", "seq_len", "n_embd", "n_layer", "n_head",
 @click.option("--dry-run", is_flag=True, help="Print what would run and what it would cost.")
 @computes
 def study(preset, ablate, jobs, out, dry_run, as_json, steps, **flags):
-    """Train variants on tasks over seeds; print tables with intervals, and a picture.
+    """Compare variants on tasks over seeds, in tables and a picture.
 
     Each finished run is kept under --out: the same command goes on where it was interrupted.
     """

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shutil
 import sys
 
 from rich import box
@@ -18,9 +19,10 @@ PIPE_WIDTH = 160  # nothing is read at a fixed width there
 
 def stdout(width=None):
     """A console on stdout: the terminal's width, $COLUMNS, or wide enough for any table in a pipe."""
-    if width is None and not sys.stdout.isatty() and not os.environ.get("COLUMNS", "").isdigit():
-        width = PIPE_WIDTH
-    return Console(width=width, highlight=False, soft_wrap=False)
+    if width is None:
+        known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+        width = shutil.get_terminal_size().columns if known else PIPE_WIDTH
+    return Console(width=width, height=25, highlight=False, soft_wrap=False)  # with a height rich believes the width on TERM=dumb
 
 
 def stderr():
