@@ -28,7 +28,7 @@ _HOME = {
     "AdamW": "optim",
     "generate": "decoding",
     "train_step": "train",
-    "load_run": "train",
+    "load_run": "runs",
 }
 _MODULES = ("functional", "nn")
 __all__ = [*_HOME, *_MODULES, "__version__"]

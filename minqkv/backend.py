@@ -178,4 +178,4 @@ def tame_allocator():
     return [mallopt(option, value) for option, value in settings] == [1, 1, 1]
 
 
-set_backend(os.environ.get("MINQKV_BACKEND", "numpy"))
+set_backend(os.environ.get("MINQKV_BACKEND") or "numpy")

@@ -1,5 +1,6 @@
 """Decoding: one token after another, with the cache or by recomputing the prefix each time."""
 
+import math
 import time
 
 import numpy as np
@@ -22,14 +23,15 @@ def generate(model, ids, max_new_tokens, temperature=0.0, top_k=None, use_cache=
     """
     ids = _as_batch(ids)
     batch, length = ids.shape
-    if max_new_tokens < 0 or temperature < 0:
-        raise UsageError("max_new_tokens and temperature must not be negative")
+    if max_new_tokens < 0 or not 0 <= temperature < math.inf:
+        raise UsageError(f"max_new_tokens {max_new_tokens} and temperature {temperature} must be finite and not negative")
     if top_k is not None and top_k < 1:
         raise UsageError(f"top_k must be at least 1, not {top_k}")
     if length + max_new_tokens > model.config.block_size + 1:  # the last token is never read
+        left = model.config.block_size + 1 - length
         raise UsageError(
             f"{length} tokens and {max_new_tokens} new ones, but this model has {model.config.block_size} positions",
-            f"ask for at most {model.config.block_size + 1 - length} new tokens",
+            f"ask for at most {left} new tokens" if left > 0 else "give a shorter prompt",
         )
     if cache is not None and len(cache):
         raise UsageError(f"generate starts from an empty cache; this one holds {len(cache)} positions", "cache.trim(0)")
@@ -51,7 +53,8 @@ def pick(logits, temperature, top_k, rng):
     """One id per row of logits (B, V): the largest, or a draw by the Gumbel trick."""
     if temperature == 0:
         return logits.argmax(axis=-1)
-    logits = logits.astype(np.float64) / temperature
+    with np.errstate(over="ignore"):  # a tiny temperature: all but the largest become -inf, as they should
+        logits = (logits - logits.max(axis=-1, keepdims=True)).astype(np.float64) / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         unlikely = np.argpartition(logits, -top_k, axis=-1)[:, :-top_k]  # (B, V - k)
         np.put_along_axis(logits, unlikely, -np.inf, axis=-1)

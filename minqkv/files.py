@@ -29,6 +29,14 @@ def replacing(path, mode="wb"):
             aside.unlink()
 
 
+def make_folder(path):
+    """The folder, made if need be. Raises EnvironmentFault where that fails."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def cannot_write(path, error):
     """An OSError met while writing, as an error with a cure."""
     why = error.strerror or error

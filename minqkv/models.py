@@ -98,6 +98,9 @@ def _check(cfg):
     for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
         if not isinstance(getattr(cfg, name), int) or getattr(cfg, name) < 1:
             raise UsageError(f"{name} must be a whole number of at least 1, not {getattr(cfg, name)!r}")
+    d_ff, bias = getattr(cfg, "d_ff", 1), getattr(cfg, "bias", True)  # a GPT's
+    if not isinstance(d_ff, int) or d_ff < 1 or not isinstance(bias, bool):
+        raise UsageError(f"d_ff must be a whole number of at least 1, bias true or false, not {d_ff!r} and {bias!r}")
     if cfg.n_embd % cfg.n_head:
         raise UsageError(f"n_embd {cfg.n_embd} is not divisible by n_head {cfg.n_head}")
     if cfg.rope_value not in ROPE_VALUES:

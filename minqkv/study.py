@@ -25,7 +25,8 @@ from .cache import KVCache
 from .errors import Diverged, EnvironmentFault, UsageError
 from .optim import Adam
 from .published import synthetic_2026
-from .train import RunConfig, train_run, train_step
+from .runs import train_run
+from .train import RunConfig, train_step
 from .variants import VariantSpec
 from .version import __version__, code_version
 
@@ -55,6 +56,16 @@ def grid(tasks, variants, seeds, seq_len, n_embd, n_layer, n_head, protocol="202
     if not configs:
         raise UsageError("nothing to run: a list is empty")
     return list(configs)
+
+
+def fitting(variants, n_head):
+    """Those of `variants` whose KV heads divide every one of these head counts."""
+
+    def fits(name):
+        heads = VariantSpec.parse(name).kv_heads or 1
+        return all(n % heads == 0 for n in n_head)
+
+    return tuple(name for name in variants if fits(name))
 
 
 def ablation(tasks, seeds, **dims):
@@ -131,6 +142,7 @@ def run_study(configs, out, jobs=1, on_record=None):
     `on_record(config, record, reused)` is called for each, in the order they end. The result does not depend on `jobs`.
     """
     records = {}
+    files.make_folder(out)
 
     def keep(config, record, reused):
         records[config] = record

@@ -1,31 +1,18 @@
-"""Training, written out: the step, the loop, and a run folder that survives being killed.
+"""Training, written out: the step, the loop, what a protocol trains with, and scoring. Run folders are in runs.py."""
 
-A run folder holds config.json, metrics.jsonl (one line a step), checkpoint.npz, and at the end result.json.
-"""
-
-import json
 import math
-import os
-import signal
-import threading
-import time
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
-from . import backend, files
-from .errors import Diverged, EnvironmentFault, UsageError
+from . import backend
+from .errors import Diverged, UsageError
 from .functional import cross_entropy
 from .models import GPT, PROTOCOLS, GPTConfig, Tagger, TaggerConfig
-from .optim import Adam, clip_grad_norm, warmup_cosine
+from .optim import clip_grad_norm, warmup_cosine
 from .rng import stream
 from .tasks.synthetic import IGNORE, Synthetic
 from .tensor import no_grad
-from .version import __version__
-
-CHECKPOINT_EVERY_SECONDS = 30
 
 
 def train_step(model, optimizer, x, y, clip=1.0):
@@ -182,171 +169,3 @@ def evaluate(model, x, y, batch=500):
     counted = y != IGNORE
     accuracy = float((predicted[counted] == y[counted]).mean())
     return {"accuracy": accuracy, "loss": float(np.average(losses, weights=weights)), "predictions": predicted}
-
-
-@np.errstate(all="ignore")  # what is not finite ends in Diverged: no warnings on the way there
-def train_run(config, out=None, resume=False, progress=None):
-    """Train by `config`, evaluate the last weights on the test split; returns (model, result).
-
-    With `out`, everything is kept in that folder, `resume` continues there, bit for bit, and Ctrl-C and SIGTERM save at
-    the end of the step. `progress(step, steps, loss)` is called after each step. Raises Diverged, EnvironmentFault.
-    """
-    began = time.perf_counter()
-    model = config.build()
-    optimizer = Adam(model.parameters(), config.lr)
-    folder = RunFolder(out, config, resume) if out is not None else None
-    start = folder.restore(model, optimizer) if folder else 0
-    x, y = config.data.draw(config.seed, "train", config.recipe.n_train)
-    schedule = config.schedule()
-    with stopping_politely(bool(folder)) as stop:
-
-        def after(step, loss):
-            if folder:
-                folder.record(step, {"step": step, "loss": loss, "lr": optimizer.lr})
-                folder.maybe_save(step + 1, model, optimizer, last=step + 1 == config.steps or stop.is_set())
-            if progress:
-                progress(step + 1, config.steps, loss)
-            if stop.is_set():
-                raise KeyboardInterrupt
-
-        fit(model, optimizer, Batches(x, y, config.recipe, config.seed), schedule, config.steps, config.recipe.clip, start, after)
-    test = evaluate(model, *config.data.draw(config.seed, "test", config.recipe.n_test))
-    if not math.isfinite(test["loss"]):
-        raise Diverged(f"the loss after step {config.steps - 1} is {test['loss']}", "try a smaller learning rate with --lr")
-    result = {"accuracy": test["accuracy"], "loss": test["loss"], "steps": config.steps, "params": model.n_params}
-    result["seconds"] = time.perf_counter() - began
-    if folder:
-        files.write_json(folder.path / "result.json", result)
-    return model, result
-
-
-@contextmanager
-def stopping_politely(wanted=True):
-    """Turn the first SIGINT or SIGTERM into an event, so that a step is finished and saved; a second one is not waited for.
-
-    With nothing to save (not `wanted`), and outside the main thread, signals are left alone.
-    """
-    stop = threading.Event()
-    if not wanted or threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number, frame):
-        stop.set()
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class RunFolder:
-    """config.json, metrics.jsonl and checkpoint.npz of one run. Raises UsageError when the folder is not free for it."""
-
-    checkpoint = property(lambda self: self.path / "checkpoint.npz")
-
-    def __init__(self, path, config, resume=False):
-        self.path, self.config = Path(path), config
-        self.saved_at, self.saved_when = 0, time.monotonic()
-        stored = self.path / "config.json"
-        holds_a_run = stored.exists() or self.checkpoint.exists()
-        if holds_a_run and not resume:
-            raise UsageError(f"{self.path} already holds a run", "continue it with --resume, or choose another folder with --out")
-        for left in self.path.glob(".*.tmp"):  # by a process that was killed while it wrote
-            left.unlink(missing_ok=True)
-        if holds_a_run:
-            differences = "; ".join(difference(load_config(self.path), config))
-            if differences:
-                raise UsageError(f"{self.path} holds another run: {differences}", "leave those flags out, or take another --out")
-        else:
-            files.write_json(stored, {"kind": "minqkv run", "version": __version__, "config": asdict(config)})
-
-    def restore(self, model, optimizer):
-        """Load the checkpoint, if there is one; returns the step to go on from. Metrics of later steps are cut off."""
-        if self.checkpoint.exists():
-            self.saved_at = load_checkpoint(self.checkpoint, model, optimizer)
-        self._keep_metrics(self.saved_at)
-        return self.saved_at
-
-    def _keep_metrics(self, n):
-        path = self.path / "metrics.jsonl"
-        lines = path.read_bytes().splitlines(keepends=True)[:n] if path.exists() else []
-        if len(lines) < n:
-            raise EnvironmentFault(f"{path} has {len(lines)} lines, but the checkpoint is from step {n}", "choose another --out")
-        with files.replacing(path) as file:
-            file.writelines(lines)
-        self.metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115 - stays open for the run
-
-    def record(self, step, line):
-        """Append one step's metrics."""
-        try:
-            self.metrics.write(json.dumps(line) + "\n")
-            self.metrics.flush()
-        except OSError as error:
-            with suppress(OSError):
-                self.metrics.close()  # or its buffer is tried again, and complained about, at exit
-            raise files.cannot_write(self.path / "metrics.jsonl", error) from error
-
-    def maybe_save(self, step, model, optimizer, last):
-        """A checkpoint at each tenth of the run, after 30 s without one, and when `last`."""
-        tenth = step * 10 // self.config.steps > self.saved_at * 10 // self.config.steps
-        if not (tenth or last or time.monotonic() - self.saved_when > CHECKPOINT_EVERY_SECONDS):
-            return
-        os.fsync(self.metrics.fileno())  # a checkpoint never knows of steps its metrics have lost
-        arrays = {f"model/{name}": array for name, array in model.state_dict().items()}
-        state = optimizer.state_dict()
-        arrays |= {f"optimizer/{name}": value for name, value in state.items() if name != "steps"}
-        meta = {"step": step, "optimizer_steps": state["steps"], "version": __version__}
-        files.write_arrays(self.checkpoint, "minqkv checkpoint", meta, arrays)
-        self.saved_at, self.saved_when = step, time.monotonic()
-
-
-def load_checkpoint(path, model, optimizer=None):
-    """Put a checkpoint into a model, and an optimiser; returns its step. Raises EnvironmentFault when it does not fit."""
-    meta, arrays = files.read_arrays(path, "minqkv checkpoint")
-
-    def part(prefix):
-        return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-    try:
-        model.load_state_dict(part("model/"))
-        if optimizer:
-            optimizer.load_state_dict({"steps": meta["optimizer_steps"], **part("optimizer/")})
-        return meta["step"]
-    except (UsageError, KeyError) as error:
-        raise EnvironmentFault(f"{path} is from another model: {error}", "use the folder it was written in") from error
-
-
-def load_config(path):
-    """The RunConfig of a run folder. Raises EnvironmentFault when there is none, or it is of another kind or version."""
-    if not (Path(path) / "config.json").exists():
-        raise EnvironmentFault(f"{path} holds no run (no config.json)", "minqkv train makes one; its folder is what --out names")
-    stored = files.read_json(Path(path) / "config.json")
-    if stored.get("kind") != "minqkv run":
-        raise EnvironmentFault(f"{path}/config.json was not written by minqkv train")
-    known = {field.name for field in fields(RunConfig)}
-    if not isinstance(stored.get("config"), dict) or stored["config"].keys() != known:
-        raise EnvironmentFault(f"{path}/config.json is from another version of minqkv ({stored.get('version')})")
-    try:
-        return RunConfig(**stored["config"])
-    except (UsageError, TypeError, ValueError) as error:
-        raise EnvironmentFault(f"{path}/config.json is damaged: {error}", "choose another folder with --out") from error
-
-
-def load_run(path):
-    """(model, RunConfig) of a run folder, at its last checkpoint. Raises EnvironmentFault."""
-    config = load_config(path)
-    model = config.build()
-    load_checkpoint(Path(path) / "checkpoint.npz", model)
-    return model.eval(), config
-
-
-def difference(stored, wanted):
-    """'name is a there, b here' for each field in which two RunConfigs differ."""
-    return [f"{f.name} is {getattr(stored, f.name)} there, {getattr(wanted, f.name)} here" for f in fields(RunConfig)
-            if getattr(stored, f.name) != getattr(wanted, f.name)]  # fmt: skip

@@ -15,7 +15,8 @@ import termios
 import pytest
 from commands import ROOT, run, start
 
-from minqkv.train import RunConfig, train_run
+from minqkv.runs import train_run
+from minqkv.train import RunConfig
 
 COMMANDS = ("completion", "doctor", "eval", "generate", "gradcheck", "study", "tasks", "train", "variants")
 SMALL = ("--seq-len", 4, "--n-embd", 8, "--n-layer", 1, "--n-head", 2, "--steps", 2)

@@ -20,7 +20,8 @@ from commands import run, start, wait_until
 
 from minqkv import files
 from minqkv.errors import Diverged, EnvironmentFault, UsageError
-from minqkv.train import RECIPES, Batches, RunConfig, load_config, load_run, train_run
+from minqkv.runs import load_config, load_run, train_run
+from minqkv.train import RECIPES, Batches, RunConfig
 
 SMALL = RunConfig("reverse", "q-k=v", seq_len=6, n_embd=16, n_layer=1, n_head=2, steps=120)
 FLAGS = ("--task", "reverse", "--variant", "q-k=v", "--seq-len", 6, "--n-embd", 16, "--n-layer", 1, "--n-head", 2)

@@ -41,7 +41,8 @@ def train(ctx, out, resume, as_json, **flags):
     """
     from ..backend import tame_allocator
     from ..render.progress import progress
-    from ..train import RunConfig, load_config, train_run
+    from ..runs import load_config, train_run
+    from ..train import RunConfig
 
     tame_allocator()
     given = {name: value for name, value in flags.items() if ctx.get_parameter_source(name) != ParameterSource.DEFAULT}
@@ -82,8 +83,9 @@ def _unresolved(given):
 @computes
 def evaluate_run(run, split, n, wrong, as_json):
     """Score a run on fresh sequences; show where it is wrong."""
+    from ..runs import load_run
     from ..tasks.synthetic import IGNORE
-    from ..train import evaluate, load_run
+    from ..train import evaluate
 
     model, config = load_run(run)
     x, y = config.data.draw(config.seed, split, n or config.recipe.n_test)
@@ -129,7 +131,7 @@ def generate(run, prompt, max_new_tokens, temperature, top_k, seed, no_cache, co
     """
     from ..decoding import compare_cache
     from ..decoding import generate as decode
-    from ..train import load_run
+    from ..runs import load_run
 
     model, config = load_run(run)
     if config.form != "causal":

@@ -49,6 +49,8 @@ def study(preset, ablate, jobs, out, dry_run, as_json, steps, **flags):
         dims.pop("variants")
         configs = lib.ablation(**dims, **other)
     else:
+        if "variants" not in given:  # the preset's own: not all of them fit any number of heads
+            dims["variants"] = lib.fitting(dims["variants"], dims["n_head"])
         configs = lib.grid(**dims, **other)
     jobs = min(jobs or cores(), len(configs))
     custom = bool(given) or steps is not None
