@@ -20,7 +20,7 @@ setup(
     package_data={"minqkv": ["published/*.csv"]},
     install_requires=["numpy>=2.0", "click>=8.1", "rich>=13"],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5"],
+        "test": ["pytest>=8"],
         "oracle": ["torch"],
         "lint": ["ruff==0.17.6"],
         "cuda12": [f"cupy-cuda12x[ctk]{CUPY}"],
