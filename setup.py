@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["minqkv", "minqkv.*"]),
     package_data={"minqkv": ["published/*.csv"]},
-    install_requires=["numpy>=2.0", "click>=8.1", "rich>=13"],
+    install_requires=["numpy>=2.0", "click>=8.1", "rich>=14.3"],
     extras_require={
         "test": ["pytest>=8"],
         "oracle": ["torch"],

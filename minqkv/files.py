@@ -1,5 +1,6 @@
 """Files that are whole or absent: written aside, flushed to disk, then renamed over the old one."""
 
+import io
 import json
 import os
 from contextlib import contextmanager, suppress
@@ -70,8 +71,10 @@ def read_json(path):
 def write_arrays(path, kind, meta, arrays):
     """Replace an .npz of named arrays; `kind` and `meta` (JSON) travel inside it."""
     label = np.frombuffer(json.dumps({"kind": kind, **meta}).encode(), np.uint8)
+    packed = io.BytesIO()  # first whole in memory: an archive that meets a full disk half-way cannot even be closed
+    np.savez(packed, __meta__=label, **arrays)
     with replacing(path) as file:
-        np.savez(file, __meta__=label, **arrays)
+        file.write(packed.getbuffer())
 
 
 def read_arrays(path, kind):

@@ -40,7 +40,7 @@ def said(err):
 
 WRONG = [
     (("trian",), 2, "no command 'trian'; did you mean train"),
-    (("train", "--taks", "copy"), 2, "Did you mean '--task'?"),
+    (("train", "--taks", "copy"), 2, "--taks"),
     (("train",), 2, "train needs a task"),
     (("train", "--task", "revers"), 2, "unknown task 'revers' did you mean reverse?"),
     (("train", "--task", "copy", "--variant", "q-k=w"), 2, "unknown variant 'q-k=w' did you mean"),
@@ -195,8 +195,8 @@ print("loaded:", [m for m in ("numpy", "rich", "cupy") if m in sys.modules])
 
 def test_no_command_shows_the_help():
     code, out, err = run()
-    assert code == 2
-    assert "Usage: minqkv" in out + err
+    assert (code, err) == (0, "")
+    assert "Usage: minqkv" in out
 
 
 def test_version(cli):

@@ -30,13 +30,18 @@ class Commands(click.Group):
         return command
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="minqkv")
-def cli():
+@click.pass_context
+def cli(ctx):
     """Attention with shared query, key and value projections: train it, compare it, measure its cache.
 
     Start with `minqkv study`: ten variants on two tasks, about two minutes on two cores.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 for command in (*study.COMMANDS, *run.COMMANDS, *info.COMMANDS):
