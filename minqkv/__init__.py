@@ -10,6 +10,7 @@ from importlib import import_module
 
 from .version import __version__
 
+# No module is called like a name below (`tracing` has `trace`, `decoding` has `generate`): importing it would hide the name.
 _HOME = {
     "Tensor": "tensor",
     "no_grad": "tensor",

@@ -37,6 +37,7 @@ def guard(vjp, data, inputs):
             _unlock(locked)
         return grads
 
+    guarded.__qualname__ = vjp.__qualname__
     weakref.finalize(guarded, _unlock, locked).atexit = False  # a graph that is thrown away lets its arrays go
     return guarded
 

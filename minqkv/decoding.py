@@ -12,13 +12,13 @@ from .tensor import no_grad
 
 
 @no_grad()
-def generate(model, ids, max_new_tokens, temperature=0.0, top_k=None, use_cache=True, seed=0, cache=None, on_token=None):
+def generate(model, ids, max_new_tokens, temperature=0.0, top_k=None, use_cache=True, seed=0, cache=None):
     """Continue ids (B, T), a batch of prompts of equal length; returns (B, T + max_new_tokens) host integers.
 
     `temperature` 0 is greedy; otherwise tokens are drawn from softmax(logits / temperature) over the `top_k` likeliest
     (all of them when None), token i of a call with the stream (seed, i). With `use_cache` the prompt is read once and
     then a token at a time; without, the whole prefix is computed again at every step. `cache` is an empty
-    `model.new_cache`, given to look at it afterwards; `on_token(ids)` sees each new column.
+    `model.new_cache`, given to look at it afterwards.
     Raises UsageError on an empty or ragged prompt, ids out of range, or more tokens than the model has positions.
     """
     ids = _as_batch(ids)
@@ -35,17 +35,17 @@ def generate(model, ids, max_new_tokens, temperature=0.0, top_k=None, use_cache=
         )
     if cache is not None and len(cache):
         raise UsageError(f"generate starts from an empty cache; this one holds {len(cache)} positions", "cache.trim(0)")
-    model.eval()
     if use_cache and cache is None:
         cache = model.new_cache(batch, max(1, length + max_new_tokens - 1))
+    training = model.training
+    model.eval()
     unread = ids
     for i in range(max_new_tokens):
         logits = model(unread, cache=cache) if use_cache else model(ids)
-        new = pick(backend.to_host(logits.data[:, -1]), temperature, top_k, stream(seed, "generate", i))[:, None]  # (B, 1)
-        ids = np.concatenate([ids, new], axis=1)
-        unread = new
-        if on_token:
-            on_token(new[:, 0])
+        unread = pick(backend.to_host(logits.data[:, -1]), temperature, top_k, stream(seed, "generate", i))[:, None]  # (B, 1)
+        ids = np.concatenate([ids, unread], axis=1)  # (B, T + i + 1)
+    if training:
+        model.train(model.step)
     return ids
 
 

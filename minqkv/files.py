@@ -1,5 +1,6 @@
 """Files that are whole or absent: written aside, flushed to disk, then renamed over the old one."""
 
+import errno
 import io
 import json
 import os
@@ -40,8 +41,9 @@ def make_folder(path):
 
 def cannot_write(path, error):
     """An OSError met while writing, as an error with a cure."""
-    why = error.strerror or error
-    return EnvironmentFault(f"cannot write {path}: {why}", "free some space, or choose another place with --out")
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    cure = "free some space, or choose another place with --out" if full else "choose another place with --out"
+    return EnvironmentFault(f"cannot write {path}: {error.strerror or error}", cure)
 
 
 def write_text(path, text):

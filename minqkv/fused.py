@@ -20,16 +20,16 @@ def linear(x, w, b=None):
     y = flat @ weight  # (N, m)
     if b is not None:
         y += b.data
-    need_x, need_w, has_b = x.requires_grad, w.requires_grad, b is not None
+    need_x, need_w, need_b = x.requires_grad, w.requires_grad, b is not None and b.requires_grad
     shape = x.shape
 
     def vjp(g):
         g = g.reshape(-1, g.shape[-1])  # (N, m)
         dx = (g @ weight.T).reshape(shape) if need_x else None  # (..., n)
         dw = flat.T @ g if need_w else None  # (n, m)
-        return (dx, dw, backend.column_sum(g)) if has_b else (dx, dw)
+        return dx, dw, backend.column_sum(g) if need_b else None
 
-    return make(y.reshape(*shape[:-1], -1), (x, w) if b is None else (x, w, b), vjp)
+    return make(y.reshape(*shape[:-1], -1), (x, w, b), vjp)
 
 
 def embedding(ids, w):
@@ -51,8 +51,13 @@ def layer_norm(x, w, b, eps=1e-5):
     inv_std = 1 / backend.xp.sqrt(backend.row_dot(unit, unit) * n + eps)  # (..., 1)
     unit *= inv_std
 
+    need_x, need_w, need_b = x.requires_grad, w.requires_grad, b.requires_grad
+
     def vjp(g):
-        dw, db = backend.column_sum(g * unit), backend.column_sum(g)
+        dw = backend.column_sum(g * unit) if need_w else None
+        db = backend.column_sum(g) if need_b else None
+        if not need_x:
+            return None, dw, db
         dx = g * weight
         shared = backend.row_sum(dx) * n  # the part that would move the mean ...
         along = backend.row_dot(dx, unit) * n  # ... and the part that would change the variance are taken out
@@ -162,7 +167,8 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
         scores += bias.data  # (S,): the "+", its temperature already in the queries
         tracing.probe("plus", scores)
     if mask is not None:
-        scores += xp.where(mask, 0.0, -math.inf).astype(scores.dtype)
+        number = scores.dtype.type  # Python's numbers would make a float64 mask
+        scores += xp.where(mask, number(0), number(-math.inf))
     pattern = scores  # in place from here on
     pattern -= pattern.max(axis=-1, keepdims=True)
     xp.exp(pattern, out=pattern)

@@ -1,6 +1,6 @@
 """A decoder (GPT) and a per-token encoder (Tagger), both made of the same Block."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -98,9 +98,11 @@ def _check(cfg):
     for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
         if not isinstance(getattr(cfg, name), int) or getattr(cfg, name) < 1:
             raise UsageError(f"{name} must be a whole number of at least 1, not {getattr(cfg, name)!r}")
-    d_ff, bias = getattr(cfg, "d_ff", 1), getattr(cfg, "bias", True)  # a GPT's
+    d_ff, bias, dropout = getattr(cfg, "d_ff", 1), getattr(cfg, "bias", True), getattr(cfg, "dropout", 0.0)  # a GPT's
     if not isinstance(d_ff, int) or d_ff < 1 or not isinstance(bias, bool):
         raise UsageError(f"d_ff must be a whole number of at least 1, bias true or false, not {d_ff!r} and {bias!r}")
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise UsageError(f"dropout must be in [0, 1), not {dropout!r}")
     if cfg.n_embd % cfg.n_head:
         raise UsageError(f"n_embd {cfg.n_embd} is not divisible by n_head {cfg.n_head}")
     if cfg.rope_value not in ROPE_VALUES:
@@ -143,7 +145,7 @@ class GPT(Module):
     def __init__(self, cfg, seed=0):
         self.config = cfg
         init = Init(seed, cfg.dtype, "gpt2")
-        style = Style(True, "gelu", 4, cfg.dropout, "gpt2", cfg.plus_channels, cfg.position)
+        style = replace(PROTOCOLS["2026"], dropout=cfg.dropout, attention_scheme="gpt2")
         self.wte = Embedding(cfg.vocab_size, cfg.n_embd, init / "wte")
         self.wpe = Positions(cfg, init / "wpe", std=0.02)
         self.blocks = [Block(cfg, style, cfg.d_ff, init / f"blocks.{i}", cfg.bias) for i in range(cfg.n_layer)]
@@ -152,10 +154,12 @@ class GPT(Module):
     def forward(self, ids, cache=None):
         """Logits for ids (B, T), integers on the host. With a `cache` they continue what it holds, without a graph."""
         if cache is not None:
-            start = len(cache)
+            if len(cache.keys) != len(self.blocks):
+                raise UsageError(f"a cache of {len(cache.keys)} layers in a model of {len(self.blocks)}", "model.new_cache()")
+            start, new = len(cache), np.shape(ids)[-1]
             try:
-                with no_grad():
-                    return self._forward(ids, cache, start, cache.mask(np.shape(ids)[-1]))
+                with no_grad():  # a single new token sees everything: no mask
+                    return self._forward(ids, cache, start, cache.mask(new) if new > 1 else None)
             except BaseException:  # an interrupted step leaves nothing behind, in no layer
                 cache.trim(start)
                 raise
@@ -201,7 +205,7 @@ class Tagger(Module):
         ids = _checked_ids(ids, self.config)
         if self.config.hide_self and ids.shape[1] < 2:
             raise UsageError("hide_self needs sequences of two tokens or more: a single one would see nothing")
-        x = self.wpe(embedding(ids, self.embed.weight) + self.embed.bias)  # (B, T, C)
+        x = self.wpe(embedding(ids, self.embed.weight + self.embed.bias))  # (B, T, C)
         mask = ~backend.xp.eye(ids.shape[1], dtype=bool) if self.config.hide_self else None
         for block in self.blocks:
             x = block(x, mask)
@@ -227,7 +231,10 @@ class Positions(Module):
 
 
 def _checked_ids(ids, cfg, start=0):
-    ids = np.asarray(ids)
+    try:
+        ids = np.asarray(ids)
+    except ValueError as error:
+        raise UsageError("the sequences of a batch must be equally long") from error
     if ids.ndim != 2 or 0 in ids.shape:
         raise UsageError(f"ids must be (batch, length), both at least 1, not {ids.shape}")
     if start + ids.shape[1] > cfg.block_size:

@@ -72,6 +72,7 @@ class Module:
     """A tree of modules with parameters at its leaves, found by attribute name; lists of modules count by index."""
 
     training = True
+    step = 0  # of training: it selects dropout masks
 
     def __call__(self, *args, **kwargs):
         return self.forward(*args, **kwargs)
@@ -112,7 +113,7 @@ class Module:
 
     def eval(self):
         """Evaluation mode: dropout off."""
-        return self._mode(False, 0)
+        return self._mode(False, self.step)
 
     def _mode(self, training, step):
         self.training, self.step = training, step
@@ -174,8 +175,6 @@ class LayerNorm(Module):
 
 class Dropout(Module):
     """Dropout whose mask depends on the seed, this module's name and the step given to `train`."""
-
-    step = 0
 
     def __init__(self, rate, init=None):
         init = init or Init()

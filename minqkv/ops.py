@@ -64,7 +64,8 @@ def pow(a, exponent):
         raise TypeError("pow: the exponent is a number; for a Tensor write exp(b * log(a))")
     exponent = exponent.item() if isinstance(exponent, np.generic) else exponent
     x = a.data
-    return make(x**exponent, (a,), (lambda g: g * (exponent * x ** (exponent - 1)),))
+    slope = (lambda: exponent * x ** (exponent - 1)) if exponent else (lambda: backend.xp.zeros_like(x))  # 0 · 0⁻¹ is 0 here
+    return make(x**exponent, (a,), (lambda g: g * slope(),))
 
 
 def exp(a):
@@ -154,8 +155,7 @@ def transpose(a, *axes):
     """The axes in a new order; without arguments, reversed."""
     axes = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple) else axes
     axes = tuple(i % a.ndim for i in axes) or tuple(reversed(range(a.ndim)))
-    back = tuple(int(i) for i in np.argsort(axes))
-    return make(a.data.transpose(axes), (a,), (lambda g: g.transpose(back),))
+    return make(a.data.transpose(axes), (a,), (lambda g: g.transpose([axes.index(i) for i in range(len(axes))]),))
 
 
 def getitem(a, index):

@@ -20,12 +20,15 @@ class Optimizer:
         self.lr, self.steps = lr, 0
         if len({str(p.dtype) for p in self.parameters}) != 1:
             raise UsageError("an optimiser needs parameters, all of one dtype")
+        if len(set(map(id, self.parameters))) < len(self.parameters):
+            raise UsageError("an optimiser was given the same parameter twice")
         self.data = backend.xp.concatenate([p.data.reshape(-1) for p in self.parameters])  # (N,)
         self.n_decayed = sum(p.size for p in self.parameters if p.ndim >= 2)
         start = 0
         for p in self.parameters:
             p.data = self.data[start : start + p.size].reshape(p.shape)
             start += p.size
+        self.views = [p.data for p in self.parameters]
         self.gradient = backend.xp.zeros_like(self.data)
         for name in self.slots:
             setattr(self, name, backend.xp.zeros_like(self.data))
@@ -36,7 +39,12 @@ class Optimizer:
             p.zero_grad()
 
     def step(self):
-        """Move every parameter by its gradient; one that has none counts as zero."""
+        """Move every parameter by its gradient; one that has none counts as zero.
+
+        Raises RuntimeError when parameters no longer live in this optimiser's buffer: it would move nothing.
+        """
+        if any(p.data is not view for p, view in zip(self.parameters, self.views, strict=True)):
+            raise RuntimeError("these parameters were given to another optimiser, or their .data was replaced")
         start = 0
         for p in self.parameters:
             self.gradient[start : start + p.size] = 0 if p.grad is None else p.grad.reshape(-1)
@@ -78,8 +86,9 @@ class Adam(Optimizer):
     """Adam (Kingma and Ba, 2015); with `weight_decay`, AdamW (Loshchilov and Hutter, 2019), on matrices only."""
 
     slots = ("m", "v")
+    BETAS, EPS = (0.9, 0.999), 1e-8
 
-    def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+    def __init__(self, parameters, lr=1e-3, betas=BETAS, eps=EPS, weight_decay=0.0):
         super().__init__(parameters, lr)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
@@ -104,18 +113,20 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay on matrices."""
 
-    def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
+    def __init__(self, parameters, lr=1e-3, betas=Adam.BETAS, eps=Adam.EPS, weight_decay=0.01):
         super().__init__(parameters, lr, betas, eps, weight_decay)
 
 
 def clip_grad_norm(parameters, max_norm):
     """Scale all gradients, in place, so that their joint norm is at most `max_norm`; returns the norm before.
 
-    The norm stays on the device, a 0-d array: no waiting.
+    The norm stays on the device, a 0-d array: no waiting. Raises UsageError for a bound that is not positive.
     """
+    if not max_norm > 0:
+        raise UsageError(f"the gradient's norm can be bounded by a positive number, not {max_norm}")
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
-        return backend.xp.zeros(())
+        return backend.xp.zeros((), "float32")
     norm = backend.xp.sqrt(sum(backend.row_dot(g.reshape(1, -1), g.reshape(1, -1)).reshape(()) for g in grads))
     scale = backend.xp.minimum(max_norm / (norm + 1e-6), 1.0)
     for g in grads:

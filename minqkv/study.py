@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from . import backend, files, stats
-from .cache import KVCache
 from .errors import Diverged, EnvironmentFault, UsageError
+from .models import GPT, PROTOCOLS, GPTConfig
 from .optim import Adam
 from .published import synthetic_2026
 from .runs import train_run
-from .train import RunConfig, train_step
+from .train import RECIPES, RunConfig, train_step
 from .variants import VariantSpec
 from .version import __version__, code_version
 
@@ -106,17 +106,15 @@ def run_one(config):
 
 
 def cache_bytes_per_token(config):
-    """(measured, formula): float32 bytes of a real cache filled with seq_len positions, and of the closed form.
+    """(measured, formula): float32 bytes of the cache a decoder of this size has filled, and of the closed form.
 
-    An encoder decodes nothing and has no cache; its figure is that of a decoder with the same attention.
+    The decoder reads seq_len tokens. An encoder decodes nothing: its figure is that of a GPT with the same attention.
     """
-    spec, d_head = VariantSpec.parse(config.variant), config.n_embd // config.n_head
-    heads = spec.stored_heads(config.n_head)
-    cache = KVCache(config.n_layer, 1, heads, config.seq_len, d_head, spec.streams)
-    new = backend.xp.zeros((1, heads, config.seq_len, d_head), "float32")
-    for layer in range(config.n_layer):
-        cache.append(layer, new, new if spec.streams == 2 else None)
-    return cache.nbytes // len(cache), spec.cache_bytes_per_token(config, itemsize=4)
+    cfg = GPTConfig(config.alphabet, config.seq_len, config.n_layer, config.n_head, config.n_embd, config.variant)
+    model = GPT(cfg)
+    cache = model.new_cache()
+    model(np.zeros((1, config.seq_len), int), cache=cache)
+    return cache.nbytes // len(cache), VariantSpec.parse(config.variant).cache_bytes_per_token(cfg, itemsize=4)
 
 
 def _key(config):
@@ -201,7 +199,6 @@ def seconds_per_step(config):
     model = config.build()
     optimizer = Adam(model.parameters(), config.lr)
     x, y = config.data.draw(config.seed, "train", config.recipe.batch // 8)
-    model.train()
     train_step(model, optimizer, x, y)
     began = time.perf_counter()
     train_step(model, optimizer, x, y)
@@ -301,7 +298,7 @@ def published_accuracies(config):
 
 
 def unresolved(cell):
-    """One line: the smallest difference to qkv this many seeds could tell from zero, and the ones they could not."""
+    """One line: how well this many seeds know the differences to qkv, and which they cannot tell from zero."""
     differences = [row for row in cell.rows if row.to_qkv]
     known = [row.to_qkv for row in differences if row.to_qkv.n > 1]
     if not differences:
@@ -312,9 +309,11 @@ def unresolved(cell):
         return "one seed resolves nothing: no interval, no difference; use --seeds 3 or more"
     n, halves = min(difference.n for difference in known), sorted(difference.half for difference in known)
     blurred = [row.arm for row in differences if not row.to_qkv.clear_of_zero]
-    median = halves[len(halves) // 2]
-    line = f"n = {n} seeds, t = {stats.t_quantile(n - 1):.3f}: the median difference to qkv is known to ± {median:.3f}."
-    return line + (f" Not told from zero: {', '.join(blurred)}." if blurred else " All are clear of zero.")
+    line = f"n = {n} seeds, t = {stats.t_quantile(n - 1):.3f}: differences to qkv are known to ± {halves[0]:.3f}"
+    line += f" to ± {halves[-1]:.3f}, each by itself" if len(halves) > 1 else ""
+    line += f". Not told from zero: {', '.join(blurred)}." if blurred else ". All are clear of zero."
+    ceiling = any(row.accuracy.mean > 0.9995 for row in cell.rows if row.accuracy)
+    return line + (" What is at 1.000 has reached the ceiling." if ceiling else "")
 
 
 # ---- keeping the results
@@ -346,7 +345,9 @@ def as_results(records, command, wall_seconds):
             **size, "params": record["params"], "cache_bytes_per_token": record["cache_bytes_per_token"],
             "cache_bytes_per_token_formula": record["cache_bytes_per_token_formula"], "config": config,
         })  # fmt: skip
-    recipes = {record["config"]["protocol"]: asdict(RunConfig(**record["config"]).recipe) for record in records}
+    protocols = dict.fromkeys(record["config"]["protocol"] for record in records)
+    adam = {"optimiser": "Adam", "betas": Adam.BETAS, "eps": Adam.EPS, "schedule": "linear warm-up, cosine to 0"}
+    recipes = {name: {**asdict(RECIPES[name]), **adam, "blocks": asdict(PROTOCOLS[name])} for name in protocols}
     summary = _without_nan([asdict(cell) for cell in summarise(records)])
     return {"command": command, "versions": environment(), "hyper_parameters": recipes, "wall_seconds": wall_seconds,
             "cache_itemsize": 4, "solved_from": SOLVED, "runs": runs, "cells": summary}  # fmt: skip

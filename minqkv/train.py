@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import backend
-from .errors import Diverged, UsageError
+from .errors import Diverged, UsageError, unknown
 from .functional import cross_entropy
 from .models import GPT, PROTOCOLS, GPTConfig, Tagger, TaggerConfig
 from .optim import clip_grad_norm, warmup_cosine
@@ -18,12 +18,15 @@ from .tensor import no_grad
 def train_step(model, optimizer, x, y, clip=1.0):
     """One step on inputs and targets (integers, on the host); returns the loss before it, a Python float.
 
-    That number is the only thing that waits for a GPU. Targets of -100 do not count; `clip` bounds the gradient's norm.
+    That number is the only thing that waits for a GPU. Targets of -100 do not count; `clip` bounds the gradient's norm
+    (None: no bound). Dropout masks depend on how many steps the optimiser has made.
     """
+    model.train(optimizer.steps)
     loss = cross_entropy(model(x), y, IGNORE)
     optimizer.zero_grad()
     loss.backward()
-    clip_grad_norm(optimizer.parameters, clip)
+    if clip is not None:
+        clip_grad_norm(optimizer.parameters, clip)
     optimizer.step()
     return loss.item()
 
@@ -35,7 +38,6 @@ def fit(model, optimizer, batch, schedule, steps, clip=1.0, start=0, after=None)
     """
     for step in range(start, steps):
         x, y = batch(step)
-        model.train(step)
         optimizer.lr = schedule(step)
         loss = train_step(model, optimizer, x, y, clip)
         if not math.isfinite(loss):
@@ -68,7 +70,11 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a run's result depends on, but the code, the backend and the machine. `steps` None: the protocol's epochs."""
+    """Everything a run's result depends on, but the code, the backend and the machine.
+
+    `position`, `steps` and `lr` are the protocol's where None, and filled in at once: to change the protocol of a config
+    with `replace`, set them to None again.
+    """
 
     task: str
     variant: str = "qkv"
@@ -120,11 +126,13 @@ class RunConfig:
         shared |= {"vocab_size": data.vocab_size, "block_size": data.block_size}
         if self.form == "encoder":
             return TaggerConfig(**shared, protocol=self.protocol, position=self.position, hide_self=self.hide_self)
+        if self.protocol not in PROTOCOLS:
+            raise unknown("protocol", self.protocol, PROTOCOLS)
+        if self.protocol != "2026":
+            raise UsageError(f"protocol {self.protocol} has no decoder; the causal form trains by protocol 2026")
         if self.hide_self:
             raise UsageError("hide_self is for encoders: the first token of a decoder would see nothing")
-        if self.protocol not in PROTOCOLS:
-            TaggerConfig(**shared, protocol=self.protocol)  # raises, with the known names
-        return GPTConfig(**shared, position=self.position or "learned", dropout=PROTOCOLS[self.protocol].dropout)
+        return GPTConfig(**shared, position=self.position or "learned")
 
     def build(self):
         """A fresh model of this run."""

@@ -39,7 +39,8 @@ class VariantSpec:
         if self.plus not in _PLUS.values():
             raise unknown("plus", self.plus, [p for p in _PLUS.values() if p])
         if self.plus and self.own_query:
-            raise UsageError('"+" is defined for Q = K only (q=k-v+, q=k=v+): it was made to tell queries from keys again')
+            why = '"+" is defined for Q = K only: it was made to tell queries from keys again'
+            raise UsageError(why, "q=k-v+ or q=k=v+")
 
     @classmethod
     def parse(cls, name):

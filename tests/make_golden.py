@@ -48,7 +48,16 @@ def build(kind, arguments):
     make, config = {"GPT": (mq.GPT, mq.GPTConfig), "Tagger": (mq.Tagger, mq.TaggerConfig)}[kind]
     model = make(config(**SHAPE, **arguments)).eval()
     model.load_state_dict(start(model.state_dict()))
-    return model
+    return without_dropout(model)
+
+
+def without_dropout(module):
+    """The module with every dropout rate at 0: masks cannot agree between libraries."""
+    if hasattr(module, "rate"):
+        module.rate = 0.0
+    for _, child in module.children():
+        without_dropout(child)
+    return module
 
 
 def main():

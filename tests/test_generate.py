@@ -1,5 +1,7 @@
 """Decoding: the cache changes the speed and not the words; sampling depends on the seed alone; wrong input is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from toys import SMALL, TEN, gpt, host
@@ -7,6 +9,7 @@ from toys import SMALL, TEN, gpt, host
 from minqkv import backend as backends
 from minqkv.decoding import compare_cache, generate, pick
 from minqkv.errors import UsageError
+from minqkv.models import GPT
 from minqkv.variants import VariantSpec
 
 
@@ -102,12 +105,19 @@ def test_the_last_token_needs_no_position(use_cache, prompt, backend):
     assert "at most 9 new tokens" in caught.value.hint
 
 
-def test_cache_and_callback(prompt, backend):
-    model, columns = gpt("q-k=v"), []
+def test_a_cache_to_look_at_and_the_mode_it_found(prompt, backend):
+    model = gpt("q-k=v").train(step=7)
     cache = model.new_cache(3, 11)
-    ids = generate(model, prompt, 8, cache=cache, on_token=columns.append)
-    np.testing.assert_array_equal(np.stack(columns, axis=1), ids[:, 4:])
+    generate(model, prompt, 8, cache=cache)
     assert len(cache) == 11
+    assert (model.training, model.step) == (True, 7)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_cache_of_another_model_is_refused(layers, prompt, backend):
+    other = GPT(replace(gpt("q-k=v").config, n_layer=layers))
+    with pytest.raises(UsageError, match=f"a cache of {layers} layers in a model of 2"):
+        generate(gpt("q-k=v"), prompt, 2, cache=other.new_cache(3))
 
 
 @pytest.mark.parametrize("use_cache", [True, False])

@@ -125,7 +125,7 @@ def gradcheck(seed, as_json):
 
 
 @click.command()
-@reports
+@computes
 def doctor(as_json):
     """Versions, backend, BLAS, GPU, terminal: for an issue."""
     from ..doctor import examine

@@ -33,10 +33,12 @@ class Listed(click.ParamType):
 
 
 def _use_backend(ctx, param, value):
-    if value and not ctx.resilient_parsing:
-        from ..backend import set_backend
+    if not ctx.resilient_parsing:
+        from ..backend import set_backend, tame_allocator
 
-        set_backend(value)
+        tame_allocator()
+        if value:
+            set_backend(value)
 
 
 def computes(command):

@@ -23,7 +23,12 @@ from .options import computes, print_json
 @click.option("--n-head", type=int, default=4, show_default=True)
 @click.option("--n-embd", type=int, default=64, show_default=True)
 @click.option("--position", help="learned, sinusoidal, none or rope.  [default: the protocol's]")
-@click.option("--rope-value", default="raw", show_default=True, help="raw or unrotate: what K = V stores under rope.")
+@click.option(
+    "--rope-value",
+    default="raw",
+    show_default=True,
+    help="What K = V stores under rope; unrotate is cheaper to read.",
+)
 @click.option("--plus-start", type=float, help='Initial temperature of "+".  [default: random, near 0]')
 @click.option("--hide-self", is_flag=True, help="Mask the diagonal of the scores (encoder).")
 @click.option("--steps", type=int, help="[default: the protocol's epochs]")
@@ -39,18 +44,16 @@ def train(ctx, out, resume, as_json, **flags):
     The folder keeps configuration, metrics and checkpoints. Killed at any moment,
     the run goes on with `minqkv train --resume --out FOLDER`.
     """
-    from ..backend import tame_allocator
     from ..render.progress import progress
     from ..runs import load_config, train_run
     from ..train import RunConfig
 
-    tame_allocator()
     given = {name: value for name, value in flags.items() if ctx.get_parameter_source(name) != ParameterSource.DEFAULT}
     if out is None and flags["task"]:
         config = RunConfig(**flags)
         out = Path("runs") / f"{config.task}-{config.variant}-s{config.seed}"
     if resume and out and (out / "config.json").exists():
-        config = replace(load_config(out), **_unresolved(given))
+        config = replace(load_config(out), **{name: value for name, value in given.items() if value is not None})
     elif flags["task"] is None:
         what = f"{out} holds no run to go on with" if resume and out else "train needs a task"
         raise UsageError(what, "--task reverse, or --resume --out FOLDER for a run begun earlier")
@@ -70,11 +73,6 @@ def train(ctx, out, resume, as_json, **flags):
         click.echo(f"see its mistakes: minqkv eval {out} --wrong 5")
 
 
-def _unresolved(given):
-    """Flags to lay over a stored configuration: where the protocol sets a default, None asks for it again."""
-    return {name: value for name, value in given.items() if value is not None}
-
-
 @click.command("eval")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
@@ -82,12 +80,14 @@ def _unresolved(given):
 @click.option("--wrong", type=click.IntRange(0), default=0, help="Show this many wrong predictions.")
 @computes
 def evaluate_run(run, split, n, wrong, as_json):
-    """Score a run on fresh sequences; show where it is wrong."""
+    """Score a run; show where it is wrong."""
     from ..runs import load_run
     from ..tasks.synthetic import IGNORE
     from ..train import evaluate
 
     model, config = load_run(run)
+    if not (run / "result.json").exists():
+        click.echo("note: this run is unfinished; its last checkpoint is scored", err=True)
     x, y = config.data.draw(config.seed, split, n or config.recipe.n_test)
     score = evaluate(model, x, y)
     predicted, asked = score.pop("predictions"), y != IGNORE
@@ -141,6 +141,8 @@ def generate(run, prompt, max_new_tokens, temperature, top_k, seed, no_cache, co
     prompts = [_digits(line, config.alphabet) for line in lines if line.strip()]
     if not prompts:
         raise UsageError("the prompt is empty", f'for instance: minqkv generate {run} "3 1 4 1 5"')
+    if any(len(row) != config.seq_len for row in prompts):
+        click.echo(f"note: this run was trained on {config.seq_len} digits; on other lengths it has learned nothing", err=True)
     ids = [[*row, config.alphabet] for row in prompts]  # the separator asks for the answer
     count, options = max_new_tokens or config.seq_len, {"temperature": temperature, "top_k": top_k, "seed": seed}
     if compare:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ..errors import Exit
+from ..errors import Exit, UsageError
 from .options import Listed, command_line, computes, cores, print_json
 
 _GRID = ("tasks", "variants", "seeds", "seq_len", "n_embd", "n_layer", "n_head", "protocol", "form")
@@ -35,11 +35,9 @@ def study(preset, ablate, jobs, out, dry_run, as_json, steps, **flags):
     Each finished run is kept under --out: the same command goes on where it was interrupted.
     """
     from .. import study as lib
-    from ..backend import tame_allocator
     from ..render import study as view
     from ..render.console import duration, say, stderr, stdout, write_svg
 
-    tame_allocator()
     given = {name: flags[name] for name in _GRID if flags[name]}
     dims = {**lib.PRESETS[preset], **given}
     other = {} if steps is None else {"steps": steps}
@@ -56,6 +54,8 @@ def study(preset, ablate, jobs, out, dry_run, as_json, steps, **flags):
     custom = bool(given) or steps is not None
     out = out or Path("runs") / ("study-" + ("plus" if ablate else "custom" if custom else preset))
 
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file, not a folder", "choose another place with --out")
     messages = stderr()
     missing = [config for config in configs if lib.recorded(config, out) is None]
     seconds = lib.estimate_seconds(missing, jobs) if missing else 0
@@ -76,7 +76,7 @@ def study(preset, ablate, jobs, out, dry_run, as_json, steps, **flags):
     notes = [lib.unresolved(cell) for cell in cells]
 
     def draw(console):
-        view.study(console, cells, notes, results["cache_itemsize"], bool(ablate))
+        view.study(console, cells, notes, results["cache_itemsize"], results["solved_from"], bool(ablate))
 
     lib.write_results(out, results)
     write_svg(out / "table.svg", "minqkv study", draw, width=150)
@@ -127,7 +127,8 @@ def _run_with_progress(lib, configs, missing, out, jobs):
             if None not in cell.values() and not reused:
                 left = (time.monotonic() - began) / fresh * (len(configs) - done)
                 what = "  ".join(str(part) for part in _cell(lib, config))
-                say(console, f"{what}  {' '.join(cell.values())}  {done}/{len(configs)}, {duration(left)} left")
+                values = " ".join(cell.values()) if len(cell) <= 5 else f"{len(cell)} seeds"
+                say(console, f"{what}  {values}  {done}/{len(configs)}, {duration(left)} left")
 
         return lib.run_study(configs, out, jobs, on_record)
 

@@ -53,9 +53,7 @@ def table(console, title, columns, rows):
             view.add_column(Text(columns[i][0]), justify=columns[i][1], no_wrap=True, min_width=widths[i])
         for row in cells:
             view.add_row(*(row[i] for i in block))
-        needed = sum(
-            widths[i] + 3 for i in block
-        )  # a block of two columns may still be wider than the console: never an ellipsis
+        needed = sum(widths[i] + 3 for i in block)  # may exceed the console: better wrapped by the terminal than cut
         console.print(view, width=max(console.width, needed), crop=False)
         console.print()
 
