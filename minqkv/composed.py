@@ -10,21 +10,21 @@ from .tensor import Tensor
 
 def linear(x, w, b=None):
     """x @ w + b."""
-    y = x.reshape(-1, x.shape[-1]) @ w
+    y = x.reshape(-1, x.shape[-1]) @ w  # (N, n) @ (n, m) -> (N, m)
     y = y if b is None else y + b
-    return y.reshape(*x.shape[:-1], w.shape[1])
+    return y.reshape(*x.shape[:-1], w.shape[1])  # (..., m)
 
 
 def embedding(ids, w):
     """The one-hot matrix of the ids times w."""
     onehot = np.eye(w.shape[0])[np.asarray(ids).reshape(-1)]  # (N, n)
-    return (Tensor(onehot, dtype=w.dtype) @ w).reshape(*np.shape(ids), w.shape[1])
+    return (Tensor(onehot, dtype=w.dtype) @ w).reshape(*np.shape(ids), w.shape[1])  # (N, d) -> (..., d)
 
 
 def layer_norm(x, w, b, eps=1e-5):
     """(x - mean) / √(variance + eps) · w + b."""
-    centred = x - x.mean(-1, keepdims=True)
-    variance = (centred * centred).mean(-1, keepdims=True)
+    centred = x - x.mean(-1, keepdims=True)  # (..., d) - (..., 1)
+    variance = (centred * centred).mean(-1, keepdims=True)  # (..., 1)
     return centred / (variance + eps).sqrt() * w + b
 
 
@@ -42,7 +42,7 @@ def gelu(x):
 def softmax(x):
     """exp(x) / Σ exp(x), shifted by a constant that cancels."""
     e = (x - x.detach().max(-1, keepdims=True)).exp()
-    return e / e.sum(-1, keepdims=True)
+    return e / e.sum(-1, keepdims=True)  # (..., n) / (..., 1)
 
 
 def dropout(x, rate, rng):
@@ -54,7 +54,7 @@ def dropout(x, rate, rng):
 def rotate(x, cos, sin):
     """(a, b) -> (a cos - b sin, b cos + a sin) on the two halves of the last axis."""
     half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]
+    a, b = x[..., :half], x[..., half:]  # (..., T, n/2) each
     cos, sin = Tensor(cos), Tensor(sin)
     return ops.concat([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
@@ -63,12 +63,13 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
     """softmax(temperature · scale · q kᵀ + bias, masked) v, the stored heads repeated for each group of queries."""
     if k.shape[1] < q.shape[1]:
         stored = np.arange(q.shape[1]) // (q.shape[1] // k.shape[1])
-        k, v = k[:, stored], v[:, stored]
-    scores = q @ k.transpose(0, 1, 3, 2) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+        k, v = k[:, stored], v[:, stored]  # (B, h, S, d_h) -> (B, H, S, d_h)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scores = q @ k.transpose(0, 1, 3, 2) * scale  # (B, H, T, d_h) @ (B, H, d_h, S) -> (B, H, T, S)
     scores = scores if temperature is None else scores * temperature
     scores = scores if bias is None else scores + bias
     scores = scores if mask is None else ops.where(mask, scores, -math.inf)
-    return softmax(scores) @ v
+    return softmax(scores) @ v  # (B, H, T, d_h)
 
 
 def literal_plus(scores, w, b, row_channels, column_channels):
@@ -89,7 +90,7 @@ def cross_entropy(logits, targets, ignore_index=-100):
     """Mean of log Σ exp(logits) - logits[target] over the targets that count."""
     flat, targets = logits.reshape(-1, logits.shape[-1]), np.asarray(targets).reshape(-1)
     kept = np.flatnonzero(targets != ignore_index)
-    flat = flat[kept]
+    flat = flat[kept]  # (N, V) -> (n, V)
     shift = flat.detach().max(-1, keepdims=True)
-    log_total = (flat - shift).exp().sum(-1, keepdims=True).log() + shift
+    log_total = (flat - shift).exp().sum(-1, keepdims=True).log() + shift  # (n, 1)
     return (log_total.reshape(-1) - flat[np.arange(len(kept)), targets[kept]]).mean()

@@ -104,7 +104,7 @@ def softmax(x):
     """exp(x) over its sum, along the last axis, shifted by the row maximum so that nothing overflows."""
     y = x.data - x.data.max(axis=-1, keepdims=True)
     backend.xp.exp(y, out=y)
-    y /= backend.row_sum(y)
+    y /= backend.row_sum(y)  # (..., n) / (..., 1)
 
     def vjp(g):
         dx = g - backend.row_dot(g, y)
@@ -218,7 +218,7 @@ def cross_entropy(logits, targets, ignore_index=-100):
     flat = logits.data.reshape(-1, vocab)  # (N, V)
     if len(kept) < len(targets):
         flat = flat[rows]  # (n, V)
-    p = flat - flat.max(axis=-1, keepdims=True)
+    p = flat - flat.max(axis=-1, keepdims=True)  # (n, V)
     index = (backend.xp.arange(len(kept)), columns)
     hit = p[index]  # (n,)
     backend.xp.exp(p, out=p)
@@ -232,7 +232,7 @@ def cross_entropy(logits, targets, ignore_index=-100):
         d = p
         d *= g * (1 / len(kept))
         if len(kept) < len(targets):
-            d = backend.xp.zeros((len(targets), vocab), p.dtype)
+            d = backend.xp.zeros((len(targets), vocab), p.dtype)  # (N, V)
             d[rows] = p
         return (d.reshape(shape),)
 
