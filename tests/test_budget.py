@@ -37,12 +37,12 @@ FLOORS = [
 ]
 
 ENGINE = {"backend", "debug", "tensor", "ops", "fused", "composed", "functional", "checking", "tracing"}
-SPINE = {"nn", "optim", "variants", "cache", "positions", "attention", "models", "train", "decoding", "errors", "rng"}
+SPINE = {"nn", "optim", "variants", "cache", "positions", "attention", "models", "train", "runs", "decoding", "errors", "rng"}
 BUDGETS = {  # the largest number of code lines; a budget that must grow is raised in a commit of its own that says why
     "engine": (ENGINE, 750),
-    "spine, with the engine": (ENGINE | SPINE | {"files", "version"}, 1800),
+    "spine, with the engine": (ENGINE | SPINE | {"files", "version"}, 1900),
     "tasks, study and what measures": (
-        {"tasks", "runs", "study", "stats", "published", "convert", "diagnose", "selfcheck", "doctor"}, 1100),
+        {"tasks", "study", "stats", "published", "convert", "diagnose", "selfcheck", "doctor"}, 1100),
     "cli, and the way in": ({"cli", "__main__", "__init__"}, 900),
     "teach, render": ({"teach", "render"}, 1200),
 }  # fmt: skip
