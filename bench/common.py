@@ -1,62 +1,210 @@
-"""What every benchmark shares: threads, interleaved timing, and a JSON file with all samples."""
+"""What every benchmark shares: options, interleaved timing, medians of pairwise ratios, tables, a JSON file with all samples."""
 
+import argparse
+import ctypes
+import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
 import statistics
 import sys
 import time
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
+from . import threads
+
+PARTS = ("step", "decode", "memory", "engine", "scale")
+VARIANTS = ("qkv", "q=k-v", "q-k=v", "q=k=v", "q=k-v+", "q=k=v+", "gqa-2", "mqa", "q-gqa-2", "q-mqa")
 RESULTS = Path(__file__).parent / "results"
+ENVIRONMENT = 3  # the exit code of the command line for something that is not installed
 
 
-def set_threads(n):
-    """BLAS threads for this process; call before NumPy or PyTorch is imported."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(n)
+class NotInstalled(Exception):
+    """PyTorch is needed for a comparison and is not here."""
 
 
-def interleaved(candidates, rounds, inner=1, warmup=2):
-    """Time named functions in turn, A B A B ...; returns name -> seconds of each round (`inner` calls, averaged)."""
-    for function in candidates.values():
-        for _ in range(warmup):
-            function()
+def chosen(parser, name, known, kind=str):
+    """An option that limits a run to some of `known`; such a run writes a file only with --out."""
+    parser.add_argument(f"--{name}", nargs="+", type=kind, choices=known, metavar=name[:-1].upper(),
+                        help=f"only these, of {', '.join(map(str, known))}; writes a file only with --out")  # fmt: skip
+
+
+def parse(doc, add_arguments=None):
+    """The options all parts take, and the part's own."""
+    parser = argparse.ArgumentParser(description=doc.split("\n\n")[0])
+    parser.add_argument("--threads", type=int, default=threads.COUNT, help="for both sides (default: all cores)")
+    parser.add_argument("--rounds", type=int, help="samples of each candidate")
+    parser.add_argument("--quick", action="store_true", help="a smoke run of seconds; writes a file only with --out")
+    parser.add_argument("--without-torch", action="store_true", help="leave the comparison with PyTorch out")
+    parser.add_argument("--out", type=Path, help="folder for the JSON file (default: bench/results)")
+    if add_arguments:
+        add_arguments(parser)
+    return parser.parse_args()
+
+
+def run(part, doc, measure, add_arguments=None):
+    """A part as a command: `measure(options)` -> (rows, summary), both for JSON. Exits 3 without PyTorch where needed."""
+    options = parse(doc, add_arguments)
+    import minqkv
+
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > 0.5:
+        progress(f"bench.{part}: other work is running (load {load:.1f}); timings over several threads suffer most")
+    minqkv.tame_allocator()  # as the command line does; PyTorch in the same process gains from it as well
+    try:
+        rows, summary = measure(options)
+        summary["load_at_start"] = round(load, 2)
+    except NotInstalled as error:
+        print(f"bench.{part}: {error}", file=sys.stderr)
+        sys.exit(ENVIRONMENT)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    if options.out or not (options.quick or getattr(options, "partial", False)):
+        write(options.out or RESULTS, part, options, rows, summary)
+
+
+def load_torch(options):
+    """The module bench.torch_gpt, with PyTorch on as many threads as we have; None under --without-torch."""
+    if options.without_torch:
+        return None
+    try:
+        import torch
+    except ImportError as error:
+        raise NotInstalled("PyTorch is not installed: `pip install torch`, or leave it out with --without-torch") from error
+    torch.set_num_threads(threads.COUNT)
+    from . import torch_gpt
+
+    return torch_gpt
+
+
+def interleaved(candidates, rounds, least=0.02, rest=0.03):
+    """Seconds a call of each of the named functions, measured in turn, A B A B ...: name -> one sample a round.
+
+    A sample is the mean of as many calls as fill `least` seconds. Before it: `rest` seconds in which the other side's
+    idle threads stop spinning, and, unless calls are long, one that is not timed and warms the caches again.
+    """
+    calls = {}
+    for name, function in candidates.items():
+        function()
+        once = seconds(function)
+        calls[name] = max(1, round(least / once)), once < least
     samples = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, function in candidates.items():
-            began = time.perf_counter()
-            for _ in range(inner):
+            count, settle = calls[name]
+            time.sleep(rest)
+            if settle:
                 function()
-            samples[name].append((time.perf_counter() - began) / inner)
+            samples[name].append(round(seconds(function, count), 9))
     return samples
 
 
+def seconds(function, calls=1):
+    """Seconds a call, averaged over `calls`."""
+    began = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return (time.perf_counter() - began) / calls
+
+
+def median(samples, name):
+    """The median sample of one candidate."""
+    return statistics.median(samples[name])
+
+
+def quickest(samples, names):
+    """The name with the smallest median."""
+    return min(names, key=lambda name: median(samples, name))
+
+
 def ratio(samples, a, b):
-    """The median over rounds of a's time over b's: noise that hits both cancels."""
-    return statistics.median(x / y for x, y in zip(samples[a], samples[b], strict=True))
+    """(median, lower, upper quartile) over the rounds of a's time over b's: noise that hits both cancels."""
+    ratios = [x / y for x, y in zip(samples[a], samples[b], strict=True)]
+    quartiles = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return [round(q, 4) for q in (quartiles[1], quartiles[0], quartiles[2])]
+
+
+def difference(samples, a, b):
+    """The median over the rounds of a's time minus b's."""
+    return statistics.median(x - y for x, y in zip(samples[a], samples[b], strict=True))
+
+
+def spread(three):
+    """A ratio as text: median [lower–upper quartile]."""
+    return f"{three[0]:.2f} [{three[1]:.2f}–{three[2]:.2f}]"
+
+
+def geometric_mean(values):
+    """Of positive numbers, the right mean of ratios; None of none."""
+    return math.exp(statistics.fmean(map(math.log, values))) if values else None
+
+
+def exponent(xs, ys):
+    """The slope of log y over log x by least squares: y grows as x to this power."""
+    return statistics.linear_regression([math.log(x) for x in xs], [math.log(y) for y in ys]).slope
+
+
+def table(title, columns, rows, note=None):
+    """Print rows (lists of text or numbers); the first column is left-aligned."""
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    grid = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        grid.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        grid.add_row(*(str(cell) for cell in row))
+    console.print(grid)
+    if note:
+        console.print(note, style="dim", highlight=False)
+
+
+def progress(text):
+    """A line on stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def machine():
-    """Hardware and versions."""
-    import numpy
-
-    cpuinfo = Path("/proc/cpuinfo")
+    """Hardware, versions, and what decides the speed of a product."""
+    cpuinfo, meminfo = Path("/proc/cpuinfo"), Path("/proc/meminfo")
     found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    total = re.search(r"MemTotal:\s*(\d+)", meminfo.read_text()) if meminfo.exists() else None
     info = {"date": date.today().isoformat(), "cpu": found[1] if found else platform.processor(), "cores": os.cpu_count()}
-    info["python"] = platform.python_version()
-    info |= {"numpy": numpy.__version__, "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE", "as found")}
-    if "torch" in sys.modules:
-        info["torch"] = sys.modules["torch"].__version__
-    return info
+    info |= {"memory_GiB": round(int(total[1]) / 2**20, 1) if total else None, "system": platform.platform()}
+    info |= {"python": platform.python_version()}
+    for package in ("numpy", "torch"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            info[package] = importlib.metadata.version(package)
+    from minqkv.version import code_version
+
+    info |= {"minqkv": code_version(), "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE"), "blas_kernels": blas_kernels()}
+    return info | {"blas_threads": threads.blas_threads()}
 
 
-def write(module, name, threads, rows):
-    """bench/results/<name>.json: command, machine, threads, every sample."""
-    command = f"python -m bench.{module} {' '.join(sys.argv[1:])}".strip()
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"command": command, "machine": machine(), "threads": threads, "rows": rows}, indent=1)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
-    print(f"written to bench/results/{name}.json")
+def blas_kernels():
+    """The processor OpenBLAS chose its kernels for, where NumPy's BLAS is a bundled OpenBLAS on Linux; else None."""
+    maps = Path("/proc/self/maps")
+    library = re.search(r"\S*scipy_openblas64\S*\.so", maps.read_text()) if maps.exists() else None
+    name = getattr(ctypes.CDLL(library[0]), "scipy_openblas_get_corename64_", None) if library else None
+    if name is None:
+        return None
+    name.restype = ctypes.c_char_p
+    return name().decode()
+
+
+def write(folder, part, options, rows, summary):
+    """<part>-<threads>t[-pinned].json, whole or not at all; a row of the table is a line of the file."""
+    from minqkv.files import write_text
+
+    pinned = "-pinned" if os.environ.get("OPENBLAS_CORETYPE") else ""
+    head = {"part": part, "command": " ".join(["python -m", f"bench.{part}", *sys.argv[1:]]), "threads": threads.COUNT}
+    head |= {"quick": options.quick, "machine": machine(), "summary": summary}
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    path = folder / f"{part}-{threads.COUNT}t{pinned}.json"
+    write_text(path, f'{json.dumps(head, ensure_ascii=False, indent=1)[:-2]},\n "rows": [\n{lines}\n]}}\n')
+    print(f"written to {path if options.out else path.relative_to(RESULTS.parents[1])}")

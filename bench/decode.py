@@ -1,47 +1,217 @@
-"""Decoding with a cache against recomputing the prefix, to 256 positions: `python -m bench.decode`.
+"""Decoding one token with a cache, against eager PyTorch with a preallocated one: `python -m bench.decode`.
 
-Every variant on one thread; time, bytes of the cache, and the ratio, interleaved in one run.
+The cache is filled with random contents up to the context, the last position is decoded, and the cache is trimmed again.
+PyTorch is the quickest of {SDPA, attention written out}, in inference mode, on the same contents; the logits must agree.
+Our own qkv runs in the same rounds, so that a variant's gain over it is measured in pairs. Then without a cache, the
+whole prefix at every token, to show the growth.
 """
 
-import argparse
-import statistics
+from pathlib import Path
 
-from .common import interleaved, ratio, set_threads, write
+import numpy as np
 
-VARIANTS = ("qkv", "q=k-v", "q-k=v", "q=k=v", "q=k-v+", "q=k=v+", "gqa-2", "mqa", "q-gqa-2", "q-mqa")
+import minqkv as mq
+
+from .common import (
+    VARIANTS,
+    chosen,
+    exponent,
+    geometric_mean,
+    interleaved,
+    load_torch,
+    median,
+    progress,
+    quickest,
+    ratio,
+    run,
+    spread,
+    table,
+)  # fmt: skip
+from .sizes import Size
+
+V, WIDTH, HEADS, LAYERS = 96, 256, 8, 4
+CONTEXTS, BATCHES, PREFIXES = (256, 1024, 4096, 16384), (1, 16), (64, 128, 256, 512)
+TOLERANCE = 1e-3  # of logits, relative to the largest
+ITEMSIZE = 4
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--positions", type=int, default=256)
-    args = parser.parse_args()
-    set_threads(args.threads)
+def add_arguments(parser):
+    """Some of the cells; the bound on memory."""
+    chosen(parser, "contexts", CONTEXTS, int)
+    chosen(parser, "batches", BATCHES, int)
+    chosen(parser, "variants", VARIANTS)
+    parser.add_argument("--memory", type=float, default=_memory_bound(), metavar="GiB",
+                        help="skip what needs larger caches (default: half of what is available, 8 at most)")  # fmt: skip
 
-    import numpy as np
 
-    import minqkv as mq
+def measure(options):
+    """Rows of one (context, batch, variant) each, cached; then of one (variant, prefix), uncached."""
+    torch_gpt = load_torch(options)
+    rounds = options.rounds or (2 if options.quick else 7)
+    options.partial = bool(options.contexts or options.batches or options.variants)
+    contexts, batches, variants = options.contexts or CONTEXTS, options.batches or BATCHES, options.variants or VARIANTS
+    prefixes = PREFIXES
+    if options.quick:
+        contexts, batches, variants, prefixes = (64, 128), (1,), ("qkv", "q-k=v", "q=k=v+", "mqa"), (16, 32)
+    timing = {"least": 0, "rest": 0} if options.quick else {}
+    rows = []
+    for batch in batches:
+        for context in contexts:
+            for variant in variants:
+                progress(f"decode: {batch} x {context} {variant}")
+                rows.append(cell(Size(V, context, WIDTH, LAYERS, HEADS, batch), variant, torch_gpt, options, rounds, timing))
+    uncached = [without_cache(variant, prefixes, rounds, timing) for variant in variants]
+    summary = summarise(rows)
+    show(rows, uncached, summary)
+    return rows + uncached, summary
 
-    mq.tame_allocator()
-    prompt, rows = np.zeros((1, 1), int), []
-    new = args.positions - 1
-    for variant in VARIANTS:
-        model = mq.GPT(mq.GPTConfig(96, args.positions, 4, 8, 256, variant))
-        cache = model.new_cache()
-        mq.generate(model, prompt, new, cache=cache)
-        candidates = {
-            "cached": lambda model=model: mq.generate(model, prompt, new),
-            "uncached": lambda model=model: mq.generate(model, prompt, new, use_cache=False),
-        }
-        samples = interleaved(candidates, args.rounds, warmup=1)
-        micros = {name: 1e6 * statistics.median(s) / new for name, s in samples.items()}
-        row = {"variant": variant, "us_per_token": micros, "uncached_over_cached": ratio(samples, "uncached", "cached")}
-        rows.append({**row, "cache_bytes": cache.nbytes, "positions": args.positions, "samples": samples})
-        print(f"{variant:8} cached {micros['cached']:7.0f} µs/token  uncached {micros['uncached']:7.0f}  "
-              f"ratio {row['uncached_over_cached']:.2f}  cache {cache.nbytes:,} B")  # fmt: skip
-    write("decode", f"decode-{args.threads}-thread", args.threads, rows)
+
+def cell(size, variant, torch_gpt, options, rounds, timing):
+    """Time one token of one model at one context; a row that says why if its caches are too large."""
+    cfg = size.config(variant)
+    spec, qkv = mq.VariantSpec.parse(cfg.variant), mq.VariantSpec.parse("qkv")
+    row = {"kind": "cached", "context": size.T, "batch": size.B, "variant": variant}
+    per_position = spec.cache_bytes_per_token(cfg, ITEMSIZE) * size.B
+    row |= {"cache_bytes": per_position * size.T, "written_per_token": per_position // size.B}
+    needed = row["cache_bytes"] * (2 if torch_gpt else 1)
+    needed += 0 if variant == "qkv" else qkv.cache_bytes_per_token(cfg, ITEMSIZE) * size.B * size.T
+    if needed > options.memory * 2**30:
+        return {**row, "skipped": f"the caches of this comparison take {needed / 2**30:.1f} GiB"}
+
+    model = mq.GPT(cfg).eval()
+    cache = filled(model, size)
+    candidates = {"minqkv": decoding(model, cache, size)}
+    row["parameter_bytes"] = sum(p.data.nbytes for name, p in model.named_parameters() if name != "wpe.weight")
+    row["read_per_token"] = (row["parameter_bytes"] + row["cache_bytes"]) / size.B
+    if variant != "qkv":
+        plain = mq.GPT(size.config()).eval()
+        candidates["minqkv, qkv"] = decoding(plain, filled(plain, size), size)
+    if torch_gpt:
+        models = {attention: torch_gpt.GPT(model, attention) for attention in ("sdpa", "written")}
+        theirs = torch_gpt.Cache(models["sdpa"], size.B, size.T).fill(contents(model, size))
+        candidates |= {f"torch {a}": torch_gpt.decoding(twin, theirs, new_ids(size)) for a, twin in models.items()}
+    agree(candidates)
+    samples = interleaved(candidates, rounds, **timing)
+    assert cache.nbytes == row["cache_bytes"] // size.T * (size.T - 1), "the cache holds other bytes than the formula says"
+    return row | results(samples, size.B, row["parameter_bytes"] + row["cache_bytes"])
+
+
+def results(samples, batch, bytes_read):
+    """Medians and ratios of one cell."""
+    row = {"us_per_token": {name: round(1e6 * median(samples, name) / batch, 2) for name in samples}}
+    row["GB_per_second"] = bytes_read / median(samples, "minqkv") / 1e9
+    if "torch sdpa" in samples:
+        row["best_torch"] = quickest(samples, ("torch sdpa", "torch written"))
+        row["ratio"] = ratio(samples, "minqkv", row["best_torch"])
+    if "minqkv, qkv" in samples:
+        row["over_qkv"] = ratio(samples, "minqkv", "minqkv, qkv")
+    return row | {"samples": samples}
+
+
+def contents(model, size, block=64):
+    """(keys, values) of all positions but the last, random, in blocks of positions: (B, h, block, d_h) each."""
+    rng = np.random.default_rng(0)
+    heads = mq.VariantSpec.parse(model.config.variant).stored_heads(size.H)
+    for start in range(0, size.T - 1, block):
+        shape = size.B, heads, min(block, size.T - 1 - start), size.d // size.H
+        yield rng.standard_normal(shape, dtype=np.float32), rng.standard_normal(shape, dtype=np.float32)
+
+
+def new_ids(size):
+    """(B, 1) ids of the last position."""
+    return np.random.default_rng(1).integers(0, size.V, (size.B, 1))
+
+
+def filled(model, size):
+    """A cache with the same contents in every layer, one position short of full."""
+    cache, one_stream = model.new_cache(size.B), mq.VariantSpec.parse(model.config.variant).streams == 1
+    for keys, values in contents(model, size):
+        for layer in range(size.L):
+            cache.append(layer, keys, None if one_stream else values)
+    return cache
+
+
+def decoding(model, cache, size):
+    """A function without arguments that decodes one token onto a filled cache and forgets it again: ids (B,), logits."""
+    ids, before = new_ids(size), len(cache)
+
+    def step():
+        logits = model(ids, cache=cache).data[:, -1]
+        cache.trim(before)
+        return logits.argmax(-1), logits
+
+    return step
+
+
+def agree(candidates):
+    """Both engines must give the same logits for the same contents."""
+    ours = candidates["minqkv"]()[1]
+    for name, step in candidates.items():
+        if name.startswith("torch"):
+            apart = np.abs(step()[1].numpy() - ours).max() / np.abs(ours).max()
+            assert apart < TOLERANCE, f"{name}: logits differ by {apart:.1e} of the largest"
+
+
+def without_cache(variant, prefixes, rounds, timing):
+    """Time one token by recomputing the whole prefix, batch 1, and fit how it grows."""
+    progress(f"decode: without a cache, {variant}")
+    model = mq.GPT(Size(V, max(prefixes), WIDTH, LAYERS, HEADS, 1).config(variant)).eval()
+    ids = np.random.default_rng(0).integers(0, V, (1, max(prefixes)))
+
+    def recompute(n):
+        with mq.no_grad():
+            return model(ids[:, :n]).data[:, -1].argmax(-1)
+
+    samples = interleaved({str(n): lambda n=n: recompute(n) for n in prefixes}, rounds, **timing)
+    micros = {name: 1e6 * median(samples, name) for name in samples}
+    growth = exponent(prefixes, list(micros.values()))
+    return {"kind": "uncached", "variant": variant, "us_per_token": micros, "exponent": growth, "samples": samples}
+
+
+def summarise(rows):
+    """Geometric means over contexts; what K = V gains over our own qkv where the cache is long."""
+    summary = {}
+    for batch in sorted({row["batch"] for row in rows}):
+        for variant in ("qkv", "q-k=v", "q-mqa"):
+            ratios = [r["ratio"][0] for r in rows if (r["batch"], r["variant"]) == (batch, variant) and "ratio" in r]
+            if ratios:
+                summary[f"batch {batch}, {variant}: over PyTorch, geometric mean"] = geometric_mean(ratios)
+    for row in rows:
+        if row["variant"] == "q-k=v" and row["context"] >= 4096 and "over_qkv" in row:
+            summary[f"batch {row['batch']}, {row['context']}: q-k=v over our qkv"] = row["over_qkv"][0]
+    return summary
+
+
+def show(rows, uncached, summary):
+    """The tables."""
+    lines = []
+    for row in rows:
+        line = [row["variant"], row["context"], row["batch"]]
+        if "skipped" in row:
+            lines.append([*line, "skipped:", row["skipped"]])
+            continue
+        us = row["us_per_token"]
+        theirs = ("", "", "")
+        if "ratio" in row:
+            theirs = f"{us[row['best_torch']]:.0f}", row["best_torch"].removeprefix("torch "), spread(row["ratio"])
+        over = spread(row["over_qkv"]) if "over_qkv" in row else ""
+        megabytes = f"{row['read_per_token'] / 1e6:.2f}", f"{row['written_per_token'] / 1e3:.2f}"
+        lines.append([*line, f"{us['minqkv']:.0f}", *theirs, over, *megabytes, f"{row['GB_per_second']:.1f}"])
+    columns = ["variant", "context", "batch", "minqkv µs", "PyTorch µs", "its best", "ratio", "over our qkv", "MB read",
+               "kB written", "GB/s"]  # fmt: skip
+    note = "µs and bytes a token; read: each parameter and each cached number once, shared by the batch (positions: one row)"
+    table("Decoding with a cache", columns, lines, "\n".join([*(f"{k}: {v:.3f}" for k, v in summary.items()), note]))
+    prefixes = list(uncached[0]["us_per_token"])
+    lines = [[r["variant"], *(f"{us:.0f}" for us in r["us_per_token"].values()), f"{r['exponent']:.2f}"] for r in uncached]
+    table("Without a cache, µs a token", ["variant", *prefixes, "grows as n to the"], lines)
+
+
+def _memory_bound():
+    meminfo = Path("/proc/meminfo")
+    fields = dict(line.split(":") for line in meminfo.read_text().splitlines()) if meminfo.exists() else {}
+    available = int(fields["MemAvailable"].split()[0]) / 2**20 if "MemAvailable" in fields else 4
+    return round(min(8, available / 2), 1)
 
 
 if __name__ == "__main__":
-    main()
+    run("decode", __doc__, measure, add_arguments)

@@ -1,91 +1,165 @@
-"""The same GPT in eager PyTorch, as its users write it: modules, scaled_dot_product_attention, a tied head, a fused AdamW."""
+"""The same GPT in eager PyTorch, every variant, as fast as we know to write it: functions over packed weights.
+
+No nn.Module: its calls cost a decoded token another 15–45 %. One product for the projections that read the same input,
+a tied head, attention by scaled_dot_product_attention ("sdpa") or written out ("written").
+"""
+
+import math
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-
-class Block(nn.Module):
-    """Pre-norm attention and MLP."""
-
-    def __init__(self, d, heads):
-        super().__init__()
-        self.heads = heads
-        self.ln_1, self.ln_2 = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
-        self.fc, self.proj = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
-
-    def forward(self, x, cache=None):
-        B, T, d = x.shape
-        q, k, v = (part.view(B, T, self.heads, -1).transpose(1, 2) for part in self.qkv(self.ln_1(x)).split(d, dim=-1))
-        if cache is not None:
-            k, v = cache.append(k, v)
-        z = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
-        x = x + self.out(z.transpose(1, 2).reshape(B, T, d))
-        return x + self.proj(F.gelu(self.fc(self.ln_2(x)), approximate="tanh"))
+from minqkv import VariantSpec
 
 
-class GPT(nn.Module):
-    """ids (B, T) -> logits (B, T, V)."""
+class GPT:
+    """ids (B, T) -> logits (B, T, V), with the weights of a minqkv GPT (learned positions)."""
 
-    def __init__(self, vocab, block_size, d, layers, heads):
-        super().__init__()
-        self.wte, self.wpe = nn.Embedding(vocab, d), nn.Embedding(block_size, d)
-        self.blocks = nn.ModuleList(Block(d, heads) for _ in range(layers))
-        self.ln_f = nn.LayerNorm(d)
-
-    def forward(self, ids, caches=None, start=0):
-        x = self.wte(ids) + self.wpe(torch.arange(start, start + ids.shape[1]))
-        for i, block in enumerate(self.blocks):
-            x = block(x, caches[i] if caches else None)
-        return F.linear(self.ln_f(x), self.wte.weight)
-
-    def load(self, model):
-        """Take the weights of a minqkv GPT of variant qkv."""
+    def __init__(self, model, attention="sdpa"):
+        cfg = model.config
+        self.spec, self.attention, self.heads = VariantSpec.parse(cfg.variant), attention, cfg.n_head
+        self.kv_heads, self.d_head = self.spec.stored_heads(cfg.n_head), cfg.n_embd // cfg.n_head
         state = {name: torch.from_numpy(array) for name, array in model.state_dict().items()}
-        pairs = {"ln_1": "ln_1", "ln_2": "ln_2", "out": "attn.wo", "fc": "mlp.fc", "proj": "mlp.proj"}
-        with torch.no_grad():
-            self.wte.weight.copy_(state["wte.weight"])
-            self.wpe.weight.copy_(state["wpe.weight"])
-            for i, block in enumerate(self.blocks):
-                parts = [f"blocks.{i}.attn.{name}" for name in ("wq", "wk", "wv")]
-                block.qkv.weight.copy_(torch.cat([state[f"{part}.weight"].T for part in parts]))
-                block.qkv.bias.copy_(torch.cat([state[f"{part}.bias"] for part in parts]))
-                for mine, theirs in pairs.items():
-                    weight = state[f"blocks.{i}.{theirs}.weight"]
-                    getattr(block, mine).weight.copy_(weight.T if weight.ndim == 2 else weight)
-                    getattr(block, mine).bias.copy_(state[f"blocks.{i}.{theirs}.bias"])
-            self.ln_f.weight.copy_(state["ln_f.weight"])
-            self.ln_f.bias.copy_(state["ln_f.bias"])
-        return self
+        state |= {name: array.T for name, array in state.items() if array.ndim == 2 and not name.startswith("w")}  # (out, in)
+        self.parameters = []
+        self.wte, self.wpe = self.own(state["wte.weight"]), self.own(state["wpe.weight"])
+        self.blocks = [self.block(state, f"blocks.{i}.") for i in range(cfg.n_layer)]
+        self.ln_f = self.own(state["ln_f.weight"]), self.own(state["ln_f.bias"])
+        self.blocked = torch.empty(0, 0)
+        self.columns = torch.from_numpy(model.blocks[0].attn.plus.columns.numpy().copy()) if self.spec.plus else None
+
+    def own(self, array):
+        """A parameter."""
+        self.parameters.append(array.clone(memory_format=torch.contiguous_format).requires_grad_())
+        return self.parameters[-1]
+
+    def block(self, state, prefix):
+        """(weight, bias) of each part."""
+        names = [f"{prefix}attn.{w}" for w in ("wq", "wk", "wv") if f"{prefix}attn.{w}.weight" in state]
+        packed = torch.cat([state[f"{name}.weight"] for name in names]), torch.cat([state[f"{name}.bias"] for name in names])
+        parts = {"in": tuple(map(self.own, packed))}
+        for name in ("ln_1", "attn.wo", "ln_2", "mlp.fc", "mlp.proj"):
+            parts[name] = self.own(state[f"{prefix}{name}.weight"]), self.own(state[f"{prefix}{name}.bias"])
+        if self.spec.plus:
+            parts["plus"] = self.own(state[f"{prefix}attn.plus.weight"])
+        return parts
+
+    def __call__(self, ids, cache=None):
+        start = 0 if cache is None else len(cache)
+        x = F.embedding(ids, self.wte) + self.wpe[start : start + ids.shape[1]]
+        for layer, p in enumerate(self.blocks):
+            x = x + self.attend(F.layer_norm(x, x.shape[-1:], *p["ln_1"]), p, cache, layer)
+            hidden = F.gelu(F.linear(F.layer_norm(x, x.shape[-1:], *p["ln_2"]), *p["mlp.fc"]), approximate="tanh")
+            x = x + F.linear(hidden, *p["mlp.proj"])
+        return F.linear(F.layer_norm(x, x.shape[-1:], *self.ln_f), self.wte)
+
+    def attend(self, x, p, cache, layer):
+        """The attention sublayer of one block: (B, T, C) -> (B, T, C)."""
+        B, T, C = x.shape
+        stored = self.kv_heads * self.d_head
+        parts = F.linear(x, *p["in"]).split([C] * self.spec.own_query + [stored] * self.spec.streams, dim=-1)
+        parts = [part.view(B, T, -1, self.d_head).transpose(1, 2) for part in parts]  # (B, heads, T, d_h)
+        q, k, v = parts[0], parts[int(self.spec.own_query)], parts[-1]
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+        bias = None
+        if self.spec.plus:
+            q = q * p["plus"].sum()
+            bias = self.columns[: k.shape[2]] @ p["plus"][-self.columns.shape[1] :]  # (S,)
+        z = (self.fused if self.attention == "sdpa" else self.written)(q, k, v, bias)
+        return F.linear(z.transpose(1, 2).reshape(B, T, C), *p["attn.wo"])
+
+    def fused(self, q, k, v, bias):
+        """By PyTorch's own function."""
+        T, S = q.shape[2], k.shape[2]
+        mask = None if bias is None else bias.expand(T, S) if T == 1 else bias + self.causal(T)
+        causal = T > 1 and mask is None
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=self.kv_heads < self.heads)
+
+    def written(self, q, k, v, bias):
+        """By two products and a softmax; queries that share a stored head are more rows of one product."""
+        B, H, T, _ = q.shape
+        folded, S = (B, self.kv_heads, H // self.kv_heads * T, -1), k.shape[2]
+        scores = ((q * self.d_head**-0.5).reshape(folded) @ k.transpose(-1, -2)).view(B, H, T, S)
+        scores = scores if bias is None else scores + bias
+        scores = scores if T == 1 else scores + self.causal(T)
+        return (scores.softmax(-1).view(folded) @ v).view(q.shape)
+
+    def causal(self, T):
+        """(T, T), added to the scores of a whole sequence; made once."""
+        if len(self.blocked) != T:
+            self.blocked = torch.full((T, T), -math.inf).triu(1)
+        return self.blocked
 
 
 class Cache:
-    """A preallocated cache of one layer."""
+    """Preallocated; with K = V one buffer. `len` positions are filled in every layer."""
 
-    def __init__(self, batch, heads, capacity, d_head):
-        self.k, self.v, self.n = torch.empty(batch, heads, capacity, d_head), torch.empty(batch, heads, capacity, d_head), 0
+    def __init__(self, model, batch, capacity):
+        shape = batch, model.kv_heads, capacity, model.d_head
+        self.keys = [torch.empty(shape) for _ in model.blocks]
+        self.values = [torch.empty(shape) for _ in model.blocks] if model.spec.streams == 2 else self.keys
+        self.filled = 0
 
-    def append(self, k, v):
-        end = self.n + k.shape[2]
-        self.k[:, :, self.n : end], self.v[:, :, self.n : end] = k, v
-        self.n = end
-        return self.k[:, :, :end], self.v[:, :, :end]
+    def __len__(self):
+        return self.filled
+
+    def append(self, layer, k, v):
+        """Store new positions (B, h, T, d_h); return all so far."""
+        end = self.filled + k.shape[2]
+        for buffers, new in ((self.keys, k), (self.values, v))[: 1 if self.values is self.keys else 2]:
+            buffers[layer][:, :, self.filled : end] = new
+        if layer == len(self.keys) - 1:
+            self.filled = end
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def fill(self, contents):
+        """Put the same NumPy blocks of (keys, values) into every layer."""
+        for keys, values in contents:
+            for layer in range(len(self.keys)):
+                self.append(layer, torch.from_numpy(keys), torch.from_numpy(values))
+        return self
 
 
 def adamw(model, fused):
-    """AdamW with decay on matrices only."""
-    groups = [{"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.01},
-              {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}]  # fmt: skip
-    return torch.optim.AdamW(groups, lr=1e-3, fused=fused)
+    """AdamW with decay on matrices only; `fused` False is PyTorch's default on a CPU."""
+    groups = [{"params": [p for p in model.parameters if p.ndim >= 2], "weight_decay": 0.01},
+              {"params": [p for p in model.parameters if p.ndim < 2], "weight_decay": 0.0}]  # fmt: skip
+    return torch.optim.AdamW(groups, lr=1e-3, fused=fused or None)
 
 
-def train_step(model, optimizer, ids, targets):
-    """One step, as in minqkv.train_step."""
-    logits = model(ids)
-    loss = F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return loss.item()
+CONFIGURATIONS = {
+    f"torch {attention}, {'fused' if fused else 'default'} AdamW": (attention, fused)
+    for attention in ("sdpa", "written")
+    for fused in (True, False)
+}
+
+
+def training(model, fused, ids, targets):
+    """A function without arguments that does one training step, as in minqkv.train_step, and returns the loss."""
+    optimizer = adamw(model, fused)
+    ids, targets = torch.from_numpy(ids), torch.from_numpy(targets)
+
+    def step():
+        logits = model(ids)
+        loss = F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters, 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def decoding(model, cache, ids):
+    """A function without arguments that decodes one token (B, 1) onto a filled cache and forgets it again: ids (B,), logits."""
+    ids, filled = torch.from_numpy(ids), len(cache)
+
+    def step():
+        with torch.inference_mode():
+            logits = model(ids, cache)[:, -1]
+            cache.filled = filled
+            return logits.argmax(-1), logits
+
+    return step

@@ -1,0 +1,79 @@
+"""Where the time of a step goes, by operation: the package's own functions with a clock around each, forward and backward."""
+
+import threading
+from collections import defaultdict
+from time import perf_counter
+
+import minqkv as mq
+from minqkv import fused, ops, optim, tensor
+
+from .swap import Swap, functions
+
+
+class Clock:
+    """Seconds and calls by name. Of nested operations each counts its own part only; threads add up."""
+
+    def __init__(self):
+        self.seconds, self.calls = defaultdict(float), defaultdict(int)
+        self.inner, self.lock = threading.local(), threading.Lock()
+
+    def around(self, name, function):
+        """The same function, timed under `name`."""
+
+        def timed(*args, **kwargs):
+            stack = self.inner.__dict__.setdefault("stack", [])
+            stack.append(0.0)
+            began = perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                took = perf_counter() - began
+                own = took - stack.pop()
+                if stack:
+                    stack[-1] += took
+                with self.lock:
+                    self.seconds[name] += own
+                    self.calls[name] += 1
+
+        return timed
+
+    def swap(self):
+        """Operations, their vjps, clipping and the optimiser, all with the clock around them."""
+        clocked = {f: self.around((f.__name__, "forward"), f) for module in (ops, fused) for f in functions(module).values()}
+        clocked[optim.clip_grad_norm] = self.around(("clip_grad_norm", "step"), optim.clip_grad_norm)
+
+        def make(data, inputs, vjp):
+            pulls = vjp if isinstance(vjp, tuple) else (vjp,)
+            pulls = tuple(p and self._pull(p) for p in pulls)
+            return original(data, inputs, pulls if isinstance(vjp, tuple) else pulls[0])
+
+        original = tensor.make
+        return Swap({**clocked, original: make})
+
+    def _pull(self, vjp):
+        name = vjp.__qualname__.partition(".")[0]
+        timed = self.around((name, "backward"), vjp)
+        timed.__qualname__ = vjp.__qualname__
+        return timed
+
+
+def by_operation(size, variant, steps):
+    """[{"operation", "phase", "ms", "calls", "share"}] a training step, largest first; "(the rest)" is what no clock saw."""
+    clock = Clock()
+    swap = clock.swap()
+    with swap:
+        model, optimizer, ids, targets = size.training(variant)
+        optimizer.step = clock.around((type(optimizer).__name__, "step"), optimizer.step)
+        mq.train_step(model, optimizer, ids, targets)
+        clock.seconds.clear()
+        clock.calls.clear()
+        began = perf_counter()
+        for _ in range(steps):
+            mq.train_step(model, optimizer, ids, targets)
+        total = perf_counter() - began
+    clock.seconds["(the rest)", ""] = total - sum(clock.seconds.values())
+    rows = [
+        {"operation": name, "phase": phase, "ms": 1e3 * s / steps, "calls": clock.calls[name, phase] // steps, "share": s / total}
+        for (name, phase), s in clock.seconds.items()
+    ]
+    return sorted(rows, key=lambda row: -row["ms"])
