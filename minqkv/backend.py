@@ -47,6 +47,10 @@ class Backend:
         """Inner products of matching rows, kept as an axis: (..., n), (..., n) -> (..., 1)."""
         return np.einsum("...i,...i->...", a, b)[..., None]
 
+    def visible(self, mask):
+        """How many columns of a boolean mask (t, S) matter: up to the last that is True anywhere."""
+        return mask.shape[1] - int(mask.any(axis=0)[::-1].argmax())
+
     def add_rows(self, ids, rows, n):
         """Sum `rows` (N, d) by their ids (N,) into (n, d): the gradient of a lookup."""
         if n <= 512:  # a small vocabulary: one product with the one-hot matrix
@@ -89,6 +93,9 @@ class GpuBackend(Backend):
 
     def row_dot(self, a, b):
         return (a * b).sum(-1, keepdims=True)
+
+    def visible(self, mask):
+        return mask.shape[1]  # to know better, the host would have to wait
 
     def add_rows(self, ids, rows, n):
         out = self.xp.zeros((n, rows.shape[1]), rows.dtype)
@@ -140,10 +147,11 @@ def use_backend(name):
 
 
 def _use(backend):
-    global current, xp, ndarray, upload, to_host, bmm, row_sum, column_sum, row_dot, add_rows
+    global current, xp, ndarray, upload, to_host, bmm, row_sum, column_sum, row_dot, add_rows, visible
     current, xp, ndarray = backend, backend.xp, backend.ndarray
     upload, to_host, bmm = backend.upload, backend.to_host, backend.bmm
     row_sum, column_sum, row_dot, add_rows = backend.row_sum, backend.column_sum, backend.row_dot, backend.add_rows
+    visible = backend.visible
 
 
 def upload_ids(ids, limit, what, ignore=None):

@@ -140,64 +140,111 @@ def rotate(x, cos, sin):
     return make(turn(x.data, sin), (x,), lambda g: (turn(g, -sin),))
 
 
+BLOCK = 128  # rows of queries whose scores are held at once; a shorter sequence is one block
+KEEP = 1 << 18  # scores a head, T·S, up to which backward finds the patterns kept; beyond, it computes each block again
+
+
 def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=None, bias=None):
     """softmax(temperature · scale · q kᵀ + bias, masked) v: the middle of every variant (paper, section 3).
 
     q (B, H, T, d_h); k, v (B, h, S, d_h) with h dividing H: query head i reads stored head ⌊i / (H/h)⌋. q, k and v
-    may be the same Tensor. `mask` is a boolean array that broadcasts to (T, S), True where a key may be seen; each
-    query must see one at least.
-    `scale` is 1/√d_h unless given. `temperature` () and `bias` (S,), Tensors, are the two things that are left of
-    the paper's "+" after the softmax. Returns (B, H, T, d_h).
+    may be the same Tensor. `mask` is a boolean array (T, S), True where a key may be seen; each query must see one at
+    least. `scale` is 1/√d_h unless given. `temperature` () and `bias` (S,), Tensors, are the two things that are left
+    of the paper's "+" after the softmax. Returns (B, H, T, d_h).
+
+    Queries come in blocks of rows, and a block ends at the last key that any of its rows may see: a causal mask halves
+    the work, and for long sequences no (T, S) array of all heads exists, forward or backward.
     """
     xp, bmm = backend.xp, backend.bmm
     B, H, T, d_h = q.shape
     h, S = k.shape[1:3]
     if H % h or v.shape != k.shape or k.shape[0] != B or k.shape[3] != d_h:
         raise UsageError(f"attention: q {q.shape} does not fit k {k.shape} and v {v.shape}")
-    folded = (B, h, H // h * T, -1)  # the queries that share a stored head, as more rows of one product
     scale = 1 / math.sqrt(d_h) if scale is None else float(scale)
     strength = scale if temperature is None else temperature.data * scale
-    keys, values, queries = k.data, v.data, q.data.reshape(folded)  # (B, h, G·T, d_h)
+    queries, keys, values = q.data, k.data, v.data
+    column_bias = None if bias is None else bias.data  # (S,)
+    whole = tracing.active is not None  # then the arrays are shown in one piece
+    step = T if whole else BLOCK
+    blocks = [slice(i, min(i + step, T)) for i in range(0, T, step)]
+    ends = [S if mask is None else backend.visible(mask[rows]) for rows in blocks]
 
-    scaled = queries * strength
-    scores = bmm(scaled, keys.swapaxes(-1, -2))  # (B, h, G·T, S)
-    scores = scores.reshape(B, H, T, S)
-    tracing.probe("scores", scores)
-    if bias is not None:
-        scores += bias.data  # (S,): the "+", its temperature already in the queries
-        tracing.probe("plus", scores)
-    if mask is not None:
-        number = scores.dtype.type  # Python's numbers would make a float64 mask
-        scores += xp.where(mask, number(0), number(-math.inf))
-    pattern = scores  # in place from here on
-    pattern -= pattern.max(axis=-1, keepdims=True)
-    xp.exp(pattern, out=pattern)
-    pattern /= backend.row_sum(pattern)
-    tracing.probe("pattern", pattern)
-    out = bmm(pattern.reshape(B, h, -1, S), values).reshape(q.shape)  # (B, h, G·T, d_h) -> (B, H, T, d_h)
-    prefix = tracing.here()
+    def fold(a):  # (B, H, t, n) -> (B, h, G·t, n): the queries that share a stored head are more rows of one product
+        return a.reshape(B, h, -1, a.shape[-1])
 
-    shape = q.shape
-    need_k, need_v = k.requires_grad, v.requires_grad
+    def pattern_of(rows, end):
+        """Scores, (+), mask and softmax of one block of queries: (B, H, t, end)."""
+        scores = bmm(fold(queries[:, :, rows] * strength), keys[:, :, :end].swapaxes(-1, -2))  # (B, h, G·t, end)
+        scores = scores.reshape(B, H, -1, end)
+        tracing.probe("scores", scores)
+        if column_bias is not None:
+            scores += column_bias[:end]  # the "+": its temperature is already in the queries
+            tracing.probe("plus", scores)
+        if mask is not None:
+            number = scores.dtype.type  # Python's numbers would make a float64 mask
+            scores += xp.where(mask[rows, :end], number(0), number(-math.inf))
+        pattern = scores  # in place from here on
+        pattern -= pattern.max(axis=-1, keepdims=True)
+        xp.exp(pattern, out=pattern)
+        pattern /= backend.row_sum(pattern)
+        tracing.probe("pattern", pattern)
+        return pattern
+
+    keep = whole or T * S <= KEEP
+    patterns, outs = [], []
+    for rows, end in zip(blocks, ends, strict=True):
+        pattern = pattern_of(rows, end)
+        outs.append(bmm(fold(pattern), values[:, :, :end]).reshape(B, H, -1, d_h))
+        patterns.append(pattern if keep else None)
+    out = _join(outs)  # (B, H, T, d_h)
+    prefix, need_k, need_v = tracing.here(), k.requires_grad, v.requires_grad
     has_temperature, has_bias = temperature is not None, bias is not None
 
     def vjp(g):
-        g_folded, p = g.reshape(folded), pattern.reshape(B, h, -1, S)  # (B, h, G·T, d_h), (B, h, G·T, S)
-        dv = bmm(p.swapaxes(-1, -2), g_folded) if need_v else None  # (B, h, S, d_h)
-        d = bmm(g_folded, values.swapaxes(-1, -2)).reshape(B, H, T, S)  # gradient of the pattern ...
-        tracing.probe("grad.pattern", d, prefix)
-        d -= backend.row_dot(g, out)  # the softmax's row sums Σ_j d_ij p_ij, taken where the rows are short
-        d *= pattern  # ... now of the scores
-        tracing.probe("grad.scores", d, prefix)
-        d = d.reshape(B, h, -1, S)  # (B, h, G·T, S)
-        dk = bmm(d.swapaxes(-1, -2), scaled) if need_k else None  # (B, h, S, d_h)
-        dq = bmm(d, keys)  # (B, h, G·T, d_h)
-        dt = (dq * queries).sum() * scale if has_temperature else None  # Σ d·S without keeping S
-        db = backend.column_sum(d) if has_bias else None  # (S,)
+        dqs, dk, dv, db = [], None, None, None
+        dt = xp.zeros((), out.dtype) if has_temperature else None
+        for rows, end in zip(reversed(blocks), reversed(ends), strict=True):
+            pattern = patterns.pop() if keep else pattern_of(rows, end)  # (B, H, t, end)
+            g_rows, q_rows = fold(g[:, :, rows]), fold(queries[:, :, rows])  # (B, h, G·t, d_h)
+            if need_v:
+                dv = _add_head(dv, bmm(fold(pattern).swapaxes(-1, -2), g_rows), S)  # (B, h, S, d_h)
+            d = bmm(g_rows, values[:, :, :end].swapaxes(-1, -2)).reshape(pattern.shape)  # gradient of the pattern ...
+            tracing.probe("grad.pattern", d, prefix)
+            d -= backend.row_dot(g[:, :, rows], out[:, :, rows])  # its row sums Σ_j d_ij p_ij, taken where rows are short
+            d *= pattern  # ... now of the scores
+            tracing.probe("grad.scores", d, prefix)
+            if has_bias:
+                db = _add_head(db, backend.column_sum(d), S, axis=0)  # (S,)
+            d = fold(d)  # (B, h, G·t, end)
+            if need_k:
+                dk = _add_head(dk, bmm(d.swapaxes(-1, -2), q_rows), S)  # (B, h, S, d_h)
+            dq = bmm(d, keys[:, :, :end])  # (B, h, G·t, d_h)
+            if has_temperature:
+                dt += (dq * q_rows).sum() * scale  # Σ d·S without keeping S
+            dqs.append(dq.reshape(B, H, -1, d_h))
+        dq = _join(dqs[::-1])
         dq *= strength
-        return dq.reshape(shape), dk, dv, dt, db
+        if need_k:
+            dk *= strength
+        return dq, dk, dv, dt, db
 
     return make(out, (q, k, v, temperature, bias), vjp)
+
+
+def _join(blocks):
+    """Blocks of rows (B, H, t, n) one after another; a single one as it is."""
+    return blocks[0] if len(blocks) == 1 else backend.xp.concatenate(blocks, axis=2)
+
+
+def _add_head(total, part, n, axis=2):
+    """Add `part` to the first places of a total with n along `axis`; the first part may be the whole of it."""
+    if total is None and part.shape[axis] == n:
+        return part
+    if total is None:
+        total = backend.xp.zeros((*part.shape[:axis], n, *part.shape[axis + 1 :]), part.dtype)
+    head = total[(slice(None),) * axis + (slice(part.shape[axis]),)]
+    head += part
+    return total
 
 
 def cross_entropy(logits, targets, ignore_index=-100):

@@ -326,7 +326,7 @@ def test_a_graph_holds_no_tensor(backend):
     while stack:
         node = stack.pop()
         cells = [c.cell_contents for c in getattr(node.vjp, "__closure__", None) or ()]
-        cells += [c.cell_contents for f in cells if isinstance(f, list) for pull in f if pull
+        cells += [c.cell_contents for f in cells if isinstance(f, list) for pull in f if callable(pull)
                   for c in pull.__closure__ or ()]  # fmt: skip
         captured += [type(c).__name__ for c in cells]
         stack += [p for p in node.parents if p is not None]

@@ -1,0 +1,53 @@
+"""Attention in blocks of queries, patterns kept or computed again, against its composed twin; and what it allocates."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from minqkv import backend as backends
+from minqkv import composed, fused
+from minqkv.checking import gradcheck
+
+
+@pytest.mark.parametrize("keep", [0, 1 << 18], ids=["computed again", "kept"])
+@pytest.mark.parametrize("block", [1, 3, 4, 100])
+@pytest.mark.parametrize("mask", ["none", "causal", "warm cache", "ragged"])
+def test_blocks_agree_with_the_twin(mask, block, keep, backend, leaf, rng, monkeypatch):
+    monkeypatch.setattr(fused, "BLOCK", block)
+    monkeypatch.setattr(fused, "KEEP", keep)
+    T, S = (7, 11) if mask == "warm cache" else (7, 7)
+    seen = {
+        "none": None,
+        "causal": np.tri(T, dtype=bool),
+        "warm cache": np.arange(S) <= np.arange(S - T, S)[:, None],
+        "ragged": np.arange(S) <= np.array([2, 0, 4, 1, 5, 3, 3])[:, None],  # no query sees the last key
+    }[mask]
+    seen = None if seen is None else backends.upload(seen)
+    inputs = leaf(2, 4, T, 3), leaf(2, 2, S, 3), leaf(2, 2, S, 3), leaf(), leaf(S)
+
+    def run(attention):
+        return lambda q, k, v, t, b: attention(q, k, v, seen, temperature=t, bias=b)
+
+    u, results = rng.standard_normal((2, 4, T, 3)), []
+    for module in (fused, composed):
+        for x in inputs:
+            x.zero_grad()
+        out = run(module.scaled_dot_product_attention)(*inputs)
+        out.backward(backends.upload(u))
+        results.append([backends.to_host(out.data), *(backends.to_host(x.grad) for x in inputs)])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
+    assert gradcheck(run(fused.scaled_dot_product_attention), *inputs) < 1e-7
+
+
+def test_a_long_sequence_never_holds_all_its_scores(leaf):
+    T = 2048
+    q, k, v = (leaf(1, 4, T, 8, dtype="float32") for _ in range(3))
+    mask = np.tri(T, dtype=bool)
+    tracemalloc.start()
+    fused.scaled_dot_product_attention(q, k, v, mask).backward(np.ones((1, 4, T, 8), "float32"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    block = 4 * fused.BLOCK * T * 4  # bytes of one block of scores, all heads
+    assert peak < 6 * block < 4 * T * T * 4
