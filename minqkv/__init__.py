@@ -29,6 +29,7 @@ _HOME = {
     "AdamW": "optim",
     "generate": "decoding",
     "train_step": "train",
+    "set_threads": "shards",
     "load_run": "runs",
 }
 _MODULES = ("functional", "nn")

@@ -176,6 +176,8 @@ class LayerNorm(Module):
 class Dropout(Module):
     """Dropout whose mask depends on the seed, this module's name and the step given to `train`."""
 
+    first_row = 0  # of the batch: where a shard of it begins
+
     def __init__(self, rate, init=None):
         init = init or Init()
         self.rate, self.seed, self.name = rate, init.seed, init.name
@@ -183,7 +185,9 @@ class Dropout(Module):
     def forward(self, x):
         if not self.training or not self.rate:
             return x
-        return fused.dropout(x, self.rate, stream(self.seed, "dropout", self.name, self.step))
+        rng = stream(self.seed, "dropout", self.name, self.step)
+        rng.random((self.first_row, *x.shape[1:]), dtype=np.float32)  # what the shards before this one draw
+        return fused.dropout(x, self.rate, rng)
 
 
 class MLP(Module):

@@ -18,6 +18,7 @@ import numpy as np
 from . import files
 from .errors import Diverged, EnvironmentFault, UsageError
 from .optim import Adam
+from .shards import set_threads
 from .train import Batches, RunConfig, evaluate, fit
 from .version import __version__
 
@@ -32,6 +33,7 @@ def train_run(config, out=None, resume=False, progress=None):
     the end of the step. `progress(step, steps, loss)` is called after each step. Raises Diverged, EnvironmentFault.
     """
     began = time.monotonic()
+    set_threads(config.threads)
     model = config.build()
     optimizer = Adam(model.parameters(), config.lr)
     folder = RunFolder(out, config, resume) if out is not None else None

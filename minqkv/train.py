@@ -11,6 +11,7 @@ from .functional import cross_entropy
 from .models import GPT, PROTOCOLS, GPTConfig, Tagger, TaggerConfig
 from .optim import clip_grad_norm, warmup_cosine
 from .rng import stream
+from .shards import loss_and_gradients
 from .tasks.synthetic import IGNORE, Synthetic
 from .tensor import no_grad
 
@@ -22,13 +23,12 @@ def train_step(model, optimizer, x, y, clip=1.0):
     (None: no bound). Dropout masks depend on how many steps the optimiser has made.
     """
     model.train(optimizer.steps)
-    loss = cross_entropy(model(x), y, IGNORE)
     optimizer.zero_grad()
-    loss.backward()
+    loss = loss_and_gradients(model, x, y, IGNORE)
     if clip is not None:
         clip_grad_norm(optimizer.parameters, clip)
     optimizer.step()
-    return loss.item()
+    return loss
 
 
 def fit(model, optimizer, batch, schedule, steps, clip=1.0, start=0, after=None):
@@ -70,7 +70,7 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a run's result depends on, but the code, the backend and the machine.
+    """Everything a run's result depends on, but the code, the backend and the machine; on `threads` only in rounding.
 
     `position`, `steps` and `lr` are the protocol's where None, and filled in at once: to change the protocol of a config
     with `replace`, set them to None again.
@@ -92,6 +92,7 @@ class RunConfig:
     steps: int | None = None
     lr: float | None = None
     seed: int = 0
+    threads: int = 1
 
     def __post_init__(self):
         model = self.model_config()  # refuses what cannot be built
@@ -100,6 +101,8 @@ class RunConfig:
             object.__setattr__(self, name, value)
         if self.steps is None:
             object.__setattr__(self, "steps", self.recipe.epochs * self.steps_per_epoch)
+        if self.threads < 1:
+            raise UsageError(f"threads must be at least 1, not {self.threads}")
         if self.steps < 1 or self.seed < 0 or not 0 < self.lr < math.inf:
             raise UsageError(f"steps {self.steps} must be at least 1, seed {self.seed} at least 0, lr {self.lr} above 0, finite")
 

@@ -24,7 +24,7 @@ from minqkv.runs import load_config, load_run, train_run
 from minqkv.train import RECIPES, Batches, RunConfig
 
 SMALL = RunConfig("reverse", "q-k=v", seq_len=6, n_embd=16, n_layer=1, n_head=2, steps=120)
-FLAGS = ("--task", "reverse", "--variant", "q-k=v", "--seq-len", 6, "--n-embd", 16, "--n-layer", 1, "--n-head", 2)
+FLAGS = ("--task", "reverse", "--variant", "q-k=v", "--seq-len", 6, "--n-embd", 16, "--n-layer", 1, "--n-head", 2, "--threads", 1)
 KINDS = {
     "encoder": (SMALL, ()),
     "dropout": (replace(SMALL, protocol="2023", position=None), ("--protocol", "2023")),

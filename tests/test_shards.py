@@ -1,0 +1,66 @@
+"""Threads: shards of a batch give the losses and gradients of the whole batch, to rounding, and the same bits each time."""
+
+import numpy as np
+import pytest
+
+from minqkv import shards
+from minqkv.errors import UsageError
+from minqkv.models import GPT, GPTConfig, Tagger, TaggerConfig
+from minqkv.optim import AdamW
+from minqkv.train import train_step
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch):
+    monkeypatch.setattr(shards, "SMALLEST", 1)
+    yield
+    shards.set_threads(1)
+
+
+def steps(threads, make, ignored=slice(0, 0)):
+    shards.set_threads(threads)
+    model = make()
+    optimizer = AdamW(model.parameters(), lr=1e-2)
+    x, y = np.random.default_rng(0).integers(0, 7, (2, 7, 6))
+    y[ignored] = -100
+    return [train_step(model, optimizer, x, y) for _ in range(5)], model.state_dict()
+
+
+MODELS = {
+    "qkv": lambda: GPT(GPTConfig(7, 6, 2, 4, 16, "qkv", dtype="float64")),
+    "dropout": lambda: GPT(GPTConfig(7, 6, 2, 4, 16, "q-k=v", dropout=0.3, dtype="float64")),
+    "rope and groups": lambda: GPT(GPTConfig(7, 6, 1, 4, 16, "q-gqa-2", position="rope", dtype="float64")),
+    "tagger": lambda: Tagger(TaggerConfig(7, 6, 1, 2, 16, "q=k=v+", protocol="2023", dtype="float64")),
+}
+
+
+@pytest.mark.parametrize("ignored", [slice(0, 0), slice(2, 5)], ids=["all count", "a shard without targets"])
+@pytest.mark.parametrize("name", MODELS)
+def test_shards_agree_with_the_whole(name, ignored):
+    whole, state = steps(1, MODELS[name], ignored)
+    for threads in (2, 3, 7):
+        losses, sharded = steps(threads, MODELS[name], ignored)
+        np.testing.assert_allclose(losses, whole, rtol=1e-12)
+        for key in state:
+            np.testing.assert_allclose(sharded[key], state[key], rtol=1e-7, atol=1e-9, err_msg=key)
+
+
+def test_the_same_number_of_threads_gives_the_same_bits():
+    (first, a), (again, b) = (steps(2, lambda: GPT(GPTConfig(7, 6, 2, 4, 16))) for _ in range(2))
+    assert first == again
+    assert all((a[key] == b[key]).all() for key in a)
+
+
+def test_gradients_add_up_over_calls():
+    shards.set_threads(2)
+    model, x = MODELS["qkv"](), np.random.default_rng(0).integers(0, 7, (4, 6))
+    shards.loss_and_gradients(model, x, x)
+    once = [p.grad.copy() for p in model.parameters()]
+    shards.loss_and_gradients(model, x, x)
+    for p, g in zip(model.parameters(), once, strict=True):
+        np.testing.assert_allclose(p.grad, 2 * g, rtol=1e-12)
+
+
+def test_no_threads_are_refused():
+    with pytest.raises(UsageError, match="at least one"):
+        shards.set_threads(0)
