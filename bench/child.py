@@ -48,6 +48,7 @@ class Ours:
 
     def __init__(self):
         mq.tame_allocator()
+        mq.set_threads(threads.COUNT)
 
     def model(self, size, variant):
         """(size, model): what is there before the measurement starts."""

@@ -57,6 +57,7 @@ def run(part, doc, measure, add_arguments=None):
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > 0.5:
         progress(f"bench.{part}: other work is running (load {load:.1f}); timings over several threads suffer most")
+    minqkv.set_threads(threads.COUNT)
     minqkv.tame_allocator()  # as the command line does; PyTorch in the same process gains from it as well
     try:
         rows, summary = measure(options)

@@ -24,8 +24,8 @@ def settle():
 
 
 def blas_threads():
-    """BLAS threads under the engine: all of them, as long as it starts none of its own. PyTorch is given COUNT by itself."""
-    return COUNT
+    """BLAS threads under the engine: one, for it shards the batch itself (mq.set_threads). PyTorch is given COUNT."""
+    return 1
 
 
 def workers():
