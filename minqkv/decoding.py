@@ -40,12 +40,15 @@ def generate(model, ids, max_new_tokens, temperature=0.0, top_k=None, use_cache=
     training = model.training
     model.eval()
     unread = ids
-    for i in range(max_new_tokens):
-        logits = model(unread, cache=cache) if use_cache else model(ids)
-        unread = pick(backend.to_host(logits.data[:, -1]), temperature, top_k, stream(seed, "generate", i))[:, None]  # (B, 1)
-        ids = np.concatenate([ids, unread], axis=1)  # (B, T + i + 1)
-    if training:
-        model.train(model.step)
+    try:
+        for i in range(max_new_tokens):
+            logits = model(unread, cache=cache) if use_cache else model(ids)
+            new = pick(backend.to_host(logits.data[:, -1]), temperature, top_k, stream(seed, "generate", i))  # (B,)
+            unread = new[:, None]  # (B, 1)
+            ids = np.concatenate([ids, unread], axis=1)  # (B, T + i + 1)
+    finally:
+        if training:
+            model.train(model.step)
     return ids
 
 

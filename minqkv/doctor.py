@@ -14,7 +14,7 @@ from .version import __version__, code_version
 def examine():
     """Versions, BLAS and its thread settings, backends and GPU, as a dict of strings and dicts."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_CORETYPE")
+    threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_CORETYPE", "MINQKV_THREADS")
     return {
         "minqkv": f"{__version__} ({code_version()})",
         "python": f"{platform.python_version()} on {platform.platform()}",

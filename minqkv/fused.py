@@ -150,7 +150,7 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
     q (B, H, T, d_h); k, v (B, h, S, d_h) with h dividing H: query head i reads stored head ⌊i / (H/h)⌋. q, k and v
     may be the same Tensor. `mask` is a boolean array (T, S), True where a key may be seen; each query must see one at
     least. `scale` is 1/√d_h unless given. `temperature` () and `bias` (S,), Tensors, are the two things that are left
-    of the paper's "+" after the softmax. Returns (B, H, T, d_h).
+    of the paper's "+" after the softmax. Returns (B, H, T, d_h). Raises UsageError for shapes that do not fit.
 
     Queries come in blocks of rows, and a block ends at the last key that any of its rows may see: a causal mask halves
     the work, and for long sequences no (T, S) array of all heads exists, forward or backward.
@@ -160,6 +160,8 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
     h, S = k.shape[1:3]
     if H % h or v.shape != k.shape or k.shape[0] != B or k.shape[3] != d_h:
         raise UsageError(f"attention: q {q.shape} does not fit k {k.shape} and v {v.shape}")
+    if not T or not S or (mask is not None and (mask.shape != (T, S) or mask.dtype != bool)):
+        raise UsageError(f"attention: sequences must not be empty, and a mask is boolean, of shape {(T, S)}")
     scale = 1 / math.sqrt(d_h) if scale is None else float(scale)
     strength = scale if temperature is None else temperature.data * scale
     queries, keys, values = q.data, k.data, v.data
@@ -209,10 +211,12 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
             if need_v:
                 dv = _add_head(dv, bmm(fold(pattern).swapaxes(-1, -2), g_rows), S)  # (B, h, S, d_h)
             d = bmm(g_rows, values[:, :, :end].swapaxes(-1, -2)).reshape(pattern.shape)  # gradient of the pattern ...
-            tracing.probe("grad.pattern", d, prefix)
+            if whole:
+                tracing.probe("grad.pattern", d, prefix)
             d -= backend.row_dot(g[:, :, rows], out[:, :, rows])  # its row sums Σ_j d_ij p_ij, taken where rows are short
             d *= pattern  # ... now of the scores
-            tracing.probe("grad.scores", d, prefix)
+            if whole:
+                tracing.probe("grad.scores", d, prefix)
             if has_bias:
                 db = _add_head(db, backend.column_sum(d), S, axis=0)  # (S,)
             d = fold(d)  # (B, h, G·t, end)

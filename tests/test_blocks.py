@@ -8,6 +8,7 @@ import pytest
 from minqkv import backend as backends
 from minqkv import composed, fused
 from minqkv.checking import gradcheck
+from minqkv.errors import UsageError
 
 
 @pytest.mark.parametrize("keep", [0, 1 << 18], ids=["computed again", "kept"])
@@ -51,3 +52,12 @@ def test_a_long_sequence_never_holds_all_its_scores(leaf):
     tracemalloc.stop()
     block = 4 * fused.BLOCK * T * 4  # bytes of one block of scores, all heads
     assert peak < 6 * block < 4 * T * T * 4
+
+
+@pytest.mark.parametrize(
+    "mask", [np.ones((4, 1), bool), np.ones((1, 4), bool), np.ones((4, 3), bool), np.ones(4, bool), np.zeros((4, 4))]
+)
+def test_masks_that_do_not_fit_are_refused(mask, leaf):
+    q = leaf(1, 1, 4, 2)
+    with pytest.raises(UsageError, match="boolean, of shape \\(4, 4\\)"):
+        fused.scaled_dot_product_attention(q, q, q, mask)

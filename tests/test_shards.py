@@ -1,5 +1,8 @@
 """Threads: shards of a batch give the losses and gradients of the whole batch, to rounding, and the same bits each time."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 
@@ -64,3 +67,38 @@ def test_gradients_add_up_over_calls():
 def test_no_threads_are_refused():
     with pytest.raises(UsageError, match="at least one"):
         shards.set_threads(0)
+
+
+def test_a_shard_is_the_model_as_it_is():
+    shards.set_threads(2)
+    model, x = MODELS["dropout"](), np.random.default_rng(0).integers(0, 7, (4, 6))
+    optimizer = AdamW(model.parameters(), lr=0.0)
+    assert len({train_step(model, optimizer, x, x) for _ in range(3)}) == 3
+    for block in model.blocks:
+        block.drop_1.rate = block.drop_2.rate = 0.0
+    plain = train_step(model, optimizer, x, x)
+    shards.set_threads(1)
+    assert train_step(model, optimizer, x, x) == pytest.approx(plain, rel=1e-12)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_does_not_fit_is_refused_whole_or_in_shards(threads):
+    shards.set_threads(threads)
+    model, x = MODELS["qkv"](), np.zeros((4, 6), int)
+    for y, message in ((np.zeros((8, 6), int), "do not fit"), (np.full((4, 6), -100), "every target is ignored"),
+                       (np.full((4, 6), 7), "outside 0..6")):  # fmt: skip
+        with pytest.raises(UsageError, match=message):
+            shards.loss_and_gradients(model, x, y)
+    assert np.isfinite(shards.loss_and_gradients(model, x, x))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_can_train():
+    shards.set_threads(2)
+    model, x = MODELS["qkv"](), np.zeros((4, 6), int)
+    shards.loss_and_gradients(model, x, x)
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # a hang ends the child
+        os._exit(0 if np.isfinite(shards.loss_and_gradients(model, x, x)) else 1)
+    assert os.waitpid(child, 0)[1] == 0

@@ -51,7 +51,7 @@ def train(ctx, out, resume, as_json, **flags):
     from ..runs import load_config, train_run
     from ..train import RunConfig
 
-    given = {name: value for name, value in flags.items() if ctx.get_parameter_source(name) != ParameterSource.DEFAULT}
+    given = {name: value for name, value in flags.items() if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE}
     if out is None and flags["task"]:
         config = RunConfig(**flags)
         out = Path("runs") / f"{config.task}-{config.variant}-s{config.seed}"
