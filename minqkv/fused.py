@@ -192,7 +192,7 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
         tracing.probe("pattern", pattern)
         return pattern
 
-    keep = whole or T * S <= KEEP
+    keep = whole or (T * S <= KEEP and any(grad_wanted(x) for x in (q, k, v)))
     patterns, outs = [], []
     for rows, end in zip(blocks, ends, strict=True):
         pattern = pattern_of(rows, end)

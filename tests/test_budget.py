@@ -200,8 +200,6 @@ LIGHT = [
 @pytest.mark.parametrize("code", LIGHT)
 def test_starts_without_numpy(code):
     """What only talks must not wait for what computes."""
-    if "cli" in code and "def main" not in (PACKAGE / "cli/__init__.py").read_text("utf-8"):
-        pytest.skip("no command line yet")
     check = (
         "import atexit, sys; atexit.register(lambda: print('LOADED', *sorted({'numpy', 'rich', 'cupy'} & set(sys.modules))))\n"
     )
