@@ -6,7 +6,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when numpy is first import
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,15 +49,6 @@ def leaf(rng):
         return Tensor(backends.upload(values), requires_grad=True, dtype=dtype)
 
     return new
-
-
-@pytest.fixture(scope="session")
-def data_dir():
-    """$MINQKV_DATA, else shared/data beside the repository; the test is skipped where there is none."""
-    folder = Path(os.environ.get("MINQKV_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
-    if not folder.is_dir():
-        pytest.skip(f"no data sets: {folder} does not exist (set MINQKV_DATA)")
-    return folder
 
 
 @pytest.fixture

@@ -32,14 +32,10 @@ def _wait():
     _syncs += 1
 
 
-def sync_count():
-    """How often the host has waited for the device: downloads, numbers, printing, results whose size depends on data."""
-    return _syncs
-
-
 @contextmanager
 def count_syncs():
-    """`with count_syncs() as syncs: ...`; then `syncs()` is how often the host waited since."""
+    """`with count_syncs() as syncs: ...`; then `syncs()` is how often the host waited for the device since: downloads, numbers,
+    printing, results whose size depends on data."""
     before = _syncs
     yield lambda: _syncs - before
 

@@ -1,0 +1,74 @@
+"""What the README says of the committed results is what they hold."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from minqkv import stats
+
+ROOT = Path(__file__).resolve().parents[1]
+README = " ".join((ROOT / "README.md").read_text("utf-8").split())
+
+
+def rows(name):
+    """(cell, row) of every row of a committed study."""
+    results = json.loads((ROOT / "bench/results" / name / "results.json").read_text("utf-8"))
+    return [(cell, row) for cell in results["cells"] for row in cell["rows"]]
+
+
+def number(value):
+    return f"{value:.3f}".removeprefix("0")
+
+
+def with_half(estimate):
+    return f"{number(abs(estimate['mean']))} ± {number(estimate['half'])}"
+
+
+def test_agreement_with_the_authors():
+    """The difference of two means of three seeds, against its 95 % interval (t with 4 degrees of freedom)."""
+    found = [(cell, row) for cell, row in rows("study-agreement") if row["published"]]
+    outside = []
+    for cell, row in found:
+        spread = math.hypot(stats.spread(list(row["by_seed"].values())), row["published_spread"]) / math.sqrt(3)
+        if abs(row["accuracy"]["mean"] - row["published"]["mean"]) > max(stats.t_quantile(4) * spread, 5e-4):
+            outside.append((cell["task"], cell["n_layer"], cell["n_head"], row["arm"]))
+    assert len(found) == 48
+    assert outside == [("reverse", 4, 4, "q=k=v")]
+    assert "of 48 configurations" in README
+    row = next(r for c, r in found if (c["task"], c["n_layer"], c["n_head"], r["arm"]) == outside[0])
+    assert f"({number(row['accuracy']['mean'])} here, {number(row['published']['mean'])} there)" in README
+
+
+@pytest.mark.parametrize("study", ["study-quick", "study-plus"])
+def test_accuracies_in_the_tables(study):
+    for _, row in rows(study):
+        assert f"| {with_half(row['accuracy'])} |" in README, row["arm"]
+
+
+def test_differences_that_are_clear_of_zero():
+    clear = {}
+    for cell, row in rows("study-quick"):
+        if row["to_qkv"] and abs(row["to_qkv"]["mean"]) > row["to_qkv"]["half"]:
+            clear[cell["task"], row["arm"]] = with_half(row["to_qkv"])
+            assert clear[cell["task"], row["arm"]] in README
+    assert set(clear) == {("reverse", "q=k=v"), ("sort", "q=k=v"), ("sort", "q=k-v")}
+
+
+def test_twelve_seeds():
+    row = next(row for _, row in rows("study-12-seeds") if row["arm"] == "q=k=v")
+    assert len(row["by_seed"]) == 12
+    assert f"{with_half(row['accuracy'])} at L 2, H 4" in README
+
+
+def test_cache_measured_is_the_formula():
+    for _, row in rows("study-quick"):
+        assert row["cache_measured"] == row["cache_formula"]
+
+
+def test_decoding_times():
+    decode = json.loads((ROOT / "bench/results/decode-1t-pinned.json").read_text("utf-8"))
+    qkv = [row for row in decode["rows"] if row["kind"] == "cached" and row["variant"] == "qkv"]
+    times = [f"{row['us_per_token'][row['best_torch']]:,.0f}" for row in qkv]
+    assert f"{', '.join(times[:-1])} and {times[-1]} µs for `qkv`" in README
