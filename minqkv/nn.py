@@ -73,6 +73,7 @@ class Module:
 
     training = True
     step = 0  # of training: it selects dropout masks
+    first_row = 0  # of the batch: where a shard of it begins
 
     def __call__(self, *args, **kwargs):
         return self.forward(*args, **kwargs)
@@ -109,16 +110,20 @@ class Module:
 
     def train(self, step=0):
         """Training mode: dropout on. `step` selects its masks."""
-        return self._mode(True, step)
+        return self._set(training=True, step=step)
 
     def eval(self):
         """Evaluation mode: dropout off."""
-        return self._mode(False, self.step)
+        return self._set(training=False)
 
-    def _mode(self, training, step):
-        self.training, self.step = training, step
+    def place(self, first_row):
+        """What this model is given next begins at this row of a batch: it selects the rows of dropout masks."""
+        return self._set(first_row=first_row)
+
+    def _set(self, **values):
+        vars(self).update(values)
         for _, child in self.children():
-            child._mode(training, step)
+            child._set(**values)
         return self
 
     def state_dict(self):
@@ -175,8 +180,6 @@ class LayerNorm(Module):
 
 class Dropout(Module):
     """Dropout whose mask depends on the seed, this module's name and the step given to `train`."""
-
-    first_row = 0  # of the batch: where a shard of it begins
 
     def __init__(self, rate, init=None):
         init = init or Init()

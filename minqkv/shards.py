@@ -1,74 +1,196 @@
-"""A batch in shards, one a thread, each with gradients of its own that are summed at the end.
+"""A batch in shards, one a process, each with gradients of its own that are summed at the end.
 
-NumPy holds the interpreter's lock only between operations, so shards run side by side. BLAS must then be on one thread
-(OMP_NUM_THREADS=1 before NumPy is imported; the command line does that), or the two kinds of threads fight.
+NumPy's own steps use one core, and threads wait for each other at the interpreter's lock; processes do not. Workers are
+forked once. Each step sends them the model as it is, but for its numbers, and their rows of the batch; the numbers lie
+in memory that all share. BLAS must then be on one thread (OMP_NUM_THREADS=1 before NumPy is imported; the command line
+does that), or processes and threads fight for the cores. Where there is no safe fork (macOS, Windows) a batch stays whole.
 """
 
-import copy
+import io
+import itertools
+import math
+import mmap
 import os
-from concurrent.futures import ThreadPoolExecutor, wait
+import pickle
+import signal
+import sys
+import weakref
+from contextlib import suppress
+from multiprocessing import Pipe
 
 import numpy as np
 
 from . import backend, tracing
-from .errors import UsageError
+from .errors import EnvironmentFault, UsageError
 from .functional import cross_entropy
-from .nn import Dropout, Module, Parameter
+from .nn import Parameter
+from .tensor import Tensor
 
-SMALLEST = 1 << 27  # parameters × tokens below which a shard costs more than it saves
+SMALLEST = 1 << 22  # parameters × tokens of a shard below which it costs more than it saves
+CAN_FORK = hasattr(os, "fork") and sys.platform != "darwin"
 
-_crew = (None, 1)  # the pool, and how many threads it has
+_threads, _crew = 1, None
 
 
 def set_threads(n):
-    """Use n threads in training steps from now on; results depend on n only in rounding. Raises UsageError below 1."""
-    global _crew
+    """Use n cores in training steps from now on; results depend on n only in rounding. Raises UsageError below 1."""
+    global _threads
     if not isinstance(n, int) or n < 1:
         raise UsageError(f"{n} threads: there must be at least one")
-    if n != _crew[1]:
-        _crew = (ThreadPoolExecutor(n) if n > 1 else None, n)
+    if n != _threads:
+        _dismiss()
+    _threads = n
 
 
-def _hire_again():
-    """A forked child has the pool, but none of its threads."""
+def _dismiss():
     global _crew
-    pool, n = _crew
-    _crew = (ThreadPoolExecutor(n) if pool else None, n)
+    if _crew is not None:
+        _crew.end()
+    _crew = None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_hire_again)
+def _forget():
+    """The workers of a process are not those of a child it forks."""
+    global _crew
+    _crew = None
 
 
-class Shard:
-    """The model again, on the same parameter arrays, with nodes, and so gradients, of its own; made anew each step, so
-    that it is the model as it is."""
+if CAN_FORK:
+    os.register_at_fork(after_in_child=_forget)
 
-    def __init__(self, model, first_row):
-        self.first_row = first_row
-        self.model = self._twin(model)
-        self.pairs = list(zip(model.parameters(), self.model.parameters(), strict=True))
 
-    def _twin(self, module):
-        twin = copy.copy(module)
-        for name, value in vars(module).items():
-            if isinstance(value, Parameter):
-                setattr(twin, name, Parameter(value.data))
-            elif isinstance(value, Module):
-                setattr(twin, name, self._twin(value))
-            elif isinstance(value, list):
-                setattr(twin, name, [self._twin(item) if isinstance(item, Module) else item for item in value])
-        if isinstance(twin, Dropout):
-            twin.first_row = self.first_row
-        return twin
+class Letter(pickle.Pickler):
+    """A model in bytes, without the numbers of its parameters: each is only named, by where they begin and its shape."""
 
-    def loss(self, x, y, ignore_index, share):
-        """Run forward and backward on these rows; the loss, and the gradients, counted by their share of the targets."""
-        if not share:
-            return 0.0
-        loss = cross_entropy(self.model(x), y, ignore_index)
-        loss.backward(np.full((), share, loss.dtype))
-        return loss.item() * share
+    def __init__(self, model):
+        self.leaves, self.places, self.size = [], {}, 0
+        file = io.BytesIO()
+        super().__init__(file, protocol=5)
+        try:
+            self.dump(model)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise UsageError(f"this model cannot be sent to other processes: {error}", "mq.set_threads(1)") from error
+        self.text = file.getvalue()
+
+    def persistent_id(self, item):
+        """What stands for a parameter; None has anything else written out."""
+        if not isinstance(item, Tensor) or not item.requires_grad:
+            return None
+        if id(item) not in self.places:
+            self.places[id(item)] = self.size, item.shape
+            self.leaves.append(item)
+            self.size += item.size
+        return self.places[id(item)]
+
+    def numbers(self, row):
+        """For each parameter, its part of an array (size,), in its shape."""
+        return [row[start : start + math.prod(shape)].reshape(shape) for start, shape in self.places.values()]
+
+
+class Reader(pickle.Unpickler):
+    """The model of a letter, its parameters on these numbers."""
+
+    def __init__(self, text, numbers):
+        super().__init__(io.BytesIO(text))
+        self.numbers, self.leaves = numbers, {}
+
+    def persistent_load(self, place):
+        if place not in self.leaves:
+            start, shape = place
+            self.leaves[place] = Parameter(self.numbers[start : start + math.prod(shape)].reshape(shape))
+        return self.leaves[place]
+
+
+class Crew:
+    """Forked workers, and memory (1 + workers, size) that all share: the parameters, then each worker's gradients.
+
+    Workers know the code as it was when they were forked, so another model, whose class may be newer, gets another crew.
+    """
+
+    def __init__(self, workers, model, size, dtype):
+        self.model = weakref.ref(model)
+        shared = mmap.mmap(-1, (1 + workers) * size * dtype.itemsize)
+        self.memory = np.frombuffer(shared, dtype).reshape(1 + workers, size)
+        self.pipes, self.pids = [], []
+        for gradients in self.memory[1:]:
+            here, there = Pipe()
+            pid = os.fork()
+            if not pid:
+                here.close()
+                _work(there, self.memory[0], gradients)
+            there.close()
+            self.pipes.append(here)
+            self.pids.append(pid)
+
+    def fits(self, workers, model, size, dtype):
+        """Whether it is this model's, and has so many workers and room for such parameters."""
+        room = self.memory.shape[1] >= size and self.memory.dtype == dtype
+        return self.model() is model and len(self.pids) == workers and room
+
+    def begin(self, letter, parts):
+        """Send the model, and to each worker its part: (first row, x, y, ignore_index, share)."""
+        np.concatenate([leaf.data.reshape(-1) for leaf in letter.leaves], out=self.memory[0, : letter.size])
+        for pipe, part in zip(self.pipes, parts, strict=True):
+            pipe.send((letter.text, part))
+
+    def finish(self, letter):
+        """Wait for all; add their gradients to the parameters'; return the sum of their losses."""
+        try:
+            replies = [pipe.recv() for pipe in self.pipes]
+        except EOFError as error:
+            raise EnvironmentFault("a worker process was killed", "is there enough memory? use fewer --threads") from error
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        for row, (_, present) in zip(self.memory[1:], replies, strict=True):
+            for leaf, gradient, there in zip(letter.leaves, letter.numbers(row), present, strict=True):
+                if there:
+                    leaf.add_gradient(gradient)
+        return sum(loss for loss, _ in replies)
+
+    def end(self):
+        """Stop the workers, also in the middle of their work."""
+        for pipe, pid in zip(self.pipes, self.pids, strict=True):
+            pipe.close()
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+
+def _work(pipe, parameters, gradients):
+    """A worker's life: a part of a batch, its loss and gradients, the next; it ends with the process that forked it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        while True:
+            text, (first_row, *part) = pipe.recv()
+            try:
+                reader = Reader(text, parameters)
+                model = reader.load()
+                model.place(first_row)
+                loss = _loss(model, *part)
+                grads = [leaf.grad for leaf in reader.leaves.values()]
+                flat = [
+                    np.zeros(leaf.size, leaf.dtype) if g is None else g.reshape(-1)
+                    for leaf, g in zip(reader.leaves.values(), grads, strict=True)
+                ]
+                np.concatenate(flat, out=gradients[: sum(map(len, flat))])
+                pipe.send((loss, [g is not None for g in grads]))
+            except Exception as error:
+                pipe.send(error)
+    except (EOFError, OSError):
+        pass
+    finally:
+        os._exit(0)
+
+
+def _loss(model, x, y, ignore_index, share):
+    """Run forward and backward on these rows; the loss, and the gradients, counted by their share of the targets."""
+    if not share:
+        return 0.0
+    loss = cross_entropy(model(x), y, ignore_index)
+    loss.backward(np.full((), share, loss.dtype))
+    return loss.item() * share
 
 
 def loss_and_gradients(model, x, y, ignore_index=-100):
@@ -79,26 +201,32 @@ def loss_and_gradients(model, x, y, ignore_index=-100):
     x, y = np.asarray(x), np.asarray(y)
     if x.shape != y.shape:
         raise UsageError(f"targets {y.shape} do not fit inputs {x.shape}")
-    pool, n = _crew
-    n = min(n, len(x))
-    if n > 1:
-        n = min(n, max(1, model.n_params * x.size // SMALLEST))
     counted = int((y != ignore_index).sum())
-    if n == 1 or not counted or backend.current.name != "numpy" or tracing.active is not None:
-        loss = cross_entropy(model(x), y, ignore_index)
-        loss.backward()
-        return loss.item()
+    n = min(_threads, len(x)) if CAN_FORK and counted and backend.current.name == "numpy" and tracing.active is None else 1
+    letter = Letter(model) if n > 1 else None
+    if n > 1:
+        n = max(1, min(n, letter.size * x.size // SMALLEST))
+    if n == 1:
+        return _loss(model, x, y, ignore_index, 1.0)
     cuts = [len(x) * i // n for i in range(n + 1)]
-    shards = [Shard(model, first_row) for first_row in cuts[:-1]]
+    parts = []
+    for first, last in itertools.pairwise(cuts):
+        share = int((y[first:last] != ignore_index).sum()) / counted
+        parts.append((first, x[first:last], y[first:last], ignore_index, share))
+    try:
+        crew = _hire(n - 1, model, letter)
+        crew.begin(letter, parts[1:])
+        return _loss(model, *parts[0][1:]) + crew.finish(letter)
+    except BaseException:  # an answer that nobody waits for would be taken for the next one
+        _dismiss()
+        raise
 
-    def work(i):
-        rows = slice(cuts[i], cuts[i + 1])
-        return shards[i].loss(x[rows], y[rows], ignore_index, int((y[rows] != ignore_index).sum()) / counted)
 
-    running = [pool.submit(work, i) for i in range(n)]
-    wait(running)  # all of them, also when one has failed
-    total = sum(future.result() for future in running)
-    for shard in shards:
-        for mine, own in shard.pairs:
-            mine.take_gradient(own)
-    return total
+def _hire(workers, model, letter):
+    """The crew at hand if it fits, or a new one."""
+    global _crew
+    wanted = workers, model, letter.size, letter.leaves[0].dtype
+    if _crew is None or not _crew.fits(*wanted):
+        _dismiss()
+        _crew = Crew(*wanted)
+    return _crew

@@ -59,12 +59,13 @@ class Tensor:
         """Forget the gradient; the next `backward` starts afresh."""
         self.node.grad, self.node.owned = None, False
 
-    def take_gradient(self, other):
-        """Add another leaf's gradient to this one's, and leave the other without."""
-        if other.grad is not None:
-            _accumulate(self.node, other.grad)
-            self.node.owned = True  # the other lets go of it
-            other.zero_grad()
+    def add_gradient(self, g):
+        """Add an array to the gradient of a leaf, which keeps no hold of it."""
+        node = self.node
+        if node.grad is None:
+            node.grad, node.owned = g.copy(), True
+        else:
+            _accumulate(node, g)
 
     def detach(self):
         """The same array, out of the graph."""
