@@ -40,7 +40,7 @@ class Clock:
     def swap(self):
         """Operations, their vjps, clipping and the optimiser, all with the clock around them."""
         clocked = {f: self.around((f.__name__, "forward"), f) for module in (ops, fused) for f in functions(module).values()}
-        clocked[optim.clip_grad_norm] = self.around(("clip_grad_norm", "step"), optim.clip_grad_norm)
+        clocked[optim.clip] = self.around(("clip", "step"), optim.clip)
 
         def make(data, inputs, vjp):
             pulls = vjp if isinstance(vjp, tuple) else (vjp,)

@@ -51,6 +51,10 @@ class Backend:
         """How many columns of a boolean mask (t, S) matter: up to the last that is True anywhere."""
         return mask.shape[1] - int(mask.any(axis=0)[::-1].argmax())
 
+    def bounded(self, a, b, limit):
+        """Whether inner products of rows of a with rows of b must stay within ±limit: by their lengths."""
+        return bool(self.row_dot(a, a).max() * self.row_dot(b, b).max() <= limit**2)
+
     def add_rows(self, ids, rows, n):
         """Sum `rows` (N, d) by their ids (N,) into (n, d): the gradient of a lookup."""
         if n <= 512:  # a small vocabulary: one product with the one-hot matrix
@@ -96,6 +100,9 @@ class GpuBackend(Backend):
 
     def visible(self, mask):
         return mask.shape[1]  # to know better, the host would have to wait
+
+    def bounded(self, a, b, limit):
+        return False  # likewise
 
     def add_rows(self, ids, rows, n):
         out = self.xp.zeros((n, rows.shape[1]), rows.dtype)
@@ -147,11 +154,11 @@ def use_backend(name):
 
 
 def _use(backend):
-    global current, xp, ndarray, upload, to_host, bmm, row_sum, column_sum, row_dot, add_rows, visible
+    global current, xp, ndarray, upload, to_host, bmm, row_sum, column_sum, row_dot, add_rows, visible, bounded
     current, xp, ndarray = backend, backend.xp, backend.ndarray
     upload, to_host, bmm = backend.upload, backend.to_host, backend.bmm
     row_sum, column_sum, row_dot, add_rows = backend.row_sum, backend.column_sum, backend.row_dot, backend.add_rows
-    visible = backend.visible
+    visible, bounded = backend.visible, backend.bounded
 
 
 def upload_ids(ids, limit, what, ignore=None):

@@ -79,25 +79,26 @@ def relu(x):
 
 def gelu(x):
     """x Φ(x) in its tanh form (Hendrycks and Gimpel, 2016): within 1e-3 of the exact one, which NumPy cannot compute."""
-    data, c = x.data, math.sqrt(2 / math.pi)
+    data, a, c = x.data, 0.044715, math.sqrt(2 / math.pi)
     square = data * data
-    t = square * (0.044715 * c)
-    t += c
-    t *= data
-    backend.xp.tanh(t, out=t)
-    y = t + 1
-    y *= data
-    y *= 0.5
+    y = square * (a * c)
+    y += c
+    y *= data  # u = c (x + a x³)
+    backend.xp.tanh(y, out=y)
+    y += 1
+    y *= 0.5  # Φ = (1 + tanh u) / 2, of which the derivative by u is 2 Φ (1 - Φ)
     if not grad_wanted(x):
+        y *= data
         return make(y, (x,), None)
-    square *= 3 * 0.044715 * c  # from here on `square` becomes the derivative, so that backward is one product
-    square += c
-    square *= data
-    square *= 1 - t * t
-    square += t
-    square += 1
-    square *= 0.5
-    return make(y, (x,), lambda g: (g * square,))
+    slope = square  # becomes Φ + x Φ' = Φ + 2 x u' Φ (1 - Φ), so that backward is one product
+    slope *= 6 * a * c
+    slope += 2 * c
+    slope *= 1 - y
+    slope *= y
+    slope *= data
+    slope += y
+    y *= data
+    return make(y, (x,), lambda g: (g * slope,))
 
 
 def softmax(x):
@@ -165,18 +166,24 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
     scale = 1 / math.sqrt(d_h) if scale is None else float(scale)
     strength = scale if temperature is None else temperature.data * scale
     queries, keys, values = q.data, k.data, v.data
+    scaled = queries * strength
     column_bias = None if bias is None else bias.data  # (S,)
     whole = tracing.active is not None  # then the arrays are shown in one piece
     step = T if whole else BLOCK
     blocks = [slice(i, min(i + step, T)) for i in range(0, T, step)]
     ends = [S if mask is None else backend.visible(mask[rows]) for rows in blocks]
+    # scores that cannot overflow need no shift by their maximum; to know costs as much as d_h rows of scores
+    small = bias is None and d_h <= T and backend.bounded(scaled, keys, 60)
 
     def fold(a):  # (B, H, t, n) -> (B, h, G·t, n): the queries that share a stored head are more rows of one product
         return a.reshape(B, h, -1, a.shape[-1])
 
     def pattern_of(rows, end):
-        """Scores, (+), mask and softmax of one block of queries: (B, H, t, end)."""
-        scores = bmm(fold(queries[:, :, rows] * strength), keys[:, :, :end].swapaxes(-1, -2))  # (B, h, G·t, end)
+        """Scores, (+), mask and softmax of one block of queries: its weights (B, H, t, end), and 1 over their row sums.
+
+        The pattern is the product of the two; it is cheaper to scale what the rows are multiplied with.
+        """
+        scores = bmm(fold(scaled[:, :, rows]), keys[:, :, :end].swapaxes(-1, -2))  # (B, h, G·t, end)
         scores = scores.reshape(B, H, -1, end)
         tracing.probe("scores", scores)
         if column_bias is not None:
@@ -185,19 +192,22 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
         if mask is not None:
             number = scores.dtype.type  # Python's numbers would make a float64 mask
             scores += xp.where(mask[rows, :end], number(0), number(-math.inf))
-        pattern = scores  # in place from here on
-        pattern -= pattern.max(axis=-1, keepdims=True)
-        xp.exp(pattern, out=pattern)
-        pattern /= backend.row_sum(pattern)
-        tracing.probe("pattern", pattern)
-        return pattern
+        if not small:
+            scores -= scores.max(axis=-1, keepdims=True)
+        weights = xp.exp(scores, out=scores)
+        share = 1 / backend.row_sum(weights)  # (B, H, t, 1)
+        if whole:
+            tracing.probe("pattern", weights * share)
+        return weights, share
 
     keep = whole or (T * S <= KEEP and any(grad_wanted(x) for x in (q, k, v)))
-    patterns, outs = [], []
+    kept, outs = [], []
     for rows, end in zip(blocks, ends, strict=True):
-        pattern = pattern_of(rows, end)
-        outs.append(bmm(fold(pattern), values[:, :, :end]).reshape(B, H, -1, d_h))
-        patterns.append(pattern if keep else None)
+        weights, share = pattern_of(rows, end)
+        z = bmm(fold(weights), values[:, :, :end]).reshape(B, H, -1, d_h)
+        z *= share
+        outs.append(z)
+        kept.append((weights, share) if keep else None)
     out = _join(outs)  # (B, H, T, d_h)
     prefix, need_k, need_v = tracing.here(), k.requires_grad, v.requires_grad
     has_temperature, has_bias = temperature is not None, bias is not None
@@ -206,30 +216,29 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
         dqs, dk, dv, db = [], None, None, None
         dt = xp.zeros((), out.dtype) if has_temperature else None
         for rows, end in zip(reversed(blocks), reversed(ends), strict=True):
-            pattern = patterns.pop() if keep else pattern_of(rows, end)  # (B, H, t, end)
-            g_rows, q_rows = fold(g[:, :, rows]), fold(queries[:, :, rows])  # (B, h, G·t, d_h)
+            weights, share = kept.pop() if keep else pattern_of(rows, end)  # (B, H, t, end), (B, H, t, 1)
+            shared = g[:, :, rows] * share  # (B, H, t, d_h)
+            g_rows = fold(shared)  # (B, h, G·t, d_h)
             if need_v:
-                dv = _add_head(dv, bmm(fold(pattern).swapaxes(-1, -2), g_rows), S)  # (B, h, S, d_h)
-            d = bmm(g_rows, values[:, :, :end].swapaxes(-1, -2)).reshape(pattern.shape)  # gradient of the pattern ...
+                dv = _add_head(dv, bmm(fold(weights).swapaxes(-1, -2), g_rows), S)  # (B, h, S, d_h)
+            d = bmm(g_rows, values[:, :, :end].swapaxes(-1, -2)).reshape(weights.shape)  # share · gradient of the pattern ...
             if whole:
-                tracing.probe("grad.pattern", d, prefix)
-            d -= backend.row_dot(g[:, :, rows], out[:, :, rows])  # its row sums Σ_j d_ij p_ij, taken where rows are short
-            d *= pattern  # ... now of the scores
+                tracing.probe("grad.pattern", d / share, prefix)
+            d -= backend.row_dot(shared, out[:, :, rows])  # its row sums Σ_j d_ij p_ij, taken where rows are short
+            d *= weights  # ... now the gradient of the scores
             if whole:
                 tracing.probe("grad.scores", d, prefix)
             if has_bias:
                 db = _add_head(db, backend.column_sum(d), S, axis=0)  # (S,)
             d = fold(d)  # (B, h, G·t, end)
             if need_k:
-                dk = _add_head(dk, bmm(d.swapaxes(-1, -2), q_rows), S)  # (B, h, S, d_h)
+                dk = _add_head(dk, bmm(d.swapaxes(-1, -2), fold(scaled[:, :, rows])), S)  # (B, h, S, d_h)
             dq = bmm(d, keys[:, :, :end])  # (B, h, G·t, d_h)
             if has_temperature:
-                dt += (dq * q_rows).sum() * scale  # Σ d·S without keeping S
+                dt += (dq * fold(queries[:, :, rows])).sum() * scale  # Σ d·S without keeping S
             dqs.append(dq.reshape(B, H, -1, d_h))
         dq = _join(dqs[::-1])
         dq *= strength
-        if need_k:
-            dk *= strength
         return dq, dk, dv, dt, db
 
     return make(out, (q, k, v, temperature, bias), vjp)

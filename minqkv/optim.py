@@ -38,19 +38,26 @@ class Optimizer:
         for p in self.parameters:
             p.zero_grad()
 
-    def step(self):
+    def step(self, max_norm=None):
         """Move every parameter by its gradient; one that has none counts as zero.
 
-        Raises RuntimeError when parameters no longer live in this optimiser's buffer: it would move nothing.
+        With `max_norm`, gradients are first scaled so that their joint norm is at most that; what the parameters hold
+        stays as it is. Returns the norm before, a 0-d array that stays on the device, or None without a bound.
+        Raises RuntimeError when parameters no longer live in this optimiser's buffer: it would move nothing; UsageError
+        for a bound that is not positive.
         """
+        if max_norm is not None and not max_norm > 0:
+            raise UsageError(f"the gradient's norm can be bounded by a positive number, not {max_norm}")
         if any(p.data is not view for p, view in zip(self.parameters, self.views, strict=True)):
             raise RuntimeError("these parameters were given to another optimiser, or their .data was replaced")
         start = 0
         for p in self.parameters:
             self.gradient[start : start + p.size] = 0 if p.grad is None else p.grad.reshape(-1)
             start += p.size
+        norm = None if max_norm is None else clip(self.gradient, max_norm)
         self.steps += 1
         self.update(self.gradient)
+        return norm
 
     def state_dict(self):
         """Step count and state arrays, as NumPy copies."""
@@ -117,20 +124,11 @@ class AdamW(Adam):
         super().__init__(parameters, lr, betas, eps, weight_decay)
 
 
-def clip_grad_norm(parameters, max_norm):
-    """Scale all gradients, in place, so that their joint norm is at most `max_norm`; returns the norm before.
-
-    The norm stays on the device, a 0-d array: no waiting. Raises UsageError for a bound that is not positive.
-    """
-    if not max_norm > 0:
-        raise UsageError(f"the gradient's norm can be bounded by a positive number, not {max_norm}")
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if not grads:
-        return backend.xp.zeros((), "float32")
-    norm = backend.xp.sqrt(sum(backend.row_dot(g.reshape(1, -1), g.reshape(1, -1)).reshape(()) for g in grads))
-    scale = backend.xp.minimum(max_norm / (norm + 1e-6), 1.0)
-    for g in grads:
-        g *= scale
+def clip(gradient, max_norm):
+    """Scale a flat gradient, in place, so that its norm is at most `max_norm`; returns the norm before, a 0-d array."""
+    row = gradient.reshape(1, -1)
+    norm = backend.xp.sqrt(backend.row_dot(row, row)).reshape(())
+    gradient *= backend.xp.minimum(max_norm / (norm + 1e-6), 1.0)
     return norm
 
 

@@ -135,10 +135,7 @@ class Crew:
 
     def finish(self, letter):
         """Wait for all; add their gradients to the parameters'; return the sum of their losses."""
-        try:
-            replies = [pipe.recv() for pipe in self.pipes]
-        except EOFError as error:
-            raise EnvironmentFault("a worker process was killed", "is there enough memory? use fewer --threads") from error
+        replies = [pipe.recv() for pipe in self.pipes]
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
@@ -169,19 +166,19 @@ def _work(pipe, parameters, gradients):
                 model = reader.load()
                 model.place(first_row)
                 loss = _loss(model, *part)
-                grads = [leaf.grad for leaf in reader.leaves.values()]
-                flat = [
-                    np.zeros(leaf.size, leaf.dtype) if g is None else g.reshape(-1)
-                    for leaf, g in zip(reader.leaves.values(), grads, strict=True)
-                ]
-                np.concatenate(flat, out=gradients[: sum(map(len, flat))])
-                pipe.send((loss, [g is not None for g in grads]))
+                leaves = reader.leaves.values()
+                np.concatenate([_gradient(leaf) for leaf in leaves], out=gradients[: sum(leaf.size for leaf in leaves)])
+                pipe.send((loss, [leaf.grad is not None for leaf in leaves]))
             except Exception as error:
                 pipe.send(error)
     except (EOFError, OSError):
         pass
     finally:
         os._exit(0)
+
+
+def _gradient(leaf):
+    return np.zeros(leaf.size, leaf.dtype) if leaf.grad is None else leaf.grad.reshape(-1)
 
 
 def _loss(model, x, y, ignore_index, share):
@@ -217,6 +214,9 @@ def loss_and_gradients(model, x, y, ignore_index=-100):
         crew = _hire(n - 1, model, letter)
         crew.begin(letter, parts[1:])
         return _loss(model, *parts[0][1:]) + crew.finish(letter)
+    except (EOFError, ConnectionError) as error:
+        _dismiss()
+        raise EnvironmentFault("a worker process was killed", "is there enough memory? use fewer --threads") from error
     except BaseException:  # an answer that nobody waits for would be taken for the next one
         _dismiss()
         raise

@@ -9,7 +9,7 @@ from . import backend
 from .errors import Diverged, UsageError, unknown
 from .functional import cross_entropy
 from .models import GPT, PROTOCOLS, GPTConfig, Tagger, TaggerConfig
-from .optim import clip_grad_norm, warmup_cosine
+from .optim import warmup_cosine
 from .rng import stream
 from .shards import loss_and_gradients
 from .tasks.synthetic import IGNORE, Synthetic
@@ -25,9 +25,7 @@ def train_step(model, optimizer, x, y, clip=1.0):
     model.train(optimizer.steps)
     optimizer.zero_grad()
     loss = loss_and_gradients(model, x, y, IGNORE)
-    if clip is not None:
-        clip_grad_norm(optimizer.parameters, clip)
-    optimizer.step()
+    optimizer.step(clip)
     return loss
 
 

@@ -804,21 +804,25 @@ def test_optimiser_errors():
 
 @pytest.mark.parametrize("max_norm", [0.5, 13.0, 100.0])
 def test_clipping(backend, max_norm):
-    a, b, without = ones(2, 2), ones(1), ones(3)
+    a, b, without = (nn.Parameter(backends.upload(np.zeros(shape))) for shape in ((2, 2), (1,), (3,)))
+    optimizer = optim.SGD([a, b, without], lr=1.0)
     a.backward(backends.upload(np.array([[3.0, 0], [0, 4]])))
     b.backward(backends.upload(np.array([12.0])))
-    norm = optim.clip_grad_norm([a, b, without], max_norm)
+    norm = optimizer.step(max_norm)
     assert float(host(norm)) == pytest.approx(13)
     scale = min(1, max_norm / (13 + 1e-6))
-    np.testing.assert_allclose(host(a.grad), scale * np.array([[3, 0], [0, 4]]))
-    np.testing.assert_allclose(host(b.grad), [scale * 12])
+    np.testing.assert_allclose(host(a.data), -scale * np.array([[3, 0], [0, 4]]))
+    np.testing.assert_allclose(host(b.data), [-scale * 12])
+    np.testing.assert_array_equal(host(b.grad), [12])  # what a parameter holds is not what it moves by
+    assert not host(without.data).any()
 
 
-def test_clipping_reaches_a_scalar_used_twice(backend):
-    x = ones()
-    (x * 3 + x * x).backward()
-    optim.clip_grad_norm([x], 1.0)
-    assert float(host(x.grad)) == pytest.approx(1)
+@pytest.mark.parametrize("bound", [0, -1.0, math.nan])
+def test_a_bound_that_is_none(bound):
+    optimizer = optim.SGD([nn.Parameter(np.ones(2))])
+    with pytest.raises(UsageError, match="positive"):
+        optimizer.step(bound)
+    assert optimizer.steps == 0
 
 
 def test_schedules():

@@ -1,16 +1,22 @@
-"""Threads: shards of a batch give the losses and gradients of the whole batch, to rounding, and the same bits each time."""
+"""Shards on worker processes give the losses and gradients of the whole batch, to rounding, and the same bits each time."""
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
+from commands import wait_until
 
 from minqkv import shards
-from minqkv.errors import UsageError
+from minqkv.errors import EnvironmentFault, UsageError
 from minqkv.models import GPT, GPTConfig, Tagger, TaggerConfig
 from minqkv.optim import AdamW
 from minqkv.train import train_step
+
+pytestmark = pytest.mark.skipif(not shards.CAN_FORK, reason="this system has no safe fork: batches stay whole")
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +98,6 @@ def test_what_does_not_fit_is_refused_whole_or_in_shards(threads):
     assert np.isfinite(shards.loss_and_gradients(model, x, x))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_can_train():
     shards.set_threads(2)
     model, x = MODELS["qkv"](), np.zeros((4, 6), int)
@@ -102,3 +107,132 @@ def test_a_forked_child_can_train():
         signal.alarm(20)  # a hang ends the child
         os._exit(0 if np.isfinite(shards.loss_and_gradients(model, x, x)) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def trained(model):
+    x = np.zeros((4, 6), int)
+    return shards.loss_and_gradients(model, x, x)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_workers_are_forked_once_and_end_when_no_longer_wanted():
+    shards.set_threads(3)
+    model = MODELS["qkv"]()
+    losses = [trained(model) for _ in range(3)]
+    crew, pids = shards._crew, shards._crew.pids
+    assert len(set(losses)) == 1
+    assert len(pids) == 2
+    assert trained(model) == losses[0]
+    assert shards._crew is crew
+    shards.set_threads(2)
+    assert not any(map(alive, pids))
+    trained(model)
+    assert len(shards._crew.pids) == 1
+
+
+def test_each_model_has_a_crew_that_knows_its_class():
+    shards.set_threads(2)
+    first, second = MODELS["qkv"](), MODELS["rope and groups"]()
+    alone = trained(first), trained(second)
+    assert (trained(first), trained(second)) == alone
+
+    def doubled(self, ids):
+        return GPT.forward(self, ids) * 2
+
+    class Doubled(GPT):
+        forward = doubled
+
+    globals()["Doubled"] = Doubled
+    Doubled.__qualname__ = "Doubled"
+    sharper = Doubled(first.config)
+    whole = trained(sharper)
+    shards.set_threads(1)
+    assert trained(sharper) == pytest.approx(whole, rel=1e-12)
+    assert whole != pytest.approx(alone[0], rel=1e-3)
+
+
+def test_parameters_replaced_or_left_out():
+    shards.set_threads(2)
+    model = MODELS["qkv"]()
+    trained(model)
+    model.wte.weight = type(model.wte.weight)(model.wte.weight.data * 2)
+    last = model.blocks.pop()
+    sharded, grads = trained(model), [p.grad.copy() for p in model.blocks[0].parameters()]
+    assert all(p.grad is not None for p in last.parameters())  # of the step before
+    shards.set_threads(1)
+    assert trained(model) == pytest.approx(sharded, rel=1e-12)
+    assert all(np.isfinite(g).all() for g in grads)
+
+
+def test_a_model_that_cannot_be_sent():
+    shards.set_threads(2)
+    model = MODELS["qkv"]()
+    model.mlp_hook = lambda x: x
+    with pytest.raises(UsageError, match="cannot be sent") as caught:
+        trained(model)
+    assert "set_threads(1)" in caught.value.hint
+
+
+def test_a_worker_that_was_killed():
+    shards.set_threads(2)
+    model = MODELS["qkv"]()
+    loss = trained(model)
+    model.zero_grad()
+    os.kill(shards._crew.pids[0], signal.SIGKILL)
+    with pytest.raises(EnvironmentFault, match="worker process"):
+        trained(model)
+    model.zero_grad()
+    assert trained(model) == loss  # by a new crew
+
+
+def test_an_interrupted_step_leaves_no_stale_answer(monkeypatch):
+    shards.set_threads(2)
+    model = MODELS["qkv"]()
+    loss = trained(model)
+    whole = shards._loss
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    pids = shards._crew.pids
+    monkeypatch.setattr(shards, "_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained(model)
+    assert not any(map(alive, pids))
+    monkeypatch.setattr(shards, "_loss", whole)
+    assert trained(model) == loss
+
+
+def test_workers_end_with_a_parent_that_was_killed():
+    program = """
+        import os, signal, numpy as np
+        from minqkv import GPT, GPTConfig, shards
+        shards.SMALLEST = 1
+        shards.set_threads(3)
+        x = np.zeros((6, 6), int)
+        shards.loss_and_gradients(GPT(GPTConfig(7, 6, 1, 2, 16)), x, x)
+        print(*shards._crew.pids, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=False
+    )
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2, done.stderr
+    wait_until(lambda: not any(map(running, pids)))
+
+
+def running(pid):
+    """Not ended, and not waiting for somebody to take note of its end."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
