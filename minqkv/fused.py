@@ -141,6 +141,7 @@ def rotate(x, cos, sin):
     return make(turn(x.data, sin), (x,), lambda g: (turn(g, -sin),))
 
 
+FAR = 1 << 23  # bytes of keys beyond which a core's caches have lost the first head when the last one is done
 BLOCK = 128  # rows of queries whose scores are held at once; a shorter sequence is one block
 KEEP = 1 << 18  # scores a head, T·S, up to which backward finds the patterns kept; beyond, it computes each block again
 
@@ -167,6 +168,7 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
     strength = scale if temperature is None else temperature.data * scale
     queries, keys, values = q.data, k.data, v.data
     scaled = queries * strength
+    wanted = any(grad_wanted(x) for x in (q, k, v, temperature, bias) if x is not None)
     column_bias = None if bias is None else bias.data  # (S,)
     whole = tracing.active is not None  # then the arrays are shown in one piece
     step = T if whole else BLOCK
@@ -177,6 +179,10 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
 
     def fold(a):  # (B, H, t, n) -> (B, h, G·t, n): the queries that share a stored head are more rows of one product
         return a.reshape(B, h, -1, a.shape[-1])
+
+    plain = mask is None and bias is None and not wanted and not whole
+    if plain and values is keys and keys.nbytes > FAR and backend.current.name == "numpy":
+        return make(_head_by_head(fold(scaled), keys).reshape(q.shape), (), None)
 
     def pattern_of(rows, end):
         """Scores, (+), mask and softmax of one block of queries: its weights (B, H, t, end), and 1 over their row sums.
@@ -200,7 +206,7 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
             tracing.probe("pattern", weights * share)
         return weights, share
 
-    keep = whole or (T * S <= KEEP and any(grad_wanted(x) for x in (q, k, v)))
+    keep = whole or (T * S <= KEEP and wanted)
     kept, outs = [], []
     for rows, end in zip(blocks, ends, strict=True):
         weights, share = pattern_of(rows, end)
@@ -242,6 +248,21 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
         return dq, dk, dv, dt, db
 
     return make(out, (q, k, v, temperature, bias), vjp)
+
+
+def _head_by_head(scaled, keys):
+    """Softmax and mix of keys that are the values too, one stored head after another: (B, h, n, d_h), (B, h, S, d_h).
+
+    A long cache is read from memory at every token; a single head of it is still near when it is read again as values.
+    """
+    z = np.empty_like(scaled)
+    for place in np.ndindex(scaled.shape[:2]):
+        head = keys[place]  # (S, d_h)
+        weights = scaled[place] @ head.T  # (n, S)
+        weights -= weights.max(axis=-1, keepdims=True)
+        np.exp(weights, out=weights)
+        np.divide(weights @ head, backend.row_sum(weights), out=z[place])  # (n, d_h)
+    return z
 
 
 def _join(blocks):

@@ -154,8 +154,13 @@ def reshape(a, *shape):
 def transpose(a, *axes):
     """The axes in a new order; without arguments, reversed."""
     axes = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple) else axes
-    axes = tuple(i % a.ndim for i in axes) or tuple(reversed(range(a.ndim)))
-    return make(a.data.transpose(axes), (a,), (lambda g: g.transpose([axes.index(i) for i in range(len(axes))]),))
+    axes = axes or tuple(reversed(range(a.ndim)))
+
+    def back(g):
+        order = [i % g.ndim for i in axes]
+        return g.transpose([order.index(i) for i in range(g.ndim)])
+
+    return make(a.data.transpose(axes), (a,), (_rename(back, "transpose"),))
 
 
 def getitem(a, index):

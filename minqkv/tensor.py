@@ -122,8 +122,10 @@ def make(data, inputs, vjp):
     """
     if not isinstance(data, backend.ndarray):
         data = backend.xp.asarray(data)  # a full reduction gives a NumPy scalar; a Tensor always holds an array
-    parents = tuple(getattr(x, "node", None) for x in inputs) if _grad_on else ()
-    if all(parent is None for parent in parents):
+    if not _grad_on:
+        return Tensor(data)
+    parents = tuple([getattr(x, "node", None) for x in inputs])
+    if not any(parents):
         return Tensor(data)
     if isinstance(vjp, tuple):
         vjp = _each(vjp, parents)

@@ -5,8 +5,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from minqkv import Tensor, composed, fused
 from minqkv import backend as backends
-from minqkv import composed, fused
 from minqkv.checking import gradcheck
 from minqkv.errors import UsageError
 
@@ -40,6 +40,48 @@ def test_blocks_agree_with_the_twin(mask, block, keep, backend, leaf, rng, monke
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
     assert gradcheck(run(fused.scaled_dot_product_attention), *inputs) < 1e-7
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("T", [1, 3])
+def test_keys_that_are_the_values_head_by_head(T, kv_heads, rng, monkeypatch):
+    q, k = Tensor(rng.standard_normal((2, 4, T, 8))), Tensor(rng.standard_normal((2, kv_heads, 11, 8)))
+    t = Tensor(np.array(0.7))
+    whole = composed.scaled_dot_product_attention(q, k, k, temperature=t).data
+    taken = []
+    monkeypatch.setattr(
+        fused, "_head_by_head", lambda *args, taken=taken, real=fused._head_by_head: taken.append(1) or real(*args)
+    )
+    for far, count in ((k.data.nbytes, 0), (k.data.nbytes - 1, 1)):
+        monkeypatch.setattr(fused, "FAR", far)
+        out = fused.scaled_dot_product_attention(q, k, k, temperature=t).data
+        np.testing.assert_allclose(out, whole, rtol=0, atol=1e-12)
+        assert len(taken) == count
+    others = Tensor(k.data.copy())
+    grown = Tensor(k.data, requires_grad=True)
+    for args in ((q, k, others), (q, k, k, np.ones((T, 11), bool)), (q, grown, grown)):
+        out = fused.scaled_dot_product_attention(*args, temperature=t).data
+        np.testing.assert_allclose(out, whole, rtol=0, atol=1e-12)
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize("size", [0.1, 30.0, 3000.0], ids=["small", "large", "huge"])
+def test_scores_with_and_without_a_shift(size, leaf, rng):
+    """Small scores go to exp as they are, large ones after their maximum is taken off: both give the twin's."""
+    q, k, v = leaf(2, 2, 9, 4, dtype="float32"), leaf(2, 2, 9, 4, dtype="float32"), leaf(2, 2, 9, 4, dtype="float32")
+    q.data *= size
+    assert backends.bounded(q.data * 0.5, k.data, 60) == (size == 0.1)
+    g = rng.standard_normal(q.shape).astype("float32")
+    results = []
+    for module in (fused, composed):
+        for x in (q, k, v):
+            x.zero_grad()
+        out = module.scaled_dot_product_attention(q, k, v, np.tri(9, dtype=bool))
+        out.backward(g)
+        results.append([out.data, *(x.grad for x in (q, k, v))])
+    for a, b in zip(*results, strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * max(1, size))
 
 
 def test_a_long_sequence_never_holds_all_its_scores(leaf):
