@@ -166,8 +166,7 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
         raise UsageError(f"attention: sequences must not be empty, and a mask is boolean, of shape {(T, S)}")
     scale = 1 / math.sqrt(d_h) if scale is None else float(scale)
     strength = scale if temperature is None else temperature.data * scale
-    queries, keys, values = q.data, k.data, v.data
-    scaled = queries * strength
+    scaled, keys, values = q.data * strength, k.data, v.data
     wanted = any(grad_wanted(x) for x in (q, k, v, temperature, bias) if x is not None)
     column_bias = None if bias is None else bias.data  # (S,)
     whole = tracing.active is not None  # then the arrays are shown in one piece
@@ -207,20 +206,17 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
         return weights, share
 
     keep = whole or (T * S <= KEEP and wanted)
-    kept, outs = [], []
+    kept, out = [], _merged(q)  # (B, H, T, d_h)
     for rows, end in zip(blocks, ends, strict=True):
         weights, share = pattern_of(rows, end)
-        z = bmm(fold(weights), values[:, :, :end]).reshape(B, H, -1, d_h)
-        z *= share
-        outs.append(z)
+        xp.multiply(bmm(fold(weights), values[:, :, :end]).reshape(B, H, -1, d_h), share, out=out[:, :, rows])
         kept.append((weights, share) if keep else None)
-    out = _join(outs)  # (B, H, T, d_h)
     prefix, need_k, need_v = tracing.here(), k.requires_grad, v.requires_grad
-    has_temperature, has_bias = temperature is not None, bias is not None
+    unscaled, has_bias = None if temperature is None else q.data, bias is not None
 
     def vjp(g):
-        dqs, dk, dv, db = [], None, None, None
-        dt = xp.zeros((), out.dtype) if has_temperature else None
+        dq, dk, dv, db = _merged(out), None, None, None
+        dt = None if unscaled is None else xp.zeros((), out.dtype)
         for rows, end in zip(reversed(blocks), reversed(ends), strict=True):
             weights, share = kept.pop() if keep else pattern_of(rows, end)  # (B, H, t, end), (B, H, t, 1)
             shared = g[:, :, rows] * share  # (B, H, t, d_h)
@@ -239,12 +235,10 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
             d = fold(d)  # (B, h, G·t, end)
             if need_k:
                 dk = _add_head(dk, bmm(d.swapaxes(-1, -2), fold(scaled[:, :, rows])), S)  # (B, h, S, d_h)
-            dq = bmm(d, keys[:, :, :end])  # (B, h, G·t, d_h)
-            if has_temperature:
-                dt += (dq * fold(queries[:, :, rows])).sum() * scale  # Σ d·S without keeping S
-            dqs.append(dq.reshape(B, H, -1, d_h))
-        dq = _join(dqs[::-1])
-        dq *= strength
+            d = bmm(d, keys[:, :, :end]).reshape(B, H, -1, d_h)  # of the scaled queries
+            if unscaled is not None:
+                dt += (d * unscaled[:, :, rows]).sum() * scale  # Σ d·S without keeping S
+            xp.multiply(d, strength, out=dq[:, :, rows])
         return dq, dk, dv, dt, db
 
     return make(out, (q, k, v, temperature, bias), vjp)
@@ -265,9 +259,10 @@ def _head_by_head(scaled, keys):
     return z
 
 
-def _join(blocks):
-    """Blocks of rows (B, H, t, n) one after another; a single one as it is."""
-    return blocks[0] if len(blocks) == 1 else backend.xp.concatenate(blocks, axis=2)
+def _merged(x):
+    """An empty array in the shape of x (B, H, T, d_h), laid out as (B, T, H, d_h): to merge its heads copies nothing."""
+    B, H, T, d_h = x.shape
+    return backend.xp.empty((B, T, H, d_h), x.dtype).swapaxes(1, 2)
 
 
 def _add_head(total, part, n, axis=2):
