@@ -1,6 +1,5 @@
 """Where the time of a step goes, by operation: the package's own functions with a clock around each, forward and backward."""
 
-import threading
 from collections import defaultdict
 from time import perf_counter
 
@@ -11,29 +10,27 @@ from .swap import Swap, functions
 
 
 class Clock:
-    """Seconds and calls by name. Of nested operations each counts its own part only; threads add up."""
+    """Seconds and calls by name. Of nested operations each counts its own part only."""
 
     def __init__(self):
         self.seconds, self.calls = defaultdict(float), defaultdict(int)
-        self.inner, self.lock = threading.local(), threading.Lock()
+        self.stack = []  # of the operations that run: seconds spent in others inside each
 
     def around(self, name, function):
         """The same function, timed under `name`."""
 
         def timed(*args, **kwargs):
-            stack = self.inner.__dict__.setdefault("stack", [])
-            stack.append(0.0)
+            self.stack.append(0.0)
             began = perf_counter()
             try:
                 return function(*args, **kwargs)
             finally:
                 took = perf_counter() - began
-                own = took - stack.pop()
-                if stack:
-                    stack[-1] += took
-                with self.lock:
-                    self.seconds[name] += own
-                    self.calls[name] += 1
+                own = took - self.stack.pop()
+                if self.stack:
+                    self.stack[-1] += took
+                self.seconds[name] += own
+                self.calls[name] += 1
 
         return timed
 

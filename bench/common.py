@@ -49,9 +49,14 @@ def parse(doc, add_arguments=None):
     return parser.parse_args()
 
 
-def run(part, doc, measure, add_arguments=None):
-    """A part as a command: `measure(options)` -> (rows, summary), both for JSON. Exits 3 without PyTorch where needed."""
+def run(part, doc, measure, add_arguments=None, one_process=False):
+    """A part as a command: `measure(options)` -> (rows, summary), both for JSON. Exits 3 without PyTorch where needed.
+
+    `one_process`: whatever --threads says, because it looks inside, where the workers of a batch cannot be seen.
+    """
     options = parse(doc, add_arguments)
+    if one_process:
+        threads.COUNT = 1
     import minqkv
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0

@@ -2,7 +2,7 @@
 
 Overhead: microseconds of an operation on tiny arrays, where the arithmetic is free. Backward over forward, and the rest of a
 step. The share of products: FLOP/s of the whole step over the rate of the machine's sgemm, and the same products on their
-own over the step, both in the same rounds. And a profile of a step by operation.
+own over the step, both in the same rounds. And a profile of a step by operation. All of it in one process, on one core.
 """
 
 import numpy as np
@@ -154,4 +154,4 @@ def show(rows):
 
 
 if __name__ == "__main__":
-    run("engine", __doc__, measure)
+    run("engine", __doc__, measure, one_process=True)

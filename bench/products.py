@@ -1,12 +1,8 @@
 """The matrix products of a training step on their own, and the rate of the machine's sgemm: what a step could cost at best."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 import minqkv as mq
-
-from . import threads
 
 
 def step_products(size, variant="qkv"):
@@ -26,14 +22,9 @@ def step_products(size, variant="qkv"):
 
 
 def alone(size, variant="qkv"):
-    """A function without arguments that runs exactly those products, forward and backward, into buffers made beforehand.
-
-    Shared out as the engine shares them: `threads.workers()` Python threads, each a part of the batch.
-    """
-    workers = min(threads.workers(), size.B)
-    part = size._replace(B=size.B // workers)
-    shards = [[_buffers(a, b, times) for a, b, times in step_products(part, variant)] for _ in range(workers)]
-    return _over_threads([lambda shard=shard: _run(shard) for shard in shards])
+    """A function without arguments that runs exactly those products, forward and backward, into buffers made beforehand."""
+    products = [_buffers(a, b, times) for a, b, times in step_products(size, variant)]
+    return lambda: _run(products)
 
 
 def _buffers(a_shape, b_shape, times):
@@ -42,8 +33,8 @@ def _buffers(a_shape, b_shape, times):
     return a, b, a @ b, np.empty_like(a), np.empty_like(b), times
 
 
-def _run(shard):
-    for a, b, y, da, db, times in shard:
+def _run(products):
+    for a, b, y, da, db, times in products:
         for _ in range(times):
             np.matmul(a, b, out=y)
             np.matmul(y, b.swapaxes(-1, -2), out=da)
@@ -51,15 +42,6 @@ def _run(shard):
 
 
 def sgemm(n=1024):
-    """(function, FLOP a call): square products of float32 that keep all threads busy."""
-    rng = np.random.default_rng(0)
-    operands = [rng.standard_normal((3, n, n), dtype=np.float32) for _ in range(threads.workers())]
-    work = [lambda abc=abc: np.matmul(abc[0], abc[1], out=abc[2]) for abc in operands]
-    return _over_threads(work), 2 * n**3 * len(work)
-
-
-def _over_threads(work):
-    if len(work) == 1:
-        return work[0]
-    pool = ThreadPoolExecutor(len(work))
-    return lambda: [future.result() for future in [pool.submit(function) for function in work]]
+    """(function, FLOP a call): a square product of float32."""
+    a, b, y = np.random.default_rng(0).standard_normal((3, n, n), dtype=np.float32)
+    return lambda: np.matmul(a, b, out=y), 2 * n**3

@@ -2,7 +2,7 @@
 
 One of them at a time is doubled, the others stay. Time grows as x to the fitted exponent; the exponent of the last doubling
 is shown beside it, because small sizes are all overhead. Memory is the traced peak of a step. A decoded token is fitted
-against its context. What grows faster than it should is marked.
+against its context. What grows faster than it should is marked. All of it in one process, on one core.
 """
 
 import tracemalloc
@@ -87,4 +87,4 @@ def show(rows):
 
 
 if __name__ == "__main__":
-    run("scale", __doc__, measure)
+    run("scale", __doc__, measure, one_process=True)

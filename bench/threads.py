@@ -24,13 +24,8 @@ def settle():
 
 
 def blas_threads():
-    """BLAS threads under the engine: one, for it shards the batch itself (mq.set_threads). PyTorch is given COUNT."""
+    """BLAS threads under the engine: one, for it gives shards of the batch to processes (mq.set_threads). PyTorch has COUNT."""
     return 1
-
-
-def workers():
-    """Python threads that fill the machine with products of `blas_threads` threads each."""
-    return max(1, COUNT // blas_threads())
 
 
 def _cores():
