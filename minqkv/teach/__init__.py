@@ -1,0 +1,5 @@
+"""Lessons: what a lesson calls, and what plays and checks them."""
+
+from .events import cache_step, compare, curve, gradients, heat, memory, predict, say, show, source, table
+
+__all__ = ["cache_step", "compare", "curve", "gradients", "heat", "memory", "predict", "say", "show", "source", "table"]
