@@ -97,7 +97,7 @@ rows = []
 for d in (4, 64, 1024):
     q_many, k_many = rng.standard_normal((2, 2000, d))  # (2000, d) each
     dots = (q_many * k_many).sum(axis=1)  # (2000,)
-    rows.append([str(d), dots.std(), (dots / np.sqrt(d)).std(), (dots / d).std()])
+    rows.append([str(d), *(y.std() for y in (dots, dots / d**0.5, dots / d))])
 table("spread of random dot products", ["d", "q·k", "/ root d", "/ d"], rows)
 say("Divided by d itself they would shrink towards zero instead, and every pattern would be nearly flat.")
 
