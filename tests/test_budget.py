@@ -190,6 +190,8 @@ def test_dependencies(path):
 
 LIGHT = [
     "import minqkv; dir(minqkv)",
+    "from minqkv.cli import main; main([])",
+    "from minqkv.cli import main; main(['lesson', 'list'])",
     "from minqkv.cli import main; main(['--help'])",
     "from minqkv.cli import main; main(['--version'])",
     "from minqkv.cli import main; main(['study', '--help'])",

@@ -223,7 +223,8 @@ def bad(tmp_path):
     (tmp_path / "01_bad.py").write_text(BAD)
     (tmp_path / "exercises/01_bad.py").write_text("def f(x):\n    return x\n")
     (tmp_path / "solutions/01_bad.py").write_text("def f(x):\n    return -x\n")
-    wrong = "def f__right(x):\n    return x\ndef f__a(x):\n    '''A.'''\n    return 2 * x\ndef f__b(x):\n    '''B.'''\n    return x + x\n"
+    wrong = "def f__right(x):\n    return x\n"
+    wrong += "def f__a(x):\n    'A.'\n    return 2 * x\ndef f__b(x):\n    'B.'\n    return x + x\n"
     (tmp_path / "near_misses/01_bad.py").write_text(wrong)
     (tmp_path / "checks/01_bad.py").write_text(
         "def cases(rng):\n    return (rng.standard_normal(3),)\ndef reference(x):\n    return x\n"

@@ -97,7 +97,7 @@ class Player:
         elif key == "p":
             banner = "a copy of the lesson's variables; exit() or Ctrl-D comes back"
             with suppress(SystemExit):
-                code.interact(banner, local=dict(self.namespace), exitmsg="")
+                code.interact(banner, local={**self.namespace, "exit": _leave, "quit": _leave}, exitmsg="")
         elif key == "h":
             emit("say", text=self.hint() or "this lesson has no exercise")
         elif key == "g":
@@ -109,7 +109,8 @@ class Player:
 
     def _source(self, at):
         """The last function of the package, or of the lesson, that the step calls."""
-        for call in reversed([node for node in ast.walk(ast.parse(self.lesson.steps[at].code)) if isinstance(node, ast.Call)]):
+        calls = [node for node in ast.walk(ast.parse(self.lesson.steps[at].code)) if isinstance(node, ast.Call)]
+        for call in sorted(calls, key=lambda node: (-node.lineno, node.col_offset)):  # on the last line, the outermost
             thing = _resolve(call.func, self.namespace)
             if not inspect.isroutine(thing) and not inspect.isclass(thing):
                 thing = getattr(type(thing), "forward", None)  # a module that is called
@@ -120,6 +121,11 @@ class Player:
                 emit("code", source=inspect.getsource(thing).rstrip(), line=line)
                 return
         emit("say", text="this step calls no function of the package")
+
+
+def _leave(code=None):
+    """What exit() is at the prompt: Python's own would close stdin for the lesson, too."""
+    raise SystemExit
 
 
 def _resolve(node, namespace):
