@@ -114,13 +114,13 @@ def assert_numbers_whole(lesson, text):
 
 
 @each
-def test_ndjson(lesson):
-    out = io.StringIO()
-    stage = stages.Ndjson(out)
+def test_ndjson(lesson, capsys):
+    stage = stages.Ndjson()
     for event in events(lesson):
         stage.draw(event)
-    assert [json.loads(line, parse_constant=pytest.fail) for line in out.getvalue().splitlines()] == events(lesson)
-    assert "\\u001b" not in out.getvalue()
+    out = capsys.readouterr().out
+    assert [json.loads(line, parse_constant=pytest.fail) for line in out.splitlines()] == events(lesson)
+    assert "\\u001b" not in out
 
 
 @each

@@ -52,21 +52,6 @@ class Rich(Plain):
         self.console.print(Text.assemble(*((text, _COLOURS[style]) for text, style in line)), soft_wrap=True)
 
 
-class Ndjson:
-    """One JSON object a line."""
-
-    def __init__(self, out=None):
-        self.out, self.drawn = out or sys.stdout, []
-
-    def draw(self, event):
-        """Print one event."""
-        self.drawn.append(event)
-        print(json.dumps(event), file=self.out, flush=True)
-
-    def ask(self, prompt):
-        """Nobody answers."""
-
-
 class Recorder:
     """Draws nothing and keeps everything: for running ahead in silence, and for tests."""
 
@@ -79,6 +64,14 @@ class Recorder:
 
     def ask(self, prompt):
         """Nobody answers."""
+
+
+class Ndjson(Recorder):
+    """One JSON object a line."""
+
+    def draw(self, event):
+        super().draw(event)
+        print(json.dumps(event), flush=True)
 
 
 def choose(plain=False, as_json=False, pause=True):

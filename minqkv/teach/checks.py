@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from .events import array_event
+from .events import array_event, said
 
 CASES = 30
 
@@ -108,18 +108,15 @@ def _in_words(error, check):
 def difference(found, expected, tolerance, what="the result"):
     """In words, how a result differs from what is expected; None where it does not. Nested tuples, lists and dicts are
     compared part by part; arrays by type, shape, dtype and value."""
-    if isinstance(expected, (tuple, list)):
-        if not isinstance(found, (tuple, list)):
-            return f"{what} is {_kind(found)}; expected {len(expected)} values"
-        if len(found) != len(expected):
-            return f"{what} has {len(found)} parts; expected {len(expected)}"
-        parts = ((f"{what}[{i}]", a, b) for i, (a, b) in enumerate(zip(found, expected, strict=True)))
-        return next((fault for name, a, b in parts if (fault := difference(a, b, tolerance, name))), None)
-    if isinstance(expected, dict):
-        if not isinstance(found, dict) or found.keys() != expected.keys():
-            return f"{what} is {_kind(found)}; expected a dict of {', '.join(map(str, expected))}"
-        parts = ((f"{what}[{key!r}]", found[key], expected[key]) for key in expected)
-        return next((fault for name, a, b in parts if (fault := difference(a, b, tolerance, name))), None)
+    if isinstance(expected, (tuple, list, dict)):
+        kinds = dict if isinstance(expected, dict) else (tuple, list)
+        if not isinstance(found, kinds) or len(found) != len(expected):
+            return f"{what} is {_kind(found)}; expected {_kind(expected)}"
+        if kinds is dict and found.keys() != expected.keys():
+            return f"{what} has the keys {list(found)}; expected {list(expected)}"
+        keys = expected if kinds is dict else range(len(expected))
+        faults = (difference(found[key], expected[key], tolerance, f"{what}[{key!r}]") for key in keys)
+        return next((fault for fault in faults if fault), None)
     if isinstance(expected, np.ndarray):
         return _array_difference(found, expected, tolerance, what)
     if isinstance(expected, (int, float, np.number)) and not isinstance(expected, bool):
@@ -161,7 +158,8 @@ def _kind(value):
         return "None (is there a `return`?)"
     if hasattr(value, "requires_grad"):
         return "a Tensor (its array is `.data`)"
-    return f"a {type(value).__name__}"
+    size = f" of {len(value)}" if isinstance(value, (tuple, list, dict)) else ""
+    return f"a {type(value).__name__}{size}"
 
 
 def diagnose(check, lesson, outcomes):
@@ -191,9 +189,8 @@ def size(outcome):
 
 
 def _leaves(value):
-    if isinstance(value, (tuple, list)):
-        return [leaf for part in value for leaf in _leaves(part)]
-    return _leaves(list(value.values())) if isinstance(value, dict) else [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else None
+    return [value] if parts is None else [leaf for part in parts for leaf in _leaves(part)]
 
 
 def case_events(check, outcome):
@@ -207,13 +204,12 @@ def case_events(check, outcome):
 
 
 def _value_events(name, value):
-    if isinstance(value, (tuple, list)):
-        return [event for i, part in enumerate(value) for event in _value_events(f"{name}[{i}]", part)]
-    if isinstance(value, dict):
-        return [event for key, part in value.items() for event in _value_events(f"{name}[{key!r}]", part)]
+    if isinstance(value, (tuple, list, dict)):
+        keys = value if isinstance(value, dict) else range(len(value))
+        return [event for key in keys for event in _value_events(f"{name}[{key!r}]", value[key])]
     if isinstance(value, (np.ndarray, np.number, int, float)) and not isinstance(value, bool):
         return [array_event("show", name, value, digits=4)]
-    return [{"event": "say", "text": f"{name} = {value!r}"[:300]}]
+    return [said(f"{name} = {value!r}"[:300])]
 
 
 def cost(check, learner, cases=CASES):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 from . import lessons
 from .checks import CASES, Check, case_events, cost, diagnose, judge, size
+from .events import quoted, said
 from .runner import frames
 
 
@@ -30,18 +31,18 @@ def examine(lesson, file):
     try:
         source = Path(file).read_text("utf-8")
         if not source.strip():
-            return False, [_say(f"{file} is empty", "bad")]
+            return False, [said(f"{file} is empty", "bad")]
         defined = {"__name__": "exercise", "__file__": file}
         exec(compile(source, file, "exec"), defined)
     except SyntaxError as error:
-        return False, [_say(f"{file}, line {error.lineno}: {error.msg}", "bad"), _code(error.text or "")]
+        return False, [said(f"{file}, line {error.lineno}: {error.msg}", "bad"), quoted(error.text or "")]
     except UnicodeDecodeError:
-        return False, [_say(f"{file} is not UTF-8 text", "bad")]
+        return False, [said(f"{file} is not UTF-8 text", "bad")]
     except (Exception, SystemExit) as error:
-        return False, [_say(f"{file} stops before it is used: {type(error).__name__}: {error}", "bad"), *_places(error, file)]
+        return False, [said(f"{file} stops before it is used: {type(error).__name__}: {error}", "bad"), *_places(error, file)]
     absent = [name for name in lesson.exercise if name not in defined]
     if absent:
-        return False, [_say(f"{file} defines no {' and no '.join(absent)}", "bad")]
+        return False, [said(f"{file} defines no {' and no '.join(absent)}", "bad")]
     learner = SimpleNamespace(**defined)
     outcomes = judge(check, learner)
     failed = [outcome for outcome in outcomes if outcome.fault]
@@ -51,19 +52,19 @@ def examine(lesson, file):
 
 
 def _failure(check, lesson, outcomes, worst, count, file):
-    events = [_say(worst.fault, "bad")]
+    events = [said(worst.fault, "bad")]
     if worst.error is not None:
         events += _places(worst.error, file)
         if isinstance(worst.error, NotImplementedError):
             return events
     diagnosis = diagnose(check, lesson, outcomes)
     if diagnosis:
-        events.append(_say(diagnosis, "strong"))
-    events.append(_say(f"The smallest of {count} failing cases ({CASES} were tried), seed {worst.seed}:"))
+        events.append(said(diagnosis, "strong"))
+    events.append(said(f"The smallest of {count} failing cases ({CASES} were tried), seed {worst.seed}:"))
     events += case_events(check, worst)
     if worst.printed:
         rows = worst.printed.splitlines()
-        events += [_say("Your code printed, on this case:"), _code("\n".join(rows[:20] + ["(and more)"] * (len(rows) > 20)))]
+        events += [said("Your code printed, on this case:"), quoted("\n".join(rows[:20] + ["(and more)"] * (len(rows) > 20)))]
     return events
 
 
@@ -72,20 +73,12 @@ def _success(check, learner):
     (mine, my_peak), (theirs, their_peak) = rows["yours"], rows["the package"]
     text = f"Right on all {CASES} cases. On them your code took {mine / theirs:.2f} times as long as the package, "
     text += f"and at its peak {my_peak / max(1, their_peak):.2f} times the memory."
-    return [_say(text, "good"), {"event": "prose", "text": check.explanation}]
-
-
-def _say(text, style=""):
-    return {"event": "say", "text": text, "style": style}
-
-
-def _code(text):
-    return {"event": "code", "source": text.rstrip(), "line": 0}
+    return [said(text, "good"), {"event": "prose", "text": check.explanation}]
 
 
 def _places(error, file):
     found = frames(error.__traceback__, file)
-    return [_code("\n".join(found))] if found else []
+    return [quoted("\n".join(found))] if found else []
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..errors import UsageError
 from ..files import make_folder
 from .checks import Check, fingerprint
+from .events import quoted, said
 
 LIMIT = 20.0  # seconds a check may take
 
@@ -34,16 +35,16 @@ def check(lesson, progress, limit=LIMIT):
     path = progress.file(lesson)
     command = f"minqkv lesson start {lesson.number}"
     if not path.exists():
-        return False, [_say(f"{path} does not exist yet; {command} puts the exercise there", "bad")]
-    events = [_say(f"Checking {path}")]
+        return False, [said(f"{path} does not exist yet; {command} puts the exercise there", "bad")]
+    events = [said(f"Checking {path}")]
     passed, found = run(lesson, path, limit)
     if passed:
         progress.update(lesson, passed=fingerprint(lesson))
         return True, events + found
     if path.read_bytes() == lesson.companion("exercises").read_bytes():
-        found.append(_say("The file is still as it was copied: this is the one to edit."))
+        found.append(said("The file is still as it was copied: this is the one to edit."))
     again = f"Again: minqkv lesson check {lesson.number}. A hint: minqkv lesson hint {lesson.number}"
-    return False, [*events, *found, _say(again)]
+    return False, [*events, *found, said(again)]
 
 
 def run(lesson, path, limit=LIMIT):
@@ -71,9 +72,9 @@ def run(lesson, path, limit=LIMIT):
     if line:
         text = f"After {limit:g} s the check was stopped, at line {line}: is there a loop that never ends?"
         source = path.read_text("utf-8").splitlines()[line - 1]
-        return False, [_say(text, "bad"), {"event": "code", "source": source, "line": line}]
+        return False, [said(text, "bad"), quoted(source, line)]
     last = err.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
-    return False, [_say(f"The process ended before the check did: {last[0]}", "bad")]
+    return False, [said(f"The process ended before the check did: {last[0]}", "bad")]
 
 
 def _stuck_at(dump, path):
@@ -91,7 +92,7 @@ def watch(lesson, progress, draw, limit=LIMIT):
         draw(events)
         if passed:
             return
-        draw([_say("Watching the file; Ctrl-C stops.")])
+        draw([said("Watching the file; Ctrl-C stops.")])
         while _changed(path) == before:
             time.sleep(0.3)
 
@@ -137,7 +138,3 @@ def reset(lesson, progress):
 def _has_exercise(lesson):
     if not lesson.exercise:
         raise UsageError(f"lesson {lesson.number} has no exercise", f"minqkv lesson play {lesson.number}")
-
-
-def _say(text, style=""):
-    return {"event": "say", "text": text, "style": style}

@@ -84,9 +84,19 @@ def _hide(values, seen):
     return values if seen else None
 
 
+def said(text, style=""):
+    """The event of a sentence, for those who hand events on."""
+    return {"event": "say", "text": text, "style": style}
+
+
+def quoted(text, line=0):
+    """The event of lines of code."""
+    return {"event": "code", "source": text.rstrip(), "line": line}
+
+
 def say(text):
     """A line of text whose numbers were computed: say(f"the cache holds {cache.nbytes} bytes")."""
-    emit("say", text=text)
+    stage().draw(said(text))
 
 
 def show(name, array, rows=None, columns=None, mask=None, digits=3):
