@@ -82,6 +82,64 @@ def test_a_mistake_that_is_no_near_miss_is_not_named(tmp_path):
     assert names == ["x", "wq", "wk", "wv", "yours", "expected"]
 
 
+OTHER = {  # several names, a class with state, gradients: what `use` is for
+    "exercises": "def double(x):\n    raise NotImplementedError\nclass Sum:\n    pass\n",
+    "solutions": """
+def double(x):
+    return x + x
+class Sum:
+    def __init__(self):
+        self.total = 0
+    def step(self, x):
+        self.total = self.total + x
+        return self.total
+""",
+    "near_misses": """
+import numpy as np
+def double__square(x):
+    'You square.'
+    return x * x
+class Sum__forgets:
+    'You keep nothing.'
+    def step(self, x):
+        return x
+""",
+    "checks": """
+import numpy as np
+import minqkv as mq
+from minqkv.teach import gradients
+TOLERANCE, HINTS, EXPLANATION = 1e-9, ("a", "b", "c"), "So."
+def cases(rng):
+    n = int(rng.integers(2, 9))
+    return rng.standard_normal(n), rng.standard_normal(n)
+def reference(x, g):
+    return {"double": gradients(lambda t: t * 2.0, [x], g), "sums": list(np.cumsum(x))}
+def use(learner, x, g):
+    state = learner.Sum()
+    return {"double": gradients(learner.double, [x], g), "sums": [state.step(value) for value in x]}
+""",
+}
+
+
+def test_an_exercise_of_several_names_with_state_and_gradients(tmp_path):
+    head = LESSON.text[: LESSON.text.index("# %%")].replace('exercise = "attend"', 'exercise = ["double", "Sum"]')
+    (tmp_path / "01_other.py").write_text(f"{head}# %% One\nx = 1\n")
+    for folder, text in OTHER.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "01_other.py").write_text(text)
+    (lesson,) = course(tmp_path)
+    assert desk.run(lesson, lesson.companion("solutions"))[0]
+    check = checks.Check(lesson)
+    for name, message in (("double__square", "You square."), ("Sum__forgets", "You keep nothing.")):
+        diagnosis, wrong = checks.near_misses(lesson)[name]
+        outcomes = checks.judge(check, wrong)
+        assert diagnosis == message == checks.diagnose(check, lesson, outcomes)
+        assert all(outcome.fault for outcome in outcomes)
+    passed, found = desk.run(lesson, lesson.companion("exercises"))
+    assert not passed
+    assert "AttributeError" in text_of(found)  # the class has no step yet
+
+
 @pytest.mark.parametrize(
     ("found", "expected", "fault"),
     [
@@ -454,6 +512,7 @@ def test_a_walk(env, tmp_path):
     walk.until("keys: ")
     walk.type("g 4")
     walk.until("show me): ")
+    time.sleep(0.3)  # between its prompt and its reading, C's fgets would lose the signal; nobody is as fast
     os.killpg(walk.child.pid, signal.SIGINT)
     walk.until("the position is kept")
     assert walk.end() == 130
