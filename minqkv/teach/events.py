@@ -209,7 +209,7 @@ def source(thing, at=None):
 
 def gradients(function, inputs, cotangent):
     """(output, [gradient of each input]) of a function on Tensors, called with these NumPy arrays: for checks."""
-    from ..tensor import Tensor
+    from ..ops import Tensor
 
     leaves = [Tensor(x, requires_grad=True) for x in inputs]
     out = function(*leaves)
