@@ -24,7 +24,7 @@ Copy lesson 06 and replace its contents. Then, until nothing is left to say:
     #
     # [tool.minqkv.lesson]
     # title = "Attention by hand"
-    # question = "..."             one question worth asking; the lesson answers it
+    # question = "..."             one question worth asking, of at most 72 characters
     # needs = ["softmax"]          topics, each in the `teaches` of an earlier lesson, spelled alike
     # teaches = ["query", "qkv"]   topics; who teaches a variant lists its name as minqkv.variants.NAMES spells it
     # minutes = 15                 10 to 20
@@ -32,6 +32,14 @@ Copy lesson 06 and replace its contents. Then, until nothing is left to say:
     # exercise = "attend"          the name the learner defines (a function or class), a list of several, or []
     # uses = ["minqkv.trace"]      the package's public names that appear, with their module
     # ///
+
+Topics are spelled alike everywhere. Those that others build on, by the lesson that teaches them: 01 "gradient",
+"accumulation", "backward order"; 02 "broadcasting", "unbroadcast", "Tensor"; 03 "matmul", "softmax", "cross-entropy",
+"vector-Jacobian product", "gradient check"; 04 "loss", "training step", "Adam", "seed"; 05 "positions", "reverse task",
+"weighted average"; 06 "query", "key", "value", "scores", "scale", "causal mask", "pattern", "attention", "qkv";
+07 "heads", "block", "parameters"; 08 "tied gradient", "reversibility", "temperature", "q=k-v", "q-k=v", "q=k=v", "q=k-v+",
+"q=k=v+"; 09 "KV heads", "cache bytes", "gqa-N", "mqa", "q-gqa-N", "q-mqa"; 10 "cache", "prefill", "decode"; 11 "rope",
+"one buffer"; 12 "paired seeds", "interval", "perplexity".
 
 Then cells: `# %% [markdown]` (comment lines; paragraphs, `- ` lists, `code`, **strong**, formulas indented by four) and
 `# %% Title` (code). Prose and the code cell after it are one step, and a step has one idea: 8 to 12 of them. In the
@@ -85,7 +93,8 @@ of them. `use` serves whatever is not one call of one function, and returns the 
     statistics             return learner.paired(a, b)                 a tuple of numbers
 
 A case's arguments must come back unchanged: state that is meant to change is made inside `use`. In those lines the
-names of functions and arguments are yours to choose; a class is used like a function.
+names of functions and arguments are yours to choose; a class is used like a function. A stub's methods raise
+NotImplementedError, too: whatever `use` calls first must.
 
 **Near misses.** Functions (or classes) called `<exercise name>__<mistake>`, whose docstring is one line: the diagnosis,
 told to the learner in the second person ("You divide the scores by d, not by its square root."). Each takes the place

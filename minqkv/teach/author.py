@@ -47,6 +47,8 @@ def files(lesson):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) else []
         yield from (f"imports {name}" for name in names if name.split(".")[0] not in ("numpy", "minqkv"))
+    if len(lesson.question) > 72:
+        yield "a question of more than 72 characters does not fit the start page"
     longest = max((step.code.count("\n") + 1 for step in lesson.steps), default=0)
     if longest > 24:
         yield f"a code cell of {longest} lines does not fit a screen"
