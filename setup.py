@@ -15,9 +15,10 @@ setup(
     long_description=(here / "README.md").read_text("utf-8") if (here / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="MIT",
-    python_requires=">=3.10",
-    packages=find_packages(include=["minqkv", "minqkv.*"]),
-    package_data={"minqkv": ["published/*.csv"]},
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["minqkv", "minqkv.*"]), "minqkv._lessons"],
+    package_dir={"minqkv._lessons": "lessons"},
+    package_data={"minqkv": ["published/*.csv"], "minqkv._lessons": ["*.py", "*/*.py", "README.md"]},
     install_requires=["numpy>=2.0", "click>=8.1", "rich>=14.3"],
     extras_require={
         "test": ["pytest>=8"],

@@ -12,7 +12,7 @@ from .version import __version__
 
 # No module is called like a name below (`tracing` has `trace`, `decoding` has `generate`): importing it would hide the name.
 _HOME = {
-    "Tensor": "tensor",
+    "Tensor": "ops",  # which gives it its operators
     "no_grad": "tensor",
     "gradcheck": "checking",
     "trace": "tracing",

@@ -7,8 +7,6 @@ import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
-
 from .errors import EnvironmentFault
 
 
@@ -72,6 +70,8 @@ def read_json(path):
 
 def write_arrays(path, kind, meta, arrays):
     """Replace an .npz of named arrays; `kind` and `meta` (JSON) travel inside it."""
+    import numpy as np  # here, because reading a JSON file must not wait for it
+
     label = np.frombuffer(json.dumps({"kind": kind, **meta}).encode(), np.uint8)
     packed = io.BytesIO()  # first whole in memory: an archive that meets a full disk half-way cannot even be closed
     np.savez(packed, __meta__=label, **arrays)
@@ -84,6 +84,8 @@ def read_arrays(path, kind):
 
     Raises EnvironmentFault when it is missing, truncated, corrupt, or of another kind.
     """
+    import numpy as np
+
     try:
         with np.load(path, allow_pickle=False) as file:
             if damaged := file.zip.testzip():  # NumPy alone may stop reading before the checksum

@@ -18,7 +18,20 @@ from commands import ROOT, run, start
 from minqkv.runs import train_run
 from minqkv.train import RunConfig
 
-COMMANDS = ("completion", "doctor", "eval", "generate", "gradcheck", "study", "tasks", "train", "variants")
+COMMANDS = (
+    "completion",
+    "doctor",
+    "eval",
+    "generate",
+    "gradcheck",
+    "learn",
+    "lesson",
+    "study",
+    "tasks",
+    "trace",
+    "train",
+    "variants",
+)
 SMALL = ("--seq-len", 4, "--n-embd", 8, "--n-layer", 1, "--n-head", 2, "--steps", 2)
 
 
@@ -193,10 +206,12 @@ print("loaded:", [m for m in ("numpy", "rich", "cupy") if m in sys.modules])
     assert done.stdout.endswith("loaded: []\n"), done.stderr
 
 
-def test_no_command_shows_the_help():
-    code, out, err = run()
+def test_no_command_says_where_you_are(tmp_path):
+    code, out, err = run(cwd=tmp_path)
     assert (code, err) == (0, "")
-    assert "Usage: minqkv" in out
+    assert "Next:   minqkv learn" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert not list(tmp_path.iterdir())
 
 
 def test_version(cli):
@@ -433,4 +448,4 @@ def test_completion_completes():
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **env}, capture_output=True, encoding="utf-8"
     )
-    assert (done.returncode, done.stdout) == (0, "plain,train\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "plain,trace\nplain,train\n"), done.stderr

@@ -14,7 +14,7 @@ import click
 
 from ..errors import Exit, MinqkvError
 from ..version import __version__
-from . import info, run, study
+from . import info, lesson, run, study, trace
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -38,13 +38,14 @@ class Commands(click.Group):
 def cli(ctx):
     """Attention with shared query, key and value projections: train it, compare it, measure its cache.
 
-    Start with `minqkv study`: ten variants on two tasks, about two minutes on two cores.
+    `minqkv` alone says where you are in the course, `minqkv learn` goes on with it.
+    `minqkv study` compares ten variants on two tasks, in about two minutes on two cores.
     """
     if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
+        lesson.start_page()
 
 
-for command in (*study.COMMANDS, *run.COMMANDS, *info.COMMANDS):
+for command in (*lesson.COMMANDS, *trace.COMMANDS, *study.COMMANDS, *run.COMMANDS, *info.COMMANDS):
     cli.add_command(command)
 
 

@@ -56,6 +56,12 @@ def reports(command):
     return click.option("--traceback", is_flag=True, expose_value=False, help="On an error, show where it came from.")(command)
 
 
+def stages(command):
+    """--plain and --svg, for commands that show arrays."""
+    command = click.option("--svg", type=click.Path(dir_okay=False), help="Also draw what was shown into this FILE.")(command)
+    return click.option("--plain", is_flag=True, help="No colour.")(command)
+
+
 def print_json(value):
     """One JSON value on stdout."""
     click.echo(json.dumps(value, ensure_ascii=not sys.stdout.encoding.lower().startswith("utf"), indent=1))

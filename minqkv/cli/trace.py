@@ -1,0 +1,40 @@
+"""`minqkv trace forward | decode | backward`: the arrays of a small model of any variant."""
+
+import click
+
+from .options import Listed, computes, stages
+
+
+@click.group()
+def trace():
+    """Every array of one attention call, real ones."""
+
+
+def _view(name, about):
+    @trace.command(name, help=about)
+    @click.option("--variant", default="qkv", show_default=True, help="`minqkv variants` lists them.")
+    @click.option("--position", default="learned", show_default=True, help="learned, sinusoidal, none or rope.")
+    @click.option("--rope-value", default="raw", show_default=True, help="What K = V stores under rope: raw or unrotate.")
+    @click.option("--tokens", type=Listed(int), default="3,1,4,1", show_default=True, help="The input.")
+    @click.option("--n-head", type=int, default=2, show_default=True)
+    @click.option("--n-embd", type=int, default=4, show_default=True)
+    @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the weights.")
+    @stages
+    @computes
+    def command(as_json, plain, svg, **sizes):
+        from ..render.lesson import choose, export
+        from ..teach.events import on
+        from ..teach.views import VIEWS, build
+
+        model, ids = build(**sizes)
+        with on(choose(plain, as_json)) as stage:
+            VIEWS[name](model, ids)
+        if svg:
+            export(svg, f"minqkv trace {name}", stage.drawn)
+
+
+_view("forward", "Queries, keys, values, scores, pattern, output, in the order they are computed.")
+_view("decode", "Token by token: the cache, its bytes beside the formula, and which memory it is.")
+_view("backward", "The tape in reverse, with each gradient.")
+
+COMMANDS = (trace,)

@@ -1,0 +1,106 @@
+"""The stages on which a lesson is played: rich, plain, and NDJSON. Each draws events and may ask a question."""
+
+import json
+import shutil
+import sys
+
+from .layout import Page, lines
+
+_COLOURS = {  # a style's name in the layout -> what rich makes of it
+    "title": "bold cyan", "strong": "bold", "code": "cyan", "note": "dim", "ask": "bold magenta", "good": "green", "bad": "red",
+    "heat0": "", "heat1": "blue", "heat2": "cyan", "heat3": "yellow", "heat4": "bold red", "": "",
+}  # fmt: skip
+
+
+class Plain:
+    """Text without a single escape code. `drawn` keeps the events, for --svg."""
+
+    def __init__(self, out=None, width=None, interactive=False):
+        self.out, self.width, self.interactive, self.drawn = out or sys.stdout, width, interactive, []
+
+    @property
+    def page(self):
+        """What there is to draw on now: a terminal may be resized between two steps."""
+        return Page(self.width or shutil.get_terminal_size((100, 25)).columns, self.out.encoding or "ascii")
+
+    def draw(self, event):
+        """Show one event."""
+        self.drawn.append(event)
+        for line in lines(event, self.page):
+            self.put(line)
+        self.out.flush()
+
+    def put(self, line):
+        """Write one line of (text, style)."""
+        print("".join(text for text, _ in line).rstrip(), file=self.out)
+
+    def ask(self, prompt):
+        """A line from the learner; None where nobody can answer. Raises EOFError at the end of input."""
+        return input(prompt).strip() if self.interactive else None
+
+
+class Rich(Plain):
+    """The same lines, in colour where the terminal has any. Nothing is read as markup."""
+
+    def __init__(self, console, interactive=False):
+        super().__init__(console.file, None, interactive)
+        self.console = console
+
+    def put(self, line):
+        from rich.text import Text
+
+        self.console.print(Text.assemble(*((text, _COLOURS[style]) for text, style in line)), soft_wrap=True)
+
+
+class Recorder:
+    """Draws nothing and keeps everything: for running ahead in silence, and for tests."""
+
+    def __init__(self):
+        self.drawn = []
+
+    def draw(self, event):
+        """Keep one event."""
+        self.drawn.append(event)
+
+    def ask(self, prompt):
+        """Nobody answers."""
+
+
+class Ndjson(Recorder):
+    """One JSON object a line."""
+
+    def draw(self, event):
+        super().draw(event)
+        print(json.dumps(event), flush=True)
+
+
+def choose(plain=False, as_json=False, pause=True):
+    """The stage for this stdout. It asks only where stdin and stdout are terminals and `pause` is wanted."""
+    interactive = pause and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+    if as_json:
+        return Ndjson()
+    if plain or not sys.stdout.isatty():
+        return Plain(interactive=interactive)
+    from .console import stdout
+
+    return Rich(stdout(), interactive)
+
+
+def export(path, title, events, width=88):
+    """What was on the screen, as an SVG."""
+    from .console import write_svg
+
+    def draw(console):
+        stage = Rich(console)
+        stage.width, stage.out = width, _Utf8()
+        for event in events:
+            stage.draw(event)
+
+    write_svg(path, title, draw, width)
+
+
+class _Utf8:
+    encoding = "utf-8"
+
+    def flush(self):
+        """Nothing waits."""

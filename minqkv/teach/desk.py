@@ -1,0 +1,140 @@
+"""The learner's desk: their copy of an exercise, its check in a child process, hints, the solution, a fresh start."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ..errors import UsageError
+from ..files import make_folder
+from .checks import Check, fingerprint
+from .events import quoted, said
+
+LIMIT = 20.0  # seconds a check may take
+
+
+def start(lesson, progress):
+    """Copy the stub to the learner's folder; a file already there stays. Returns (path, whether it is new)."""
+    _has_exercise(lesson)
+    path = progress.file(lesson)
+    if path.exists():
+        return path, False
+    make_folder(path.parent)
+    shutil.copyfile(lesson.companion("exercises"), path)
+    return path, True
+
+
+def check(lesson, progress, limit=LIMIT):
+    """(passed, events) of the learner's file; a pass is recorded."""
+    _has_exercise(lesson)
+    path = progress.file(lesson)
+    command = f"minqkv lesson start {lesson.number}"
+    if not path.exists():
+        return False, [said(f"{path} does not exist yet; {command} puts the exercise there", "bad")]
+    events = [said(f"Checking {path}")]
+    passed, found = run(lesson, path, limit)
+    if passed:
+        progress.update(lesson, passed=fingerprint(lesson))
+        return True, events + found
+    if path.read_bytes() == lesson.companion("exercises").read_bytes():
+        found.append(said("The file is still as it was copied: this is the one to edit."))
+    again = f"Again: minqkv lesson check {lesson.number}. A hint: minqkv lesson hint {lesson.number}"
+    return False, [*events, *found, said(again)]
+
+
+def run(lesson, path, limit=LIMIT):
+    """(passed, events) of any file as an answer to this lesson, in a child process of its own."""
+    package = Path(__file__).resolve().parents[2]
+    paths = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        command = [sys.executable, "-X", "utf8", "-P", "-m", "minqkv.teach.child"]
+        command += [str(lesson.path), str(path), str(report), str(limit)]
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+        with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, errors="replace", **options) as child:
+            try:
+                _, err = child.communicate(timeout=limit + 10)
+            except BaseException as error:
+                child.kill()
+                if not isinstance(error, subprocess.TimeoutExpired):
+                    raise
+                err = ""
+        if report.exists():
+            value = json.loads(report.read_text("utf-8"))
+            return value["passed"], value["events"]
+        stuck = Path(f"{report}.frames")
+        line = _stuck_at(stuck.read_text("utf-8") if stuck.exists() else "", path)
+    if line:
+        text = f"After {limit:g} s the check was stopped, at line {line}: is there a loop that never ends?"
+        source = path.read_text("utf-8").splitlines()[line - 1]
+        return False, [said(text, "bad"), quoted(source, line)]
+    last = err.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
+    return False, [said(f"The process ended before the check did: {last[0]}", "bad")]
+
+
+def _stuck_at(dump, path):
+    """The innermost line of this file in what faulthandler wrote."""
+    found = re.search(rf'File "{re.escape(str(path))}", line (\d+)', dump)
+    return int(found[1]) if found else None
+
+
+def watch(lesson, progress, draw, limit=LIMIT):
+    """Check, then again whenever the file's time changes; ends on a pass."""
+    path = progress.file(lesson)
+    while True:
+        before = _changed(path)
+        passed, events = check(lesson, progress, limit)
+        draw(events)
+        if passed:
+            return
+        draw([said("Watching the file; Ctrl-C stops.")])
+        while _changed(path) == before:
+            time.sleep(0.3)
+
+
+def _changed(path):
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def hint(lesson, progress):
+    """The next hint, in words; the last one again once all are known. Hints cost nothing."""
+    if not lesson.exercise:
+        return None
+    hints = Check(lesson).hints
+    taken = min(progress.of(lesson).get("hints", 0), len(hints) - 1)
+    progress.update(lesson, hints=taken + 1)
+    return f"Hint {taken + 1} of {len(hints)}: {hints[taken]}"
+
+
+def solution(lesson, progress, spoil=False):
+    """Copy the solution beside the learner's file and return its path; before a pass only with `spoil`."""
+    _has_exercise(lesson)
+    if "passed" not in progress.of(lesson) and not spoil:
+        raise UsageError("the solution comes after a pass", f"minqkv lesson hint {lesson.number}, or --spoil to see it now")
+    path = progress.work / "solutions" / lesson.path.name
+    make_folder(path.parent)
+    shutil.copyfile(lesson.companion("solutions"), path)
+    return path
+
+
+def reset(lesson, progress):
+    """Forget the lesson's progress and put a fresh stub in place; returns where the learner's file was moved, or None."""
+    path, backup = progress.file(lesson), None
+    if path.exists():
+        number = 1
+        while (backup := path.with_name(f"{path.stem}.backup-{number}.py")).exists():
+            number += 1
+        os.replace(path, backup)
+        start(lesson, progress)
+    progress.forget(lesson)
+    return backup
+
+
+def _has_exercise(lesson):
+    if not lesson.exercise:
+        raise UsageError(f"lesson {lesson.number} has no exercise", f"minqkv lesson play {lesson.number}")

@@ -1,0 +1,75 @@
+"""Where a learner is: one JSON file beside their work, replaced whole after each step."""
+
+import os
+from pathlib import Path
+
+from ..errors import EnvironmentFault
+from ..files import read_json, write_json
+
+SCHEMA = 1
+WORK = Path("minqkv-work")
+
+
+class Progress:
+    """Steps seen, checks passed (with the hash of the check), hints taken, per lesson.
+
+    A file that cannot be read is set aside; `message` then says so.
+    """
+
+    def __init__(self, work=WORK):
+        self.work, self.path = Path(work), Path(work) / ".minqkv" / "progress.json"
+        self.lessons, self.message = {}, None
+        if not self.path.exists():
+            return
+        try:
+            stored = read_json(self.path)
+            schema, lessons = stored["schema"], stored["lessons"]
+            if not isinstance(schema, int) or not all(isinstance(entry, dict) for entry in lessons.values()):
+                raise ValueError("it has another form")
+        except (EnvironmentFault, KeyError, AttributeError, ValueError):
+            aside = self.path.with_name(f"progress.unreadable-{os.getpid()}.json")
+            os.replace(self.path, aside)
+            self.message = f"the progress file could not be read; it is now {aside}, and progress starts afresh"
+            return
+        if schema > SCHEMA:
+            raise EnvironmentFault(f"{self.path} was written by a newer minqkv", "pip install --upgrade minqkv")
+        self.lessons = lessons
+
+    def of(self, lesson):
+        """The entry of a lesson: {"step": steps seen, "passed": hash or absent, "hints": taken}."""
+        return self.lessons.get(lesson.name, {})
+
+    def update(self, lesson, **fields):
+        """Change an entry and save; a field set to None is forgotten."""
+        entry = {**self.of(lesson), **fields}
+        self.lessons[lesson.name] = {name: value for name, value in entry.items() if value is not None}
+        write_json(self.path, {"schema": SCHEMA, "lessons": self.lessons})
+
+    def forget(self, lesson):
+        """As if the lesson had never been begun."""
+        if self.lessons.pop(lesson.name, None) is not None:
+            write_json(self.path, {"schema": SCHEMA, "lessons": self.lessons})
+
+    def file(self, lesson):
+        """The learner's own file."""
+        return self.work / lesson.path.name
+
+    def seen(self, lesson):
+        """Steps of the lesson that were seen, never more than it has."""
+        step = self.of(lesson).get("step", 0)
+        return min(step, len(lesson.steps)) if isinstance(step, int) and step > 0 else 0
+
+    def done(self, lesson):
+        """Whether the check is passed, or, without an exercise, the last step seen."""
+        return "passed" in self.of(lesson) if lesson.exercise else self.seen(lesson) == len(lesson.steps)
+
+
+def next_thing(lessons, progress):
+    """(lesson, what to do): "play", "start" or "check"; (None, None) when the course is done."""
+    for lesson in lessons:
+        if progress.done(lesson):
+            continue
+        if progress.seen(lesson) < len(lesson.steps):
+            return lesson, "play"
+        return lesson, "check" if progress.file(lesson).exists() else "start"
+    return None, None

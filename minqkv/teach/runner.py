@@ -1,0 +1,145 @@
+"""Plays a lesson: a step at a time, its prose, its code, and what the code shows; then a line from the learner."""
+
+import ast
+import code
+import inspect
+import linecache
+import traceback
+from contextlib import suppress
+
+from ..errors import MinqkvError
+from ..render.lesson import Recorder
+from .events import LessonError, Quit, emit, on
+
+KEYS = """Enter  next step
+b      back one step (the lesson is run again up to there)
+g N    go to step N
+s      source of the function just called
+p      a Python prompt on a copy of the variables; exit() comes back
+h      a hint for the exercise, one more each time
+?      these keys
+q      quit; the position is kept"""
+
+
+class Player:
+    """Runs the steps of one lesson in one namespace.
+
+    `stage` draws and asks; `saw(n)` is called when n steps have been seen; `hint()` gives the text of the next hint.
+    """
+
+    def __init__(self, lesson, stage, saw=lambda n: None, hint=lambda: None):
+        self.lesson, self.stage, self.saw, self.hint = lesson, stage, saw, hint
+        self.namespace, self.ran = {}, 0
+
+    def play(self, start=0, pause=True):
+        """From step `start` (0 is the first) to the end. Returns whether the end was reached."""
+        at, steps = start, self.lesson.steps
+        try:
+            while at < len(steps):
+                self._present(at)
+                self.saw(at + 1)
+                at = at + 1 if not pause else self._ask(at)
+        except Quit:
+            return False
+        return True
+
+    def _present(self, at):
+        """Run up to step `at` in silence where need be, then show and run it."""
+        if self.ran != at:
+            self.namespace, self.ran = {"__name__": "lesson", "__file__": str(self.lesson.path)}, 0
+            with on(Recorder()):
+                while self.ran < at:
+                    self._run(self.ran)
+        step = self.lesson.steps[at]
+        with on(self.stage):
+            emit("step", number=at + 1, of=len(self.lesson.steps), title=step.title)
+            if step.prose:
+                emit("prose", text=step.prose)
+            if step.shown:
+                emit("code", source=step.shown, line=step.line)
+            self._run(at)
+
+    def _run(self, at):
+        step, path = self.lesson.steps[at], str(self.lesson.path)
+        tree = ast.increment_lineno(ast.parse(step.code, path), step.line - 1)
+        try:
+            exec(compile(tree, path, "exec"), self.namespace)
+        except (Quit, KeyboardInterrupt, BrokenPipeError):
+            raise
+        except BaseException as error:
+            hint = str(error) if isinstance(error, LessonError) else f"{type(error).__name__}: {error}"
+            where = "; ".join(frames(error.__traceback__, path))
+            raise MinqkvError(f"{self.lesson.name}, step {at + 1}, {where}", hint) from error
+        self.ran = at + 1
+
+    def _ask(self, at):
+        """Where to go from step `at`."""
+        while True:
+            try:
+                reply = self.stage.ask("\n[Enter] next, [?] keys: ")
+            except EOFError:
+                raise Quit from None
+            if reply is None or reply == "":
+                return at + 1
+            key, _, rest = reply.partition(" ")
+            if key == "q":
+                raise Quit
+            if key == "b":
+                return max(0, at - 1)
+            if key == "g" and rest.strip().isdigit() and 1 <= int(rest) <= len(self.lesson.steps):
+                return int(rest) - 1
+            with on(self.stage):
+                self._answer(key, at)
+
+    def _answer(self, key, at):
+        if key == "s":
+            self._source(at)
+        elif key == "p":
+            banner = "a copy of the lesson's variables; exit() or Ctrl-D comes back"
+            with suppress(SystemExit):
+                code.interact(banner, local={**self.namespace, "exit": _leave, "quit": _leave}, exitmsg="")
+        elif key == "h":
+            emit("say", text=self.hint() or "this lesson has no exercise")
+        elif key == "g":
+            emit("say", text=f"g and a step from 1 to {len(self.lesson.steps)}, for instance: g 2")
+        elif key == "?":
+            emit("code", source=KEYS, line=0)
+        else:
+            emit("say", text=f"{key!r} is no key of the lesson; ? shows them, Enter goes on")
+
+    def _source(self, at):
+        """The last function of the package, or of the lesson, that the step calls."""
+        calls = [node for node in ast.walk(ast.parse(self.lesson.steps[at].code)) if isinstance(node, ast.Call)]
+        for call in sorted(calls, key=lambda node: (-node.lineno, node.col_offset)):  # on the last line, the outermost
+            thing = _resolve(call.func, self.namespace)
+            if not inspect.isroutine(thing) and not inspect.isclass(thing):
+                thing = getattr(type(thing), "forward", None)  # a module that is called
+            module = getattr(thing, "__module__", None) or ""
+            if module.split(".")[0] in ("minqkv", "lesson") and not module.startswith("minqkv.teach"):
+                file, line = inspect.getsourcefile(thing), inspect.getsourcelines(thing)[1]
+                emit("say", text=f"{thing.__qualname__}, {file}, line {line}")
+                emit("code", source=inspect.getsource(thing).rstrip(), line=line)
+                return
+        emit("say", text="this step calls no function of the package")
+
+
+def _leave(code=None):
+    """What exit() is at the prompt: Python's own would close stdin for the lesson, too."""
+    raise SystemExit
+
+
+def _resolve(node, namespace):
+    """What stands behind `name` or `name.name`; None for others."""
+    if isinstance(node, ast.Attribute):
+        return getattr(_resolve(node.value, namespace), node.attr, None)
+    return namespace.get(node.id) if isinstance(node, ast.Name) else None
+
+
+def frames(tb, path):
+    """ "line 12 (in attend): scores = ..." of each frame in this file; of other files nothing."""
+    found = []
+    for frame in traceback.extract_tb(tb):
+        if frame.filename == path:
+            where = "" if frame.name == "<module>" else f" (in {frame.name})"
+            found.append(f"line {frame.lineno}{where}: {linecache.getline(path, frame.lineno).strip()}")
+    return found

@@ -1,0 +1,100 @@
+"""The views of `minqkv trace`: one attention call, a decode, a backward, on any variant, as events.
+
+A small untrained GPT of one layer; what is shown is what its real forward, decode and backward computed.
+"""
+
+import numpy as np
+
+from ..errors import UsageError
+from ..functional import cross_entropy
+from ..models import GPT, GPTConfig
+from ..tensor import Tensor
+from ..tracing import trace
+from ..variants import VariantSpec
+from .events import cache_step, heat, memory, say, show
+
+_AXES = {"q": "queries", "k": "keys", "v": "values", "z": "mixed values, a row per query", "out": "what leaves the layer",
+         "scores": "q kᵀ, scaled, before the mask", "plus": 'scores after the "+"', "pattern": "weights, a row per query",
+         "cache.k": "stored keys", "cache.v": "stored values"}  # fmt: skip
+
+
+def build(variant, position, rope_value, n_head, n_embd, tokens, seed):
+    """(model, ids (1, T)) for these tokens. Weights are drawn larger than for training, so that patterns are not flat."""
+    if not tokens or min(tokens) < 0:
+        raise UsageError("tokens are whole numbers from 0", "for instance: --tokens 3,1,4,1")
+    config = GPTConfig(max(tokens) + 1, max(8, len(tokens)), 1, n_head, n_embd, variant, position, rope_value)
+    model = GPT(config, seed)
+    for name, p in model.named_parameters():
+        if ".attn.w" in name and name.endswith("weight"):
+            p.data *= 0.7 / (0.02 * n_embd**0.5)
+    return model, np.array([tokens])
+
+
+def forward(model, ids):
+    """Every array of one attention call, in the order it is computed."""
+    _headline(model)
+    with trace() as t:
+        model(ids)
+    arrays = {name.rpartition("attn.")[2]: t[name][0] for name in t if ".attn." in name}  # the batch's only row
+    _draw(arrays, ids[0])
+    layer, spec = model.blocks[0].attn, VariantSpec.parse(model.config.variant)
+    if spec.streams == 1:
+        say(f"one projection, {layer.wk.weight.size} numbers, makes keys and values")
+        same = np.array_equal(arrays["k"], arrays["v"])
+        say("v is k, number by number" if same else "v is the unturned k: rotary positions turn only what is compared")
+    if not spec.own_query:
+        difference = abs(arrays["scores"] - arrays["scores"].swapaxes(-1, -2)).max()
+        say(f"Q = K: scores before the mask and their transpose differ by {difference:.1e} at most")
+
+
+def _headline(model):
+    spec = VariantSpec.parse(model.config.variant)
+    say(f"{spec.name}: {spec.formula}, {model.config.n_head} heads, {spec.stored_heads(model.config.n_head)} stored")
+
+
+def _draw(arrays, tokens, first=0):
+    keys = [f"{i}:{token}" for i, token in enumerate(tokens)]
+    for name, array in arrays.items():
+        base = name.removeprefix("grad.")
+        say(f"{name}: {_AXES.get(base, base)}")
+        if base in ("scores", "plus", "pattern"):
+            seen = np.arange(array.shape[-1]) <= first + np.arange(array.shape[-2])[:, None]
+            draw = heat if name == "pattern" else show
+            draw(name, array, rows=keys[first : first + array.shape[-2]], columns=keys[: array.shape[-1]], mask=seen)
+        else:
+            show(name, array, rows=keys if array.shape[-2] == len(keys) else keys[first:])
+
+
+def decode(model, ids):
+    """Token by token: what is written, what is read, which memory it is, and the bytes beside the formula."""
+    _headline(model)
+    cache = model.new_cache(1, ids.shape[1])
+    whole = model(ids).numpy()  # (1, T, V)
+    for i in range(ids.shape[1]):
+        with trace() as t:
+            logits = model(ids[:, i : i + 1], cache=cache).numpy()  # (1, 1, V)
+        cache_step(cache, model.config)
+        arrays = {name.rpartition("attn.")[2]: t[name][0] for name in t if ".attn." in name}
+        streams = ("cache.k",) if cache.values is None else ("cache.k", "cache.v")
+        _draw({name: arrays[name] for name in ("q", *streams, "pattern")}, ids[0, : i + 1], first=i)
+        say(f"largest difference to the same position without a cache: {abs(logits[:, 0] - whole[:, i]).max():.1e}")
+    keys = cache.keys[0]
+    memory(keys=keys, values=keys if cache.values is None else cache.values[0])
+
+
+def backward(model, ids):
+    """The tape in reverse: the gradient of each array of the attention call, then of each weight."""
+    _headline(model)
+    targets = np.roll(ids, -1, axis=1)
+    with trace() as t:
+        loss = cross_entropy(model(ids), targets)
+        loss.backward()
+    say(f"loss {loss.item():.4f}: the next token, of the last one the first")
+    _draw({name.rpartition("attn.")[2]: t[name][0] for name in t if ".attn.grad." in name}, ids[0])
+    for name, p in model.blocks[0].attn.named_parameters():
+        if p.grad is not None:
+            norm = float(np.sqrt((Tensor(p.grad).numpy().astype(np.float64) ** 2).sum()))
+            say(f"grad of {name}, {tuple(p.shape)}: norm {norm:.3g}")
+
+
+VIEWS = {"forward": forward, "decode": decode, "backward": backward}
