@@ -29,7 +29,9 @@ from .tensor import Tensor
 SMALLEST = 1 << 22  # parameters × tokens of a shard below which it costs more than it saves
 CAN_FORK = hasattr(os, "fork") and sys.platform != "darwin"
 
-_threads, _crew = 1, None
+MOST = 4  # models that have workers at a time
+
+_threads, _crews = 1, weakref.WeakKeyDictionary()  # model -> its Crew
 
 
 def set_threads(n):
@@ -38,25 +40,18 @@ def set_threads(n):
     if not isinstance(n, int) or n < 1:
         raise UsageError(f"{n} threads: there must be at least one")
     if n != _threads:
-        _dismiss()
+        for model in list(_crews):
+            _dismiss(model)
     _threads = n
 
 
-def _dismiss():
-    global _crew
-    if _crew is not None:
-        _crew.end()
-    _crew = None
-
-
-def _forget():
-    """The workers of a process are not those of a child it forks."""
-    global _crew
-    _crew = None
+def _dismiss(model):
+    if model in _crews:
+        _crews.pop(model).end()
 
 
 if CAN_FORK:
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_crews.clear)  # the workers of a process are not those of a child it forks
 
 
 class Letter(pickle.Pickler):
@@ -104,14 +99,14 @@ class Reader(pickle.Unpickler):
 class Crew:
     """Forked workers, and memory (1 + workers, size) that all share: the parameters, then each worker's gradients.
 
-    Workers know the code as it was when they were forked, so another model, whose class may be newer, gets another crew.
+    Workers know the code as it was when they were forked, so each model, whose class may be newer, has a crew of its own.
     """
 
-    def __init__(self, workers, model, size, dtype):
-        self.model = weakref.ref(model)
+    def __init__(self, workers, size, dtype):
         shared = mmap.mmap(-1, (1 + workers) * size * dtype.itemsize)
         self.memory = np.frombuffer(shared, dtype).reshape(1 + workers, size)
         self.pipes, self.pids = [], []
+        self.end = weakref.finalize(self, _end, os.getpid(), self.pids, self.pipes)  # by call, or with the crew
         for gradients in self.memory[1:]:
             here, there = Pipe()
             pid = os.fork()
@@ -122,10 +117,9 @@ class Crew:
             self.pipes.append(here)
             self.pids.append(pid)
 
-    def fits(self, workers, model, size, dtype):
-        """Whether it is this model's, and has so many workers and room for such parameters."""
-        room = self.memory.shape[1] >= size and self.memory.dtype == dtype
-        return self.model() is model and len(self.pids) == workers and room
+    def fits(self, workers, size, dtype):
+        """Whether it has so many workers, and room for such parameters."""
+        return len(self.pids) == workers and self.memory.shape[1] >= size and self.memory.dtype == dtype
 
     def begin(self, letter, parts):
         """Send the model, and to each worker its part: (first row, x, y, ignore_index, share)."""
@@ -145,13 +139,16 @@ class Crew:
                     leaf.add_gradient(gradient)
         return sum(loss for loss, _ in replies)
 
-    def end(self):
-        """Stop the workers, also in the middle of their work."""
-        for pipe, pid in zip(self.pipes, self.pids, strict=True):
-            pipe.close()
-            with suppress(ProcessLookupError, ChildProcessError):
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+
+def _end(parent, pids, pipes):
+    """Stop the workers, also in the middle of their work; in a child that was forked from their parent, do nothing."""
+    if os.getpid() != parent:
+        return
+    for pipe, pid in zip(pipes, pids, strict=True):
+        pipe.close()
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def _work(pipe, parameters, gradients):
@@ -215,18 +212,19 @@ def loss_and_gradients(model, x, y, ignore_index=-100):
         crew.begin(letter, parts[1:])
         return _loss(model, *parts[0][1:]) + crew.finish(letter)
     except (EOFError, ConnectionError) as error:
-        _dismiss()
+        _dismiss(model)
         raise EnvironmentFault("a worker process was killed", "is there enough memory? use fewer --threads") from error
     except BaseException:  # an answer that nobody waits for would be taken for the next one
-        _dismiss()
+        _dismiss(model)
         raise
 
 
 def _hire(workers, model, letter):
-    """The crew at hand if it fits, or a new one."""
-    global _crew
-    wanted = workers, model, letter.size, letter.leaves[0].dtype
-    if _crew is None or not _crew.fits(*wanted):
-        _dismiss()
-        _crew = Crew(*wanted)
-    return _crew
+    """The crew of this model, or a new one."""
+    wanted = workers, letter.size, letter.leaves[0].dtype
+    if model not in _crews or not _crews[model].fits(*wanted):
+        _dismiss(model)
+        if len(_crews) >= MOST:
+            _dismiss(next(iter(_crews)))  # the oldest
+        _crews[model] = Crew(*wanted)
+    return _crews[model]

@@ -1,5 +1,6 @@
 """Shards on worker processes give the losses and gradients of the whole batch, to rounding, and the same bits each time."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -126,15 +127,16 @@ def test_workers_are_forked_once_and_end_when_no_longer_wanted():
     shards.set_threads(3)
     model = MODELS["qkv"]()
     losses = [trained(model) for _ in range(3)]
-    crew, pids = shards._crew, shards._crew.pids
+    crew = shards._crews[model]
+    pids = crew.pids
     assert len(set(losses)) == 1
     assert len(pids) == 2
     assert trained(model) == losses[0]
-    assert shards._crew is crew
+    assert shards._crews[model] is crew
     shards.set_threads(2)
     assert not any(map(alive, pids))
     trained(model)
-    assert len(shards._crew.pids) == 1
+    assert len(shards._crews[model].pids) == 1
 
 
 def test_each_model_has_a_crew_that_knows_its_class():
@@ -156,6 +158,19 @@ def test_each_model_has_a_crew_that_knows_its_class():
     shards.set_threads(1)
     assert trained(sharper) == pytest.approx(whole, rel=1e-12)
     assert whole != pytest.approx(alone[0], rel=1e-3)
+
+
+def test_crews_are_few_and_end_with_their_models():
+    shards.set_threads(2)
+    models = [MODELS["qkv"]() for _ in range(shards.MOST + 1)]
+    for model in models:
+        trained(model)
+    assert list(shards._crews) == models[1:]
+    pids = [crew.pids[0] for crew in shards._crews.values()]
+    del models[1:], model
+    gc.collect()
+    assert not any(map(alive, pids))
+    assert not shards._crews
 
 
 def test_parameters_replaced_or_left_out():
@@ -185,7 +200,7 @@ def test_a_worker_that_was_killed():
     model = MODELS["qkv"]()
     loss = trained(model)
     model.zero_grad()
-    os.kill(shards._crew.pids[0], signal.SIGKILL)
+    os.kill(shards._crews[model].pids[0], signal.SIGKILL)
     with pytest.raises(EnvironmentFault, match="worker process"):
         trained(model)
     model.zero_grad()
@@ -201,7 +216,7 @@ def test_an_interrupted_step_leaves_no_stale_answer(monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    pids = shards._crew.pids
+    pids = shards._crews[model].pids
     monkeypatch.setattr(shards, "_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         trained(model)
@@ -217,8 +232,9 @@ def test_workers_end_with_a_parent_that_was_killed():
         shards.SMALLEST = 1
         shards.set_threads(3)
         x = np.zeros((6, 6), int)
-        shards.loss_and_gradients(GPT(GPTConfig(7, 6, 1, 2, 16)), x, x)
-        print(*shards._crew.pids, flush=True)
+        model = GPT(GPTConfig(7, 6, 1, 2, 16))
+        shards.loss_and_gradients(model, x, x)
+        print(*shards._crews[model].pids, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """
     done = subprocess.run(
