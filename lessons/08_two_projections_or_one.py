@@ -19,8 +19,9 @@
 # In lesson 06 a token had a query, a key and a value, made by three matrices. Must it be three? What a token is found by
 # and what it hands over could be one and the same row; so could what it looks for and what it is found by.
 #
-# Each way to share has a name. In a name `-` separates and `=` shares; nothing is subtracted. So `q-k=v` reads: a
-# projection for queries, and one for keys and values together. In the formulas α is one over the root of d.
+# Each way to share has a name, from the paper that this package is about. In a name `-` separates and `=` shares; nothing
+# is subtracted. So `q-k=v` reads: a projection for queries, and one for keys and values together. In the formulas α is one
+# over the root of d.
 
 # %% Four ways to share
 import numpy as np
@@ -33,7 +34,8 @@ from minqkv.optim import Adam
 from minqkv.positions import sinusoids
 from minqkv.teach import compare, curve, heat, memory, predict, say, show, source, table
 
-start, rows = Init(8, "float64", "uniform"), []
+start = Init(8, "float64", "uniform")  # seed, dtype, how weights are drawn
+rows = []
 for name in ("qkv", "q-k=v", "q=k-v", "q=k=v"):
     layer = mq.Attention(name, 4, 1, 3, start, bias=False)  # C 4, one head
     matrices = [w for w in ("wq", "wk", "wv", "wo") if hasattr(layer, w)]
@@ -197,17 +199,17 @@ for name, p in patterns.items():
     back = p[0, 2] * p[2, 1] * p[1, 0]
     curl = cycle_curl(np.log(p))  # the largest over all circles of three
     shown = f"{there:.5f}", f"{back:.5f}"
-    rows.append([name, *shown, np.log(there / back), curl])
+    rows.append([name, *shown, abs(np.log(there / back)), curl])
 predict("Is there curl in `q=k-v`?", bool(cycle_curl(np.log(pattern)) > 1e-9))
 table("cat, sat, it, cat", ["variant", "round", "other way", "log ratio", "cycle_curl"], rows)
 
 # %% [markdown]
-# Why measure scores at all? One could take a trained layer of `qkv`, compute the cosine of `wk` and `wv` (each as one
-# long row of numbers), and share them if it is near one. Such cosines have been published.
+# Why measure scores at all? One could take a trained layer of `qkv`, compute the cosine of `wq` and `wk` or of `wk` and
+# `wv` (each as one long row of numbers), and share where it is near one. The paper itself reports such cosines.
 #
 # But queries and keys only meet in `q @ k.T`. Multiply `wq` by any invertible matrix A and `wk` by the inverse of A,
 # transposed: the scores stay. Likewise `wv` by B and `wo` by the inverse of B. This is called **gauge freedom**: many
-# weights, one layer. Below, an A is chosen that turns `wk` into `wv`.
+# weights, one layer. Below, `wq` and `wk` start out alike, and then an A is chosen that turns `wk` into `wv`.
 
 
 # %% The cosine of two matrices
@@ -216,6 +218,7 @@ def cosine(a, b):
 
 
 q0, k0, v0, o0 = np.random.default_rng(8).standard_normal((4, 4, 4))
+k0 = q0 + k0 / 4  # (C, d), much like wq
 a_inverse = np.linalg.solve(k0, v0).T  # so that k0 @ a_inverse.T is v0
 q1, k1 = q0 @ np.linalg.inv(a_inverse), k0 @ a_inverse.T
 _, drawn = run("qkv", wq=q0, wk=k0, wv=v0, wo=o0)
@@ -223,10 +226,11 @@ _, negated = run("qkv", wq=q0, wk=k0, wv=-v0, wo=-o0)  # B: minus one
 _, turned = run("qkv", wq=q1, wk=k1, wv=v0, wo=o0)
 _, shared = run("q-k=v", wq=q1, wk=k1, wo=o0)
 same = all(np.allclose(drawn.numpy(), o.numpy()) for o in (negated, turned))
-rows = [["as drawn", cosine(k0, v0)], ["wv, wo negated", cosine(k0, -v0)]]
-rows += [["wk into wv", cosine(k1, v0)]]
-predict("These weights have three different cosines. Do their layers give the same output?", same)
-table("cosine of wk and wv", ["weights", "cosine"], rows)
+rows = {"as drawn": (q0, k0, v0), "wv, wo negated": (q0, k0, -v0)}
+rows |= {"wk into wv": (q1, k1, v0)}
+rows = [[name, cosine(q, k), cosine(k, v)] for name, (q, k, v) in rows.items()]
+predict("Three sets of weights, with different cosines. Do their layers give the same output?", same)
+table("cosines", ["weights", "wq, wk", "wk, wv"], rows)
 compare("out as drawn", drawn, "out, wv and wo negated", negated)
 compare("out as drawn", drawn, "out, wk turned into wv", turned)
 compare("out as drawn", drawn, "out of q-k=v with the turned wq and wk", shared)
@@ -267,9 +271,12 @@ predict("What is the largest p for which that is possible?", max(p for p in np.l
 (_, apart, _), (_, tied, pattern) = learn("qkv"), learn("q=k-v")
 curve("what the next token gets", {"qkv": apart, "q=k-v": tied})
 heat("pattern of q=k-v, learnt", pattern)
-say("Below even that bound: in the mean, no key answers a token better than its own. To look nowhere is the best it can do.")
+say("Below even that bound. To look at nothing in particular is the best that this layer can do.")
 
 # %% [markdown]
+# What holds it back is a square. `(k[i] - k[j]) · (k[i] - k[j])` is never negative, so the scores of two tokens with
+# themselves add up to at least twice their score with each other: in the mean, a token looks at itself most.
+#
 # The paper gives Q = K a `+`, to tell queries from keys again. Each score is set beside m fixed channels, the first ones
 # a function of the row i, the others of the column j. One weight per channel and a constant b make them one number:
 #
@@ -300,10 +307,12 @@ predict("Which of these changes the pattern?", max(moved, key=moved.get), list(c
 table("largest change in the pattern", ["", "change"], [[name, f"{change:.3f}"] for name, change in moved.items()])
 
 # %% [markdown]
-# A softmax does not notice a number that is added to its whole row. The constant is one, and so is all that depends on
-# the row alone. Half of the channels might as well not be there. What is left of the `+` are two things:
+# A softmax does not notice a number that is added to its whole row. The constant is one, and so is what the row channels
+# add; only their weights count still, for every channel brings the score along. What is left of the `+` are two things:
 #
-#     softmax(s · scores + g)    s = all w added up, g[j] = the column channels of j, weighted
+#     softmax(s · scores + g)
+#     s    = all w, added up
+#     g[j] = the column channels of j, times their w
 #
 # The factor s is called a **temperature**, and g is a bias for each position of a key, a **column bias**. So this, not the
 # convolution, is what the package computes, in `q=k-v+` and `q=k=v+` alike.
@@ -314,7 +323,7 @@ e = np.exp(s * scores + g)  # (T, T)
 predict("The weights of the two channels were -2 and 1. By what is each score multiplied?", float(s))
 compare("by hand", e / e.sum(axis=1, keepdims=True), "as written", plain)
 
-ten = np.random.default_rng(8).standard_normal(10)  # weights
+ten = np.arange(-5.0, 5.0)  # weights: five for rows, five for columns
 channels = sinusoids(3, 5, dtype="float64")  # (T, 5), for either part
 with mq.trace() as t:
     layer, _ = run("q=k-v+", wk=wk, wv=wv, wo=wo, plus=ten)

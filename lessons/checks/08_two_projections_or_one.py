@@ -15,8 +15,9 @@ HINTS = (
     "come the queries' and the keys' part. To see which part is off, let the package make them one by one: with q, k and v "
     "each mq.Tensor((x @ w)[None, None], requires_grad=True), call "
     "mq.functional.scaled_dot_product_attention(q, k, v).backward(g[None, None]); they are then in q.grad, k.grad, v.grad.",
-    "dp = g @ k.T; d = pattern * (dp - (dp * pattern).sum(axis=-1, keepdims=True)) / np.sqrt(d_columns), where d_columns "
-    "is w.shape[1]; return x.T @ (pattern.T @ g + d @ k + d.T @ k).",
+    "With scores = k @ k.T / np.sqrt(w.shape[1]) and their softmax, pattern: dp = g @ k.T; "
+    "ds = pattern * (dp - (dp * pattern).sum(axis=-1, keepdims=True)) / np.sqrt(w.shape[1]); "
+    "return x.T @ (pattern.T @ g + ds @ k + ds.T @ k).",
 )
 
 EXPLANATION = """

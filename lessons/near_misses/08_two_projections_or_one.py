@@ -152,3 +152,42 @@ def tied_gradient__pattern_transposed(x, w, g):
     k, pattern, scale = _forward(x, w)
     d = _softmax(pattern, k @ g.T) * scale
     return x.T @ (d @ k + d.T @ k + pattern.T @ g)
+
+
+def tied_gradient__masked(x, w, g):
+    """You put a causal mask on the scores: here there is none, every token sees every other."""
+    k, scale = x @ w, 1 / np.sqrt(w.shape[1])
+    e = np.tril(np.exp(k @ k.T * scale))
+    pattern = e / e.sum(axis=-1, keepdims=True)
+    d = _softmax(pattern, g @ k.T) * scale
+    return x.T @ (d @ k + d.T @ k + pattern.T @ g)
+
+
+def tied_gradient__softmax_over_queries(x, w, g):
+    """Your pattern is normalised along the wrong axis: each row (a query) must add up to one, not each column."""
+    k, scale = x @ w, 1 / np.sqrt(w.shape[1])
+    e = np.exp(k @ k.T * scale)
+    pattern = e / e.sum(axis=0)
+    d = _softmax(pattern, g @ k.T) * scale
+    return x.T @ (d @ k + d.T @ k + pattern.T @ g)
+
+
+def tied_gradient__scale_by_d(x, w, g):
+    """You divide by d, not by its square root."""
+    k, scale = x @ w, 1 / w.shape[1]
+    e = np.exp(k @ k.T * scale)
+    pattern = e / e.sum(axis=-1, keepdims=True)
+    d = _softmax(pattern, g @ k.T) * scale
+    return x.T @ (d @ k + d.T @ k + pattern.T @ g)
+
+
+def tied_gradient__query_unscaled(x, w, g):
+    """The query's part lacks the scale: the root of d divides the scores, so both of its sides get it."""
+    query, key, value = _parts(x, w, g)
+    return query * np.sqrt(w.shape[1]) + key + value
+
+
+def tied_gradient__key_unscaled(x, w, g):
+    """The key's part lacks the scale: the root of d divides the scores, so both of its sides get it."""
+    query, key, value = _parts(x, w, g)
+    return query + key * np.sqrt(w.shape[1]) + value
