@@ -34,7 +34,7 @@ from minqkv.optim import Adam
 from minqkv.positions import sinusoids
 from minqkv.teach import compare, curve, heat, memory, predict, say, show, source, table
 
-start = Init(8, "float64", "uniform")  # seed, dtype, how weights are drawn
+start = Init(8, "float64", "uniform")  # seed, dtype, scheme
 rows = []
 for name in ("qkv", "q-k=v", "q=k-v", "q=k=v"):
     layer = mq.Attention(name, 4, 1, 3, start, bias=False)  # C 4, one head
@@ -55,7 +55,7 @@ say("A shared matrix exists once, and goes by the name wk.")
 tokens, features = ["cat", "sat", "it"], ["noun", "verb", "pron", "one"]
 x = np.array([[2.0, 0, 0, 1], [0, 2, 0, 1], [0, 0, 2, 1]])  # (T, C)
 wq = np.array([[1.0, 0, 0, 0], [1, 1, 0, 0], [2, 0, 0, 0], [0, 0, 0, 1]])
-wk, wo = np.diag([1.0, 1, 1, 0]), np.eye(4)  # (C, d), as wq
+wk, wo = np.diag([1.0, 1, 1, 0]), np.eye(4)  # (C, d)
 
 
 def run(name, **weights):
@@ -66,7 +66,7 @@ def run(name, **weights):
 
 used = {"q-k=v": {}, "q=k-v": {}}
 with mq.trace() as t:
-    t.record = used["q-k=v"].__setitem__  # the array itself, not a copy
+    t.record = used["q-k=v"].__setitem__  # no copies
     run("q-k=v", wq=wq, wk=wk, wo=wo)
     t.record = used["q=k-v"].__setitem__
     run("q=k-v", wk=wk, wv=wq, wo=wo)
@@ -226,9 +226,9 @@ _, negated = run("qkv", wq=q0, wk=k0, wv=-v0, wo=-o0)  # B: minus one
 _, turned = run("qkv", wq=q1, wk=k1, wv=v0, wo=o0)
 _, shared = run("q-k=v", wq=q1, wk=k1, wo=o0)
 same = all(np.allclose(drawn.numpy(), o.numpy()) for o in (negated, turned))
-rows = {"as drawn": (q0, k0, v0), "wv, wo negated": (q0, k0, -v0)}
-rows |= {"wk into wv": (q1, k1, v0)}
-rows = [[name, cosine(q, k), cosine(k, v)] for name, (q, k, v) in rows.items()]
+rows = [["as drawn", cosine(q0, k0), cosine(k0, v0)]]
+rows += [["wv, wo negated", cosine(q0, k0), cosine(k0, -v0)]]
+rows += [["wk into wv", cosine(q1, k1), cosine(k1, v0)]]
 predict("Three sets of weights, with different cosines. Do their layers give the same output?", same)
 table("cosines", ["weights", "wq, wk", "wk, wv"], rows)
 compare("out as drawn", drawn, "out, wv and wo negated", negated)
@@ -242,13 +242,13 @@ say("Several heads do give something up: keys and values of a narrow head may re
 # can `q=k-v` not do? Something with a direction: let each of three tokens look at the next one round the circle, and at
 # nothing else.
 #
-# Suppose each gives p to the next one; that leaves at most 1 - p for the one before. But without curl, the three weights
+# Suppose each gives `p` to the next one; that leaves at most `1 - p` for the one before. But without curl, the three weights
 # one way round have the same product as the three the other way.
 #
 # Let a layer of each kind learn it, with Adam. Where `x`, `wv` and `wo` are identities, `out` is the pattern itself.
 
 # %% Look at the next one
-ahead = mq.Tensor(np.roll(np.eye(3), 1, axis=1))  # (T, T), 1 at the next
+ahead = mq.Tensor(np.roll(np.eye(3), 1, axis=1))  # (T, T)
 
 
 def learn(name):
@@ -260,7 +260,7 @@ def learn(name):
     for _ in range(150):
         layer.zero_grad()
         pattern = layer(mq.Tensor(np.eye(3)[None]))  # (1, T, T)
-        loss = -(pattern * ahead).sum(-1).log().mean()  # of the next one
+        loss = -(pattern * ahead).sum(-1).log().mean()
         loss.backward()
         optimizer.step()
         reached.append(float(np.exp(-loss.item())))  # p, a geometric mean
@@ -275,12 +275,14 @@ say("Below even that bound. To look at nothing in particular is the best that th
 
 # %% [markdown]
 # What holds it back is a square. `(k[i] - k[j]) · (k[i] - k[j])` is never negative, so the scores of two tokens with
-# themselves add up to at least twice their score with each other: in the mean, a token looks at itself most.
+# themselves add up to at least twice their score with each other: in the mean, a token looks at no other more than
+# at itself.
 #
 # The paper gives Q = K a `+`, to tell queries from keys again. Each score is set beside m fixed channels, the first ones
 # a function of the row i, the others of the column j. One weight per channel and a constant b make them one number:
 #
-#     plus[i, j] = sum over c of w[c] · (scores[i, j] + P[i, j, c]), and b added
+#     plus[i, j] = b + the sum over all channels c of
+#                  w[c] · (scores[i, j] + P[i, j, c])
 #
 # What does it do? Find out: with the scores of `cat sat it` and two channels of whole numbers, one for rows and one for
 # columns, change one ingredient at a time and look at the pattern.
