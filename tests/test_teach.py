@@ -499,7 +499,7 @@ def test_a_walk(env, tmp_path):
     walk.type("")
     assert "step 2 of" in walk.until("show me): ")
     walk.type("4")
-    assert "= yes: 4" in walk.until("keys: ")
+    assert "= right: 4" in walk.until("keys: ")
     walk.type("b")
     assert "step 1 of" in walk.until("keys: ")
     walk.type("h")

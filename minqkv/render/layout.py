@@ -120,7 +120,8 @@ def _prose(event, page):
 
 
 def _say(event, page):
-    return [*wrap(event["text"], min(page.width, PROSE_WIDTH), event.get("style", "")), []]
+    width = min(page.width, PROSE_WIDTH)
+    return [*(line for row in event["text"].split("\n") for line in wrap(row, width, event.get("style", ""))), []]
 
 
 def _step(event, page):
@@ -131,7 +132,13 @@ def _step(event, page):
 def _code(event, page):
     laid = []
     for row in event["source"].split("\n"):
-        hang = " " * (len(row) - len(row.lstrip()) + 6)
+        beside, mark, comment = row.rpartition("  # ")
+        margin = " " * (len(row) - len(row.lstrip()))
+        if mark and len(row) + 2 > page.width:  # a comment with no room beside its line stands above it
+            room = max(10, page.width - len(margin) - 4)
+            laid += [[(f"  {margin}# {piece}"[: page.width], "code")] for piece in textwrap.wrap(comment, room)]
+            row = beside.rstrip()
+        hang = margin + " " * 6
         options = {"subsequent_indent": hang, "break_on_hyphens": False, "replace_whitespace": False}
         laid += [[(piece, "code")] for piece in textwrap.wrap("  " + row, page.width, **options) or [""]]
     return [*laid, []]
@@ -268,7 +275,7 @@ def _predict(event, page):
 
 
 def _answer(event, page):
-    text, style = {True: ("yes: ", "good"), False: ("no: ", "bad"), None: ("", "strong")}[event["right"]]
+    text, style = {True: ("right: ", "good"), False: ("not quite: ", "bad"), None: ("", "strong")}[event["right"]]
     return [*wrap(f"= {text}{event['answer']}", min(page.width, PROSE_WIDTH), style, indent="  "), []]
 
 

@@ -139,7 +139,11 @@ def _spoken(source):
     """What say and predict state word for word."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and getattr(node.func, "id", None) in ("say", "predict") and node.args:
-            constants = [part.value for part in ast.walk(node.args[0]) if isinstance(part, ast.Constant)]
+            parts = list(ast.walk(node.args[0]))
+            formats = {
+                id(part) for f in parts if isinstance(f, ast.FormattedValue) and f.format_spec for part in ast.walk(f.format_spec)
+            }
+            constants = [part.value for part in parts if isinstance(part, ast.Constant) and id(part) not in formats]
             yield from (value for value in constants if isinstance(value, str))
 
 

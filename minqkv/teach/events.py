@@ -168,17 +168,18 @@ def memory(**arrays):
     """Which arrays are one: `v: same memory as k (0 extra bytes)`, or how many bytes each is."""
     import numpy as np
 
-    seen = {}
+    seen, rows = {}, []
     for name, value in arrays.items():
         value = value.data if hasattr(value, "requires_grad") else value
         for other, array in seen.items():
             both = isinstance(value, np.ndarray) and isinstance(array, np.ndarray)
             if value is array or (both and np.shares_memory(value, array)):
-                say(f"{name}: same memory as {other} (0 extra bytes)")
+                rows.append(f"{name}: same memory as {other} (0 extra bytes)")
                 break
         else:
-            say(f"{name}: its own memory ({value.nbytes:,} bytes)")
+            rows.append(f"{name}: its own memory ({value.nbytes:,} bytes)")
         seen[name] = value
+    say("\n".join(rows))
 
 
 def cache_step(cache, config, new=1):
