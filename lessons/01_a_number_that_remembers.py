@@ -21,7 +21,9 @@
 # The plain way to find a slope is to nudge one number, run the program again, and look at the difference.
 
 # %% Nudging
+import minqkv as mq  # for the steps to come
 from minqkv.teach import compare, predict, say, source, table
+from minqkv.tracing import probe
 
 
 def f(a, b, c):
@@ -47,10 +49,8 @@ say("A model has millions of inputs of this kind. Millions of runs for one step 
 # `requires_grad=True` marks the numbers whose gradient we want. Python's `*` and `+` do the rest: between Tensors they
 # make a new Tensor, and its node.
 
+
 # %% Remembering
-import minqkv as mq
-
-
 def leaves():
     """a, b and c, fresh."""
     return [mq.Tensor(x, requires_grad=True) for x in here.values()]
@@ -99,8 +99,6 @@ say("One run forward and one back, however many inputs there are.")
 # follow. That lets us see the gradient of `p`, which `backward` throws away once it has been used.
 
 # %% A longer way
-from minqkv.tracing import probe
-
 a, b, c = leaves()
 with mq.trace() as t:
     p = a * b
@@ -207,15 +205,14 @@ q = p * c
 r = p + q
 found = {}
 recurse(r.node, mq.Tensor(1.0).data, found)
-by_recursion = found[a.node]
 r.backward()
 
-compare("a by recursion", by_recursion, "a by backward", a.grad)
-predict("Right, then. Six numbers are in this graph: a, b, c, p, q, r. How many calls did it take?", calls)
-say(f"{calls} calls for {len([a, b, c, p, q, r])} numbers: p was called twice, and with it everything below it.")
+compare("a by recursion", found[a.node], "a by backward", a.grad)
+predict("The same. Six numbers are in this graph: a, b, c, p, q and r. How many calls did it take?", calls)
+say(f"{calls} calls: p was called twice, by r and by q, and with it everything below it.")
 
 # %% [markdown]
-# Three calls too many do no harm. But watch what happens in a chain where each number is used twice by the next:
+# A few calls too many do no harm. But watch what happens in a chain where each number is used twice by the next:
 #
 #     b = a + a,    c = b + b,    d = c + c,   ...
 #
@@ -267,8 +264,8 @@ rows = [[name, serial[name], t[f"grad.{name}"].item()] for name in order]
 table("in the order in which backward ran them", ["number", "serial", "gradient"], rows)
 
 # %% [markdown]
-# What remains afterwards? The inputs keep their `grad`. Of all that was in between, `backward` lets go as soon as it has
-# been used: in a large model that is most of the memory. A graph can therefore be run back once only.
+# What remains afterwards? The inputs keep their `grad`. Everything else that the graph has kept for the way back is let
+# go as soon as it has been used: in a large model that is most of the memory. So a graph can be run back only once.
 #
 # And since gradients add up, those of a second run are added to those of the first, unless you say `zero_grad` in
 # between. Sometimes that is wanted. In a loop that learns, forgetting it is a classic mistake.

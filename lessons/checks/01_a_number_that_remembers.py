@@ -27,6 +27,12 @@ input only, and lets go of everything else as soon as it has been used.
 """
 
 
+ENDLESS = (
+    "backward looked at `parents` a hundred thousand times, in a graph of some seventy Numbers: it follows every path anew. "
+    "Each Number has to be run once, when its gradient is complete"
+)
+
+
 def cases(rng):
     """The values of some inputs, and a program of products and sums that makes y out of them."""
     n = int(rng.integers(2, 6))
@@ -79,8 +85,7 @@ def _watch(cls):
     def get(self):
         cls.looks += 1
         if cls.looks > 100_000:
-            raise RecursionError("backward looked at `parents` a hundred thousand times, in a graph of some seventy Numbers: "
-                                 "it follows every path anew. Each Number has to be run once, when its gradient is complete")  # fmt: skip
+            raise RecursionError(ENDLESS)
         return vars(self)["parents"]
 
     cls.looks = 0
