@@ -68,8 +68,11 @@ for name, tensor in numbers.items():
     made_from[name] = " and ".join(parents) or "nothing"
 
 predict("Which numbers does `y` itself remember?", made_from["y"], ["a and b and c", "p and c", "a and b", "p"])
-rows = [[name, numbers[name].item(), made_from[name]] for name in numbers]
-table("what each number remembers", ["number", "value", "made from"], rows)
+table(
+    "what each number remembers",
+    ["number", "value", "made from"],
+    [[name, numbers[name].item(), made_from[name]] for name in numbers],
+)
 say("A number remembers one step back, no more. Step by step that leads to the inputs, which were made from nothing.")
 
 # %% [markdown]
@@ -258,10 +261,14 @@ with mq.trace() as t:
     numbers["r"].backward()
 
 order = [name.removeprefix("grad.") for name in t if name.startswith("grad.")]
-predict("In which order does `backward` run the first three?", " ".join(order[:3]), ["r p q", "r q p", "p q r", "r p a"])
 serial = {name: numbers[name].node.seq - a.node.seq for name in numbers}
-rows = [[name, serial[name], t[f"grad.{name}"].item()] for name in order]
-table("in the order in which backward ran them", ["number", "serial", "gradient"], rows)
+
+predict("In which order does `backward` run the first three?", " ".join(order[:3]), ["r p q", "r q p", "p q r", "r p a"])
+table(
+    "in the order in which backward ran them",
+    ["number", "serial", "gradient"],
+    [[name, serial[name], t[f"grad.{name}"].item()] for name in order],
+)
 
 # %% [markdown]
 # What remains afterwards? The inputs keep their `grad`. Everything else that the graph has kept for the way back is let

@@ -143,6 +143,53 @@ class Number__depth_first(_Number):
             parent._visit(seen)
 
 
+class Number__every_path(_Number):
+    """You hand on each gradient as it arrives: right in the end, but every path is walked. Run each Number once, in order."""
+
+    def backward(self):
+        self._receive(1.0)
+
+    def _receive(self, g):
+        self.grad += g
+        for parent, slope in zip(self.parents, self.slopes, strict=True):
+            parent._receive(slope * g)
+
+
+class Number__hands_on_the_sum_so_far(_Number):
+    """Each time a gradient arrives you hand on the whole sum so far, and so its first part again: wait until it is complete."""
+
+    def backward(self):
+        self.grad = 1.0
+        self._walk()
+
+    def _walk(self):
+        for parent, slope in zip(self.parents, self.slopes, strict=True):
+            parent.grad += slope * self.grad
+            parent._walk()
+
+
+class Number__runs_twice(_Number):
+    """A Number used twice goes on your stack twice, and hands on twice what it has: put it there only if it is new."""
+
+    def backward(self):
+        self.grad, stack = 1.0, [self]
+        while stack:
+            number = stack.pop()
+            number._hand_on()
+            stack.extend(number.parents)
+
+
+class Number__queues_twice(_Number):
+    """A Number used twice goes into your queue twice, and hands on twice what it has: put it there only if it is new."""
+
+    def backward(self):
+        self.grad, queue = 1.0, [self]
+        while queue:
+            number = queue.pop(0)
+            number._hand_on()
+            queue.extend(number.parents)
+
+
 class Number__forgets_what_arrived(_Number):
     """You hand on the slope alone; it is the slope times what has arrived at the Number itself (its `grad`)."""
 
