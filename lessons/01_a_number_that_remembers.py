@@ -83,7 +83,7 @@ say("A number remembers one step back, no more. Step by step that leads to the i
 # - A product `a * b` moves `b` times as far as `a` does. So `a` receives the gradient of the product times `b`, and `b`
 #   receives it times `a`: each factor gets the other one.
 #
-# `backward` goes that way, from `y` to the inputs, and leaves in each `grad` what has arrived there.
+# `backward` goes that way, from `y` to the inputs, and leaves in the `grad` of each input what has arrived there.
 
 # %% Handing back
 y.backward()
@@ -165,13 +165,14 @@ say("Each of the two factors receives the other one. To keep only what arrives l
 # number it was made from. (Lesson 03 explains the name.)
 
 # %% Too early
+one = mq.Tensor(1.0).data  # a gradient of 1
 a, b, c = leaves()
 with mq.trace() as t:
     p = a * b
     q = p * c
     r = p + q
     probe("p", p)
-    early = p.node.vjp(mq.Tensor(1.0).data)  # of a gradient of 1
+    early = p.node.vjp(one)
     r.backward()
 
 predict("Once `q` has handed on its share, too, what is the gradient of `p`?", t["grad.p"].item())
@@ -198,7 +199,8 @@ def recurse(node, g, found):
     if node.vjp is None:  # an input: add up
         found[node] = found.get(node, 0) + g
         return
-    for parent, part in zip(node.parents, node.vjp(g), strict=True):
+    parts = node.vjp(g)
+    for parent, part in zip(node.parents, parts, strict=True):
         recurse(parent, part, found)
 
 
@@ -207,7 +209,7 @@ p = a * b
 q = p * c
 r = p + q
 found = {}
-recurse(r.node, mq.Tensor(1.0).data, found)
+recurse(r.node, one, found)
 r.backward()
 
 compare("a by recursion", found[a.node], "a by backward", a.grad)
@@ -232,14 +234,14 @@ for lines in (1, 2, 3, 6, 10, 14):
             x = x + x
             probe("x", x)
         calls = 0
-        recurse(x.node, mq.Tensor(1.0).data, {})
+        recurse(x.node, one, {})
         x.backward()
     rows.append([str(lines), calls, len(t.all("grad.x"))])
 
 predict("How many calls does the recursion make for three such lines?", rows[2][1])
 table("calls of the recursion, nodes run by backward", ["lines", "calls", "nodes"], rows)
 say(f"With sixty lines it would be {2 ** (60 + 1) - 1:,} calls, against {60 + 1} nodes.")
-say("This is no odd case. Each layer of the models to come computes x = x + f(x), and uses its input twice.")
+say("This is no odd case. Each layer of the models to come computes x = x + f(x): its input is used twice.")
 
 # %% [markdown]
 # So run each node **once**, when all that uses it has been run. How do we know? A number can only be used after it was
