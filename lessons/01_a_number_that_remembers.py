@@ -199,8 +199,7 @@ def recurse(node, g, found):
     if node.vjp is None:  # an input: add up
         found[node] = found.get(node, 0) + g
         return
-    parts = node.vjp(g)
-    for parent, part in zip(node.parents, parts, strict=True):
+    for parent, part in zip(node.parents, node.vjp(g), strict=True):
         recurse(parent, part, found)
 
 
