@@ -157,8 +157,10 @@ right = g_data.sum(axis=1, keepdims=True)  # (2, 1)
 predict("What shape does the gradient of `c` have?", str(right.shape), ["(2,)", "(1, 2)", "(2, 1)", "(2, 3)"])
 show("gradient of c", c.grad, digits=0)
 compare("gradient of c", c.grad, "g.sum(axis=1, keepdims=True)", right)
-bare = g_data.sum(axis=1).shape
-say(f"Without keepdims it would be {bare}, and c minus that an array of shape {np.broadcast_shapes(c.shape, bare)}.")
+say(
+    f"Without keepdims it would be {g_data.sum(axis=1).shape}. And c minus that would be no column any more: "
+    f"broadcasting makes {(c.numpy() - g_data.sum(axis=1)).shape} of it, without a complaint."
+)
 
 # %% [markdown]
 # Now both in one: `h` of shape (3, 1) is added to an array of shape (2, 3, 4). One axis is added in front and one is
@@ -235,8 +237,8 @@ compare("multiply, then sum", right, "gradient of s", s.grad)
 compare("sum, then multiply", wrong, "gradient of s", s.grad, same=False)
 
 # %% [markdown]
-# If stretching turns into a sum on the way back, what does a sum turn into? All that is summed over is used once each, and
-# counts the same: every entry receives the gradient of the sum. The gradient is stretched.
+# If stretching turns into a sum on the way back, what does a sum turn into? Each entry that is summed over is used once,
+# and all of them count the same: each receives the gradient of the sum. So the gradient is stretched.
 #
 # So the two are mirror images: forward one of them, backward the other. Knowing that, you can check each by the other.
 
@@ -251,11 +253,8 @@ stretched = np.broadcast_to(row.numpy(), (2, 3))
 compare("gradient of x", x.grad, "the row, stretched", stretched)
 
 # %% [markdown]
-# One trap has nothing to do with shapes. The numbers of a model are float32, four bytes each. NumPy lets a Python number
-# take the type of the array it meets. But `np.sqrt` of a number returns a NumPy number of type float64, and that wins over
-# float32: the result is twice as large, and so is everything computed from it.
-#
-# The package turns such numbers back into Python numbers before it uses them.
+# One trap has nothing to do with shapes. The numbers of a model are float32, four bytes each, and an array divided by a
+# Python number stays what it is. But what if the number comes from NumPy, as the root of a length will in lesson 06?
 
 # %% A number of the wrong type
 half = x_data / 2.0
@@ -265,6 +264,8 @@ tensor = mq.Tensor(x_data) / np.sqrt(4)
 predict("`x_data` is float32. What type is `rooted`?", str(rooted.dtype), ["float32", "float64"])
 results = {"half": half, "rooted": rooted, "tensor": tensor.data}
 table("types", ["result", "type", "bytes"], [[name, str(array.dtype), array.nbytes] for name, array in results.items()])
+say("The root is a NumPy number of type float64, and that wins over float32: here, and in all that is computed from it.")
+say("The package turns such a number back into a Python number first, so that a Tensor keeps its type.")
 
 # %% [markdown]
 # That is all there is to arrays: the rules of single numbers, and a sum wherever one number was used many times. The
