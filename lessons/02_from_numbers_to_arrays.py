@@ -240,7 +240,7 @@ compare("sum, then multiply", wrong, "gradient of s", s.grad, same=False)
 # If stretching turns into a sum on the way back, what does a sum turn into? Each entry that is summed over is used once,
 # and all of them count the same: each receives the gradient of the sum. So the gradient is stretched.
 #
-# So the two are mirror images: forward one of them, backward the other. Knowing that, you can check each by the other.
+# The two are mirror images: where one of them runs forward, the other runs backward. So each can be checked by the other.
 
 # %% The mirror of a sum
 x = mq.Tensor(x_data, requires_grad=True)
