@@ -222,8 +222,9 @@ table("error of each backward", ["backward", "ones", "random"], rows)
 say("With ones every multiple of the right one passes, zero times and minus one times too. Random numbers leave one.")
 
 # %% [markdown]
-# Why do random vectors find it? A mistake is a difference between two matrices, and `u` and `v` stand on its two sides. If the difference is not zero, only vectors that happen to suit it give zero. Ones suit a softmax perfectly, in
-# every test; numbers drawn at random suit nothing.
+# Why do random vectors find it? A mistake is a difference between two matrices, and `u` and `v` stand on its two sides.
+# If the difference is not zero, only vectors that happen to suit it give zero. Ones suit a softmax perfectly, in every
+# test; numbers drawn at random suit nothing.
 #
 # This is a **gradient check**, and `mq.gradcheck` is the package's. It wants float64: in float32 the difference of two
 # nudged results would be mostly rounding. We give it the real softmax, and one whose backward is lazy.
@@ -242,7 +243,7 @@ try:
     verdict = "passes"
 except AssertionError as complaint:
     verdict = f"fails: {complaint}"
-say(f"F.softmax passes, with an error of {error:.0e}")
+say(f"F.softmax passes, with an error of {np.round(error, 12)}")
 say(f"lazy_softmax {verdict}")
 
 # %% [markdown]
