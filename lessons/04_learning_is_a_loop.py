@@ -118,8 +118,9 @@ predict("And without?", ends[False])
 say("Without it the steps grow by one each time. Nothing fails, and the loss even falls: that is why it is hard to see.")
 
 # %% [markdown]
-# Now the length of a step. Here is a valley in two directions, one flat and one steep: for each of two numbers `p`, half
-# its curvature `c` times its square. So the slope is `c * p`, and a step of descent multiplies `p` by `1 - lr * c`.
+# Now the length of a step. Here is a valley with two directions, one flat and one steep. For each there is a number `p`
+# with a curvature `c`, and the loss is the sum of `c * p * p / 2`. So the slope is `c * p`, and a step of descent
+# multiplies `p` by `1 - lr * c`.
 
 # %% A valley
 c = np.array([1.0, 100.0])  # (2,): flat, steep
@@ -203,13 +204,14 @@ predict("Which number comes down first under Adam?", answers[int(np.sign(lead))]
 heights = {"SGD": with_sgd**2 @ c / 2, "Adam": with_adam**2 @ c / 2}
 curve("height above the bottom", heights, log=True)
 compare("flat under Adam", with_adam[:, 0], "steep under Adam", with_adam[:, 1], tolerance=1e-5)
+say("Adam swings past the bottom and back: m remembers where it was going.")
 say(f"A slope {c[1]:g} times as steep makes m and the root of v {c[1]:g} times as large: it cancels.")
 say("It cancels so exactly because this valley lies along the two numbers: Adam rescales each of them, and cannot turn.")
 
 # %% [markdown]
 # What is random in training? The numbers a model starts with, and the examples it is shown. Both are drawn from a
-# generator, and a **seed** says where the generator begins. The same seed gives the same run, bit for bit; another one
-# gives another run of the same experiment.
+# generator, and a **seed** says where the generator begins. On one machine the same seed gives the same run, bit for
+# bit; another seed gives another run of the same experiment.
 
 # %% A seed
 runs = {}
@@ -218,10 +220,10 @@ runs = {}
 def train(task, seed, steps=100):
     ids, targets = task.draw(seed, "train", 1000)  # (1000, 4) each
     model = mq.nn.Embedding(4, 4, mq.nn.Init(seed), std=1.0)
-    optimizer = Adam(model.parameters(), lr=0.1)
+    opt = Adam(model.parameters(), lr=0.1)
     losses = []
     for _ in range(steps):
-        losses.append(mq.train_step(model, optimizer, ids, targets, clip=None))
+        losses.append(mq.train_step(model, opt, ids, targets, clip=None))
     return losses, F.softmax(model.weight.detach())  # (steps,), (4, 4)
 
 
@@ -233,16 +235,17 @@ table("loss on sub", ["seed", "first", "last"], [[str(s), runs[s][0], runs[s][-1
 say("Who compares two ideas by one run each may be comparing two seeds. Lesson 12 says how many it takes.")
 
 # %% [markdown]
-# The table has learned `sub`. Now another task, `reverse`: the answer at each place is the digit at the mirrored place, so
-# the last digit comes first. The digits are drawn independently of each other.
+# The table has learned `sub`. Now another task, `reverse`: the sequence backwards. The answer at each place is the digit at
+# the mirrored place. The digits are drawn independently of each other.
 #
 # The loop does not change, nor do the model, the optimiser and the data. Only the answers do.
 
 # %% The same loop, another task
 reverse = Synthetic("reverse", seq_len=4, alphabet=4)
 ids, targets = reverse.draw(0, "train", 1000)  # (1000, 4) each
-show("digits", ids[0], digits=0)
-show("answers", targets[0], digits=0)
+one, mirrored = reverse.encode(np.array([[3, 1, 0, 2]]))  # (1, 4) each
+show("digits", one, digits=0)
+show("answers", mirrored, digits=0)
 on_sub, sub_table = train(sub, 0)
 on_reverse, reverse_table = train(reverse, 0)
 predict("At which loss does the table level off on reverse?", on_reverse[-1])
@@ -254,7 +257,8 @@ heat("shares after reverse", reverse_table, rows=digits, columns=digits)
 # %% [markdown]
 # Would a larger model help, or more steps? Whatever looks at one digit alone gives the same shares each time it sees that
 # digit, so it is a table, however it was made. And the best of all tables can be counted: for each digit, how often each
-# answer came with it in the examples. It guesses, and the loop has found it.
+# answer came with it in the examples. (To know its place would not help either: the mirrored digit was drawn without
+# regard to it.)
 #
 # The answer is in the sequence, only not in the digit itself. So something must look at other tokens. That is lesson 05.
 #
@@ -266,6 +270,7 @@ np.add.at(counts, (ids.reshape(-1), targets.reshape(-1)), 1)  # seen, answer
 shares = counts / counts.sum(axis=1, keepdims=True)  # (4, 4)
 best = -(counts * np.log(shares)).sum() / counts.sum()
 heat("counted shares", shares, rows=digits, columns=digits)
+say(f"the best table: {round(best, 4)}; guessing: {round(guessing, 4)}. Chance made some answers a little more frequent.")
 compare("loss after training", on_reverse[-1], "best table", best, tolerance=1e-3)
 compare("shares after training", reverse_table, "counted shares", shares, tolerance=2e-2)
 source(mq.train_step)
