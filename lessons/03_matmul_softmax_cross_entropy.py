@@ -31,8 +31,8 @@ from minqkv import functional as F
 from minqkv.teach import compare, predict, say, show, source, table
 from minqkv.tensor import make
 
-x = np.array([[1.0, 2.0, 3.0]])  # (1, 3)
-w = np.array([[1.0, 0.0], [2.0, -1.0], [0.0, 4.0]])  # (3, 2)
+x = np.float64([[1, 2, 3]])  # (1, 3)
+w = np.float64([[1, 0], [2, -1], [0, 4]])  # (3, 2)
 jacobian = np.zeros((2, 3))
 for i in range(3):
     nudge = np.zeros((1, 3))
@@ -51,16 +51,17 @@ compare("jacobian", jacobian, "w.T", w.T)
 #     gradient of x = cotangent @ Jacobian
 #
 # That is a **vector-Jacobian product**. An operation only has to know how to compute it, and for a matrix product that is
-# `u @ w.T`: no nudges, and no Jacobian.
+# `u @ w.T`: no nudges, and no Jacobian. Here `y0` counts once, and `y1` ten times.
 
 # %% One vector in, one vector out
-u = np.array([[1.0, 10.0]])  # (1, 2): y0 counts once, y1 ten times
+u = np.float64([[1, 10]])  # (1, 2), a cotangent
 tx = mq.Tensor(x, requires_grad=True)
 (tx @ mq.Tensor(w)).backward(mq.Tensor(u))
 predict("What is the gradient of x1? Both outputs send something.", float(backend.to_host(tx.grad)[0, 1]))
 show("gradient of x", tx.grad, columns=["x0", "x1", "x2"], digits=0)
 compare("u @ jacobian", u @ jacobian, "gradient of x", tx.grad, tolerance=1e-8)
-rows = [[f"{n:,}", f"{n:,}", f"{n * n:,}"] for n in (6, 64, 4096)]
+sizes = (6, 64, 4096)
+rows = [[f"{n:,}", f"{n:,}", f"{n * n:,}"] for n in sizes]
 table("how many numbers", ["inputs and outputs", "cotangent", "Jacobian"], rows)
 say("A Jacobian has a number for each pair. At the sizes of a real model it would never fit into memory.")
 
@@ -111,16 +112,15 @@ say("A factor common to all cancels in the division: only differences between sc
 # %% [markdown]
 # So it should make no difference if every score is a thousand larger. On paper it makes none. A float, though, ends
 # somewhere: the largest one that float64 can hold has about three hundred digits, and the exponential of a thousand has
-# more.
+# more. (NumPy would warn; `errstate` keeps it quiet.)
 
 # %% Overflow
 far = scores + 1000  # (1, 3)
-with np.errstate(over="ignore", invalid="ignore"):  # NumPy would warn
+with np.errstate(over="ignore", invalid="ignore"):
     e = np.exp(far)  # (1, 3)
     naive = e / e.sum(axis=-1, keepdims=True)
-answers = {"as before": y, "zeros": 0 * y, "nan": y * np.nan}
-same = [name for name in answers if str(naive) == str(answers[name])]
-predict("What does the softmax called naive make of these scores?", same[0], list(answers))
+answers = {str(0 * y): "zeros", str(y): "as before", str(y * np.nan): "nan"}
+predict("What does the softmax called naive make of these scores?", answers[str(naive)], list(answers.values()))
 show("exp(far)", e)
 show("naive", naive)
 shifted = np.exp(far - far.max(axis=-1, keepdims=True))  # (1, 3), 1 at most
@@ -194,7 +194,7 @@ say("The shares add up to one, whatever the scores: their sum has no slope at al
 # - nudge the scores along `v`, see how the outputs move, and weigh that by `u`;
 # - send `u` backward, and weigh what comes out by `v`.
 #
-# Once with ones in `u`, once with random numbers. The last backward on the bench knows the diagonal of the Jacobian only.
+# The first time `u` is all ones, the second time random. The last backward on the bench knows the diagonal of the Jacobian only.
 
 
 # %% Blind to zeros
@@ -212,9 +212,9 @@ results = {
 v, drawn = np.random.default_rng(14).standard_normal((2, 1, 3))
 ahead, behind = (F.softmax(mq.Tensor(scores + d * v)) for d in (1e-6, -1e-6))
 moved = (ahead.numpy() - behind.numpy()) / 2e-6  # (1, 3), the shares along v
-rows = []
+rows, ones = [], np.ones((1, 3))
 for name, back in results.items():
-    errors = [(u * moved - back(u) * v).sum() for u in (0 * v + 1, drawn)]
+    errors = [(u * moved - back(u) * v).sum() for u in (ones, drawn)]
     rows.append([name, *abs(np.round(errors, 6))])
 passed = sum(row[1] == 0 for row in rows)
 predict(f"How many of these {len(rows)} pass with ones: {', '.join(results)}?", passed)
@@ -227,13 +227,14 @@ say("With ones every multiple of the right one passes, zero times and minus one 
 # test; numbers drawn at random suit nothing.
 #
 # This is a **gradient check**, and `mq.gradcheck` is the package's. It wants float64: in float32 the difference of two
-# nudged results would be mostly rounding. We give it the real softmax, and one whose backward is lazy.
+# nudged results would be mostly rounding. We give it the real softmax, and one whose backward is lazy. (`make` takes a
+# result, its inputs, and the backward: it is how each operation of the package ends.)
 
 
 # %% The gradient check
 def lazy_softmax(x):
     y = F.softmax(x).data
-    return make(y, (x,), lambda g: (0 * g,))  # result, inputs, backward
+    return make(y, (x,), lambda g: (0 * g,))
 
 
 s = mq.Tensor(scores, requires_grad=True)
@@ -263,7 +264,7 @@ loss.backward()
 shares = F.softmax(s.detach()).numpy()  # (2, 3)
 show("shares", shares, columns=["0", "1", "2"])
 show("targets", targets, digits=0)
-by_hand = -np.log(shares[[0, 1], targets]).mean()  # of the two right answers
+by_hand = -np.log(shares[[0, 1], targets]).mean()  # a number
 compare("by hand", by_hand, "F.cross_entropy", loss)
 say(f"the loss is {round(loss.item(), 4)}")
 predict("What is the gradient of the score of column 2 in the first row?", float(backend.to_host(s.grad)[0, 2]))

@@ -192,8 +192,8 @@ table("the first step of Adam", ["gradient", "step"], [[f"{g:g}", float(s)] for 
 say("The first step has the length of the learning rate, in every direction that has a slope.")
 
 # %% [markdown]
-# Back to the valley, where one rate has to do for both directions of SGD. The best that one rate can be there is two over
-# the sum of the curvatures: then both numbers shrink at one pace, slowly.
+# Back to the valley, where one rate has to do for both directions of SGD. From two over the steep curvature on, the steep
+# number no longer shrinks. We take two over the sum of the curvatures, just below that, and as good as one rate can be.
 
 # %% The valley again
 with_sgd = descend(SGD, 60, lr=2 / c.sum())  # (61, 2)
@@ -204,9 +204,9 @@ predict("Which number comes down first under Adam?", answers[int(np.sign(lead))]
 heights = {"SGD": with_sgd**2 @ c / 2, "Adam": with_adam**2 @ c / 2}
 curve("height above the bottom", heights, log=True)
 compare("flat under Adam", with_adam[:, 0], "steep under Adam", with_adam[:, 1], tolerance=1e-5)
-say("Adam swings past the bottom and back: m remembers where it was going.")
 say(f"A slope {c[1]:g} times as steep makes m and the root of v {c[1]:g} times as large: it cancels.")
 say("It cancels so exactly because this valley lies along the two numbers: Adam rescales each of them, and cannot turn.")
+say("Near the end it swings past the bottom and back: m remembers where it was going.")
 
 # %% [markdown]
 # What is random in training? The numbers a model starts with, and the examples it is shown. Both are drawn from a
@@ -219,7 +219,7 @@ runs = {}
 
 def train(task, seed, steps=100):
     ids, targets = task.draw(seed, "train", 1000)  # (1000, 4) each
-    model = mq.nn.Embedding(4, 4, mq.nn.Init(seed), std=1.0)
+    model = mq.nn.Embedding(4, 4, mq.nn.Init(seed), std=1.0)  # (4, 4)
     opt = Adam(model.parameters(), lr=0.1)
     losses = []
     for _ in range(steps):

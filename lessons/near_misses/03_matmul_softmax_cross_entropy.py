@@ -146,3 +146,8 @@ def softmax_vjp__softmax_again(y, g):
     """You take the softmax of y; y holds the shares already, not the scores."""
     y = _softmax(y)
     return y * (g - (g * y).sum(axis=-1, keepdims=True))
+
+
+def softmax_vjp__one_jacobian_for_all(y, g):
+    """You use the Jacobian of the first row for every row; each row has its own, and you need none of them."""
+    return g @ (np.diag(y[0]) - np.outer(y[0], y[0]))

@@ -185,6 +185,23 @@ def adam__only_the_count_remembered(w, g, state, lr, beta1, beta2, eps):
     return _move(w, *_averages(g, state, beta1, beta2), lr, beta1, beta2, eps)
 
 
+def adam__m_not_kept(w, g, state, lr, beta1, beta2, eps):
+    """Your m begins at zero each time: keep it in state, as you keep v."""
+    state.update(m=0)
+    return _move(w, *_averages(g, state, beta1, beta2), lr, beta1, beta2, eps)
+
+
+def adam__v_not_kept(w, g, state, lr, beta1, beta2, eps):
+    """Your v begins at zero each time: keep it in state, as you keep m."""
+    state.update(v=0)
+    return _move(w, *_averages(g, state, beta1, beta2), lr, beta1, beta2, eps)
+
+
+def adam__decay_in_the_gradient(w, g, state, lr, beta1, beta2, eps):
+    """You add one hundredth of w to the gradient, which is a form of weight decay. Adam has none."""
+    return _move(w, *_averages(g + 0.01 * w, state, beta1, beta2), lr, beta1, beta2, eps)
+
+
 def adam__weight_decay(w, g, state, lr, beta1, beta2, eps):
     """You shrink w by one hundredth of lr as well: that is AdamW. Adam has no weight decay."""
     return _move(w * (1 - lr * 0.01), *_averages(g, state, beta1, beta2), lr, beta1, beta2, eps)
