@@ -17,7 +17,7 @@ HINTS = (
 
 EXPLANATION = """
 The package does the same, and keeps only `y` for its backward: the scores are not needed again. It works in place on
-arrays that nobody else can see, and takes the sum of `g * y` in one pass that never stores the product.
+arrays that nobody else can see, and on a CPU it takes the sum of `g * y` in one pass, without storing the product.
 
 Your backward was tried with random cotangents. With ones in `g`, one that returns zeros, or the wrong sign, would have
 passed. In the package `mq.gradcheck` asks every operation in this way; `minqkv gradcheck` runs them all.
@@ -25,10 +25,11 @@ passed. In the package `mq.gradcheck` asks every operation in this way; `minqkv 
 
 
 def cases(rng):
-    """x and g (T, V): ordinary scores, rows that lie far from zero and from each other, or scores far apart in a row."""
-    T, V = (int(n) for n in rng.permutation(np.arange(2, 8))[:2])
-    x, g = rng.standard_normal((2, T, V))
+    """x and g (T, V): small ones with ordinary scores, and larger ones of which the rows lie far from zero and from each
+    other, or the scores far apart in a row."""
     kind = rng.integers(4)
+    T, V = (int(n) for n in rng.permutation(np.arange(4, 8) if kind in (1, 2) else np.arange(2, 6))[:2])
+    x, g = rng.standard_normal((2, T, V)).round(1)
     if kind == 1:
         x = x + rng.permutation(np.resize([2000.0, -2000.0], T))[:, None]
     if kind == 2:

@@ -18,8 +18,8 @@ HINTS = (
 
 EXPLANATION = """
 The package keeps all parameters of a model in one long array, and m and v beside it: a step is a handful of passes over
-three arrays, however many layers there are. It mends `v` by scaling its root, and `m` by scaling the learning rate, which
-are numbers; the function is yours.
+three arrays, however many layers there are. It mends `v` after the root, and `m` together with
+the learning rate, by a number each: the same function, in fewer passes.
 
 Where eps stands matters more than its size suggests. Inside the root, or added before `v` is mended, it is another
 optimiser: alike where gradients are large, not where they are small. And weight decay is no part of Adam: `mq.AdamW`
@@ -30,7 +30,7 @@ shrinks the matrices first, apart from both averages.
 def cases(rng):
     """w (n,), gs (steps, n) of very different sizes, and settings at which every mistake shows."""
     n, steps = (int(k) for k in rng.permutation(np.arange(2, 7))[:2])
-    w = rng.standard_normal(n)
+    w = rng.standard_normal(n).round(1)
     gs = rng.standard_normal((steps, n)) * 10 ** rng.uniform(-2, 1, n)
     beta1, beta2 = (float(round(beta, 3)) for beta in (rng.uniform(0.5, 0.9), rng.uniform(0.91, 0.99)))
     lr, eps = (float(round(number, 4)) for number in (rng.uniform(0.05, 0.5), 10 ** rng.uniform(-3, -1)))
