@@ -39,9 +39,9 @@ for i in range(3):
     nudge[0, i] = 0.001
     jacobian[:, i] = ((x + nudge) @ w - x @ w)[0] / 0.001
 show("w", w, rows=["x0", "x1", "x2"], columns=["y0", "y1"], digits=0)
-predict("y = x @ w. How fast does y0 grow with x1?", float(jacobian[0, 1].round(6)))
 show("jacobian", jacobian.round(6), rows=["y0", "y1"], columns=["x0", "x1", "x2"], digits=0)
 compare("jacobian", jacobian, "w.T", w.T)
+say("y0 grows twice as fast as x1, because that is the weight between them. For a matrix product the slopes are w itself.")
 
 # %% [markdown]
 # Backward never asks for that array. It arrives with one number for each output, how much the final result gains from it:
@@ -80,8 +80,6 @@ g = np.float64([[1, 0, 0, 0], [0, 0, 10, 0]])  # (2, 4), the shape of a @ b
 a = mq.Tensor(left, requires_grad=True)
 b = mq.Tensor(right, requires_grad=True)
 (a @ b).backward(mq.Tensor(g))
-shapes = [str(array.shape) for array in (left, g, right)]
-predict("Which shape has the gradient of b?", str(b.grad.shape), shapes)
 show("a", a, digits=0)
 show("b", b, digits=0)
 show("g", g, digits=0)
@@ -102,7 +100,6 @@ scores = np.log(counts)  # (1, 3)
 e = np.exp(scores)  # (1, 3), the counts again
 y = e / e.sum(axis=-1, keepdims=True)  # (1, 3) / (1, 1)
 show("exp(scores)", e, digits=0)
-predict("What share does the last one get?", float(y[0, 2]))
 show("y", y)
 compare("by hand", y, "F.softmax", F.softmax(mq.Tensor(scores)))
 more = np.exp(scores + 1)  # each exponential grows by the same factor
@@ -146,14 +143,13 @@ for i in range(3):
 jacobian = np.array(rows)  # (3, 3)
 names = ["y0", "y1", "y2"]
 show("y", y, columns=names)
-predict("The slope of a share by its own score is y (1 - y). What is it for y2?", float(jacobian[2, 2]))
-predict("And each row of the Jacobian, added up?", abs(float(jacobian[0].sum().round(9))))
 show("jacobian", jacobian, rows=names, columns=["s0", "s1", "s2"])
 compare("diag(y) - outer(y, y)", np.diag(y[0]) - np.outer(y[0], y[0]), "jacobian", jacobian)
 
 # %% [markdown]
-# On the diagonal stands y (1 - y), elsewhere minus the product of two shares. Multiply a cotangent `g` by that array,
-# and the Jacobian falls away once more:
+# Why these numbers? Nudge one score: its exponential grows in proportion, and the sum of all grows by its share `y` of
+# that. So every share loses its size times `y`, and the one that was raised gains `y` besides: y (1 - y) on the diagonal,
+# minus the product of two shares elsewhere. Multiply a cotangent `g` by that array, and the Jacobian falls away once more:
 #
 #     gradient of the scores = y * (g - sum(g * y))
 #
@@ -166,16 +162,16 @@ average = (g * y).sum(axis=-1, keepdims=True)  # (1, 1), one for each row
 gradient = y * (g - average)  # (1, 3)
 show("y", y)
 show("g", g, digits=0)
-predict("What is the average of g, weighted by y?", float(average[0, 0]))
-predict("And the gradient of the first score?", float(gradient[0, 0]))
+say(f"the average of g, weighted by y: {round(average.item(), 6):g}")
+predict("What is the gradient of the first score?", float(gradient[0, 0]))
 show("gradient", gradient)
 s = mq.Tensor(scores, requires_grad=True)
 F.softmax(s).backward(mq.Tensor(g))
 compare("y * (g - average)", gradient, "in the package", s.grad)
 
 # %% [markdown]
-# Suppose you wrote that backward. How would you test it? Most people add up the outputs, call `backward`, and compare
-# with what nudges say. To add up is to send a cotangent of ones.
+# Suppose you wrote that backward. How would you test it? The usual way is to add up the outputs, call `backward`, and
+# compare with what nudges say. To add up is to send a cotangent of ones.
 
 # %% The usual test
 s = mq.Tensor(scores, requires_grad=True)

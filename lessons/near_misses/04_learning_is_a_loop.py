@@ -96,7 +96,7 @@ def adam__eps_inside_the_root(w, g, state, lr, beta1, beta2, eps):
 
 
 def adam__eps_before_mending(w, g, state, lr, beta1, beta2, eps):
-    """You add eps to the root of v before v is mended, so that eps is mended with it. (The article's shortcut does so.)"""
+    """You add eps to the root of v before v is mended, so that eps is mended with it. (The shortcut in Adam's paper does so.)"""
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * (m / (1 - beta1**t)) * np.sqrt(1 - beta2**t) / (np.sqrt(v) + eps)
 
