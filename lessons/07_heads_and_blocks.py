@@ -100,11 +100,14 @@ heat("pattern", t["pattern"][0], rows=places, columns=places, digits=2)
 # %% [markdown]
 # Each head has mixed its own columns of v. To go on, the heads are put side by side again, a token's numbers in one
 # row: **merge** is split backwards, so first the tokens come back to the front, then the last two axes become one.
+#
+# Columns `m0` to `m3` are what head 0 has found, at the mirrored place; `b0` to `b3` are from head 1, at the place
+# before.
 
 # %% Merge
 z = t["z"][0]  # (H, T, d)
 merged = z.transpose(1, 0, 2).reshape(4, 8)  # (T, H, d), then (T, C)
-labels = ["m0", "m1", "m2", "m3", "b0", "b1", "b2", "b3"]  # mirrored, before
+labels = ["m0", "m1", "m2", "m3", "b0", "b1", "b2", "b3"]
 show("merged", merged, rows=places, columns=labels, digits=0)
 result = out.numpy()[0]  # (T, C)
 compare("merged", merged, "what the layer returns (its wo is the identity)", result, tolerance=1e-6)
@@ -115,7 +118,8 @@ say("Its first row is what head 0 found for place 0 and for place 1: a token has
 
 # %% [markdown]
 # Look again at `merged`: place 0 knows two other digits now, and its own is gone. The cure is a **residual**: add what
-# the layer found to what came in. Each layer then only has to say what should change.
+# the layer found to what came in. Each layer then only has to say what should change; in which columns, `wo` decides,
+# the last matrix of the layer.
 #
 # A second gift comes on the way back. In `x + layer(x)` the array `x` is used twice, so its gradient is a sum, as in
 # lesson 01: what comes through the layer, and the incoming gradient as it is.
@@ -140,7 +144,7 @@ for n in (1, 2, 4, 8, 16):
     sizes = [abs(gradient(n, kind)).mean() for kind in (False, True)]
     lines.append([str(n), *(f"{size:.1e}" for size in sizes)])
 table("mean size of the gradient at the start", ["layers", "without", "with"], lines)
-say("Without them next to nothing arrives, and the first layers do not learn. A sum has a way around every layer.")
+say("Without them next to nothing arrives, and the first layers hardly learn. A sum has a way around every layer.")
 
 # %% [markdown]
 # Where everything is added, the size of a row drifts from layer to layer. **Layer norm** gives each row, on its own, a
