@@ -209,9 +209,7 @@ predict("In `sort`, which weight does place 0 give to place 1?", float(sorting[0
 heat("learned for sort", sorting, rows=places, columns=places)
 curves = {"reverse": losses, "swap": swap_losses, "sort": sort_losses}
 table("loss", ["task", "at first", "at last"], [[name, c[0], c[-1]] for name, c in curves.items()])
-say(
-    "The smallest digit is as often in one place as in another, so no place deserves more weight, and the table stays where it began."
-)
+say("The smallest digit is as often in one place as in another: no place deserves more weight, and nothing moves.")
 
 # %% [markdown]
 # To sort, a token has to choose its weights after seeing the digits. So weights must be worked out from the rows, anew

@@ -39,7 +39,7 @@ from minqkv.train import evaluate
 half = np.array([[0.5, 0.5]])  # (1, S), the weights of one token
 rows = np.eye(4)[[3, 1]]  # (S, V), a 3 and a 1
 turned = rows[::-1]
-predict("Does `half @ rows` differ from `half @ turned`?", not np.array_equal(half @ rows, half @ turned))
+predict("Is `half @ turned` the same as `half @ rows`?", bool(np.array_equal(half @ rows, half @ turned)))
 show("half @ rows", half @ rows, digits=1)
 first, second = np.eye(2)[:, None] @ rows  # (1, V) each
 apart = np.hstack([first, second])  # (1, 2V)

@@ -33,11 +33,11 @@ def cases(rng):
 
 def reference(x, n_head):
     """The package's split of a batch of one, and x itself, which is what merging must give."""
-    return mq.Attention.split(None, x[None], n_head)[0], x  # (H, T, d), (T, C)
+    return {"split": mq.Attention.split(None, x[None], n_head)[0], "merge": x}  # (H, T, d), (T, C)
 
 
 def use(learner, x, n_head):
     """`merge` is called on what `split` returned, so it waits until that is right."""
-    heads, expected = learner.split(x, n_head), reference(x, n_head)[0]
+    heads, expected = learner.split(x, n_head), reference(x, n_head)["split"]
     right = isinstance(heads, np.ndarray) and np.array_equal(heads, expected)
-    return heads, learner.merge(heads.copy()) if right else _WAITING
+    return {"split": heads, "merge": learner.merge(heads.copy()) if right else _WAITING}

@@ -98,3 +98,14 @@ def mix__powers_of_two(scores, rows):
     """You raise 2 to the scores; softmax uses the exponential, np.exp."""
     powers = 2.0**scores
     return powers / powers.sum(axis=-1, keepdims=True) @ rows
+
+
+def mix__sigmoid(scores, rows):
+    """You squash each score on its own (a sigmoid) and then normalise. A softmax compares exponentials, np.exp."""
+    squashed = 1 / (1 + np.exp(-scores))
+    return squashed / squashed.sum(axis=-1, keepdims=True) @ rows
+
+
+def mix__squared_scores(scores, rows):
+    """You square the scores to make them positive, so that a very low score weighs much. Take the exponential."""
+    return scores**2 / (scores**2).sum(axis=-1, keepdims=True) @ rows
