@@ -266,10 +266,10 @@ def heads_of(model):
 
 pattern = heads_of(model)
 heat("pattern", pattern, digits=2)
+runs = [(model, right), *(train(seed)[::2] for seed in (1, 2))]
 lines = []
-for seed in range(3):
-    model, _, share = train(seed)
-    mirrored = [head[:, ::-1].diagonal().mean() for head in heads_of(model)]
+for seed, (run, share) in enumerate(runs):
+    mirrored = [head[:, ::-1].diagonal().mean() for head in heads_of(run)]
     lines.append([str(seed), share, *mirrored])
 table("weight on the mirrored place", ["seed", "right", "head 0", "head 1"], lines)
 say("Nobody tells the heads who does what. Another seed, another division of labour, and the task is solved all the same.")
