@@ -42,9 +42,9 @@ with mq.trace() as t:
     model([[3, 1, 4]], cache=cache)
 kept = t["blocks.0.attn.cache.k"]  # (B, H, T, d_h)
 by_token = kept[0].transpose(1, 0, 2).reshape(3, 8)  # (T, H·d_h)
-heads = [f"head {i}" for i in range(4)]
-tokens, labels = ["3", "1", "4"], [x for name in heads for x in (name, "")]
-show("keys of layer 0 in the cache", by_token, rows=tokens, columns=labels)
+heads = [f"head{i}" for i in range(4)]
+labels = [x for name in heads for x in (name, "")]
+show("keys of layer 0 in the cache", by_token, rows=["3", "1", "4"], columns=labels, digits=2)
 predict("Keys and values, in both layers, four bytes a number: how many bytes does the cache hold?", cache.nbytes)
 say(f"For each further token it grows by {cache.nbytes // len(cache)} bytes.")
 
@@ -137,7 +137,9 @@ compare("sum over each group", groups, "gradient in gqa-2", shared, tolerance=1e
 # There is no need. All queries of a group meet the same keys, so they can be **more rows of one product**: G heads with
 # T queries each are one head with G·T queries.
 #
-#     (B, H, T, d_h)  becomes  (B, h, G·T, d_h)     the same numbers in the same order
+#     (B, H, T, d_h)  becomes  (B, h, G·T, d_h)
+#
+# with the same numbers in the same order.
 
 # %% Nothing is repeated
 q = traces["gqa-2"]["q"]  # (B, H, T, d_h) = (1, 4, 3, 2)
@@ -151,7 +153,7 @@ compare("scores of the folded queries", scores, "scores in the layer", traces["g
 say("The layer does the same: no key or value is ever repeated, nor are those that come from a cache.")
 
 # %% [markdown]
-# Between one KV head and all of them lies everything else, and the names of the ends are old ones.
+# `gqa-N` runs from one KV head to as many as there are query heads, and both ends have names of their own.
 #
 # Two things are refused. A number of KV heads that does not divide H leaves groups of different size. And Q = K with
 # fewer KV heads has no meaning: where the keys are the queries, there would be only h queries for H heads.
@@ -161,25 +163,36 @@ asked = [f"gqa-{h}" for h in (1, 2, 4)]
 names = [mq.VariantSpec.parse(name).for_heads(4).name for name in asked]
 predict(f"A model has four heads. What else is `{asked[2]}` called there?", names[2], ["mqa", "qkv", f"q-{asked[2]}"])
 say(f"With four heads, {asked[0]} is {names[0]}, and {asked[2]} is {names[2]}.")
+refusals = []
 for name in ("gqa-3", "q=k-gqa-2"):
     try:
         mq.VariantSpec.parse(name).for_heads(4)
     except ValueError as refusal:
-        say(f"`{name}` is refused. {refusal}")
+        refusals.append(str(refusal))
+say(f"Refused: {refusals[0]}.")
+say(f"Refused: {refusals[1]}.")
 
 # %% [markdown]
-# Sharing across heads and sharing K with V are independent, so they multiply. `q-gqa-2` has two KV heads and one stream:
-# what it keeps is keys and values at once. `q-mqa` keeps a single head of a single stream.
+# Sharing across heads and sharing K with V are independent, so they multiply. Call what a KV head keeps its **streams**:
+# two where keys and values are separate, one where K = V. `q-gqa-2` has two KV heads and one stream: what it keeps is
+# keys and values at once. `q-mqa` keeps a single head of a single stream.
 #
 # We put one new position into a cache of each kind and look at what comes back.
 
+
 # %% Products
-for name in ("mqa", "q-mqa"):
-    cache = mq.GPT(mq.GPTConfig(**size, variant=name)).new_cache()
+def first_position(variant):
+    cache = mq.GPT(mq.GPTConfig(**size, variant=variant)).new_cache()
     new = backend.xp.zeros((1, 1, 1, 2), "float32")  # (B, h, T, d_h)
-    keys, values = cache.append(0, new, new if name == "mqa" else None)
-    say(f"A position in the cache of {name}:")
-    memory(keys=keys, values=values)
+    return cache.append(0, new, new if cache.values else None)
+
+
+say("A position in the cache of `mqa`:")
+keys, values = first_position("mqa")
+memory(keys=keys, values=values)
+say("A position in the cache of `q-mqa`:")
+keys, values = first_position("q-mqa")
+memory(keys=keys, values=values)
 left = 1 - mq.VariantSpec.parse("q-mqa").reduction(4)
 predict("Four heads, two streams: one part in how many of what `qkv` keeps does `q-mqa` keep?", round(1 / left))
 
@@ -230,8 +243,8 @@ saved = [f"{1 - 1 / part:.1%}" for part in parts.values()]
 say(f"So {saved[0]} is saved with {16} heads and {saved[1]} with {32}. The paper prints {saved[0]} for both of its models.")
 
 # %% [markdown]
-# Does everything shrink like that? A layer also has `wq` and `wo`, an MLP, and the embedding. Those are the same in every
-# variant. And each query head still computes scores of its own, so the products of the attention itself stay, too.
+# Does everything shrink like that? A layer also has `wq` and `wo`, an MLP, and the embedding. Those are the same in all
+# variants below. And each query head still computes scores of its own, so the products of the attention itself stay, too.
 #
 # We count parameters, and for a prompt of two thousand tokens the products that are added to a sum, called MACs.
 

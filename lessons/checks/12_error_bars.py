@@ -19,8 +19,9 @@ HINTS = (
 )
 
 EXPLANATION = """
-The package does the first in two places: `cross_entropy` leaves out targets of -100, and `evaluate` averages over
-batches with the number of counted targets as weights, for a mean of means would let a short batch weigh too much.
+The package does the first in two places: `cross_entropy` leaves out the targets it is told to ignore, and
+`evaluate` averages over batches with the number of counted targets as weights, for a plain mean of means would let a
+batch with little text weigh too much.
 
 Its `paired` takes no two lists but two dicts, from seed to result. A run that diverged is then simply missing, and only
 seeds that both variants finished are compared; in lists, one missing run would shift all that follow and no error would be
