@@ -154,9 +154,9 @@ seeds = range(6)
 runs = [[score(name, seed) for seed in seeds] for name in variants]
 losses = np.array(runs)  # (2, 6)
 labels = [f"seed {seed}" for seed in seeds]
-show("masked loss", losses, rows=variants, columns=labels)
 ahead = int((losses[0] < losses[1]).sum())
 predict("With how many of the six seeds is `qkv` the lower of the two?", ahead)
+show("masked loss", losses, rows=variants, columns=labels)
 spreads = [stats.spread(row) for row in runs]
 rows = zip(variants, losses.mean(axis=1), spreads, strict=True)
 table("over seeds", ["variant", "mean", "spread"], list(rows))

@@ -49,4 +49,4 @@ def reference(ids, n_layer, n_head, n_embd, kv_heads, streams, itemsize):
         cache = model.new_cache(batch=len(ids), dtype=f"float{8 * itemsize}")
         model(ids, cache=cache)
         nbytes.append(cache.nbytes)
-    return {"bytes_per_token": nbytes[0] / ids.size, "saved": 1 - nbytes[0] / nbytes[1]}
+    return {"bytes_per_token": nbytes[0] // ids.size, "saved": 1 - nbytes[0] / nbytes[1]}

@@ -7,6 +7,8 @@ def bytes_per_token(n_layer, n_head, n_embd, kv_heads, streams, itemsize):
     The model has n_layer layers, n_head query heads and rows of n_embd numbers. kv_heads heads are kept in each layer,
     or all of them where kv_heads is None. streams is 2 where keys and values are separate and 1 where they are one.
     A number has itemsize bytes. Return a number.
+
+    (Where the check shows a case, it shows `ids` as well: the tokens that its model has read. You need none.)
     """
     raise NotImplementedError
 
