@@ -31,7 +31,8 @@ from minqkv import functional as F
 from minqkv.positions import rope_table
 from minqkv.teach import cache_step, compare, memory, predict, say, show, source, table
 
-size = {"vocab_size": 10, "block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 8}
+size = {"vocab_size": 10, "block_size": 16, "n_layer": 1}
+size |= {"n_head": 2, "n_embd": 8}
 prompt = np.array([[3, 1, 4, 1, 5]])  # (1, T)
 caches = {}
 for variant in ("qkv", "q-k=v"):
@@ -62,7 +63,8 @@ sin = backend.upload(np.array([[0.0], [1.0], [0.0], [-1.0]]))
 
 
 def turned(arrow):
-    return F.rotate(mq.Tensor(np.tile(arrow, (4, 1))), cos, sin).numpy()  # (T, 2)
+    arrows = mq.Tensor(np.tile(arrow, (4, 1)))  # (T, 2)
+    return F.rotate(arrows, cos, sin).numpy()
 
 
 k = turned([3.0, 4.0])
@@ -97,9 +99,8 @@ axis = mq.Tensor(np.eye(8)[:1])  # (1, 8), all in column 0
 moved = F.rotate(axis, cos[1:2], sin[1:2]).numpy()[0]  # (8,), at position 1
 with_zero = np.flatnonzero(abs(moved) > 1e-9).tolist()
 
-begins = ", ".join(f"{angle:g}" for angle in speed[:2])
-question = f"The first two of four pairs turn by {begins} radians a position. And the third?"
-predict(question, float(speed[2]), tolerance=1e-6)
+predict(f"The first two of four pairs turn by {speed[0]:g} and {speed[1]:g} radians a position. And the third?", float(speed[2]),
+        tolerance=1e-6)  # fmt: skip
 show("radians a position", speed)
 say(f"Column 0 turns with column {with_zero[1]}: a pair is a column of the first half and its fellow in the second.")
 
@@ -113,46 +114,47 @@ say(f"Column 0 turns with column {with_zero[1]}: a pair is a column of the first
 
 # %% The same text, somewhere else
 def make(variant, **options):
-    init = mq.nn.Init(dtype="float64")
-    size = {"n_embd": 2, "n_head": 1, "block_size": 16, "bias": False}
-    layer = mq.Attention(variant, **size, init=init, position="rope", **options)
-    state = dict.fromkeys(layer.state_dict(), np.eye(2))
-    layer.load_state_dict({**state, "wq.weight": np.array([[1.0, 1.0], [0.0, 1.0]])})
+    options |= {"init": mq.nn.Init(dtype="float64"), "bias": False}
+    layer = mq.Attention(variant, 2, 1, 16, position="rope", **options)
+    state = dict.fromkeys(layer.state_dict(), np.eye(2))  # (d, d) each
+    state["wq.weight"] = np.array([[1.0, 1.0], [0.0, 1.0]])
+    layer.load_state_dict(state)
     return layer
 
 
 def at(start, layer, x):
     cache = mq.KVCache(1, 1, 1, 16, 2, layer.spec.streams, "float64")
     if start:
-        layer(mq.Tensor(np.ones((1, start, 2))), cache=cache)
-    seen = cache.mask(len(x)) & (backend.xp.arange(start + len(x)) >= start)
-    return layer(mq.Tensor(x[None]), mask=seen, cache=cache).numpy()[0]  # (T, 2)
+        layer(mq.Tensor(np.ones((1, start, 2))), cache=cache)  # filler
+    own = backend.xp.arange(start + len(x)) >= start
+    seen = cache.mask(len(x)) & own  # (T, start + T), filler hidden
+    return layer(mq.Tensor(x[None]), seen, cache).numpy()[0]  # (T, 2)
 
 
 x = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])  # (T, 2)
 usual = make("qkv")
-predict(
-    "A text begins at position 0, then at 5. Does this layer answer the same?",
-    bool(np.allclose(at(0, usual, x), at(5, usual, x))),
-)
-show("answers", at(0, usual, x), columns=["x", "y"])
-compare("text at 0", at(0, usual, x), "text at 5", at(5, usual, x))
+here, later = at(0, usual, x), at(5, usual, x)
+predict("A text begins at position 0, then five places later. Does the layer answer the same?", bool(np.allclose(here, later)))
+show("answers", here, columns=["x", "y"])
+compare("answers at 0", here, "answers five places later", later)
 
 # %% [markdown]
 # Now the trap. With K = V there is one array. It is natural to turn the key, store it, and use what is stored for both
 # purposes. The scores are right. But what is mixed now are turned arrows.
 #
 # Let a text have a single token, the arrow (3, 4). It sees only itself, with weight 1, so its answer is its own value.
-# We put it at positions 0 to 3. To get this layer we must break one of the package's: `turn_back` is a cure that
-# comes two steps from here.
+# We put it at four positions, one after another. To get this layer we must break one of the package's: `turn_back` is
+# a cure that comes two steps from here.
 
 # %% The trap
 naive = make("q-k=v", rope_value="unrotate")
 naive.turn_back = False
 
 token = np.array([[3.0, 4.0]])  # (1, 2)
-answers = np.concatenate([at(start, naive, token) for start in range(4)])  # (4, 2)
-proper = np.concatenate([at(start, usual, token) for start in range(4)])
+answers, proper = (
+    np.concatenate([at(start, layer, token) for start in range(4)])  # (4, 2)
+    for layer in (naive, usual)
+)
 
 predict("Is the answer the same wherever the token stands?", bool(np.allclose(answers, answers[0])))
 show("one array, nothing undone", answers, rows=[f"at {i}" for i in range(4)], columns=["x", "y"])
@@ -170,12 +172,12 @@ say("Turned values say where they stand. Text moved by a few places gives other 
 raw = make("q-k=v", rope_value="raw")
 with mq.trace() as t:
     at(5, raw, x)
-stored, compared, mixed = (t[name][0, 0] for name in ("cache.k", "k", "v"))  # (8, 2)
+stored, compared, mixed = (t[name][0, 0] for name in ("cache.k", "k", "v"))
+candidates = {"the keys that are compared": compared}  # (8, 2), as the others
+candidates["the values that are mixed"] = mixed
+found = [name for name in candidates if np.allclose(candidates[name], stored)]
 
-same = bool(np.allclose(stored, mixed)), bool(np.allclose(stored, compared))
-options = ["the keys that are compared", "the values that are mixed", "both", "neither"]
-answer = {(True, False): options[1], (False, True): options[0], (True, True): options[2]}.get(same, options[3])
-predict("Which array of the step holds the same numbers as the cache?", answer, options)
+predict("Which array of the step holds the same numbers as the cache?", found[0], list(candidates))
 show("stored", stored[5:], rows=["5", "6", "7"], columns=["x", "y"])
 show("compared", compared[5:], rows=["5", "6", "7"], columns=["x", "y"])
 compare("raw at 0", at(0, raw, x), "raw at 5", at(5, raw, x))
@@ -207,26 +209,32 @@ say("Both are sound, yet they are two different functions: a model is trained wi
 
 
 # %% What each costs
-def count(layer):
+def cost(layer):
     rows, turn = [], layer.turn
-    layer.turn = lambda x, *a, **b: (rows.append(x.shape[2]), turn(x, *a, **b))[1]
+    same = np.allclose(at(0, layer, x), at(5, layer, x))
+
+    def listen(x, *args, **kwargs):
+        rows.append(x.shape[2])
+        return turn(x, *args, **kwargs)
+
+    layer.turn = listen
     cache = mq.KVCache(1, 1, 1, 16, 2, layer.spec.streams, "float64")
     for _ in range(8):
-        rows.clear()
+        rows.clear()  # the last step is what counts
         layer(mq.Tensor(np.ones((1, 1, 2))), cache=cache)
-    layer.turn = turn
-    return cache.nbytes // 8, sum(rows)
+    return cache.nbytes // 8, sum(rows), "yes" if same else "no"
 
 
-forms = {"two arrays": usual, "nothing undone": naive, "raw": raw, "unrotate": back}
-costs = {name: count(layer) for name, layer in forms.items()}
+names = ["two arrays", "not undone", "raw", "unrotate"]
+costs = dict(zip(names, map(cost, [usual, naive, raw, back]), strict=True))
 predict("How many rows does the step turn in the raw form?", costs["raw"][1])
 predict("And in the unrotate form?", costs["unrotate"][1])
-sound = {name: np.allclose(at(0, layer, x), at(5, layer, x)) for name, layer in forms.items()}
-rows = [[name, *costs[name], "same" if sound[name] else "differs"] for name in forms]
-table("bytes a position, rows turned in a step, the text moved", ["form", "bytes", "turned", "moved"], rows)
-say("raw turns every stored key again and the query; unrotate turns the new key, the query and the answer, however long the "
-    "text is.")  # fmt: skip
+table(
+    "bytes a position, rows turned in a step, same answers when moved",
+    ["form", "bytes", "turned", "same"],
+    [[n, *costs[n]] for n in costs],
+)
+say("raw turns the query and every stored key again; unrotate the query, the new key and the answer, however long the text is.")
 
 # %% [markdown]
 # One form is missing in the table: to store the turned key and, beside it, the raw value. It is sound and cheap, but then
@@ -237,32 +245,39 @@ say("raw turns every stored key again and the query; unrotate turns the new key,
 
 # %% Step by step in a model
 apart = {}
+options = {"variant": "q-k=v", "position": "rope"}
 for form in ("raw", "unrotate"):
-    config = mq.GPTConfig(**size, variant="q-k=v", position="rope", rope_value=form)
+    config = mq.GPTConfig(**size, **options, rope_value=form)
     model = mq.GPT(config, seed=1)
     whole = model(prompt).numpy()[0]  # (T, V)
     cache, rows = model.new_cache(), []
     for n in range(5):
-        rows.append(model(prompt[:, n : n + 1], cache=cache).numpy()[0, 0])  # (V,)
+        logits = model(prompt[:, n : n + 1], cache=cache)  # (1, 1, V)
+        rows.append(logits.numpy()[0, 0])
     apart[form] = np.array(rows), whole
 
 cache_step(cache, config)
-for form, (stepped, whole) in apart.items():
-    compare(f"{form}: token by token", stepped, "all at once", whole, tolerance=1e-6)
+compare("raw: token by token", apart["raw"][0], "all at once", apart["raw"][1], tolerance=1e-6)
+compare("unrotate: token by token", apart["unrotate"][0], "all at once", apart["unrotate"][1], tolerance=1e-6)
 
 # %% [markdown]
 # All of this runs on a GPU with one switch. `mq.use_backend("cupy")` puts models and caches that are made inside it there,
-# and `MINQKV_BACKEND=cupy minqkv lesson play 11` plays this very lesson on one.
+# and with `MINQKV_BACKEND=cupy` in the environment this very lesson plays on one.
 #
 # An honest word about speed. We halved the memory that is **held**. How often is it **read**? A step in one layer asks for
 # some products of stacked matrices; we listen to those.
 
 # %% One flag, and how often the array is read
-here = backend.current.name  # "cupy", where there is a GPU
+place = backend.current.name  # "cupy", to use a GPU
 products = []
-with mq.use_backend(here):
+with mq.use_backend(place):
     bmm = backend.bmm
-    backend.bmm = lambda a, b: (products.append(b.shape), bmm(a, b))[1]
+
+    def listen(a, b):
+        products.append(b.shape)
+        return bmm(a, b)
+
+    backend.bmm = listen  # the end of the `with` takes it back
     config = mq.GPTConfig(**size, variant="q-k=v")
     model = mq.GPT(config)
     cache = model.new_cache()
@@ -271,7 +286,7 @@ with mq.use_backend(here):
     model([[9]], cache=cache)  # one token, on five stored
 
 predict("How many of these products does the step make with the stored array?", len(products))
-say(f"This ran on {here}. The array went in as {products[0]}, the keys laid flat for the scores, and as {products[1]}, "
+say(f"This ran on {place}. The array went in as {products[0]}, the keys on their side for the scores, and as {products[1]}, "
     "the values for the mix.")  # fmt: skip
 say("Two products read the one array one after the other, here and on a GPU. Whether the second read is cheap depends on "
     "whether the array is still near.")  # fmt: skip
