@@ -210,8 +210,8 @@ say("Both are sound, yet they are two different functions: a model is trained wi
 
 # %% What each costs
 def cost(layer):
-    rows, turn = [], layer.turn
     same = np.allclose(at(0, layer, x), at(5, layer, x))
+    rows, turn = [], layer.turn
 
     def listen(x, *args, **kwargs):
         rows.append(x.shape[2])
@@ -221,19 +221,15 @@ def cost(layer):
     cache = mq.KVCache(1, 1, 1, 16, 2, layer.spec.streams, "float64")
     for _ in range(8):
         rows.clear()  # the last step is what counts
-        layer(mq.Tensor(np.ones((1, 1, 2))), cache=cache)
-    return cache.nbytes // 8, sum(rows), "yes" if same else "no"
+        layer(mq.Tensor(token[None]), cache=cache)  # (1, 1, 2)
+    return cache.nbytes // len(cache), sum(rows), "yes" if same else "no"
 
 
 names = ["two arrays", "not undone", "raw", "unrotate"]
 costs = dict(zip(names, map(cost, [usual, naive, raw, back]), strict=True))
 predict("How many rows does the step turn in the raw form?", costs["raw"][1])
 predict("And in the unrotate form?", costs["unrotate"][1])
-table(
-    "bytes a position, rows turned in a step, same answers when moved",
-    ["form", "bytes", "turned", "same"],
-    [[n, *costs[n]] for n in costs],
-)
+table("costs", ["form", "bytes a position", "rows turned", "same when moved"], [[name, *costs[name]] for name in names])
 say("raw turns the query and every stored key again; unrotate the query, the new key and the answer, however long the text is.")
 
 # %% [markdown]
