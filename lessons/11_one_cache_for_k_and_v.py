@@ -217,19 +217,18 @@ def cost(layer):
         rows.append(x.shape[2])
         return turn(x, *args, **kwargs)
 
-    layer.turn = listen
     cache = mq.KVCache(1, 1, 1, 16, 2, layer.spec.streams, "float64")
-    for _ in range(8):
-        rows.clear()  # the last step is what counts
-        layer(mq.Tensor(token[None]), cache=cache)  # (1, 1, 2)
+    layer(mq.Tensor(np.ones((1, 7, 2))), cache=cache)  # seven positions before
+    layer.turn = listen
+    layer(mq.Tensor(token[None]), cache=cache)  # (1, 1, 2)
     return cache.nbytes // len(cache), sum(rows), "yes" if same else "no"
 
 
-names = ["two arrays", "not undone", "raw", "unrotate"]
-costs = dict(zip(names, map(cost, [usual, naive, raw, back]), strict=True))
+forms = {"two arrays": usual, "naive": naive, "raw": raw, "unrotate": back}
+costs = {name: cost(layer) for name, layer in forms.items()}
 predict("How many rows does the step turn in the raw form?", costs["raw"][1])
 predict("And in the unrotate form?", costs["unrotate"][1])
-table("costs", ["form", "bytes a position", "rows turned", "same when moved"], [[name, *costs[name]] for name in names])
+table("costs", ["form", "bytes a position", "rows turned", "same when moved"], [[name, *costs[name]] for name in forms])
 say("raw turns the query and every stored key again; unrotate the query, the new key and the answer, however long the text is.")
 
 # %% [markdown]
