@@ -113,7 +113,7 @@ def hints(lesson):
     check = Check(lesson)
     if len(check.hints) != 3 or len(set(check.hints)) != 3:
         yield f"{len(check.hints)} hints; three"
-    sizes = {tuple(getattr(x, "shape", ()) for x in check.case(seed)) for seed in range(30)}
+    sizes = {str([getattr(x, "shape", x) for x in check.case(seed)]) for seed in range(30)}
     if len(sizes) < 3:
         yield f"only {len(sizes)} different sizes in thirty cases"
 

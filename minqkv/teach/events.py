@@ -196,6 +196,7 @@ def cache_step(cache, config, new=1):
 
 def source(thing, at=None):
     """Point at the real implementation: file and line of a function or class, or of the line in it that contains `at`."""
+    thing = inspect.unwrap(thing)
     rows, line = inspect.getsourcelines(thing)
     if at is not None:
         found = [i for i, row in enumerate(rows) if at in row]

@@ -111,7 +111,7 @@ class Player:
         """The last function of the package, or of the lesson, that the step calls."""
         calls = [node for node in ast.walk(ast.parse(self.lesson.steps[at].code)) if isinstance(node, ast.Call)]
         for call in sorted(calls, key=lambda node: (-node.lineno, node.col_offset)):  # on the last line, the outermost
-            thing = _resolve(call.func, self.namespace)
+            thing = inspect.unwrap(_resolve(call.func, self.namespace))
             if not inspect.isroutine(thing) and not inspect.isclass(thing):
                 thing = getattr(type(thing), "forward", None)  # a module that is called
             module = getattr(thing, "__module__", None) or ""
