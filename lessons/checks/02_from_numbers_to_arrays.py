@@ -9,10 +9,10 @@ TOLERANCE = 1e-9
 HINTS = (
     "Two sums, one after the other: over the axes that were added in front (they disappear), then over the axes that have "
     "length 1 in `shape` (they stay).",
-    "g.ndim - len(shape) axes were added, and they are the first of g: sum over axis=tuple(range(g.ndim - len(shape))). A "
-    "sum over an empty tuple of axes changes nothing, so no case needs an `if`.",
-    "After the first sum, axis i of g is axis i of `shape`. So: stretched = tuple(i for i, n in enumerate(shape) if n == 1), "
-    "and return g.sum(axis=stretched, keepdims=True).",
+    "`g.ndim - len(shape)` axes were added, and they are the first of g: sum over `axis=tuple(range(g.ndim - len(shape)))`. "
+    "A sum over an empty tuple of axes changes nothing, so no case needs an `if`.",
+    "After the first sum, axis i of g is axis i of `shape`. So: `stretched = tuple(i for i, n in enumerate(shape) if n == 1)`, "
+    "and return `g.sum(axis=stretched, keepdims=True)`.",
 )
 
 EXPLANATION = """
