@@ -233,8 +233,8 @@ table("costs", ["form", "bytes a position", "rows turned", "same when moved"], [
 
 # %% [markdown]
 # So `raw` turns every stored key again at every step, and `unrotate` three rows, however long the text is. One form is
-# missing in the table: to store the turned key and, beside it, the raw value. It is sound and cheap, but then
-# there are two arrays again, and K = V has saved a matrix of weights and no cache.
+# missing in the table: to store the turned key and, beside it, the raw value. It is sound and cheap, but then there are
+# two arrays again, and K = V has saved a matrix of weights and no cache.
 #
 # Lesson 10 asked that a cache change nothing. Here is the whole GPT in both forms of one buffer: token by token beside
 # everything at once.
@@ -290,9 +290,8 @@ say("Two products read the one array one after the other, here and on a GPU. Whe
 # %% [markdown]
 # On NumPy the package helps where it can: a long cache is taken a head at a time, so that a head is still near when it is
 # read again as values. (With `raw` and rotary positions there is one read more: the turned copy must first be made from
-# the array.) To read it truly once would take a GPU kernel that does both products in one pass, and this
-# package has none. So: half the bytes held, always;
-# half the bytes moved, not without more work.
+# the array.) To read it truly once would take a GPU kernel that does both products in one pass, and this package has
+# none. So: half the bytes held, always; half the bytes moved, not without more work.
 #
 # In the exercise you write both cures: `raw_step` and `unrotate_step`, a decode step each, with `turn` given.
 
