@@ -41,7 +41,18 @@ def use(learner, x, wq, wk, wv, wp, calls):
     room = (len(wp), wk.shape[1])
     cache = {"k": np.zeros(room), "v": np.zeros(room), "n": 0}
     chunks = np.split(x, np.cumsum(calls)[:-1])  # (T, C) each
-    found = {f"call {i}": learner.step(chunk, wq, wk, wv, wp, cache) for i, chunk in enumerate(chunks)}
+    found = {}
+    for i, chunk in enumerate(chunks):
+        try:
+            found[f"call {i}"] = learner.step(chunk, wq, wk, wv, wp, cache)
+        except ValueError as error:
+            if "zero-size" not in str(error):
+                raise
+            text = "a softmax over no keys: at the first call nothing is stored yet. Write first, then read"
+            raise ValueError(text).with_traceback(error.__traceback__) from None
+        for name in ("k", "v"):
+            if np.shape(cache[name]) != room:
+                raise ValueError(f'cache["{name}"] had the shape {room} and is {np.shape(cache[name])} now: write into it')
     return {**found, 'cache["n"]': cache["n"], 'cache["k"]': cache["k"][: len(x)], 'cache["v"]': cache["v"][: len(x)]}
 
 

@@ -41,9 +41,19 @@ def use(learner, x, wq, wk):
     """A whole sequence, a token at a time, in both forms: the answers, and what the cache holds in the end."""
     found = {}
     for name in ("raw_step", "unrotate_step"):
-        cache = {"k": np.zeros((len(x) + 1, wk.shape[1])), "n": 0}
-        step = getattr(learner, name)
-        found |= {f"{name} at {i}": step(token.copy(), wq, wk, cache) for i, token in enumerate(x)}
+        room = (len(x) + 1, wk.shape[1])
+        cache = {"k": np.zeros(room), "n": 0}
+        for i, token in enumerate(x):
+            try:
+                found[f"{name} at {i}"] = getattr(learner, name)(token.copy(), wq, wk, cache)
+            except ValueError as error:
+                if "zero-size" not in str(error):
+                    raise
+                text = f"{name}: a softmax over no keys: at first nothing is stored yet. Write first, then read"
+                raise ValueError(text).with_traceback(error.__traceback__) from None
+            if np.shape(cache["k"]) != room:
+                text = f'{name}: cache["k"] had the shape {room} and is {np.shape(cache["k"])} now: write into it'
+                raise ValueError(text)
         found |= {f'{name} cache["n"]': cache["n"], f'{name} cache["k"]': cache["k"][: len(x)]}
     return found
 

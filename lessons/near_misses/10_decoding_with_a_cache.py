@@ -189,3 +189,10 @@ def step__no_scale(x, wq, wk, wv, wp, cache):
     q, k, v = _project(x, wq, wk, wv, wp, cache["n"])
     start, end, k, v = _append(cache, k, v)
     return _attend(q * np.sqrt(q.shape[-1]), k, v, _seen(start, end))
+
+
+def step__scale_by_width_of_x(x, wq, wk, wv, wp, cache):
+    """You divide by the root of C, the columns of x; it is d, the columns of q, over which a dot product runs."""
+    q, k, v = _project(x, wq, wk, wv, wp, cache["n"])
+    start, end, k, v = _append(cache, k, v)
+    return _attend(q * np.sqrt(q.shape[1] / x.shape[1]), k, v, _seen(start, end))
