@@ -5,6 +5,7 @@ Never `from .backend import xp`. What the two libraries do differently is a meth
 """
 
 import ctypes
+import math
 import os
 import platform
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ class Backend:
     """NumPy. The methods are all that this package asks of an array library beyond the shared `xp` functions."""
 
     name = "numpy"
+    on_host = True  # in this process's memory, computed on its cores
     xp = np
     ndarray = np.ndarray
 
@@ -60,8 +62,9 @@ class Backend:
         """How many columns of a boolean mask (t, S) matter: up to the last that is True anywhere."""
         return mask.shape[1] - int(mask.any(axis=0)[::-1].argmax())
 
-    def bounded(self, a, b, limit):
-        """Whether inner products of rows of a with rows of b must stay within ±limit: by their lengths."""
+    def bounded(self, a, b):
+        """Whether exp of the inner products of rows of a and b keeps to half the range of exponents: by their lengths."""
+        limit = math.log(np.finfo(a.dtype).max) / 2
         return bool(self.row_dot(a, a).max() * self.row_dot(b, b).max() <= limit**2)
 
     def add_rows(self, ids, rows, n):
@@ -85,6 +88,7 @@ class GpuBackend(Backend):
     """CuPy, or anything with its surface: the tests drive this class with a NumPy stand-in as strict as CuPy."""
 
     name = "cupy"
+    on_host = False
 
     def __init__(self, xp):
         self.xp, self.ndarray = xp, xp.ndarray
@@ -110,7 +114,7 @@ class GpuBackend(Backend):
     def visible(self, mask):
         return mask.shape[1]  # to know better, the host would have to wait
 
-    def bounded(self, a, b, limit):
+    def bounded(self, a, b):
         return False  # likewise
 
     def add_rows(self, ids, rows, n):

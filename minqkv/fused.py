@@ -142,6 +142,7 @@ def rotate(x, cos, sin):
 
 
 FAR = 1 << 23  # bytes of keys beyond which a core's caches have lost the first head when the last one is done
+FEW = 16  # queries a stored head: a token being decoded, not a text being read
 BLOCK = 128  # rows of queries whose scores are held at once; a shorter sequence is one block
 KEEP = 1 << 18  # scores a head, T·S, up to which backward finds the patterns kept; beyond, it computes each block again
 
@@ -162,8 +163,8 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
     h, S = k.shape[1:3]
     if H % h or v.shape != k.shape or k.shape[0] != B or k.shape[3] != d_h:
         raise UsageError(f"attention: q {q.shape} does not fit k {k.shape} and v {v.shape}")
-    if not T or not S or (mask is not None and (mask.shape != (T, S) or mask.dtype != bool)):
-        raise UsageError(f"attention: sequences must not be empty, and a mask is boolean, of shape {(T, S)}")
+    if not q.size or not k.size or (mask is not None and (mask.shape != (T, S) or mask.dtype != bool)):
+        raise UsageError(f"attention: batch and sequences must not be empty, and a mask is boolean, of shape {(T, S)}")
     scale = 1 / math.sqrt(d_h) if scale is None else float(scale)
     strength = scale if temperature is None else temperature.data * scale
     scaled, keys, values = q.data * strength, k.data, v.data
@@ -174,13 +175,13 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
     blocks = [slice(i, min(i + step, T)) for i in range(0, T, step)]
     ends = [S if mask is None else backend.visible(mask[rows]) for rows in blocks]
     # scores that cannot overflow need no shift by their maximum; to know costs as much as d_h rows of scores
-    small = bias is None and d_h <= T and backend.bounded(scaled, keys, 60)
+    small = bias is None and d_h <= T and backend.bounded(scaled, keys)
 
     def fold(a):  # (B, H, t, n) -> (B, h, G·t, n): the queries that share a stored head are more rows of one product
         return a.reshape(B, h, -1, a.shape[-1])
 
     plain = mask is None and bias is None and not wanted and not whole
-    if plain and values is keys and keys.nbytes > FAR and backend.current.name == "numpy":
+    if plain and values is keys and keys.nbytes > FAR and H // h * T <= FEW and backend.current.on_host:
         return make(_head_by_head(fold(scaled), keys).reshape(q.shape), (), None)
 
     def pattern_of(rows, end):
@@ -249,13 +250,14 @@ def _head_by_head(scaled, keys):
 
     A long cache is read from memory at every token; a single head of it is still near when it is read again as values.
     """
-    z = np.empty_like(scaled)
+    xp = backend.xp
+    z = xp.empty_like(scaled)
     for place in np.ndindex(scaled.shape[:2]):
         head = keys[place]  # (S, d_h)
         weights = scaled[place] @ head.T  # (n, S)
         weights -= weights.max(axis=-1, keepdims=True)
-        np.exp(weights, out=weights)
-        np.divide(weights @ head, backend.row_sum(weights), out=z[place])  # (n, d_h)
+        xp.exp(weights, out=weights)
+        xp.divide(weights @ head, backend.row_sum(weights), out=z[place])  # (n, d_h)
     return z
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -106,6 +107,8 @@ def test_a_forked_child_can_train():
     child = os.fork()
     if not child:
         signal.alarm(20)  # a hang ends the child
+        if shards._crews:
+            os._exit(2)
         os._exit(0 if np.isfinite(shards.loss_and_gradients(model, x, x)) else 1)
     assert os.waitpid(child, 0)[1] == 0
 
@@ -220,9 +223,177 @@ def test_an_interrupted_step_leaves_no_stale_answer(monkeypatch):
     monkeypatch.setattr(shards, "_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         trained(model)
-    assert not any(map(alive, pids))
     monkeypatch.setattr(shards, "_loss", whole)
+    model.zero_grad()
     assert trained(model) == loss
+    assert not any(map(alive, pids))  # what they answered nobody has read, and nobody will
+
+
+def test_a_stop_for_the_whole_group_is_the_parents_to_answer():
+    shards.set_threads(3)
+    model = MODELS["qkv"]()
+    loss = trained(model)
+    pids = shards._crews[model].pids
+    for pid in pids:
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+    assert trained(model) == loss
+    assert shards._crews[model].pids == pids
+
+
+def test_a_fork_that_fails_leaves_nobody_behind(monkeypatch):
+    shards.set_threads(3)
+    forked, fork = [], os.fork
+
+    def once():
+        if forked:
+            raise BlockingIOError("no more processes")
+        forked.append(fork())
+        return forked[-1]
+
+    monkeypatch.setattr(os, "fork", once)
+    model = MODELS["qkv"]()
+    with pytest.raises(EnvironmentFault, match="no more processes"):
+        trained(model)
+    assert not any(map(alive, forked))
+    assert model not in shards._crews
+
+
+class TwoArguments(Exception):
+    def __init__(self, a, b):
+        super().__init__(f"{a} and {b}")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [(ValueError("seven"), ValueError, "seven"), (UsageError("eight", "a cure"), UsageError, "eight"),
+     (TwoArguments(1, 2), RuntimeError, "TwoArguments: 1 and 2"), (EOFError("a file ended"), EOFError, "a file ended"),
+     (ValueError(lambda: None), RuntimeError, "lambda")],
+)  # fmt: skip
+def test_errors_come_home_from_a_worker(error, kind, says, monkeypatch):
+    shards.set_threads(2)
+    model, parent, whole = MODELS["qkv"](), os.getpid(), shards._loss
+
+    def failing(*args):
+        if os.getpid() != parent:
+            raise error
+        return whole(*args)
+
+    monkeypatch.setattr(shards, "_loss", failing)
+    with pytest.raises(kind, match=says) as caught:
+        trained(model)
+    if kind is ValueError:
+        assert "in failing" in caught.value.__notes__[0]
+    monkeypatch.setattr(shards, "_loss", whole)
+    shards.set_threads(2)  # workers know the code of the moment they were forked
+    assert np.isfinite(trained(model))
+
+
+def test_set_threads_again_makes_workers_see_new_code(monkeypatch):
+    shards.set_threads(2)
+    model = MODELS["qkv"]()
+    trained(model)
+    forward = GPT.forward
+    monkeypatch.setattr(GPT, "forward", lambda self, ids: forward(self, ids) * 3)
+    shards.set_threads(2)
+    sharded = trained(model)
+    shards.set_threads(1)
+    assert trained(model) == pytest.approx(sharded, rel=1e-12)
+
+
+def test_what_is_small_or_of_two_dtypes_stays_whole(monkeypatch):
+    shards.set_threads(2)
+    model = MODELS["qkv"]()
+    model.ln_f.weight.data = model.ln_f.weight.data.astype("float32")
+    trained(model)
+    assert model not in shards._crews
+    monkeypatch.setattr(shards, "SMALLEST", 1 << 22)
+    model = MODELS["qkv"]()
+    model.hook = lambda x: x  # it could not be sent, and need not
+    trained(model)
+    assert model not in shards._crews
+
+
+def test_a_parameter_without_a_gradient_stays_without():
+    shards.set_threads(2)
+    model = MODELS["qkv"]()
+    model.spare = type(model.wte.weight)(np.ones((2, 3)))
+    model.empty = [type(model.wte.weight)(np.ones((0,))) for _ in range(2)]
+    trained(model)
+    assert model.spare.grad is None
+    assert model.wte.weight.grad is not None
+
+
+def test_a_model_that_grows_gets_a_larger_crew():
+    shards.set_threads(2)
+    model, other = MODELS["qkv"](), MODELS["qkv"]()
+    trained(model)
+    model.blocks += other.blocks
+    sharded = trained(model)
+    shards.set_threads(1)
+    assert trained(model) == pytest.approx(sharded, rel=1e-12)
+
+
+def test_where_a_model_was_placed_counts():
+    model, x = MODELS["dropout"]().train(3), np.random.default_rng(0).integers(0, 7, (4, 6))
+    model.place(4)
+    whole = shards.loss_and_gradients(model, x, x)
+    shards.set_threads(2)
+    assert shards.loss_and_gradients(model, x, x) == pytest.approx(whole, rel=1e-12)
+
+
+def test_two_python_threads_take_turns():
+    shards.set_threads(2)
+    models, found = [MODELS["qkv"]() for _ in range(2)], {0: [], 1: []}
+
+    def run(i):
+        found[i] += [trained(models[i]) for _ in range(30)]
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {len(set(losses)) for losses in found.values()} == {1}
+    assert all(len(losses) == 30 for losses in found.values())
+
+
+@pytest.mark.slow
+def test_interrupts_at_any_moment_leave_no_zombie_and_no_second_parent():
+    """Ctrl-C to the whole group, again and again, while crews come and go."""
+    program = """
+        import os, random, signal, sys, threading, time
+        import numpy as np
+        from minqkv import GPT, GPTConfig, shards
+        shards.SMALLEST = 1
+        me, x = os.getpid(), np.zeros((6, 6), int)
+        models = [GPT(GPTConfig(7, 6, 1, 2, 16)) for _ in range(2)]
+        random.seed(0)
+
+        def shoot(delay):
+            time.sleep(delay)
+            os.killpg(0, signal.SIGINT)
+
+        for trial in range(150):
+            shards.set_threads(3)
+            killer = threading.Thread(target=shoot, args=(random.random() * 0.02,))
+            try:
+                killer.start()
+                for step in range(10_000):
+                    shards.loss_and_gradients(models[step % 2], x, x)
+            except KeyboardInterrupt:
+                if os.getpid() != me:
+                    open("second-parent", "w").close()
+                    os._exit(1)
+            killer.join()
+        shards.set_threads(1)
+        states = [open(f"/proc/{p}/stat").read().split() for p in os.listdir("/proc") if p.isdigit()]
+        print(sum(int(state[3]) == me for state in states if state[3].isdigit()))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=100,
+                          check=False, start_new_session=True)  # fmt: skip
+    assert done.stdout.strip() == "0", done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
 
 
 def test_workers_end_with_a_parent_that_was_killed():

@@ -34,9 +34,7 @@ from .options import computes, cores, print_json
 @click.option("--steps", type=int, help="[default: the protocol's epochs]")
 @click.option("--lr", type=float, help="Peak learning rate.  [default: the protocol's]")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option(
-    "--threads", type=int, default=cores, envvar="MINQKV_THREADS", help="Shards of a batch at a time.  [default: all cores]"
-)
+@click.option("--threads", type=int, default=cores, envvar="MINQKV_THREADS", help="Cores a batch is spread over.  [default: all]")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/<task>-<variant>-s<seed>]")
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder, bit for bit.")
 @computes
