@@ -182,11 +182,15 @@ def check(name, as_json, watch=False, plain=False):
 @reports
 def hint(name, as_json):
     """A hint; one more each time."""
+    from ..render.lesson import choose
     from ..teach import desk
 
     chosen, progress = _chosen(name)
     text = desk.hint(chosen, progress) or f"lesson {chosen.number} has no exercise"
-    print_json({"hint": text}) if as_json else click.echo(text)
+    if as_json:
+        print_json({"hint": text})
+    else:
+        choose().draw({"event": "say", "text": text})
 
 
 @lesson.command()

@@ -11,6 +11,7 @@ import inspect
 import io
 import runpy
 import time
+import traceback
 import tracemalloc
 import warnings
 from dataclasses import dataclass
@@ -99,7 +100,8 @@ def attempt(check, learner, seed):
 
 def _in_words(error, check):
     if isinstance(error, NotImplementedError):
-        return f"{' and '.join(check.names)}: not written yet (NotImplementedError)"
+        last = traceback.extract_tb(error.__traceback__)[-1].name
+        return f"{last if last in check.names else ' and '.join(check.names)}: not written yet (NotImplementedError)"
     if isinstance(error, SystemExit):
         return "your code calls exit(); a function returns its result instead"
     return f"{type(error).__name__}: {error}"
@@ -204,6 +206,8 @@ def case_events(check, outcome):
 
 
 def _value_events(name, value):
+    if isinstance(value, tuple) and all(isinstance(part, int) for part in value):
+        return [said(f"{name} = {value!r}")]  # a shape, for one
     if isinstance(value, (tuple, list, dict)):
         keys = value if isinstance(value, dict) else range(len(value))
         return [event for key in keys for event in _value_events(f"{name}[{key!r}]", value[key])]

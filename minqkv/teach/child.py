@@ -78,6 +78,8 @@ def _success(check, learner):
 
 def _places(error, file):
     found = frames(error.__traceback__, file)
+    if len(found) > 6:
+        found = [*found[:3], f"... {len(found) - 5} more", *found[-2:]]
     return [quoted("\n".join(found))] if found else []
 
 

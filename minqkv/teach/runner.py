@@ -115,7 +115,7 @@ class Player:
             if not inspect.isroutine(thing) and not inspect.isclass(thing):
                 thing = getattr(type(thing), "forward", None)  # a module that is called
             module = getattr(thing, "__module__", None) or ""
-            if module.split(".")[0] in ("minqkv", "lesson") and not module.startswith("minqkv.teach"):
+            if module.split(".")[0] in ("minqkv", "lesson") and not module.startswith(("minqkv.teach", "minqkv.backend")):
                 file, line = inspect.getsourcefile(thing), inspect.getsourcelines(thing)[1]
                 emit("say", text=f"{thing.__qualname__}, {file}, line {line}")
                 emit("code", source=inspect.getsource(thing).rstrip(), line=line)
