@@ -281,7 +281,8 @@ def _answer(event, page):
 
 def _compare(event, page):
     verdict = "the same, up to rounding" if event["equal"] else "not the same"
-    text = f"{event['left']} and {event['right']}: largest difference {event['difference']:.1e}, {verdict}"
+    verdict = f"largest difference {event['difference']:.1e}, {verdict}" if event["difference"] else "the same, bit for bit"
+    text = f"{event['left']} and {event['right']}: {verdict}"
     return [*wrap(text, min(page.width, PROSE_WIDTH), "good" if event["equal"] else "bad"), []]
 
 
