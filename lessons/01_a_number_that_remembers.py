@@ -275,8 +275,9 @@ table(
 # What remains afterwards? The inputs keep their `grad`. Everything else that the graph has kept for the way back is let
 # go as soon as it has been used: in a large model that is most of the memory. So a graph can be run back only once.
 #
-# And since gradients add up, those of a second run are added to those of the first, unless you say `zero_grad` in
-# between. Sometimes that is wanted. In a loop that learns, forgetting it is a classic mistake.
+# To run again means to build the graph again, from the same inputs. And since gradients add up, those of the second run
+# are added to those of the first, unless you say `zero_grad` in between. Sometimes that is wanted. In a loop that learns,
+# forgetting it is a classic mistake.
 
 # %% Afterwards
 a, b, c = leaves()
@@ -293,7 +294,7 @@ again = a.grad.item()
 a.zero_grad()
 
 say(f"A second y.backward() is refused: {message}")
-predict(f"After the first run the gradient of `a` was {once:g}. What is it after the second?", again)
+predict(f"The gradient of `a` was {once:g} after the first graph. What is it after the new one has run back, too?", again)
 say(f"And after zero_grad: {a.grad}. There is none, until the next backward.")
 
 # %% [markdown]

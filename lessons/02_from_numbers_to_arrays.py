@@ -164,8 +164,8 @@ say(
 
 # %% [markdown]
 # Now both in one: `h` of shape (3, 1) is added to an array of shape (2, 3, 4). One axis is added in front and one is
-# stretched. Undo them in turn: sum over the added ones, so that the axes of the two shapes have the same numbers, then
-# over the stretched ones.
+# stretched. Undo them in turn: sum over the added ones, so that the axes of both shapes are numbered alike, then over
+# the stretched ones.
 #
 # A single number, of shape (), is the extreme: every axis is added, so that its gradient is the sum of all of `g`.
 #

@@ -5,8 +5,8 @@
 # [tool.minqkv.lesson]
 # title = "Matmul, softmax, cross-entropy"
 # question = "How does a gradient get back through a softmax, and who checks it?"
-# needs = ["gradient", "Tensor"]
-# teaches = ["matmul", "softmax", "cross-entropy", "vector-Jacobian product", "gradient check", "cotangent"]
+# needs = ["gradient", "Tensor", "cotangent"]
+# teaches = ["matmul", "softmax", "cross-entropy", "vector-Jacobian product", "gradient check"]
 # minutes = 20
 # budget_s = 4
 # exercise = ["softmax", "softmax_vjp"]
@@ -45,19 +45,22 @@ say("y0 grows twice as fast as x1, because that is the weight between them. For 
 
 # %% [markdown]
 # Backward never asks for that array. It arrives with one number for each output, how much the final result gains from it:
-# the gradient of `y`. As the thing that comes in, it is called the **cotangent**. What has to leave is one number for each
+# the gradient of `y`. That is the cotangent of lesson 02; here we call it `u`. What has to leave is one number for each
 # input. An input collects from every output: the cotangent of the output, times the slope between the two.
 #
 #     gradient of x = cotangent @ Jacobian
 #
-# That is a **vector-Jacobian product**. An operation only has to know how to compute it, and for a matrix product that is
-# `u @ w.T`: no nudges, and no Jacobian. Here `y0` counts once, and `y1` ten times.
+# That is a **vector-Jacobian product**: the `vjp` that lesson 01 called by hand. An operation only has to know how to
+# compute it, and for a matrix product that is `u @ w.T`: no nudges, and no Jacobian. Here `y0` counts once, and `y1` ten
+# times.
 
 # %% One vector in, one vector out
 u = np.float64([[1, 10]])  # (1, 2), a cotangent
 tx = mq.Tensor(x, requires_grad=True)
 y = tx @ mq.Tensor(w)  # (1, 2)
 y.backward(mq.Tensor(u))
+show("w", w, rows=["x0", "x1", "x2"], columns=["y0", "y1"], digits=0)
+show("u", u, columns=["y0", "y1"], digits=0)
 predict("What is the gradient of x1? Both outputs send something.", tx.grad[0, 1])
 show("gradient of x", tx.grad, columns=["x0", "x1", "x2"], digits=0)
 compare("u @ jacobian", u @ jacobian, "gradient of x", tx.grad, tolerance=1e-8)
@@ -151,7 +154,8 @@ compare("diag(y) - outer(y, y)", np.diag(y[0]) - np.outer(y[0], y[0]), "jacobian
 # %% [markdown]
 # Why these numbers? Nudge one score: its exponential grows in proportion, and the sum of all grows by its share `y` of
 # that. So every share loses its size times `y`, and the one that was raised gains `y` besides: y (1 - y) on the diagonal,
-# minus the product of two shares elsewhere. Multiply a cotangent `g` by that array, and the Jacobian falls away once more:
+# minus the product of two shares elsewhere. Multiply a cotangent `g` by that array: the gain makes `g * y`, and the
+# losses together take away `y` times the sum of `g * y`. The Jacobian falls away once more:
 #
 #     gradient of the scores = y * (g - sum(g * y))
 #
@@ -192,7 +196,8 @@ say("The shares add up to one, whatever the scores: their sum has no slope at al
 # - nudge the scores along `v`, see how the outputs move, and weigh that by `u`;
 # - send `u` backward, and weigh what comes out by `v`.
 #
-# The first time `u` is all ones, the second time random. The last backward on the bench knows the diagonal of the Jacobian only.
+# The first time `u` is all ones, the second time random. The last backward on the bench knows the diagonal of the
+# Jacobian only.
 
 
 # %% Blind to zeros
@@ -244,6 +249,7 @@ except AssertionError as complaint:
     verdict = f"fails: {complaint}"
 say(f"F.softmax passes, with an error of {np.round(error, 12)}")
 say(f"lazy_softmax {verdict}")
+say("In that message J is the Jacobian, and ⟨a, b⟩ multiplies a and b entry by entry and adds up: the bench from before.")
 
 # %% [markdown]
 # The last of the three turns shares into one number that says how wrong they are. **Cross-entropy** looks at the share of
@@ -267,7 +273,7 @@ compare("by hand", by_hand, "F.cross_entropy", loss)
 say(f"the loss is {round(loss.item(), 4)}")
 predict("What is the gradient of the score of column 2 in the first row?", s.grad[0, 2])
 show("gradient", s.grad, columns=["0", "1", "2"])
-compare("(shares - onehot) / 2", (shares - np.eye(3)[targets]) / 2, "gradient", s.grad)
+compare("shares, minus one at the right answer, halved", (shares - np.eye(3)[targets]) / 2, "gradient", s.grad)
 
 # %% [markdown]
 # One trap is left. A share can be so small that float64 calls it zero, and the logarithm of zero is minus infinity. So the

@@ -87,7 +87,7 @@ def step(w, ids, targets, lr):
 losses = [step(w, ids, targets, lr) for _ in range(30)]
 
 model = mq.nn.Embedding(4, 4)
-model.load_state_dict({"weight": np.zeros((4, 4))})
+model.load_state_dict({"weight": np.zeros((4, 4))})  # zeros, as w
 sgd = SGD(model.parameters(), lr=lr)
 again = []
 for _ in range(30):  # clip=None: gradients as they are, however long
@@ -170,7 +170,11 @@ table("a steady gradient, and a zigzag", ["t", "m", "mended", "zigzag", "m", "me
 
 # %% [markdown]
 # The second average, `v`, is of the squares of the gradients, over a longer time: it knows how large they usually are, not
-# which way they point. It is mended in the same way. Then
+# which way they point. It is mended in the same way, with its own `beta2`:
+#
+#     v = beta2 * v + (1 - beta2) * g * g
+#
+# With both of them mended, the step is
 #
 #     w = w - lr * m / (sqrt(v) + eps)
 #
@@ -217,7 +221,7 @@ runs = {}
 
 def train(task, seed, steps=100):
     ids, targets = task.draw(seed, "train", 1000)  # (1000, 4) each
-    model = mq.nn.Embedding(4, 4, mq.nn.Init(seed), std=1.0)  # (4, 4)
+    model = mq.nn.Embedding(4, 4, mq.nn.Init(seed), std=1.0)  # (4, 4), random
     opt = Adam(model.parameters(), lr=0.1)
     losses = []
     for _ in range(steps):
@@ -231,7 +235,7 @@ again, _ = train(sub, 0)
 table("loss on sub", ["seed", "first", "last"], [[str(s), runs[s][0], runs[s][-1]] for s in runs])
 compare("losses of seed 0", np.array(runs[0]), "seed 0 again", np.array(again), tolerance=0)
 compare("losses of seed 0", np.array(runs[0]), "seed 1", np.array(runs[1]), same=False)
-say("Who compares two ideas by one run each may be comparing two seeds. Lesson 12 says how many it takes.")
+say("Who compares two ideas by one run each may be comparing two seeds. Lesson 12 says what to do about it.")
 
 # %% [markdown]
 # The table has learned `sub`. Now another task, `reverse`: the sequence backwards. The answer at each place is the digit at

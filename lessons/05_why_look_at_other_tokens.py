@@ -19,10 +19,12 @@
 
 # %% [markdown]
 # Read a row of digits, write it backwards. For us that is nothing. For a model that looks at one digit at a time, it
-# cannot be done. This lesson finds out what is missing, and the smallest thing that mends it.
+# cannot be done: lesson 04 ended there. This lesson finds out what is missing, and the smallest thing that mends it.
 #
-# The places of a sequence are called **tokens**; here each token is one digit. The package draws such tasks. Ours has
-# four places, five digits (the smallest is 0), and an answer for each place.
+# What stands in one place of a sequence is called a **token**; here each token is one digit. The package draws such tasks.
+# Ours has four places, five digits (the smallest is 0), and an answer for each place.
+#
+# In the comments beside the code `T` is the number of tokens, `V` that of different digits, and `N` that of sequences.
 
 # %% A row backwards
 import numpy as np
@@ -102,7 +104,7 @@ say("Better than nothing: it knows which digits there are. It still has to guess
 # The second idea: let the others count differently. A **weighted average** has a weight for each row; the weights are
 # not negative and add up to one. As a product of one row of weights with all rows it is a single line.
 #
-#     w rows    (T,) times (T, V) gives (V,)
+#     w @ rows    (T,) times (T, V) gives (V,)
 #
 # Equal weights give the average from before. All weight on one row gives that row. Between them lies everything else.
 
@@ -117,7 +119,7 @@ compare("np.eye(4)[2] @ rows", np.eye(4)[2] @ rows, "row 2", rows[2])
 # Each token needs weights of its own, so we give each a row of them. All weighted averages together are then one
 # matrix product.
 #
-#     weights rows    (T, T) times (T, V) gives (T, V)
+#     weights @ rows    (T, T) times (T, V) gives (T, V)
 #
 # Row by row: who looks. Column by column: who is looked at.
 

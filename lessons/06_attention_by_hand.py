@@ -14,11 +14,14 @@
 # ///
 
 # %% [markdown]
-# In lesson 05 a token became a weighted average of others, and the weights were given. Here it works them out itself.
+# In lesson 05 a token became a weighted average of others, with weights that were the same for every sequence. Here it
+# works them out itself, from what stands in the rows.
 #
 # We follow three tokens, `cat sat it`, through one attention layer of the package. Its weights are set by hand to small
 # whole numbers, so that every array can be checked with a pencil. The four columns of `x` say how much of a noun, a
 # verb and a pronoun a token is; the last one is always there.
+#
+# In the comments `T` is the number of tokens, `C` that of the columns of `x`, and `d` that of queries, keys and values.
 
 # %% Three tokens
 import numpy as np
@@ -52,7 +55,8 @@ show("q = x @ wq", x @ wq, rows=tokens, columns=features, digits=0)
 
 # %% [markdown]
 # Now the same three matrices go into the package's own layer, and we record every array of one real call. From here on,
-# what you see is what the layer computed.
+# what you see is what the layer computed. (Three things wait for their turn: the mask, the matrix `wo`, which changes
+# nothing here, and heads, of which there is only one until lesson 07.)
 #
 # The row of `it` in `k` says that it can be found as a pronoun; its row in `v` says that it has nothing to hand over
 # but the last column.
@@ -74,7 +78,7 @@ show("v", v, rows=tokens, columns=features, digits=0)
 # How well does a key answer a query? Multiply the two rows place by place and add up: the dot product. It is large
 # where both are large in the same column.
 #
-#     q kᵀ    (T, d) times (d, T) gives (T, T)
+#     q @ k.T    (T, d) times (d, T) gives (T, T)
 #
 # Row by row: who asks. Column by column: who is asked.
 
@@ -88,8 +92,8 @@ say("The two differ: looking for and being found are separate things, because wq
 # Before going on, the scores are divided by the square root of d, the number of columns. Why?
 #
 # Take queries and keys at random, each number with mean 0 and variance 1. A dot product adds d such products, and
-# variances add: its spread grows with the root of d. A softmax over large numbers puts everything on one of them, and
-# then hardly any gradient gets through. The division keeps the spread where it was.
+# variances add: its spread, the root of the variance, grows with the root of d. A softmax over large numbers puts
+# everything on one of them, and then hardly any gradient gets through. The division keeps the spread where it was.
 
 # %% Why the root of d
 rng = np.random.default_rng(6)
@@ -110,9 +114,10 @@ compare("q @ k.T / np.sqrt(d)", q @ k.T / np.sqrt(4), "scores in the layer", sco
 show("scores", scores, rows=tokens, columns=tokens, digits=1)
 
 # %% [markdown]
-# A model that predicts the next token must not look at it. So the score of each key that lies ahead of its query becomes
-# minus infinity: the exponential of that is zero. The diagonal stays, for a token may look at itself; without it the
-# first token would have nothing to look at.
+# The tasks of lesson 05 had all their digits from the start. A model that writes has to predict each next token from
+# those before it, and must not look at it. So the score of each key that lies ahead of its query becomes minus infinity:
+# the exponential of that is zero. The diagonal stays, for a token may look at itself; without it the first token would
+# have nothing to look at.
 
 # %% The mask
 visible = " and ".join(np.array(tokens)[seen[1]])
@@ -147,7 +152,7 @@ say("Weight was given to the future, and then thrown away. The first token has l
 # %% [markdown]
 # Last, each query takes its weighted average of the values: a row of the pattern times `v`.
 #
-#     z = pattern v    (T, T) times (T, d) gives (T, d)
+#     z = pattern @ v    (T, T) times (T, d) gives (T, d)
 
 # %% The mix
 predict("`sat` takes equal parts of `cat` and `sat`. What is in its noun column now?", float((pattern @ v)[1, 0]))

@@ -25,8 +25,10 @@ does not own, and gives each input an array of its own in the end.
 
 
 def cases(rng):
-    """g of one to four axes of different lengths, and a shape that broadcasts to g's."""
+    """g of one to four axes, and a shape that broadcasts to g's. The lengths differ; now and then one of them comes twice."""
     lengths = [int(n) for n in rng.permutation([2, 3, 4, 5])[: rng.integers(1, 5)]]
+    if rng.random() < 0.2:  # for who would tell axes apart by their lengths
+        lengths.insert(0, lengths[-1])
     added = int(rng.integers(0, len(lengths) + 1))
     shape = tuple(1 if rng.random() < 0.5 else n for n in lengths[added:])
     return rng.integers(-9, 10, lengths).astype(float), shape

@@ -18,8 +18,8 @@ HINTS = (
 
 EXPLANATION = """
 The package keeps all parameters of a model in one long array, and m and v beside it: a step is a handful of passes over
-three arrays, however many layers there are. It mends `v` after the root, and `m` together with
-the learning rate, by a number each: the same function, in fewer passes.
+three arrays, however many layers there are. It mends `v` after the root, and `m` together with the learning rate, by a
+number each: the same function, in fewer passes.
 
 Where eps stands matters more than its size suggests. Inside the root, or added before `v` is mended, it is another
 optimiser: alike where gradients are large, not where they are small. And weight decay is no part of Adam: `mq.AdamW`

@@ -144,7 +144,7 @@ class Number__depth_first(_Number):
 
 
 class Number__every_path(_Number):
-    """You hand on each gradient as it arrives: right in the end, but every path is walked. Run each Number once, in order."""
+    """Your walk goes down every path, and sixty doublings have far too many to end. Go into each Number once."""
 
     def backward(self):
         self._receive(1.0)
@@ -153,6 +153,16 @@ class Number__every_path(_Number):
         self.grad += g
         for parent, slope in zip(self.parents, self.slopes, strict=True):
             parent._receive(slope * g)
+
+
+class Number__starts_every_number(_Number):
+    """You call `backward` on the parents, and it begins by setting their gradient to 1. Only the result begins with 1."""
+
+    def backward(self):
+        self.grad = 1.0
+        for parent, slope in zip(self.parents, self.slopes, strict=True):
+            parent.grad += slope * self.grad
+            parent.backward()
 
 
 class Number__hands_on_the_sum_so_far(_Number):

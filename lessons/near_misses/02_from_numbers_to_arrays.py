@@ -18,7 +18,7 @@ def unbroadcast__keeps_the_added_axes(g, shape):
 
 
 def unbroadcast__drops_the_stretched_axes(g, shape):
-    """The axes of length 1 are gone: sum over the stretched ones with keepdims=True."""
+    """The axes that have length 1 in `shape` are gone, and have to stay: sum with keepdims=True, and squeeze nothing."""
     return g.sum(axis=_added(g, shape)).sum(axis=_stretched(shape))
 
 
@@ -36,6 +36,18 @@ def unbroadcast__one_added_axis(g, shape):
     """You sum over one added axis; there can be several in front, g.ndim - len(shape) of them."""
     g = g.sum(axis=0) if g.ndim > len(shape) else g
     return g.sum(axis=tuple(i + g.ndim - len(shape) for i in _stretched(shape)), keepdims=True)
+
+
+def unbroadcast__one_or_the_other(g, shape):
+    """You undo the added axes or else the stretched ones; where there are both, both have to be undone, one after the other."""
+    if g.ndim > len(shape):
+        return np.asarray(g.sum(axis=_added(g, shape)))
+    return g.sum(axis=_stretched(shape), keepdims=True)
+
+
+def unbroadcast__by_their_lengths(g, shape):
+    """You look for lengths that `shape` lacks; two axes can be equally long. Compare the axes by their places."""
+    return np.resize(g.sum(axis=tuple(i for i, n in enumerate(g.shape) if n not in shape)), shape)
 
 
 def unbroadcast__aligned_left(g, shape):

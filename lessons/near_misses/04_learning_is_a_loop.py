@@ -17,43 +17,49 @@ def _move(w, m, v, t, lr, beta1, beta2, eps):
 
 
 def adam__nothing_mended(w, g, state, lr, beta1, beta2, eps):
-    """Your averages are not mended: both start at zero, so divide m by 1 - beta1**t and v by 1 - beta2**t."""
+    """Your averages are not mended: both start at zero, so divide m by `1 - beta1**t` and v by `1 - beta2**t`."""
     m, v, _ = _averages(g, state, beta1, beta2)
     return w - lr * m / (np.sqrt(v) + eps)
 
 
 def adam__only_m_mended(w, g, state, lr, beta1, beta2, eps):
-    """You mend m, but not v: it starts at zero, too, so divide it by 1 - beta2**t."""
+    """You mend m, but not v: it starts at zero, too, so divide it by `1 - beta2**t`."""
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * (m / (1 - beta1**t)) / (np.sqrt(v) + eps)
 
 
 def adam__only_v_mended(w, g, state, lr, beta1, beta2, eps):
-    """You mend v, but not m: it starts at zero, too, so divide it by 1 - beta1**t."""
+    """You mend v, but not m: it starts at zero, too, so divide it by `1 - beta1**t`."""
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * m / (np.sqrt(v / (1 - beta2**t)) + eps)
 
 
 def adam__mended_by_multiplying(w, g, state, lr, beta1, beta2, eps):
-    """You multiply by 1 - beta**t; the averages are too small at first, so divide."""
+    """You multiply by `1 - beta**t`; the averages are too small at first, so divide."""
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * (m * (1 - beta1**t)) / (np.sqrt(v * (1 - beta2**t)) + eps)
 
 
 def adam__beta_times_t(w, g, state, lr, beta1, beta2, eps):
-    """You mend by 1 - beta * t; it is beta to the power of t (beta**t)."""
+    """You mend by `1 - beta * t`; it is beta to the power of t (`beta**t`)."""
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * (m / (1 - beta1 * t)) / (np.sqrt(v / (1 - beta2 * t)) + eps)
 
 
 def adam__beta_without_power(w, g, state, lr, beta1, beta2, eps):
-    """You mend by 1 - beta at every step, which is right in the first only: it is 1 - beta**t."""
+    """You mend by 1 - beta at every step, which is right in the first only: it is `1 - beta**t`, and t has to grow in `state`."""
     m, v, _ = _averages(g, state, beta1, beta2)
     return _move(w, m, v, 1, lr, beta1, beta2, eps)
 
 
+def adam__power_of_the_difference(w, g, state, lr, beta1, beta2, eps):
+    """You mend by `(1 - beta)**t`; only beta is raised to the power, so it is `1 - beta**t`."""
+    m, v, t = _averages(g, state, beta1, beta2)
+    return w - lr * (m / (1 - beta1) ** t) / (np.sqrt(v / (1 - beta2) ** t) + eps)
+
+
 def adam__steps_counted_from_zero(w, g, state, lr, beta1, beta2, eps):
-    """Your t is 0 in the first step, so that 1 - beta**t is 0, too. Count the step before you use t."""
+    """Your t is 0 in the first step, so that `1 - beta**t` is 0, too. Count the step before you use t."""
     m, v, t = _averages(g, state, beta1, beta2)
     return _move(w, m, v, np.float64(t - 1), lr, beta1, beta2, eps)
 
@@ -72,7 +78,7 @@ def adam__mended_averages_kept(w, g, state, lr, beta1, beta2, eps):
 
 
 def adam__one_beta_for_mending(w, g, state, lr, beta1, beta2, eps):
-    """You mend v with beta1; its average was made with beta2, so it is 1 - beta2**t."""
+    """You mend v with beta1; its average was made with beta2, so it is `1 - beta2**t`."""
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta1**t)) + eps)
 
@@ -84,7 +90,7 @@ def adam__mending_swapped(w, g, state, lr, beta1, beta2, eps):
 
 
 def adam__v_mended_outside_the_root(w, g, state, lr, beta1, beta2, eps):
-    """You take the root of v and mend it afterwards by 1 - beta2**t: mend v, then take the root."""
+    """You take the root of v and mend it afterwards by `1 - beta2**t`: mend v, then take the root."""
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * (m / (1 - beta1**t)) / (np.sqrt(v) / (1 - beta2**t) + eps)
 
@@ -169,13 +175,18 @@ def adam__gradient_for_m(w, g, state, lr, beta1, beta2, eps):
     return w - lr * g / (np.sqrt(v / (1 - beta2**t)) + eps)
 
 
+def adam__no_learning_rate(w, g, state, lr, beta1, beta2, eps):
+    """Your step is never multiplied by lr, the learning rate."""
+    return _move(w, *_averages(g, state, beta1, beta2), 1.0, beta1, beta2, eps)
+
+
 def adam__uphill(w, g, state, lr, beta1, beta2, eps):
     """You add the step; the gradient points uphill, so take it away."""
     return 2 * w - _move(w, *_averages(g, state, beta1, beta2), lr, beta1, beta2, eps)
 
 
 def adam__nothing_remembered(w, g, state, lr, beta1, beta2, eps):
-    """Nothing is kept between steps: store m, v and the count in state, each time."""
+    """Nothing is kept between steps: put m, v and the count into `state` (`state = ...` makes another dict)."""
     return _move(w, *_averages(g, {}, beta1, beta2), lr, beta1, beta2, eps)
 
 

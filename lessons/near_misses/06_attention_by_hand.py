@@ -33,6 +33,18 @@ def attend__scale_by_width_of_x(x, wq, wk, wv):
     return _softmax(np.where(seen, q @ k.T / np.sqrt(x.shape[1]), -np.inf)) @ v
 
 
+def attend__scale_by_length(x, wq, wk, wv):
+    """You divide by the root of T, the number of tokens; it is d, the columns of q, over which a dot product runs."""
+    q, k, v, _, seen = _parts(x, wq, wk, wv)
+    return _softmax(np.where(seen, q @ k.T / np.sqrt(len(x)), -np.inf)) @ v
+
+
+def attend__multiplied_by_the_root(x, wq, wk, wv):
+    """You multiply the scores by the root of d; they have to be divided by it."""
+    _, _, v, scores, seen = _parts(x, wq, wk, wv)
+    return _softmax(np.where(seen, scores * wq.shape[1], -np.inf)) @ v
+
+
 def attend__no_mask(x, wq, wk, wv):
     """Nothing is masked: each token looks at those after it, too."""
     _, _, v, scores, _ = _parts(x, wq, wk, wv)
@@ -55,6 +67,23 @@ def attend__strict_mask_large(x, wq, wk, wv):
     """Your mask hides the diagonal; the first token, which then sees nothing, averages everything."""
     _, _, v, scores, seen = _parts(x, wq, wk, wv)
     return _softmax(np.where(np.tril(seen, -1), scores, -1e30)) @ v
+
+
+def attend__one_ahead(x, wq, wk, wv):
+    """Your mask is off by one: each token also sees the one after it. The diagonal is the last that may be seen (k=0)."""
+    _, _, v, scores, seen = _parts(x, wq, wk, wv)
+    return _softmax(np.where(np.tril(np.ones(seen.shape, bool), 1), scores, -np.inf)) @ v
+
+
+def attend__mask_times_infinity(x, wq, wk, wv):
+    """You multiply a mask of 0 and 1 by infinity, and 0 times infinity is nan. Use np.where(mask, scores, -np.inf)."""
+    return np.full((len(x), wv.shape[1]), np.nan)
+
+
+def attend__mask_smaller_than_some(x, wq, wk, wv):
+    """You set hidden scores to -1, which still has a weight, and more than a seen score below it. Set them to minus infinity."""
+    _, _, v, scores, seen = _parts(x, wq, wk, wv)
+    return _softmax(np.where(seen, scores, -1)) @ v
 
 
 def attend__looks_ahead(x, wq, wk, wv):
