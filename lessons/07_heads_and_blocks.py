@@ -138,7 +138,7 @@ def gradient(depth, residual):
     return mq.Tensor(leaf.grad).numpy()
 
 
-compare("with residual", gradient(1, True), "g, plus that without", g + gradient(1, False))
+compare("gradient with a residual", gradient(1, True), "g plus the gradient without", g + gradient(1, False))
 lines = []
 for n in (1, 2, 4, 8, 16):
     sizes = [abs(gradient(n, kind)).mean() for kind in (False, True)]
@@ -149,7 +149,8 @@ say("Without them next to nothing arrives, and the first layers hardly learn. A 
 # %% [markdown]
 # Where everything is added, the size of a row drifts from layer to layer. **Layer norm** gives each row, on its own, a
 # mean of 0 and a variance of 1 before a layer reads it: subtract the mean, divide by the root of the variance. A
-# learned scale and shift for each column follow; they start at 1 and 0.
+# learned scale and shift for each column follow; they start at 1 and 0. (The package also adds a very small number to the
+# variance, so that a row of equal numbers is not divided by zero.)
 
 # %% Layer norm
 row = np.array([[1.0, 1.0, 5.0, 5.0]])  # (1, C)
@@ -216,7 +217,7 @@ for n in (1, 2, 4, 8):
     cfg = mq.GPTConfig(**sizes, n_layer=1, n_head=n)
     formula = mq.VariantSpec.parse("qkv").params(cfg)
     lines.append([str(n), C // n, formula, mq.GPT(cfg).n_params])
-predict("How many numbers has the attention, with sixteen columns?", parts["attention"])
+predict("How many numbers does the attention have, with sixteen columns?", parts["attention"])
 by_hand = [*parts.items(), ("sum", sum(parts.values()))]
 table("by hand", ["part", "numbers"], by_hand)
 table("by formula, and in the model", ["heads", "columns each", "formula", "model"], lines)

@@ -20,9 +20,11 @@
 # A text is written one token at a time: the model reads what there is, gives scores for the next token, the best one is
 # put at the end, and the model reads again. This lesson is about that "again".
 #
-# To see at a glance when something goes wrong, we want a model that does something. Here is a small GPT, two blocks like
-# those of lesson 07 and `qkv` attention, trained on tunes of three notes that repeat for ever. A note is a digit. To
-# know the next one, it must look back at the note of three places before.
+# To see at a glance when something goes wrong, we want a model that does something. Here is a small GPT: two blocks like
+# those of lesson 07, but with the causal mask, and `qkv` attention. It is trained on tunes of three notes that repeat for
+# ever. A note is a digit. To know the next one, it must look back at the note of three places before.
+#
+# (`AdamW` is the Adam of lesson 04; it also makes each matrix a little smaller at each step.)
 
 # %% A model that goes on with a tune
 import numpy as np
@@ -41,7 +43,6 @@ for _ in range(150):
     targets = tunes[:, 1:].copy()  # (B, T)
     targets[:, :2] = -100  # not counted: the first notes cannot be known
     loss = mq.train_step(model, optimizer, tunes[:, :-1], targets)
-model.eval()
 
 prompt = np.array([[3, 1, 4, 3]])  # (1, T)
 text = mq.generate(model, prompt, 6, use_cache=False)  # (1, T + 6)
@@ -50,7 +51,8 @@ predict("Which note does the model add first?", int(text[0, 4]))
 show("prompt and what the model adds", text)
 
 # %% [markdown]
-# The scores for the next token are the last row of the logits. All the other rows were computed on the way to it.
+# A model that has read some tokens returns a row of scores after each of them: its **logits**. The scores for the next
+# token are the last row. All the other rows were computed on the way to it.
 #
 # Let the model read four tokens, then the same four and a fifth. Each layer makes a row of `k` for each token. The
 # causal mask forbids a token to look at what comes after it. So what can the fifth token change about the first four?
@@ -151,8 +153,7 @@ say("The cache changes what is computed, not what comes out.")
 
 # %% [markdown]
 # Now the bytes. A step writes one position and reads all of them: every stored key for the scores, every stored value
-# for the mix. We decode once more, from the very first token, and look at the
-# arrays after each step.
+# for the mix. We decode once more, from the very first token, and look at the arrays after each step.
 
 
 # %% What a step writes and reads
@@ -168,7 +169,7 @@ ledger = mq.VariantSpec.parse("qkv")
 written = ledger.cache_bytes_per_token(config, itemsize=8)
 
 predict(f"Each step writes {written} bytes. How many times that does the fifth step read?", sizes[4] // written)
-short.trim(0)
+short = model.new_cache()  # once more, with a line for each step
 decode(short, lambda cache: cache_step(cache, config))
 say("However long the text, a step adds one token and computes one row in each layer. What grows is the reading. That is "
     "why lesson 09 counted bytes.")  # fmt: skip
@@ -183,7 +184,7 @@ say("However long the text, a step adds one token and computes one row in each l
 
 # %% Positions go on counting
 def forward(ids, cache, start, mask=None):
-    with mq.no_grad():
+    with mq.no_grad():  # remember nothing for a backward
         x = model.wpe(model.wte(ids), start)  # (1, T, C)
         for layer, block in enumerate(model.blocks):
             x = block(x, mask, cache, layer)

@@ -51,9 +51,9 @@ def documents(seed, split, n):
 show("four documents", documents(0, "test", 4), digits=0)
 
 # %% [markdown]
-# Now a tiny model for it, a decoder with one layer, and eighty steps of training. A **seed** decides everything that is
-# left to chance: the language, the documents, and where the weights start. (Numbers are float64 here, so that your
-# machine finds what others find.)
+# Now a tiny model for it, a GPT like that of lesson 10 with one layer, and eighty steps of training. A **seed** decides
+# everything that is left to chance: the language, the documents, and where the weights start. (Numbers are float64
+# here, so that your machine finds what others find.)
 #
 # `trained` keeps each model it has made, so that none is trained twice.
 
@@ -90,7 +90,7 @@ predict(f"`q-k=v` has no matrix (d, d) for its values, and no bias (d,) of it. W
 def score(variant, seed, ignore=END):
     ids = documents(seed, "test", 200)
     x, y = ids[:, :-1], ids[:, 1:]  # (n, T) each: what is read, what comes
-    y = np.where(x == ignore, -100, y)
+    y = np.where(x == ignore, -100, y)  # -100: not counted
     return train.evaluate(trained(variant, seed), x, y)["loss"]
 
 

@@ -140,6 +140,21 @@ def tied_gradient__softmax_over_columns(x, w, g):
     return x.T @ (d @ k + d.T @ k + pattern.T @ g)
 
 
+def tied_gradient__softmax_axis_not_kept(x, w, g):
+    """Your softmax's backward takes each row's sum off a column: keep the axis when you sum (keepdims=True)."""
+    k, pattern, scale = _forward(x, w)
+    d = g @ k.T
+    d = pattern * (d - (d * pattern).sum(axis=-1)) * scale
+    return x.T @ (d @ k + d.T @ k + pattern.T @ g)
+
+
+def tied_gradient__stops_at_k(x, w, g):
+    """That is the gradient of k, with a row for each token. w made it by x @ w: one product more, with x.T on the left."""
+    k, pattern, scale = _forward(x, w)
+    d = _softmax(pattern, g @ k.T) * scale
+    return d @ k + d.T @ k + pattern.T @ g
+
+
 def tied_gradient__value_untransposed(x, w, g):
     """The value's part is pattern.T @ g: what token j handed over gathers the gradients of all who looked at it."""
     k, pattern, scale = _forward(x, w)

@@ -114,6 +114,13 @@ def raw_step__no_scale(x, wq, wk, cache):
     return _attend(_turn(x @ wq, n), _turn(stored, places), stored, scale=False)
 
 
+def raw_step__scaled_by_the_token(x, wq, wk, cache):
+    """raw_step: you scale by the width C of the token: it is d, the columns of a query, whose root divides the scores."""
+    n, stored, places = _write(cache, x @ wk)
+    q = _turn(x @ wq, n)
+    return _attend(q * np.sqrt(len(q) / len(x)), _turn(stored, places), stored)
+
+
 def raw_step__never_counts(x, wq, wk, cache):
     """raw_step: you never count: set cache["n"], or every token overwrites the first row."""
     _, stored, _ = _write(cache, x @ wk)

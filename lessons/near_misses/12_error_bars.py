@@ -45,6 +45,11 @@ def perplexity__sum(losses, counted):
     return np.exp(losses[counted].sum())
 
 
+def perplexity__per_document(losses, counted):
+    """You divide by the number of documents. Divide by the number of targets that count: a perplexity is per target."""
+    return np.exp((losses * counted).sum() / len(losses))
+
+
 def perplexity__base_two(losses, counted):
     """You raise 2 to the mean loss. These losses are natural logarithms, so it is np.exp."""
     return 2 ** losses[counted].mean()
