@@ -45,30 +45,34 @@ def embedding(ids, w):
 
 def layer_norm(x, w, b, eps=1e-5):
     """Each row to mean 0 and variance 1, then times w plus b: (..., d), (d,), (d,) -> (..., d)."""
-    n = 1 / x.shape[-1]
+    shape, d = x.shape, x.shape[-1]
     weight = w.data
-    unit = x.data - backend.row_sum(x.data) * n  # (..., d)
-    inv_std = 1 / backend.xp.sqrt(backend.row_dot(unit, unit) * n + eps)  # (..., 1)
+    flat = x.data.reshape(-1, d)  # (N, d)
+    unit = flat - backend.row_sum(flat) * (1 / d)
+    inv_std = 1 / backend.xp.sqrt(backend.row_dot(unit, unit) * (1 / d) + eps)  # (N, 1)
     unit *= inv_std
 
     need_x, need_w, need_b = x.requires_grad, w.requires_grad, b.requires_grad
 
     def vjp(g):
-        dw = backend.column_sum(g * unit) if need_w else None
+        g = g.reshape(-1, d)  # (N, d)
+        scratch = g * unit
+        dw = backend.column_sum(scratch) if need_w else None
         db = backend.column_sum(g) if need_b else None
         if not need_x:
             return None, dw, db
+        column = weight.reshape(d, 1) * (1 / d)
+        shared = g @ column  # (N, 1): the part that would move the mean ...
+        along = scratch @ column  # ... and the part that would change the variance are taken out
         dx = g * weight
-        shared = backend.row_sum(dx) * n  # the part that would move the mean ...
-        along = backend.row_dot(dx, unit) * n  # ... and the part that would change the variance are taken out
         dx -= shared
-        dx -= unit * along
+        dx -= backend.xp.multiply(unit, along, out=scratch)
         dx *= inv_std
-        return dx, dw, db
+        return dx.reshape(shape), dw, db
 
     y = unit * weight
     y += b.data
-    return make(y, (x, w, b), vjp)
+    return make(y.reshape(shape), (x, w, b), vjp)
 
 
 def relu(x):
@@ -141,7 +145,7 @@ def rotate(x, cos, sin):
     return make(turn(x.data, sin), (x,), lambda g: (turn(g, -sin),))
 
 
-FAR = 1 << 23  # bytes of keys beyond which a core's caches have lost the first head when the last one is done
+FAR = 1 << 20  # bytes of one stored head beyond which the last one done has driven the first out of a core's caches
 FEW = 16  # queries a stored head: a token being decoded, not a text being read
 BLOCK = 128  # rows of queries whose scores are held at once; a shorter sequence is one block
 KEEP = 1 << 18  # scores a head, T·S, up to which backward finds the patterns kept; beyond, it computes each block again
@@ -181,7 +185,7 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
         return a.reshape(B, h, -1, a.shape[-1])
 
     plain = mask is None and bias is None and not wanted and not whole
-    if plain and values is keys and keys.nbytes > FAR and H // h * T <= FEW and backend.current.on_host:
+    if plain and values is keys and keys.nbytes > FAR * B * h and H // h * T <= FEW and backend.current.on_host:
         return make(_head_by_head(fold(scaled), keys).reshape(q.shape), (), None)
 
     def pattern_of(rows, end):

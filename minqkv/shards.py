@@ -85,9 +85,9 @@ def _shards(model, x):
     if n == 1 or not CAN_FORK or not backend.current.on_host or tracing.active is not None:
         return 1
     parameters = model.parameters()
-    if len({p.dtype for p in parameters}) > 1:
+    if len({p.data.dtype for p in parameters}) > 1:
         return 1
-    return max(1, min(n, sum(p.size for p in parameters) * x.size // SMALLEST))
+    return max(1, min(n, sum(p.data.size for p in parameters) * x.size // SMALLEST))
 
 
 def _hire(model, workers, size, dtype):

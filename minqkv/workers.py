@@ -26,7 +26,7 @@ class Letter(pickle.Pickler):
     """A model in bytes, without the numbers of its parameters: each is only named, by where they begin and its shape."""
 
     def __init__(self, model):
-        self.leaves, self.places, self.size = [], {}, 0
+        self.leaves, self.places, self.size = [], [], 0
         file = io.BytesIO()
         super().__init__(file, protocol=5)
         try:
@@ -35,19 +35,18 @@ class Letter(pickle.Pickler):
             raise UsageError(f"this model cannot be sent to other processes: {error}", "mq.set_threads(1)") from error
         self.text = file.getvalue()
 
-    def persistent_id(self, item):
-        """What stands for a parameter: (its number, where it begins, shape). None has anything else written out."""
+    def reducer_override(self, item):
+        """What stands for a parameter, once for each: `leaf(where its numbers begin, shape)`. Anything else is written out."""
         if not isinstance(item, Tensor) or not item.requires_grad:
-            return None
-        if id(item) not in self.places:
-            self.places[id(item)] = len(self.leaves), self.size, item.shape
-            self.leaves.append(item)
-            self.size += item.size
-        return self.places[id(item)]
+            return NotImplemented
+        self.leaves.append(item)
+        self.places.append((self.size, item.shape))
+        self.size += item.size
+        return leaf, self.places[-1]
 
     def numbers(self, row):
         """For each parameter, its part of an array (size,), in its shape."""
-        return [_part(row, place) for place in self.places.values()]
+        return [_part(row, *place) for place in self.places]
 
 
 class Reader(pickle.Unpickler):
@@ -55,16 +54,23 @@ class Reader(pickle.Unpickler):
 
     def __init__(self, text, numbers):
         super().__init__(io.BytesIO(text))
-        self.numbers, self.leaves = numbers, {}
+        self.numbers, self.leaves = numbers, []
 
-    def persistent_load(self, place):
-        if place not in self.leaves:
-            self.leaves[place] = Parameter(_part(self.numbers, place))
-        return self.leaves[place]
+    def find_class(self, module, name):
+        """What a name in a letter means."""
+        return self._leaf if (module, name) == (__name__, "leaf") else super().find_class(module, name)
+
+    def _leaf(self, start, shape):
+        self.leaves.append(Parameter(_part(self.numbers, start, shape)))
+        return self.leaves[-1]
 
 
-def _part(row, place):
-    _, start, shape = place
+def leaf(start, shape):
+    """A parameter, as a letter names it; only a Reader knows its numbers."""
+    raise TypeError("a letter is read by a Reader")
+
+
+def _part(row, start, shape):
     return row[start : start + math.prod(shape)].reshape(shape)
 
 
@@ -128,7 +134,7 @@ class Crew:
     def ask(self, letter, parts):
         """Send the model, and to each worker its part."""
         self.busy = True
-        np.concatenate([leaf.data.reshape(-1) for leaf in letter.leaves], out=self.memory[0, : letter.size])
+        np.concatenate([p.data.reshape(-1) for p in letter.leaves], out=self.memory[0, : letter.size])
         with _connected():
             for pipe, part in zip(self.pipes, parts, strict=True):
                 pipe.send((letter.text, part))
@@ -142,9 +148,9 @@ class Crew:
             if isinstance(reply, BaseException):
                 raise reply
         for row, (_, present) in zip(self.memory[1:], replies, strict=True):
-            for leaf, gradient, there in zip(letter.leaves, letter.numbers(row), present, strict=True):
+            for p, gradient, there in zip(letter.leaves, letter.numbers(row), present, strict=True):
                 if there:
-                    leaf.add_gradient(gradient)
+                    p.add_gradient(gradient)
         return [number for number, _ in replies]
 
 
@@ -182,10 +188,9 @@ def _answer(work, text, part, parameters, gradients):
     try:
         reader = Reader(text, parameters)
         number = work(reader.load(), *part)
-        leaves = reader.leaves.values()
-        flat = [np.zeros(leaf.size, leaf.dtype) if leaf.grad is None else leaf.grad.reshape(-1) for leaf in leaves]
+        flat = [np.zeros(p.size, p.dtype) if p.grad is None else p.grad.reshape(-1) for p in reader.leaves]
         np.concatenate(flat, out=gradients[: sum(map(len, flat))])
-        return number, [leaf.grad is not None for leaf in leaves]
+        return number, [p.grad is not None for p in reader.leaves]
     except BaseException as error:
         error.add_note(f"in a worker process:\n{traceback.format_exc()}")
         try:

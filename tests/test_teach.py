@@ -12,10 +12,11 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import ROOT, start
+from commands import ROOT, start, wait_until
 
 from minqkv.errors import EnvironmentFault, MinqkvError, UsageError
 from minqkv.render import lesson as stages
@@ -70,6 +71,29 @@ def test_what_a_file_can_do_wrong(name, tmp_path):
     assert message in text_of(found)
     assert "Traceback" not in text_of(found)
     assert "site-packages" not in text_of(found)
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups here")
+def test_what_an_answer_starts_ends_with_the_check(tmp_path):
+    note = tmp_path / "pid"
+    sleeper = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    (tmp_path / "a.py").write_text(
+        f"import subprocess, sys\n"
+        f"subprocess.Popen([sys.executable, '-c', {sleeper!r}], stdout=open({str(note)!r}, 'w'), stderr=subprocess.DEVNULL)\n"
+        f"import os, time\n"
+        f"while not os.path.getsize({str(note)!r}):\n    time.sleep(0.01)\n"
+        f"def attend(x, wq, wk, wv):\n    return x @ wv\n"
+    )
+    passed, _ = desk.run(LESSON, tmp_path / "a.py")
+    assert not passed
+
+    def gone():
+        try:
+            return Path(f"/proc/{int(note.read_text())}/stat").read_text().split()[2] == "Z"
+        except FileNotFoundError:
+            return True
+
+    wait_until(gone)
 
 
 def test_a_mistake_that_is_no_near_miss_is_not_named(tmp_path):

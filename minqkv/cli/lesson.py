@@ -85,10 +85,15 @@ def lesson():
 @reports
 def list_lessons(as_json):
     """The lessons, and where you are."""
+    from ..teach.lessons import fingerprint
+
     lessons, progress = _desk()
     rows = []
     for each in lessons:
-        state = "done" if progress.done(each) else f"step {progress.seen(each)}/{len(each.steps)}" if progress.seen(each) else ""
+        state = f"step {progress.seen(each)}/{len(each.steps)}" if progress.seen(each) else ""
+        if progress.done(each):
+            newer = each.exercise and progress.of(each)["passed"] != fingerprint(each)
+            state = "done, by an older check" if newer else "done"
         rows.append({"number": each.number, "name": each.name, "title": each.title, "minutes": each.minutes, "state": state})
     if as_json:
         print_json(rows)

@@ -6,7 +6,6 @@ the learner's, the solution's or a near miss's. Nothing here knows a lesson.
 
 import contextlib
 import copy
-import hashlib
 import inspect
 import io
 import runpy
@@ -51,14 +50,6 @@ class Outcome:
     error: BaseException | None = None
     fault: str | None = None
     printed: str = ""
-
-
-def fingerprint(lesson):
-    """A hash of what was passed: the check and the stub."""
-    digest = hashlib.sha256()
-    for folder in ("checks", "exercises"):
-        digest.update(lesson.companion(folder).read_text("utf-8").encode())  # the same with either kind of line end
-    return digest.hexdigest()[:16]
 
 
 def namespace(path):

@@ -4,16 +4,19 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import UsageError
 from ..files import make_folder
-from .checks import Check, fingerprint
+from .checks import Check
 from .events import quoted, said
+from .lessons import fingerprint
 
 LIMIT = 20.0  # seconds a check may take
 
@@ -56,14 +59,14 @@ def run(lesson, path, limit=LIMIT):
         command = [sys.executable, "-X", "utf8", "-P", "-m", "minqkv.teach.child"]
         command += [str(lesson.path), str(path), str(report), str(limit)]
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+        options["start_new_session"] = True  # a group of its own: what the learner's code starts ends with it
         with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, errors="replace", **options) as child:
             try:
                 _, err = child.communicate(timeout=limit + 10)
-            except BaseException as error:
-                child.kill()
-                if not isinstance(error, subprocess.TimeoutExpired):
-                    raise
+            except subprocess.TimeoutExpired:
                 err = ""
+            finally:
+                _end(child)
         if report.exists():
             value = json.loads(report.read_text("utf-8"))
             return value["passed"], value["events"]
@@ -75,6 +78,14 @@ def run(lesson, path, limit=LIMIT):
         return False, [said(text, "bad"), quoted(source, line)]
     last = err.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
     return False, [said(f"The process ended before the check did: {last[0]}", "bad")]
+
+
+def _end(child):
+    """Kill the child and all it has started."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    child.kill()
 
 
 def _stuck_at(dump, path):

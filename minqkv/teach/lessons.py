@@ -1,6 +1,7 @@
 """Lessons as files: found by name, their metadata read, cut into steps. Order comes from the numbers in the names."""
 
 import ast
+import hashlib
 import re
 import tomllib
 from dataclasses import dataclass
@@ -99,6 +100,14 @@ def find(name, lessons):
             return lesson
     known = [str(lesson.number) for lesson in lessons] if text.isdigit() else [lesson.name[3:] for lesson in lessons]
     raise unknown("lesson", name, known)
+
+
+def fingerprint(lesson):
+    """A hash of what was passed: the check and the stub."""
+    digest = hashlib.sha256()
+    for folder in ("checks", "exercises"):
+        digest.update(lesson.companion(folder).read_text("utf-8").encode())  # the same with either kind of line end
+    return digest.hexdigest()[:16]
 
 
 def read(path):
