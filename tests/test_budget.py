@@ -44,7 +44,7 @@ BUDGETS = {  # the largest number of code lines; a budget that must grow is rais
     "tasks, study and what measures": (
         {"tasks", "study", "stats", "published", "convert", "diagnose", "selfcheck", "doctor"}, 1100),
     "cli, and the way in": ({"cli", "__main__", "__init__"}, 900),
-    "teach, render": ({"teach", "render"}, 1500),
+    "teach, render": ({"teach", "render"}, 1520),
 }  # fmt: skip
 
 
