@@ -22,7 +22,7 @@ from minqkv.errors import EnvironmentFault, MinqkvError, UsageError
 from minqkv.render import lesson as stages
 from minqkv.render.layout import Page, lines
 from minqkv.teach import checks, desk, events
-from minqkv.teach.lessons import course, find
+from minqkv.teach.lessons import course, find, fingerprint
 from minqkv.teach.progress import Progress, next_thing
 from minqkv.teach.runner import Player
 
@@ -57,6 +57,31 @@ ANSWERS = {
     "nan": ("def attend(x, wq, wk, wv):\n    return x @ wv * float('nan')\n", "not finite"),
     "in place": ("def attend(x, wq, wk, wv):\n    x += 1\n    return x @ wv\n", "the argument x was changed in place"),
     "prints": ("def attend(x, wq, wk, wv):\n    print('look', x.shape)\n    return x @ wv\n", "look ("),
+    "byte order mark": (b"\xef\xbb\xbfdef attend(x, wq, wk, wv):\n    return x @ wv\n", "off by up to"),
+    "a tab in an error": ("def attend(x, wq, wk, wv):\n    raise ValueError('a\\tb\\x1b[31m')\n", "ValueError: a"),
+    "complex": ("def attend(x, wq, wk, wv):\n    return x @ wv + 0j\n", "dtype complex128"),
+    "strings": ("import numpy as np\ndef attend(x, wq, wk, wv):\n    return (x @ wv).astype(str)\n", "dtype"),
+    "a class that objects": (
+        "import numpy as np\nclass A(np.ndarray):\n    def __abs__(self):\n        raise OSError('no')\n    __sub__ = __abs__\n"
+        "def attend(x, wq, wk, wv):\n    return (x @ wv * 2).view(A)\n",
+        "off by up to",
+    ),
+    "prints a lot": ("def attend(x, wq, wk, wv):\n    print('a' * 3_000_000)\n    return x @ wv\n", "(and more)"),
+    "too large to show": (
+        "import numpy as np\ndef attend(x, wq, wk, wv):\n    return np.ones((99, 99))\n",
+        "too large to show",
+    ),
+    "a dataclass": (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\n"
+        "def attend(x, wq, wk, wv):\n    return A(1).x * (x @ wv)\n",
+        "off by up to",
+    ),
+    "elsewhere": ("import os\nos.chdir('/')\ndef attend(x, wq, wk, wv):\n    return x.nothing\n", "return x.nothing"),
+    "a thread left": (
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "def attend(x, wq, wk, wv):\n    return x @ wv\n",
+        "off by up to",
+    ),
     "prints nonsense": ("print('{\"passed\": true}')\ndef attend(x, wq, wk, wv):\n    return x @ wv\n", "off by up to"),
 }
 
@@ -71,6 +96,33 @@ def test_what_a_file_can_do_wrong(name, tmp_path):
     assert message in text_of(found)
     assert "Traceback" not in text_of(found)
     assert "site-packages" not in text_of(found)
+    drawn = "\n".join("".join(text for text, _ in line) for event in found for line in lines(event, Page(40)))
+    assert "\x1b" not in drawn
+    assert max(map(len, drawn.split("\n"))) <= 40
+
+
+def test_two_terminals_on_one_progress_file(tmp_path):
+    reading, checking = Progress(tmp_path), Progress(tmp_path)
+    reading.update(LESSON, step=1)
+    checking.update(LESSON, passed="x")
+    reading.update(LESSON, step=2)
+    assert Progress(tmp_path).of(LESSON) == {"step": 2, "passed": "x"}
+    reading.forget(LESSON)
+    assert not Progress(tmp_path).of(LESSON)
+
+
+def test_a_file_that_is_gone_or_a_folder(tmp_path):
+    progress = Progress(tmp_path)
+    progress.file(LESSON).mkdir()
+    passed, found = desk.check(LESSON, progress)
+    assert not passed
+    assert "directory" in text_of(found)
+
+
+@pytest.mark.parametrize(("reply", "right"), [("1,024", True), ("1024", True), ("1.024", False), ("nan", False), ("x", False)])
+def test_numbers_as_people_write_them(reply, right):
+    assert events._right(reply, 1024, "1024", None, 1e-2) is right
+    assert events._right("0,5", 0.5, "0.5", None, 1e-2)
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups here")
@@ -191,12 +243,12 @@ def test_progress_is_kept_and_goes_on(tmp_path):
         progress.update(lesson, step=len(lesson.steps) + 7)  # an upgrade may shorten a lesson
     again = Progress(tmp_path)
     assert again.seen(LESSON) == len(LESSON.steps)
-    assert next_thing(lessons, again) == (next(each for each in lessons if each.exercise), "start")
+    assert next_thing(lessons, again) == (lessons[0], "start")
     desk.start(LESSON, again)
     (tmp_path / LESSON.path.name).write_bytes(LESSON.companion("solutions").read_bytes())
     passed, _ = desk.check(LESSON, again)
     assert passed
-    assert Progress(tmp_path).of(LESSON)["passed"] == checks.fingerprint(LESSON)
+    assert Progress(tmp_path).of(LESSON)["passed"] == fingerprint(LESSON)
 
 
 @pytest.mark.parametrize(

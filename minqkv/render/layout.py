@@ -71,6 +71,7 @@ def _fold(line, width):
 
 def wrap(text, width, style="", indent=""):
     """A paragraph of `code`, **strong** and plain words, filled to lines; code is not broken where it fits."""
+    text = re.sub(r"[\t\v\f\r\x1b]", " ", text)  # textwrap turns a tab into several blanks; escape codes are nobody's to send
     letters = []  # (character, style); the ticks stay, for without colour they tell `it` from it
     for part in re.split(r"(`[^`]+`|\*\*[^*]+\*\*)", text):
         if part[:1] == "`" and len(part) > 1:
@@ -131,7 +132,7 @@ def _step(event, page):
 
 def _code(event, page):
     laid = []
-    for row in event["source"].split("\n"):
+    for row in re.sub(r"[\v\f\r\x1b]", " ", event["source"]).expandtabs(4).split("\n"):
         beside, mark, comment = row.rpartition("  # ")
         margin = " " * (len(row) - len(row.lstrip()))
         if mark and len(row) + 2 > page.width:  # a comment with no room beside its line stands above it

@@ -1,6 +1,6 @@
 '''Lessons: what a lesson calls, and what plays and checks them. How to write one:
 
-Five files of the same name, and nothing else, make a lesson. Order comes from the number in the name.
+Five files of the same name, and one of key numbers, make a lesson. Order comes from the number in the name.
 
     lessons/NN_name.py              the lesson
     lessons/exercises/NN_name.py    the stub: signature, docstring (task, shapes, what is returned), raise NotImplementedError
@@ -29,7 +29,7 @@ Copy lesson 06 and replace its contents. Then, until nothing is left to say:
     # teaches = ["query", "qkv"]   topics; who teaches a variant lists its name as minqkv.variants.NAMES spells it
     # minutes = 15                 10 to 20
     # budget_s = 4                 seconds as plain Python on a slow machine
-    # exercise = "attend"          the name the learner defines (a function or class), a list of several, or []
+    # exercise = "attend"          the name the learner defines (a function or class), or a list of several
     # uses = ["minqkv.trace"]      the package's public names that appear, with their module
     # ///
 

@@ -9,7 +9,7 @@ from importlib import import_module
 
 from ..render.lesson import Recorder
 from ..variants import NAMES
-from .checks import Check, difference, judge, namespace, near_misses
+from .checks import Check, alike, judge, namespace, near_misses
 from .desk import run
 from .events import on
 from .lessons import FOLDERS
@@ -40,9 +40,8 @@ def _caught(faults):
 
 
 def files(lesson):
-    """An exercise comes with a stub, a solution, near misses and a check; imports are few."""
-    if lesson.exercise:
-        yield from (f"{folder}/{lesson.path.name} is missing" for folder in FOLDERS if not lesson.companion(folder).exists())
+    """A lesson has a stub, a solution, near misses and a check; imports are few."""
+    yield from (f"{folder}/{lesson.path.name} is missing" for folder in FOLDERS if not lesson.companion(folder).exists())
     for node in ast.walk(ast.parse(lesson.text)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) else []
@@ -58,32 +57,28 @@ def files(lesson):
 
 def stub(lesson):
     """The stub must fail as not written, and say in a docstring what is asked."""
-    if lesson.exercise:
-        passed, events = run(lesson, lesson.companion("exercises"))
-        if passed or "not written yet" not in str(events):
-            yield f"the stub does not fail as NotImplementedError: {events[0]['text']}"
-        functions = {node.name: node for node in ast.walk(ast.parse(lesson.companion("exercises").read_text("utf-8")))
-                     if isinstance(node, (ast.FunctionDef, ast.ClassDef))}  # fmt: skip
-        yield from (f"the stub of {name} has no docstring" for name in lesson.exercise
-                    if name not in functions or not ast.get_docstring(functions[name]))  # fmt: skip
+    passed, events = run(lesson, lesson.companion("exercises"))
+    if passed or "not written yet" not in str(events):
+        yield f"the stub does not fail as NotImplementedError: {events[0]['text']}"
+    functions = {node.name: node for node in ast.walk(ast.parse(lesson.companion("exercises").read_text("utf-8")))
+                 if isinstance(node, (ast.FunctionDef, ast.ClassDef))}  # fmt: skip
+    yield from (f"the stub of {name} has no docstring" for name in lesson.exercise
+                if name not in functions or not ast.get_docstring(functions[name]))  # fmt: skip
 
 
 def solution(lesson):
     """The solution must pass."""
-    if lesson.exercise:
-        passed, events = run(lesson, lesson.companion("solutions"))
-        if not passed:
-            yield f"the solution fails: {events[0]['text']}"
+    passed, events = run(lesson, lesson.companion("solutions"))
+    if not passed:
+        yield f"the solution fails: {events[0]['text']}"
 
 
 def misses(lesson):
     """At least three near misses; each fails, and none can be taken for another."""
-    if not lesson.exercise:
-        return
     check, known = Check(lesson), near_misses(lesson)
     if len(known) < 3:
         yield f"{len(known)} near misses; three at least"
-    if any(judge_fault(check, namespace(lesson.companion("solutions")))):
+    if any(outcome.fault for outcome in judge(check, namespace(lesson.companion("solutions")))):
         yield "the solution fails on some case"
     tried = {name: judge(check, wrong) for name, (_, wrong) in known.items()}
     for name, (diagnosis, _) in known.items():
@@ -93,23 +88,12 @@ def misses(lesson):
             yield f"{name} passes"
         if any(outcome.error for outcome in tried[name]):
             yield f"{name} raises, so that nothing can be compared"
-        twins = [other for other in tried if other != name and _alike(tried[name], tried[other], check.tolerance)]
+        twins = [other for other in tried if other != name and alike(tried[name], tried[other], check.tolerance)]
         yield from (f"{name} cannot be told from {other}" for other in twins)
-
-
-def judge_fault(check, learner):
-    """The faults of a namespace on all cases."""
-    return [outcome.fault for outcome in judge(check, learner)]
-
-
-def _alike(mine, others, tolerance):
-    return all(difference(a.result, b.result, tolerance) is None for a, b in zip(mine, others, strict=True))
 
 
 def hints(lesson):
     """Three hints; dimensions that differ within a case, and cases that differ from one another."""
-    if not lesson.exercise:
-        return
     check = Check(lesson)
     if len(check.hints) != 3 or len(set(check.hints)) != 3:
         yield f"{len(check.hints)} hints; three"
@@ -127,8 +111,7 @@ def prose(lesson):
     """No measured number in prose, nor in what an event says word for word; no exclamation mark."""
     texts = [("question", lesson.question), ("title", lesson.title), *((step.title, step.prose) for step in lesson.steps)]
     texts += [("an event", text) for text in _spoken(lesson.text)]
-    if lesson.exercise:
-        texts += [("the explanation", Check(lesson).explanation)]
+    texts += [("the explanation", Check(lesson).explanation)]
     for where, text in texts:
         yield from (f"{where}: {found!r} is typed, not computed" for found in measured(text))
         if "!" in text:
@@ -148,13 +131,9 @@ def _spoken(source):
 
 
 def needs(lesson, lessons):
-    """What it needs was taught before. While earlier lessons are still missing, only what comes too late is a fault."""
-    before = [other for other in lessons if other.number < lesson.number]
-    taught = {topic for other in before for topic in other.teaches}
-    complete = len(before) == lesson.number - 1
-    later = {topic for other in lessons if other.number >= lesson.number for topic in other.teaches}
-    yield from (f"needs {topic!r}, which no earlier lesson teaches" for topic in lesson.needs
-                if topic not in taught and (complete or topic in later))  # fmt: skip
+    """What it needs was taught before."""
+    taught = {topic for other in lessons if other.number < lesson.number for topic in other.teaches}
+    yield from (f"needs {topic!r}, which no earlier lesson teaches" for topic in lesson.needs if topic not in taught)
 
 
 def uses(lesson):

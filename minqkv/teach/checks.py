@@ -82,7 +82,10 @@ def attempt(check, learner, seed):
     if outcome.error is not None:
         return outcome
     outcome.expected = check.reference(*copy.deepcopy(args))
-    outcome.fault = difference(outcome.result, outcome.expected, check.tolerance)
+    try:
+        outcome.fault = difference(outcome.result, outcome.expected, check.tolerance)
+    except Exception as error:
+        outcome.fault = f"the result cannot be compared: {type(error).__name__}: {error}"
     for name, before, after in zip(check.arguments, args, given, strict=True):
         if difference(after, before, 0) is not None:
             outcome.fault = f"the argument {name} was changed in place; work on a copy"
@@ -115,9 +118,10 @@ def difference(found, expected, tolerance, what="the result"):
     if isinstance(expected, (int, float, np.number)) and not isinstance(expected, bool):
         if isinstance(found, bool) or not (isinstance(found, (int, float)) or _is_scalar(found)):
             return f"{what} is {_kind(found)}; expected a number"
-        return None if _close(found, expected, tolerance) else f"{what} is {float(found):.6g}; expected {float(expected):.6g}"
+        return None if _close(found, expected, tolerance) else f"{what} is {float(found):.10g}; expected {float(expected):.10g}"
+    found = found.item() if isinstance(found, np.bool_) else found
     same = found is expected or (type(found) is type(expected) and found == expected)
-    return None if same else f"{what} is {found!r}; expected {expected!r}"
+    return None if same else f"{what} is {found!r:.200}; expected {expected!r}"
 
 
 def _array_difference(found, expected, tolerance, what):
@@ -128,6 +132,7 @@ def _array_difference(found, expected, tolerance, what):
             return f"{what} is {_kind(found)}; expected a NumPy array of shape {expected.shape}"
     if found.shape != expected.shape:
         return f"{what} has shape {found.shape}; expected {expected.shape}"
+    found, expected = np.asarray(found), np.asarray(expected)  # not a matrix, nor masked
     if found.dtype != expected.dtype:
         return f"{what} has dtype {found.dtype}; expected {expected.dtype}"
     if _close(found, expected, tolerance):
@@ -161,14 +166,15 @@ def diagnose(check, lesson, outcomes):
         return None
     found = []
     for diagnosis, wrong in near_misses(lesson).values():
-        tries = (attempt(check, wrong, outcome.seed) for outcome in outcomes)
-        if all(_matches(mine, other, check.tolerance) for mine, other in zip(tries, outcomes, strict=True)):
+        if alike((attempt(check, wrong, outcome.seed) for outcome in outcomes), outcomes, check.tolerance):
             found.append(diagnosis)
     return found[0] if len(found) == 1 else None
 
 
-def _matches(mine, other, tolerance):
-    return mine.error is None and difference(mine.result, other.result, tolerance) is None
+def alike(mine, others, tolerance):
+    """Whether two lots of outcomes, of the same cases, have the same results."""
+    pairs = zip(mine, others, strict=True)
+    return all(a.error is None and difference(a.result, b.result, tolerance) is None for a, b in pairs)
 
 
 def judge(check, learner, cases=CASES):
@@ -202,6 +208,8 @@ def _value_events(name, value):
     if isinstance(value, (tuple, list, dict)):
         keys = value if isinstance(value, dict) else range(len(value))
         return [event for key in keys for event in _value_events(f"{name}[{key!r}]", value[key])]
+    if np.size(value) > 400 and isinstance(value, np.ndarray):
+        return [said(f"{name}: an array of shape {value.shape}, too large to show")]
     if isinstance(value, (np.ndarray, np.number, int, float)) and not isinstance(value, bool):
         return [array_event("show", name, value, digits=4)]
     return [said(f"{name} = {value!r}"[:300])]
@@ -221,7 +229,9 @@ def cost(check, learner, cases=CASES):
                 for args in given:
                     function(*args)
             times.append(time.perf_counter() - began)
-        peak = tracemalloc.get_traced_memory()[1]
+            if times[0] > 1 and not measure:
+                break  # slow: once is enough
+        peak = tracemalloc.get_traced_memory()[1]  # 0 where nothing was traced
         tracemalloc.stop()
         rows[name] = (min(times[:3]), peak)
     return rows

@@ -6,9 +6,11 @@ parent survives it.
 
 import faulthandler
 import json
+import linecache
+import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 
 from . import lessons
 from .checks import CASES, Check, case_events, cost, diagnose, judge, size
@@ -22,28 +24,30 @@ def main(lesson_path, file, report, seconds):
         faulthandler.dump_traceback_later(float(seconds), exit=True, file=stuck)  # says where an endless loop is
         passed, events = examine(lessons.read(Path(lesson_path)), file)
         faulthandler.cancel_dump_traceback_later()
-    Path(report).write_text(json.dumps({"passed": passed, "events": events}), "utf-8")
+    Path(report).write_text(json.dumps({"passed": passed, "events": events}, default=repr), "utf-8")
+    os._exit(0)  # whatever threads the learner's code has left
 
 
 def examine(lesson, file):
     """(passed, events) of the learner's file."""
     check = Check(lesson)
     try:
-        source = Path(file).read_text("utf-8")
+        source = Path(file).read_text("utf-8-sig")  # some editors write a mark first
         if not source.strip():
             return False, [said(f"{file} is empty", "bad")]
-        defined = {"__name__": "exercise", "__file__": file}
-        exec(compile(source, file, "exec"), defined)
+        learner = sys.modules["exercise"] = ModuleType("exercise")  # a dataclass looks itself up there
+        learner.__file__ = file
+        linecache.cache[file] = len(source), None, source.splitlines(True), file  # also after a chdir
+        exec(compile(source, file, "exec"), vars(learner))
     except SyntaxError as error:
-        return False, [said(f"{file}, line {error.lineno}: {error.msg}", "bad"), quoted(error.text or "")]
+        return False, [said(f"{error.filename or file}, line {error.lineno}: {error.msg}", "bad"), quoted(error.text or "")]
     except UnicodeDecodeError:
         return False, [said(f"{file} is not UTF-8 text", "bad")]
     except (Exception, SystemExit) as error:
         return False, [said(f"{file} stops before it is used: {type(error).__name__}: {error}", "bad"), *_places(error, file)]
-    absent = [name for name in lesson.exercise if name not in defined]
+    absent = [name for name in lesson.exercise if not hasattr(learner, name)]
     if absent:
         return False, [said(f"{file} defines no {' and no '.join(absent)}", "bad")]
-    learner = SimpleNamespace(**defined)
     outcomes = judge(check, learner)
     failed = [outcome for outcome in outcomes if outcome.fault]
     if failed:
@@ -63,12 +67,14 @@ def _failure(check, lesson, outcomes, worst, count, file):
     events.append(said(f"The smallest of {count} failing cases ({CASES} were tried), seed {worst.seed}:"))
     events += case_events(check, worst)
     if worst.printed:
-        rows = worst.printed.splitlines()
-        events += [said("Your code printed, on this case:"), quoted("\n".join(rows[:20] + ["(and more)"] * (len(rows) > 20)))]
+        rows = worst.printed[:4000].splitlines()
+        more = ["(and more)"] * (len(rows) > 20 or len(worst.printed) > 4000)
+        events += [said("Your code printed, on this case:"), quoted("\n".join(rows[:20] + more))]
     return events
 
 
 def _success(check, learner):
+    faulthandler.cancel_dump_traceback_later()  # it has passed; how long a comparison takes is another matter
     rows = cost(check, learner)
     (mine, my_peak), (theirs, their_peak) = rows["yours"], rows["the package"]
     text = f"Right on all {CASES} cases. On them your code took {mine / theirs:.2f} times as long as the package, "

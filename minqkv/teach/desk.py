@@ -1,6 +1,7 @@
 """The learner's desk: their copy of an exercise, its check in a child process, hints, the solution, a fresh start."""
 
 import json
+import linecache
 import os
 import re
 import shutil
@@ -23,7 +24,6 @@ LIMIT = 20.0  # seconds a check may take
 
 def start(lesson, progress):
     """Copy the stub to the learner's folder; a file already there stays. Returns (path, whether it is new)."""
-    _has_exercise(lesson)
     path = progress.file(lesson)
     if path.exists():
         return path, False
@@ -34,7 +34,6 @@ def start(lesson, progress):
 
 def check(lesson, progress, limit=LIMIT):
     """(passed, events) of the learner's file; a pass is recorded."""
-    _has_exercise(lesson)
     path = progress.file(lesson)
     command = f"minqkv lesson start {lesson.number}"
     if not path.exists():
@@ -44,8 +43,9 @@ def check(lesson, progress, limit=LIMIT):
     if passed:
         progress.update(lesson, passed=fingerprint(lesson))
         return True, events + found
-    if path.read_bytes() == lesson.companion("exercises").read_bytes():
-        found.append(said("The file is still as it was copied: this is the one to edit."))
+    with suppress(OSError):  # a folder, or gone: the check has said so
+        if path.read_bytes() == lesson.companion("exercises").read_bytes():
+            found.append(said("The file is still as it was copied: this is the one to edit."))
     again = f"Again: minqkv lesson check {lesson.number}. A hint: minqkv lesson hint {lesson.number}"
     return False, [*events, *found, said(again)]
 
@@ -58,15 +58,17 @@ def run(lesson, path, limit=LIMIT):
         report = Path(folder) / "report.json"
         command = [sys.executable, "-X", "utf8", "-P", "-m", "minqkv.teach.child"]
         command += [str(lesson.path), str(path), str(report), str(limit)]
-        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "env": {**os.environ, "PYTHONPATH": paths}}
         options["start_new_session"] = True  # a group of its own: what the learner's code starts ends with it
-        with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, errors="replace", **options) as child:
+        errors = Path(folder) / "errors"  # a file: nobody waits for those who inherit it
+        with open(errors, "wb") as stderr, subprocess.Popen(command, stderr=stderr, **options) as child:
             try:
-                _, err = child.communicate(timeout=limit + 10)
+                child.wait(timeout=limit + 10)
             except subprocess.TimeoutExpired:
-                err = ""
+                pass
             finally:
                 _end(child)
+        err = errors.read_text("utf-8", errors="replace")
         if report.exists():
             value = json.loads(report.read_text("utf-8"))
             return value["passed"], value["events"]
@@ -74,16 +76,16 @@ def run(lesson, path, limit=LIMIT):
         line = _stuck_at(stuck.read_text("utf-8") if stuck.exists() else "", path)
     if line:
         text = f"After {limit:g} s the check was stopped, at line {line}: is there a loop that never ends?"
-        source = path.read_text("utf-8").splitlines()[line - 1]
-        return False, [said(text, "bad"), quoted(source, line)]
+        linecache.checkcache(str(path))
+        return False, [said(text, "bad"), quoted(linecache.getline(str(path), line), line)]  # empty, if it has changed since
     last = err.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
     return False, [said(f"The process ended before the check did: {last[0]}", "bad")]
 
 
 def _end(child):
-    """Kill the child and all it has started."""
+    """Kill the child and, where there are process groups, all it has started there."""
     if hasattr(os, "killpg"):
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
     child.kill()
 
@@ -109,22 +111,22 @@ def watch(lesson, progress, draw, limit=LIMIT):
 
 
 def _changed(path):
-    return path.stat().st_mtime_ns if path.exists() else None
+    with suppress(OSError):  # an editor that saves by renaming leaves a moment without a file
+        return path.stat().st_mtime_ns
+    return None
 
 
 def hint(lesson, progress):
     """The next hint, in words; the last one again once all are known. Hints cost nothing."""
-    if not lesson.exercise:
-        return None
     hints = Check(lesson).hints
-    taken = min(progress.of(lesson).get("hints", 0), len(hints) - 1)
+    taken = progress.of(lesson).get("hints", 0)
+    taken = min(taken, len(hints) - 1) if isinstance(taken, int) and taken > 0 else 0
     progress.update(lesson, hints=taken + 1)
     return f"Hint {taken + 1} of {len(hints)}: {hints[taken]}"
 
 
 def solution(lesson, progress, spoil=False):
     """Copy the solution beside the learner's file and return its path; before a pass only with `spoil`."""
-    _has_exercise(lesson)
     if "passed" not in progress.of(lesson) and not spoil:
         raise UsageError("the solution comes after a pass", f"minqkv lesson hint {lesson.number}, or --spoil to see it now")
     path = progress.work / "solutions" / lesson.path.name
@@ -144,8 +146,3 @@ def reset(lesson, progress):
         start(lesson, progress)
     progress.forget(lesson)
     return backup
-
-
-def _has_exercise(lesson):
-    if not lesson.exercise:
-        raise UsageError(f"lesson {lesson.number} has no exercise", f"minqkv lesson play {lesson.number}")

@@ -4,12 +4,12 @@ Events are dicts of strings, numbers and lists. They never hold escape codes, an
 """
 
 import inspect
-import sys
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import MinqkvError
-from ..render.lesson import Plain
+from ..render.lesson import choose
 
 _stage = None
 
@@ -37,7 +37,7 @@ def stage():
     """The stage in use; outside the runner a plain one on stdout, which asks only on a terminal."""
     global _stage
     if _stage is None:
-        _stage = Plain(interactive=sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty())
+        _stage = choose(plain=True)
     return _stage
 
 
@@ -119,6 +119,8 @@ def table(title, columns, rows):
 def curve(title, series, x="step", log=False):
     """Curves as text: `series` maps a name to its values, one for each x; `log` for values over several decades."""
     series = {name: [float(y) for y in ys] for name, ys in series.items()}
+    if not all(abs(y) < float("inf") for ys in series.values() for y in ys):
+        raise LessonError(f"curve: {title} has values that are not finite")
     emit("curve", title=title, series=series, x=x, log=log)
 
 
@@ -145,10 +147,9 @@ def _right(reply, answer, text, options, tolerance):
     if options is not None and len(reply) == 1 and reply.lower() in "abcdefgh"[: len(options)]:
         return options["abcdefgh".index(reply.lower())] == answer
     if isinstance(answer, (int, float)) and not isinstance(answer, bool):
-        try:
-            return abs(float(reply.replace(",", ".")) - answer) <= tolerance
-        except ValueError:
-            return False
+        readings = {reply.replace(",", "."), reply.replace(",", "")}  # 0,5 and 1,024
+        numbers = [float(text) for text in readings if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text.strip())]
+        return any(abs(number - answer) <= tolerance for number in numbers)
     return reply.lower() == text.lower() or (isinstance(answer, bool) and reply.lower() == text[0])
 
 

@@ -96,7 +96,7 @@ def find(name, lessons):
     """A lesson by number (6, 06) or name (attention_by_hand, 06_attention_by_hand). Raises UsageError with near matches."""
     text = str(name).lower().removesuffix(".py").replace("-", "_")
     for lesson in lessons:
-        if text in (lesson.name, lesson.name[3:]) or (text.isdigit() and int(text) == lesson.number):
+        if text in (lesson.name, lesson.name[3:]) or (text.isdecimal() and int(text) == lesson.number):
             return lesson
     known = [str(lesson.number) for lesson in lessons] if text.isdigit() else [lesson.name[3:] for lesson in lessons]
     raise unknown("lesson", name, known)
@@ -121,6 +121,7 @@ def read(path):
     if isinstance(fields.get("exercise"), str):
         fields["exercise"] = [fields["exercise"]]
     faults = [name for name in FIELDS if not isinstance(fields.get(name), FIELDS[name])] + sorted(fields.keys() - FIELDS)
+    faults += [] if fields.get("exercise") else ["exercise"]
     if faults:
         raise MinqkvError(f"{path.name}: metadata missing, unknown or of the wrong type: {', '.join(faults)}")
     return Lesson(path, **fields)

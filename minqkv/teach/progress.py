@@ -1,6 +1,7 @@
 """Where a learner is: one JSON file beside their work, replaced whole after each step."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import EnvironmentFault
@@ -19,6 +20,9 @@ class Progress:
     def __init__(self, work=WORK):
         self.work, self.path = Path(work), Path(work) / ".minqkv" / "progress.json"
         self.lessons, self.message = {}, None
+        self._read()
+
+    def _read(self):
         if not self.path.exists():
             return
         try:
@@ -28,8 +32,10 @@ class Progress:
                 raise ValueError("it has another form")
         except (EnvironmentFault, KeyError, AttributeError, ValueError):
             aside = self.path.with_name(f"progress.unreadable-{os.getpid()}.json")
-            os.replace(self.path, aside)
-            self.message = f"the progress file could not be read; it is now {aside}, and progress starts afresh"
+            self.message = "the progress file could not be read, and progress starts afresh"
+            with suppress(OSError):  # in a folder that cannot be written to it stays
+                os.replace(self.path, aside)
+                self.message += f"; what it held is now {aside}"
             return
         if schema > SCHEMA:
             raise EnvironmentFault(f"{self.path} was written by a newer minqkv", "pip install --upgrade minqkv")
@@ -41,14 +47,22 @@ class Progress:
 
     def update(self, lesson, **fields):
         """Change an entry and save; a field set to None is forgotten."""
+        self._read()  # another terminal may have written since
         entry = {**self.of(lesson), **fields}
         self.lessons[lesson.name] = {name: value for name, value in entry.items() if value is not None}
-        write_json(self.path, {"schema": SCHEMA, "lessons": self.lessons})
+        self._write()
 
     def forget(self, lesson):
         """As if the lesson had never been begun."""
+        self._read()
         if self.lessons.pop(lesson.name, None) is not None:
+            self._write()
+
+    def _write(self):
+        try:
             write_json(self.path, {"schema": SCHEMA, "lessons": self.lessons})
+        except EnvironmentFault as error:
+            raise EnvironmentFault(str(error), "progress is kept in the current folder: go to one you may write to") from error
 
     def file(self, lesson):
         """The learner's own file."""
@@ -60,8 +74,8 @@ class Progress:
         return min(step, len(lesson.steps)) if isinstance(step, int) and step > 0 else 0
 
     def done(self, lesson):
-        """Whether the check is passed, or, without an exercise, the last step seen."""
-        return "passed" in self.of(lesson) if lesson.exercise else self.seen(lesson) == len(lesson.steps)
+        """Whether the check is passed."""
+        return "passed" in self.of(lesson)
 
 
 def next_thing(lessons, progress):

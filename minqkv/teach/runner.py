@@ -86,7 +86,7 @@ class Player:
                 raise Quit
             if key == "b":
                 return max(0, at - 1)
-            if key == "g" and rest.strip().isdigit() and 1 <= int(rest) <= len(self.lesson.steps):
+            if key == "g" and rest.strip().isdecimal() and 1 <= int(rest) <= len(self.lesson.steps):
                 return int(rest) - 1
             with on(self.stage):
                 self._answer(key, at)
@@ -98,8 +98,9 @@ class Player:
             banner = "a copy of the lesson's variables; exit() or Ctrl-D comes back"
             with suppress(SystemExit):
                 code.interact(banner, local={**self.namespace, "exit": _leave, "quit": _leave}, exitmsg="")
+            self.ran = -1  # the copy shares its arrays: the steps run again before the next one
         elif key == "h":
-            emit("say", text=self.hint() or "this lesson has no exercise")
+            emit("say", text=self.hint())
         elif key == "g":
             emit("say", text=f"g and a step from 1 to {len(self.lesson.steps)}, for instance: g 2")
         elif key == "?":
@@ -116,7 +117,10 @@ class Player:
                 thing = getattr(type(thing), "forward", None)  # a module that is called
             module = getattr(thing, "__module__", None) or ""
             if module.split(".")[0] in ("minqkv", "lesson") and not module.startswith(("minqkv.teach", "minqkv.backend")):
-                file, line = inspect.getsourcefile(thing), inspect.getsourcelines(thing)[1]
+                try:
+                    file, line = inspect.getsourcefile(thing), inspect.getsourcelines(thing)[1]
+                except (OSError, TypeError):  # a class of the lesson itself
+                    continue
                 emit("say", text=f"{thing.__qualname__}, {file}, line {line}")
                 emit("code", source=inspect.getsource(thing).rstrip(), line=line)
                 return
