@@ -67,8 +67,25 @@ def test_cache_measured_is_the_formula():
         assert row["cache_measured"] == row["cache_formula"]
 
 
+def bench(name):
+    return json.loads((ROOT / "bench/results" / name).read_text("utf-8"))
+
+
 def test_decoding_times():
-    decode = json.loads((ROOT / "bench/results/decode-1t-pinned.json").read_text("utf-8"))
-    qkv = [row for row in decode["rows"] if row["kind"] == "cached" and row["variant"] == "qkv"]
+    rows = [row for row in bench("decode-2t.json")["rows"] if row["kind"] == "cached" and row["batch"] == 1]
+    qkv = [row for row in rows if row["variant"] == "qkv"]
     times = [f"{row['us_per_token'][row['best_torch']]:,.0f}" for row in qkv]
     assert f"{', '.join(times[:-1])} and {times[-1]} µs for `qkv`" in README
+    for variant in ("qkv", "q-k=v", "gqa-2", "mqa", "q-mqa"):
+        mine = [f"{row['us_per_token']['minqkv']:,.0f}" for row in rows if row["variant"] == variant]
+        assert f"| `{variant}` | {' | '.join(mine)} |" in README
+
+
+def test_step_times_and_memory():
+    step, memory = bench("step-2t.json"), bench("memory-2t.json")["summary"]
+    for row in step["rows"]:
+        if row["variant"] == "qkv":
+            sizes, best = ", ".join(map(str, row["V T d L H B"])), row["median_ms"][row["best_torch"]]
+            assert f"| {sizes} | {row['median_ms']['minqkv']:.1f} ms | {best:.1f} ms | {row['ratio'][0]:.2f} |" in README
+    assert f"The geometric mean is {step['summary']['geometric_mean_of_sizes']:.2f}" in README
+    assert f"{memory['step: over PyTorch, geometric mean']:.2f} of PyTorch's" in README
