@@ -2,7 +2,8 @@
 
 Every measurement is a process of its own (bench.child). All figures are bytes above the parameters: for a step the
 gradients, AdamW's two moments, what backward needs, temporaries. "Traced" is what NumPy asked for, "resident" what the
-system gave. The analytic count is that of a step that saves what backward needs, once, and has no temporaries.
+system gave. minqkv runs in one process: with n, each worker holds its part of what backward needs, and one more copy of
+parameters and gradients. The analytic count is that of a step that saves what backward needs, once, and has no temporaries.
 """
 
 import json

@@ -40,7 +40,8 @@ def make_folder(path):
 def cannot_write(path, error):
     """An OSError met while writing, as an error with a cure."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    cure = "free some space, or choose another place with --out" if full else "choose another place with --out"
+    cure = "choose another place: with --out, or from another folder"
+    cure = f"free some space, or {cure}" if full else cure
     return EnvironmentFault(f"cannot write {path}: {error.strerror or error}", cure)
 
 

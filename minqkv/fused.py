@@ -178,7 +178,7 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
     step = T if whole else BLOCK
     blocks = [slice(i, min(i + step, T)) for i in range(0, T, step)]
     ends = [S if mask is None else backend.visible(mask[rows]) for rows in blocks]
-    # scores that cannot overflow need no shift by their maximum; to know costs as much as d_h rows of scores
+    # scores that cannot overflow need no shift by their maximum; to find out costs a query as much as d_h scores do
     small = bias is None and d_h <= T and backend.bounded(scaled, keys)
 
     def fold(a):  # (B, H, t, n) -> (B, h, G·t, n): the queries that share a stored head are more rows of one product
@@ -205,17 +205,17 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
         if not small:
             scores -= scores.max(axis=-1, keepdims=True)
         weights = xp.exp(scores, out=scores)
-        share = 1 / backend.row_sum(weights)  # (B, H, t, 1)
+        inv_sum = 1 / backend.row_sum(weights)  # (B, H, t, 1)
         if whole:
-            tracing.probe("pattern", weights * share)
-        return weights, share
+            tracing.probe("pattern", weights * inv_sum)
+        return weights, inv_sum
 
     keep = whole or (T * S <= KEEP and wanted)
     kept, out = [], _merged(q)  # (B, H, T, d_h)
     for rows, end in zip(blocks, ends, strict=True):
-        weights, share = pattern_of(rows, end)
-        xp.multiply(bmm(fold(weights), values[:, :, :end]).reshape(B, H, -1, d_h), share, out=out[:, :, rows])
-        kept.append((weights, share) if keep else None)
+        weights, inv_sum = pattern_of(rows, end)
+        xp.multiply(bmm(fold(weights), values[:, :, :end]).reshape(B, H, -1, d_h), inv_sum, out=out[:, :, rows])
+        kept.append((weights, inv_sum) if keep else None)
     prefix, need_k, need_v = tracing.here(), k.requires_grad, v.requires_grad
     unscaled, has_bias = None if temperature is None else q.data, bias is not None
 
@@ -223,15 +223,15 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
         dq, dk, dv, db = _merged(out), None, None, None
         dt = None if unscaled is None else xp.zeros((), out.dtype)
         for rows, end in zip(reversed(blocks), reversed(ends), strict=True):
-            weights, share = kept.pop() if keep else pattern_of(rows, end)  # (B, H, t, end), (B, H, t, 1)
-            shared = g[:, :, rows] * share  # (B, H, t, d_h)
-            g_rows = fold(shared)  # (B, h, G·t, d_h)
+            weights, inv_sum = kept.pop() if keep else pattern_of(rows, end)  # (B, H, t, end), (B, H, t, 1)
+            g_scaled = g[:, :, rows] * inv_sum  # (B, H, t, d_h)
+            g_rows = fold(g_scaled)  # (B, h, G·t, d_h)
             if need_v:
                 dv = _add_head(dv, bmm(fold(weights).swapaxes(-1, -2), g_rows), S)  # (B, h, S, d_h)
-            d = bmm(g_rows, values[:, :, :end].swapaxes(-1, -2)).reshape(weights.shape)  # share · gradient of the pattern ...
+            d = bmm(g_rows, values[:, :, :end].swapaxes(-1, -2)).reshape(weights.shape)  # inv_sum · gradient of the pattern ...
             if whole:
-                tracing.probe("grad.pattern", d / share, prefix)
-            d -= backend.row_dot(shared, out[:, :, rows])  # its row sums Σ_j d_ij p_ij, taken where rows are short
+                tracing.probe("grad.pattern", d / inv_sum, prefix)
+            d -= backend.row_dot(g_scaled, out[:, :, rows])  # its row sums Σ_j d_ij p_ij, taken where rows are short
             d *= weights  # ... now the gradient of the scores
             if whole:
                 tracing.probe("grad.scores", d, prefix)

@@ -101,6 +101,18 @@ def test_what_a_file_can_do_wrong(name, tmp_path):
     assert max(map(len, drawn.split("\n"))) <= 40
 
 
+@pytest.mark.parametrize("late", ["raise ValueError('worn out')", "time.sleep(0.04)"])
+def test_a_right_answer_passes_however_it_fares_afterwards(late, tmp_path):
+    """It works thirty times and then no longer, or it is slow: its cost is left out, the pass is not."""
+    solution = LESSON.companion("solutions").read_text("utf-8").replace("def attend(", "def right(")
+    after = 30 if "raise" in late else 0
+    source = f"import time\n{solution}\ncalls = []\ndef attend(*args):\n    calls.append(1)\n"
+    (tmp_path / "a.py").write_text(f"{source}    if len(calls) > {after}:\n        {late}\n    return right(*args)\n")
+    passed, found = desk.run(LESSON, tmp_path / "a.py")
+    assert passed
+    assert found[0]["text"] == f"Right on all {checks.CASES} cases."
+
+
 def test_two_terminals_on_one_progress_file(tmp_path):
     reading, checking = Progress(tmp_path), Progress(tmp_path)
     reading.update(LESSON, step=1)
@@ -455,6 +467,11 @@ def test_commands_from_beginning_to_end(cli, tmp_path):
     assert "times as long as the package" in out
     assert "def attend" in cli("lesson", "solution", number)[1]
     assert "done" in cli("lesson", "list")[1]
+    assert "older" not in cli("lesson", "list")[1]
+    path = Progress().path
+    path.write_text(path.read_text().replace(fingerprint(LESSON), "of another day"))
+    assert "done (older)" in cli("lesson", "list")[1]
+    path.write_text(path.read_text().replace("of another day", fingerprint(LESSON)))
     assert "backup-1" in cli("lesson", "reset", number)[1]
     (tmp_path / "minqkv-work/.minqkv/progress.json").write_text("{")
     code, out, err = cli("lesson", "list")

@@ -98,7 +98,7 @@ def list_lessons(as_json):
         state = f"step {progress.seen(each)}/{len(each.steps)}" if progress.seen(each) else ""
         if progress.done(each):
             newer = progress.of(each)["passed"] != fingerprint(each)
-            state = "done, by an older check" if newer else "done"
+            state = "done (older)" if newer else "done"
         rows.append({"number": each.number, "name": each.name, "title": each.title, "minutes": each.minutes, "state": state})
     if as_json:
         print_json(rows)
@@ -106,6 +106,8 @@ def list_lessons(as_json):
     for row in rows:
         line = f"{row['number']:2}  {row['title']}"
         click.echo(f"{line:36} {row['minutes']:3} min  {row['state']}".rstrip() if len(line) <= 36 else f"{line}  {row['state']}")
+    if any("older" in row["state"] for row in rows):
+        click.echo("older: the check has changed since; minqkv lesson check NUMBER tries your answer again")
 
 
 @lesson.command()
@@ -126,14 +128,16 @@ def play(name, as_json, plain, no_pause, svg, step=None):
     stage = choose(plain, as_json, not no_pause)
     pause = getattr(stage, "interactive", False)
     seen = progress.seen(chosen) if pause else 0  # without pauses nothing is learnt, and nothing recorded
-    begin = step - 1 if step else 0 if seen == len(chosen.steps) else seen
+    whole = seen == len(chosen.steps)  # read again, it stays read
+    begin = step - 1 if step else 0 if whole else seen
     if not as_json and begin == 0:
         stage.draw({"event": "prose", "text": f"# Lesson {chosen.number}: {chosen.title}\n\n{chosen.question}"})
-    player = Player(chosen, stage, lambda n: pause and progress.update(chosen, step=n), lambda: hint(chosen, progress))
+    saw = (lambda n: progress.update(chosen, step=n)) if pause and not whole else (lambda n: None)
+    player = Player(chosen, stage, saw, lambda: hint(chosen, progress))
     try:
         finished = player.play(begin, pause)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("the position is kept; go on with: minqkv learn") from None
+        raise KeyboardInterrupt("the position is kept; go on with: minqkv learn" if pause else "") from None
     if svg:
         export(svg, f"minqkv lesson play {chosen.number}", stage.drawn)
     if not as_json:

@@ -216,7 +216,8 @@ def _value_events(name, value):
 
 
 def cost(check, learner, cases=CASES):
-    """Seconds of the learner's code and of the package's on the same cases (the best of three), and peak bytes of each."""
+    """Who -> (seconds, the best of three; peak bytes), of the learner's code and of the package's on the same cases; None
+    where that would take long, or where the learner's code works no longer."""
     rows = {}
     for name, function in (("yours", lambda *args: check.use(learner, *args)), ("the package", check.reference)):
         times = []
@@ -225,13 +226,17 @@ def cost(check, learner, cases=CASES):
             if measure:
                 tracemalloc.start()
             began = time.perf_counter()
-            with contextlib.redirect_stdout(io.StringIO()):
-                for args in given:
-                    function(*args)
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    for args in given:
+                        function(*args)
+            except (Exception, SystemExit):
+                return None
+            finally:
+                peak = tracemalloc.get_traced_memory()[1]
+                tracemalloc.stop()
             times.append(time.perf_counter() - began)
-            if times[0] > 1 and not measure:
-                break  # slow: once is enough
-        peak = tracemalloc.get_traced_memory()[1]  # 0 where nothing was traced
-        tracemalloc.stop()
+            if times[0] > 1:
+                return None
         rows[name] = (min(times[:3]), peak)
     return rows

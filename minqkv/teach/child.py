@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from ..files import write_text
 from . import lessons
 from .checks import CASES, Check, case_events, cost, diagnose, judge, size
 from .events import quoted, said
@@ -24,7 +25,7 @@ def main(lesson_path, file, report, seconds):
         faulthandler.dump_traceback_later(float(seconds), exit=True, file=stuck)  # says where an endless loop is
         passed, events = examine(lessons.read(Path(lesson_path)), file)
         faulthandler.cancel_dump_traceback_later()
-    Path(report).write_text(json.dumps({"passed": passed, "events": events}, default=repr), "utf-8")
+    write_text(report, json.dumps({"passed": passed, "events": events}, default=repr))
     os._exit(0)  # whatever threads the learner's code has left
 
 
@@ -75,10 +76,11 @@ def _failure(check, lesson, outcomes, worst, count, file):
 
 def _success(check, learner):
     faulthandler.cancel_dump_traceback_later()  # it has passed; how long a comparison takes is another matter
-    rows = cost(check, learner)
-    (mine, my_peak), (theirs, their_peak) = rows["yours"], rows["the package"]
-    text = f"Right on all {CASES} cases. On them your code took {mine / theirs:.2f} times as long as the package, "
-    text += f"and at its peak {my_peak / max(1, their_peak):.2f} times the memory."
+    text = f"Right on all {CASES} cases."
+    if rows := cost(check, learner):
+        (mine, my_peak), (theirs, their_peak) = rows["yours"], rows["the package"]
+        text += f" On them your code took {mine / theirs:.2f} times as long as the package, "
+        text += f"and at its peak {my_peak / max(1, their_peak):.2f} times the memory."
     return [said(text, "good"), {"event": "prose", "text": check.explanation}]
 
 

@@ -4,7 +4,6 @@ import json
 import linecache
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import UsageError
-from ..files import make_folder
+from ..files import write_text
 from .checks import Check
 from .events import quoted, said
 from .lessons import fingerprint
@@ -27,8 +26,7 @@ def start(lesson, progress):
     path = progress.file(lesson)
     if path.exists():
         return path, False
-    make_folder(path.parent)
-    shutil.copyfile(lesson.companion("exercises"), path)
+    write_text(path, lesson.companion("exercises").read_text("utf-8"))
     return path, True
 
 
@@ -43,8 +41,8 @@ def check(lesson, progress, limit=LIMIT):
     if passed:
         progress.update(lesson, passed=fingerprint(lesson))
         return True, events + found
-    with suppress(OSError):  # a folder, or gone: the check has said so
-        if path.read_bytes() == lesson.companion("exercises").read_bytes():
+    with suppress(OSError, UnicodeDecodeError):  # a folder, gone, no text: the check has said so
+        if path.read_text("utf-8") == lesson.companion("exercises").read_text("utf-8"):
             found.append(said("The file is still as it was copied: this is the one to edit."))
     again = f"Again: minqkv lesson check {lesson.number}. A hint: minqkv lesson hint {lesson.number}"
     return False, [*events, *found, said(again)]
@@ -130,8 +128,7 @@ def solution(lesson, progress, spoil=False):
     if "passed" not in progress.of(lesson) and not spoil:
         raise UsageError("the solution comes after a pass", f"minqkv lesson hint {lesson.number}, or --spoil to see it now")
     path = progress.work / "solutions" / lesson.path.name
-    make_folder(path.parent)
-    shutil.copyfile(lesson.companion("solutions"), path)
+    write_text(path, lesson.companion("solutions").read_text("utf-8"))
     return path
 
 

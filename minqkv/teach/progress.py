@@ -59,10 +59,7 @@ class Progress:
             self._write()
 
     def _write(self):
-        try:
-            write_json(self.path, {"schema": SCHEMA, "lessons": self.lessons})
-        except EnvironmentFault as error:
-            raise EnvironmentFault(str(error), "progress is kept in the current folder: go to one you may write to") from error
+        write_json(self.path, {"schema": SCHEMA, "lessons": self.lessons})
 
     def file(self, lesson):
         """The learner's own file."""
