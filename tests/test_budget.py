@@ -19,12 +19,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module, or a package of them, imports from lower floors and from its own package. Empty places may still be filled.
 FLOORS = [
     {"version", "errors"},
-    {"backend", "rng", "files", "variants", "stats", "published"},
+    {"backend", "rng", "files", "variants", "stats", "published", "workers"},
     {"debug", "tracing", "positions"},
     {"tensor", "cache"},
     {"ops", "fused", "optim"},
-    {"composed", "functional", "checking", "nn"},
-    {"attention", "workers"},
+    {"composed", "functional", "checking", "nn", "reading"},
+    {"attention", "letters"},
     {"models", "tasks", "shards"},
     {"decoding", "train"},
     {"runs"},
@@ -37,10 +37,11 @@ FLOORS = [
 ]
 
 ENGINE = {"backend", "debug", "tensor", "ops", "fused", "composed", "functional", "checking", "tracing"}
-SPINE = {"nn", "optim", "variants", "cache", "positions", "attention", "models", "workers", "shards", "train", "runs", "decoding"}
+SPINE = {"nn", "optim", "variants", "cache", "positions", "attention", "models", "reading", "workers", "letters",
+         "shards", "train", "runs", "decoding"}  # fmt: skip
 BUDGETS = {  # the largest number of code lines; a budget that must grow is raised in a commit of its own that says why
     "engine": (ENGINE, 830),
-    "spine, with the engine": (ENGINE | SPINE | {"errors", "rng", "files", "version"}, 2170),
+    "spine, with the engine": (ENGINE | SPINE | {"errors", "rng", "files", "version"}, 2340),
     "tasks, study and what measures": (
         {"tasks", "study", "stats", "published", "convert", "diagnose", "selfcheck", "doctor"}, 1100),
     "cli, and the way in": ({"cli", "__main__", "__init__"}, 900),
