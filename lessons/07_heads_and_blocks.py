@@ -30,6 +30,7 @@
 import numpy as np
 
 import minqkv as mq
+from minqkv import functional as F
 from minqkv.models import Block
 from minqkv.optim import Adam
 from minqkv.tasks.synthetic import Synthetic
@@ -61,8 +62,7 @@ grouped = x.reshape(4, 2, 3)  # (T, C) -> (T, H, d)
 heads = grouped.transpose(1, 0, 2)  # (T, H, d) -> (H, T, d)
 predict("Which number comes first in head 1?", int(heads[1, 0, 0]))
 show("heads", heads, digits=0)
-layer = mq.Attention("qkv", n_embd=6, n_head=2, block_size=4)
-compare("split by hand", heads, "split in the layer", layer.split(x[None], 2)[0])
+compare("split by hand", heads, "split_heads", F.split_heads(mq.Tensor(x[None]), 2).numpy()[0])
 
 # %% [markdown]
 # Why not reshape to (H, T, d) at once? It is shorter, it has the right shape, and nothing complains. A reshape keeps
@@ -282,7 +282,7 @@ say("Nobody tells the heads who does what. Another seed, another division of lab
 # First write the two moves yourself: the exercise asks for `split` and `merge`.
 
 # %% Where it is done
-source(mq.Attention.split)
-source(mq.Attention.forward, at="z.transpose")
+source(F.split_heads)
+source(F.merge_heads)
 source(Block.forward, at="self.attn(self.ln_1(x)")
 source(mq.VariantSpec.params)

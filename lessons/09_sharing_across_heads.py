@@ -276,6 +276,6 @@ say("What shrinks is the memory that has to be read again for every token that i
 
 # %% Where it is done
 source(mq.functional.scaled_dot_product_attention, at="def fold(a)")
-source(mq.Attention, at="k = self.split(self.wk(x), self.kv_heads)")
+source(mq.Attention, at="k = split_heads(self.wk(x), self.kv_heads)")
 source(mq.VariantSpec.cache_bytes_per_token)
 source(mq.KVCache, at="def nbytes")

@@ -27,7 +27,7 @@
 import numpy as np
 
 import minqkv as mq
-from minqkv import backend
+from minqkv import backend, reading
 from minqkv import functional as F
 from minqkv.positions import rope_table
 from minqkv.teach import cache_step, compare, memory, predict, say, show, source, table
@@ -301,4 +301,4 @@ source(mq.Attention.forward, at="turned = k if self.turn_late")
 source(mq.Attention.forward, at="if self.turn_late:")
 source(mq.Attention.forward, at="if self.turn_back:")
 source(F.rotate)
-source(F.scaled_dot_product_attention, at="_head_by_head(")
+source(reading.part)

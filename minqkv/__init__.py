@@ -29,7 +29,7 @@ _HOME = {
     "AdamW": "optim",
     "generate": "decoding",
     "train_step": "train",
-    "set_threads": "shards",
+    "set_threads": "workers",
     "load_run": "runs",
 }
 _MODULES = ("functional", "nn")

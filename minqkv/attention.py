@@ -3,9 +3,9 @@
 With K = V the same array *is* k and v: in training, where the gradients of its two uses add up, and in the cache.
 """
 
-from . import backend, tracing
+from . import backend, reading, tracing
 from .errors import UsageError, unknown
-from .functional import rotate, scaled_dot_product_attention
+from .functional import merge_heads, rotate, scaled_dot_product_attention, split_heads
 from .nn import Init, Linear, Module
 from .positions import SCHEMES, rope_table, sinusoids
 from .tensor import Tensor
@@ -83,9 +83,9 @@ class Attention(Module):
         """`mask` (T, S) booleans, True where a key may be seen. With a `cache`, its keys come before those of x."""
         with tracing.scope(self.name):
             start = len(cache) if cache is not None else 0  # absolute position of x[:, 0]
-            k = self.split(self.wk(x), self.kv_heads)  # (B, h, T, d_h)
-            q = self.split(self.wq(x), self.n_head) if self.spec.own_query else k  # (B, H, T, d_h)
-            v = self.split(self.wv(x), self.kv_heads) if self.spec.streams == 2 else k  # (B, h, T, d_h)
+            k = split_heads(self.wk(x), self.kv_heads)  # (B, h, T, d_h)
+            q = split_heads(self.wq(x), self.n_head) if self.spec.own_query else k  # (B, H, T, d_h)
+            v = split_heads(self.wv(x), self.kv_heads) if self.spec.streams == 2 else k  # (B, h, T, d_h)
             if self.angles:
                 turned = k if self.turn_late else self.turn(k, start)
                 q = turned if q is k and not self.turn_late else self.turn(q, start)
@@ -97,18 +97,16 @@ class Attention(Module):
             for name, value in (("q", q), ("k", k), ("v", v)):
                 tracing.probe(name, value)
             temperature, bias = self.plus(k.shape[2]) if self.spec.plus else (None, None)
-            z = scaled_dot_product_attention(q, k, v, mask, temperature=temperature, bias=bias)  # (B, H, T, d_h)
+            if x.shape[1] == 1 and mask is None and reading.possible(cache) and not self.turn_late:
+                z = reading.attend(q, k, v, cache, layer, temperature, bias)  # (B, H, 1, d_h)
+            else:
+                z = scaled_dot_product_attention(q, k, v, mask, temperature=temperature, bias=bias)  # (B, H, T, d_h)
             if self.turn_back:
                 z = self.turn(z, start, back=True)
             tracing.probe("z", z)
-            out = self.wo(z.transpose(0, 2, 1, 3).reshape(x.shape))  # (B, T, C)
+            out = self.wo(merge_heads(z))  # (B, T, C)
             tracing.probe("out", out)
             return out
-
-    def split(self, x, heads):
-        """(B, T, heads·d_h) -> (B, heads, T, d_h)."""
-        B, T, _ = x.shape
-        return x.reshape(B, T, heads, -1).transpose(0, 2, 1, 3)
 
     def turn(self, x, start, back=False):
         """Rotary positions start, start + 1, ... on (B, h, T, d_h)."""

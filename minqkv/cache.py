@@ -24,6 +24,7 @@ class KVCache:
         self.values = [backend.xp.empty(shape, dtype) for _ in range(n_layer)] if streams == 2 else None
         self.filled = [0] * n_layer  # per layer: within a step, upper layers lag behind lower ones
         self.capacity = capacity
+        self.unchanged = 0  # positions that nobody has overwritten since it was last set
 
     def append(self, layer, k, v=None):
         """Store new positions k, v (B, h, T, d_h); return all so far, views (B, h, S, d_h) of the buffers.
@@ -69,6 +70,7 @@ class KVCache:
         if not 0 <= n <= len(self):
             raise UsageError(f"trim({n}): the cache holds {len(self)} positions")
         self.filled = [n] * len(self.filled)
+        self.unchanged = min(self.unchanged, n)
 
     def clone(self, rows=None):
         """A cache of its own with the same contents, or with these rows of the batch (host integers, repeats allowed)."""

@@ -59,6 +59,16 @@ def rotate(x, cos, sin):
     return ops.concat([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
+def split_heads(x, n):
+    """(B, T, n·d_h) -> (B, n, T, d_h)."""
+    return x.reshape(*x.shape[:2], n, -1).transpose(0, 2, 1, 3)
+
+
+def merge_heads(x):
+    """(B, n, T, d_h) -> (B, T, n·d_h)."""
+    return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
+
+
 def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=None, bias=None):
     """softmax(temperature · scale · q kᵀ + bias, masked) v, the stored heads repeated for each group of queries."""
     if k.shape[1] < q.shape[1]:

@@ -49,7 +49,7 @@ def layer_norm(x, w, b, eps=1e-5):
     weight = w.data
     flat = x.data.reshape(-1, d)  # (N, d)
     unit = flat - backend.row_sum(flat) * (1 / d)
-    inv_std = 1 / backend.xp.sqrt(backend.row_dot(unit, unit) * (1 / d) + eps)  # (N, 1)
+    inv_std = math.sqrt(d) / backend.xp.sqrt(backend.row_dot(unit, unit) + d * eps)  # (N, 1)
     unit *= inv_std
 
     need_x, need_w, need_b = x.requires_grad, w.requires_grad, b.requires_grad
@@ -145,8 +145,20 @@ def rotate(x, cos, sin):
     return make(turn(x.data, sin), (x,), lambda g: (turn(g, -sin),))
 
 
-FAR = 1 << 20  # bytes of one stored head beyond which the last one done has driven the first out of a core's caches
-FEW = 16  # queries a stored head: a token being decoded, not a text being read
+def split_heads(x, n):
+    """A row of n heads as n rows: (B, T, n·d_h) -> (B, n, T, d_h)."""
+    B, T, C = x.shape
+    y = x.data.reshape(B, T, n, -1).transpose(0, 2, 1, 3)  # (B, n, T, d_h)
+    return make(y, (x,), lambda g: (g.transpose(0, 2, 1, 3).reshape(B, T, C),))
+
+
+def merge_heads(x):
+    """The other way: (B, n, T, d_h) -> (B, T, n·d_h)."""
+    B, n, T, _ = x.shape
+    y = x.data.transpose(0, 2, 1, 3).reshape(B, T, -1)  # (B, T, n·d_h)
+    return make(y, (x,), lambda g: (g.reshape(B, T, n, -1).transpose(0, 2, 1, 3),))
+
+
 BLOCK = 128  # rows of queries whose scores are held at once; a shorter sequence is one block
 KEEP = 1 << 18  # scores a head, T·S, up to which backward finds the patterns kept; beyond, it computes each block again
 
@@ -183,10 +195,6 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
 
     def fold(a):  # (B, H, t, n) -> (B, h, G·t, n): the queries that share a stored head are more rows of one product
         return a.reshape(B, h, -1, a.shape[-1])
-
-    plain = mask is None and bias is None and not wanted and not whole
-    if plain and values is keys and keys.nbytes > FAR * B * h and H // h * T <= FEW and backend.current.on_host:
-        return make(_head_by_head(fold(scaled), keys).reshape(q.shape), (), None)
 
     def pattern_of(rows, end):
         """Scores, (+), mask and softmax of one block of queries: its weights (B, H, t, end), and 1 over their row sums.
@@ -247,22 +255,6 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
         return dq, dk, dv, dt, db
 
     return make(out, (q, k, v, temperature, bias), vjp)
-
-
-def _head_by_head(scaled, keys):
-    """Softmax and mix of keys that are the values too, one stored head after another: (B, h, n, d_h), (B, h, S, d_h).
-
-    A long cache is read from memory at every token; a single head of it is still near when it is read again as values.
-    """
-    xp = backend.xp
-    z = xp.empty_like(scaled)
-    for place in np.ndindex(scaled.shape[:2]):
-        head = keys[place]  # (S, d_h)
-        weights = scaled[place] @ head.T  # (n, S)
-        weights -= weights.max(axis=-1, keepdims=True)
-        xp.exp(weights, out=weights)
-        xp.divide(weights @ head, backend.row_sum(weights), out=z[place])  # (n, d_h)
-    return z
 
 
 def _merged(x):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from . import backend, positions
+from . import backend, positions, reading
 from .attention import ROPE_VALUES, Attention
 from .cache import KVCache
 from .errors import UsageError, unknown
@@ -158,6 +158,8 @@ class GPT(Module):
                 raise UsageError(f"a cache of {len(cache.keys)} layers in a model of {len(self.blocks)}", "model.new_cache()")
             start, new = len(cache), np.shape(ids)[-1]
             try:
+                if new == 1:
+                    reading.begin(self, cache)
                 with no_grad():  # a single new token sees everything: no mask
                     return self._forward(ids, cache, start, cache.mask(new) if new > 1 else None)
             except BaseException:  # an interrupted step leaves nothing behind, in no layer

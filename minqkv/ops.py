@@ -13,10 +13,12 @@ from .errors import UsageError
 from .tensor import Tensor, make, unbroadcast
 
 
-def _operands(*values):
+def _operands(a, b):
     """The arrays behind the operands, and their shapes; numbers stay numbers, even NumPy's."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.data, b.data, a.data.shape, b.data.shape
     data = []
-    for value in values:
+    for value in (a, b):
         if isinstance(value, Tensor):
             value = value.data
         elif isinstance(value, numbers.Real):

@@ -18,9 +18,9 @@ import numpy as np
 from . import files
 from .errors import Diverged, EnvironmentFault, UsageError
 from .optim import Adam
-from .shards import set_threads
 from .train import Batches, RunConfig, evaluate, fit
 from .version import __version__
+from .workers import set_threads
 
 CHECKPOINT_EVERY_SECONDS = 30
 

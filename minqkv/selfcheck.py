@@ -53,6 +53,8 @@ def _cases(seed):
     yield "dropout", lambda x: f.dropout(x, 0.5, stream(seed, "mask")), (t(3, 4),)
     angles = backend.upload(rng.uniform(0, 6, (3, 2)))
     yield "rotate", lambda x: f.rotate(x, backend.xp.cos(angles), backend.xp.sin(angles)), (t(2, 3, 4),)
+    yield "split_heads", lambda x: f.split_heads(x, 2), (t(2, 3, 4),)
+    yield "merge_heads", f.merge_heads, (t(2, 3, 4, 2),)
     yield "cross_entropy", lambda x: f.cross_entropy(x, np.array([1, -100, 3])), (t(3, 4),)
     mask = backend.upload(np.tri(5, dtype=bool))
 

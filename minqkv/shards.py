@@ -6,53 +6,16 @@ for the cores. Where there is no safe fork (macOS, Windows) a batch stays whole.
 """
 
 import itertools
-import os
-import sys
-import threading
-import weakref
+from functools import partial
 
 import numpy as np
 
-from . import backend, tracing
+from . import backend, tracing, workers
 from .errors import UsageError
 from .functional import cross_entropy
-from .workers import Crew, Letter, undisturbed
+from .letters import Letter, Reader
 
 SMALLEST = 1 << 22  # parameters × tokens of a shard below which it costs more than it saves
-MOST = 4  # models that have workers at a time
-CAN_FORK = hasattr(os, "fork") and sys.platform != "darwin"
-
-_threads, _crews, _lock = 1, weakref.WeakKeyDictionary(), threading.Lock()  # model -> its Crew
-
-
-def set_threads(n):
-    """Use n cores in training steps from now on; results depend on n only in rounding. Raises UsageError below 1.
-
-    Each model's workers are forked at its first step and know the code and the globals of that moment: after changing
-    either (running a notebook's cell again, say), call this again.
-    """
-    global _threads
-    if not isinstance(n, (int, np.integer)) or n < 1:
-        raise UsageError(f"{n} threads: there must be at least one")
-    for model in list(_crews):
-        _dismiss(model)
-    _threads = int(n)
-
-
-def _dismiss(model):
-    if model in _crews:
-        _crews.pop(model).end()
-
-
-def _forget():
-    """The workers of a process, and a lock another thread holds, are not those of a child it forks."""
-    global _lock
-    _crews.clear()
-    _lock = threading.Lock()
-
-
-if CAN_FORK:
-    os.register_at_fork(after_in_child=_forget)
 
 
 def loss_and_gradients(model, x, y, ignore_index=-100):
@@ -73,16 +36,16 @@ def loss_and_gradients(model, x, y, ignore_index=-100):
         share = int((y[first:last] != ignore_index).sum()) / counted
         parts.append((x[first:last], y[first:last], ignore_index, share, first))
     letter = Letter(model)
-    with _lock:
-        crew = _hire(model, n - 1, letter.size, letter.leaves[0].dtype)
-        crew.ask(letter, parts[1:])
-        return _loss(model, *parts[0]) + sum(crew.answers(letter))
+    with workers.lock:
+        crew = workers.hire(model, Shards, n - 1, letter.size, letter.leaves[0].dtype)
+        crew.share_out(letter, parts[1:])
+        return _loss(model, *parts[0]) + sum(crew.collect(letter))
 
 
 def _shards(model, x):
     """In how many shards a batch pays: as many as there are threads, if they are large enough."""
-    n = min(_threads, len(x))
-    if n == 1 or not CAN_FORK or not backend.current.on_host or tracing.active is not None:
+    n = min(workers.threads, len(x))
+    if n == 1 or not workers.CAN_FORK or not backend.current.on_host or tracing.active is not None:
         return 1
     parameters = model.parameters()
     if len({p.data.dtype for p in parameters}) > 1:
@@ -90,15 +53,39 @@ def _shards(model, x):
     return max(1, min(n, sum(p.data.size for p in parameters) * x.size // SMALLEST))
 
 
-def _hire(model, workers, size, dtype):
-    """The crew of this model, or a new one."""
-    if model not in _crews or not _crews[model].fits(workers, size, dtype):
-        with undisturbed():
-            _dismiss(model)
-            if len(_crews) >= MOST:
-                _dismiss(next(iter(_crews)))  # the oldest
-            _crews[model] = Crew(_loss, workers, size, dtype)
-    return _crews[model]
+class Shards(workers.Crew):
+    """Workers with memory (1 + n, size) that all share: the parameters, then each worker's gradients."""
+
+    def __init__(self, model, n, size, dtype):
+        self.memory = workers.shared((1 + n, size), dtype)
+        super().__init__([partial(_answer, self.memory[0], gradients) for gradients in self.memory[1:]])
+
+    def fits(self, model, n, size, dtype):
+        """Whether it has so many workers, and room for such parameters."""
+        return len(self.pids) == n and self.memory.shape[1] >= size and self.memory.dtype == dtype
+
+    def share_out(self, letter, parts):
+        """The model to all, and to each its part."""
+        np.concatenate([p.data.reshape(-1) for p in letter.leaves], out=self.memory[0, : letter.size])
+        self.ask([(letter.text, part) for part in parts])
+
+    def collect(self, letter):
+        """Wait for all; add their gradients to the parameters'; return their losses."""
+        replies = self.answers()
+        for row, (_, present) in zip(self.memory[1:], replies, strict=True):
+            for p, gradient, there in zip(letter.leaves, letter.numbers(row), present, strict=True):
+                if there:
+                    p.add_gradient(gradient)
+        return [loss for loss, _ in replies]
+
+
+def _answer(parameters, gradients, text, part):
+    """(loss, which parameters got a gradient), the gradients written where they belong."""
+    reader = Reader(text, parameters)
+    loss = _loss(reader.load(), *part)
+    flat = [np.zeros(p.size, p.dtype) if p.grad is None else p.grad.reshape(-1) for p in reader.leaves]
+    np.concatenate(flat, out=gradients[: sum(map(len, flat))])
+    return loss, [p.grad is not None for p in reader.leaves]
 
 
 def _loss(model, x, y, ignore_index, share=1.0, first_row=0):

@@ -8,11 +8,12 @@
 Off, a probe costs one `is None` test. Names: `q k v scores pattern z out`, `cache.k cache.v`, `grad.<any of them>`.
 """
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from . import backend
 
 active = None  # the Trace being recorded, or None
+_nothing = nullcontext()
 
 
 class Trace:
@@ -52,12 +53,13 @@ def trace():
         active = before
 
 
-@contextmanager
 def scope(name):
-    """Prefix the probes inside with `name.`; modules use their own name."""
-    if active is None or not name:
-        yield
-        return
+    """`with scope(name):` prefixes the probes inside with `name.`; modules use their own name."""
+    return _nothing if active is None or not name else _inside(name)
+
+
+@contextmanager
+def _inside(name):
     active.scopes.append(name)
     try:
         yield

@@ -1,77 +1,86 @@
-"""Worker processes: forked once, they answer questions about a model whose numbers lie in memory that all share.
+"""Worker processes: forked from this one, they answer questions until what they work for is gone.
 
-A question carries the model as it is (a Letter: everything but the numbers of its parameters) and a part of the work.
+A worker sees the memory of its parent as it was at the fork, for nothing, and `shared` arrays as they are.
 """
 
-import io
 import math
 import mmap
 import os
 import pickle
+import select
 import signal
+import sys
 import threading
+import time
 import traceback
 import weakref
 from contextlib import contextmanager, suppress
-from multiprocessing import Pipe
 
 import numpy as np
 
 from .errors import EnvironmentFault, UsageError
-from .nn import Parameter
-from .tensor import Tensor
+
+CAN_FORK = hasattr(os, "fork") and sys.platform != "darwin"
+MOST = 4  # crews at a time
+PATIENCE = 0.005  # seconds awake before falling asleep: to be woken takes longer than many an answer
+
+threads = 1
+lock = threading.Lock()  # held from hiring a crew until it has answered
+_crews = weakref.WeakKeyDictionary()  # what it works for -> Crew
 
 
-class Letter(pickle.Pickler):
-    """A model in bytes, without the numbers of its parameters: each is only named, by where they begin and its shape."""
+def set_threads(n):
+    """Use n cores from now on; results depend on n only in rounding. Raises UsageError below 1.
 
-    def __init__(self, model):
-        self.leaves, self.places, self.size = [], [], 0
-        file = io.BytesIO()
-        super().__init__(file, protocol=5)
-        try:
-            self.dump(model)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise UsageError(f"this model cannot be sent to other processes: {error}", "mq.set_threads(1)") from error
-        self.text = file.getvalue()
-
-    def reducer_override(self, item):
-        """What stands for a parameter, once for each: `leaf(where its numbers begin, shape)`. Anything else is written out."""
-        if not isinstance(item, Tensor) or not item.requires_grad:
-            return NotImplemented
-        self.leaves.append(item)
-        self.places.append((self.size, item.shape))
-        self.size += item.size
-        return leaf, self.places[-1]
-
-    def numbers(self, row):
-        """For each parameter, its part of an array (size,), in its shape."""
-        return [_part(row, *place) for place in self.places]
+    Training steps share out the batch, decoding the positions of a long cache. Workers are forked when a model or a cache
+    first needs them and know the code and the globals of that moment: after changing either (running a notebook's cell
+    again, say), call this again.
+    """
+    global threads
+    if not isinstance(n, (int, np.integer)) or n < 1:
+        raise UsageError(f"{n} threads: there must be at least one")
+    for owner in list(_crews):
+        _dismiss(owner)
+    threads = int(n)
 
 
-class Reader(pickle.Unpickler):
-    """The model of a letter, its parameters on these numbers."""
-
-    def __init__(self, text, numbers):
-        super().__init__(io.BytesIO(text))
-        self.numbers, self.leaves = numbers, []
-
-    def find_class(self, module, name):
-        """What a name in a letter means."""
-        return self._leaf if (module, name) == (__name__, "leaf") else super().find_class(module, name)
-
-    def _leaf(self, start, shape):
-        self.leaves.append(Parameter(_part(self.numbers, start, shape)))
-        return self.leaves[-1]
+def hire(owner, kind, *needs):
+    """The crew that works for `owner`, or a new one, `kind(owner, *needs)`, if it has none that is free and fits."""
+    crew = _crews.get(owner)
+    if crew is None or crew.busy or not crew.fits(owner, *needs):
+        with undisturbed():
+            _dismiss(owner)
+            if len(_crews) >= MOST:
+                _dismiss(next(iter(_crews)))  # the oldest
+            _crews[owner] = kind(owner, *needs)
+    return _crews[owner]
 
 
-def leaf(start, shape):
-    """A parameter, as a letter names it; only a Reader knows its numbers."""
-    raise TypeError("a letter is read by a Reader")
+def crew_of(owner):
+    """The crew that works for `owner`, or None."""
+    return _crews.get(owner)
 
 
-def _part(row, start, shape):
-    return row[start : start + math.prod(shape)].reshape(shape)
+def _dismiss(owner):
+    if owner in _crews:
+        _crews.pop(owner).end()
+
+
+def _forget():
+    """The workers of a process, and a lock another thread holds, are not those of a child it forks."""
+    global lock
+    _crews.clear()
+    lock = threading.Lock()
+
+
+if CAN_FORK:
+    os.register_at_fork(after_in_child=_forget)
+
+
+def shared(shape, dtype):
+    """An array of zeros that this process and those it forks later read and write together."""
+    dtype = np.dtype(dtype)
+    return np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
 
 
 @contextmanager
@@ -94,73 +103,96 @@ def undisturbed():
             signal.raise_signal(number)
 
 
-@contextmanager
-def _connected():
-    try:
-        yield
-    except (EOFError, ConnectionError) as error:
-        raise EnvironmentFault("a worker process was killed", "is there enough memory? use fewer --threads") from error
+def _lost():
+    return EnvironmentFault("a worker process was killed", "is there enough memory? use fewer --threads")
+
+
+class Line:
+    """One end of a connection of two pipes, by which objects are sent. Whoever waits at it stays awake for a while."""
+
+    def __init__(self, inbox, outbox):
+        self.inbox, self.outbox, self.news = os.fdopen(inbox, "rb"), os.fdopen(outbox, "wb"), select.poll()
+        self.news.register(inbox, select.POLLIN)
+
+    def send(self, item):
+        """Any object that can be pickled."""
+        pickle.dump(item, self.outbox, protocol=5)
+        self.outbox.flush()
+
+    def receive(self):
+        """What the other end sent. Raises EOFError when the other end is closed."""
+        end = time.perf_counter() + PATIENCE
+        while not self.news.poll(0) and time.perf_counter() < end:
+            os.sched_yield()
+        return pickle.load(self.inbox)
+
+    def close(self):
+        """Hang up."""
+        self.inbox.close()
+        with suppress(BrokenPipeError):
+            self.outbox.close()
+
+
+def _line():
+    """Both ends."""
+    (inbox, from_there), (from_here, outbox) = os.pipe(), os.pipe()
+    return Line(inbox, outbox), Line(from_here, from_there)
 
 
 class Crew:
-    """Forked workers, and memory (1 + workers, size) that all share: the parameters, then each worker's gradients.
+    """Forked workers: a question (a tuple) to each is answered by what its function of `works` returns for it.
 
-    A worker computes `work(model, *part)`, a number; the gradients are what it leaves in the model. It heeds no Ctrl-C and
-    no SIGTERM: both reach the whole group, and the parent decides. Make a crew inside `undisturbed`.
+    A function may have a `rest`, which is called between two questions; it returns when its line has news.
+
+    They heed no Ctrl-C and no SIGTERM: both reach the whole group, and the parent decides. Make a crew inside
+    `undisturbed`, as `hire` does. What `works` hold on to lives on in the workers alone.
     """
 
-    def __init__(self, work, workers, size, dtype):
-        shared = mmap.mmap(-1, (1 + workers) * size * dtype.itemsize)
-        self.memory = np.frombuffer(shared, dtype).reshape(1 + workers, size)
-        self.pipes, self.pids, self.busy = [], [], False
-        self.end = weakref.finalize(self, _end, os.getpid(), self.pids, self.pipes)  # by call, or with the crew
-        for gradients in self.memory[1:]:
-            here, there = Pipe()
+    def __init__(self, works):
+        self.lines, self.pids, self.busy = [], [], False
+        self.end = weakref.finalize(self, _end, os.getpid(), self.pids, self.lines)  # by call, or with the crew
+        for work in works:
+            here, there = _line()
             try:
                 pid = os.fork()
             except OSError as error:
                 raise EnvironmentFault(f"no worker process could be started: {error}", "use fewer --threads") from error
             if not pid:
-                _live(there, here, work, self.memory[0], gradients)
+                _live(there, here, work)
             there.close()
-            self.pipes.append(here)
+            self.lines.append(here)
             self.pids.append(pid)
 
-    def fits(self, workers, size, dtype):
-        """Whether it has so many workers, room for such parameters, and no answers that nobody has read."""
-        room = self.memory.shape[1] >= size and self.memory.dtype == dtype
-        return len(self.pids) == workers and room and not self.busy
+    def ask(self, questions, answered=True):
+        """A question to each; they are not answered where `works` return None."""
+        self.busy = True  # also if this is interrupted, or fails
+        try:
+            for line, question in zip(self.lines, questions, strict=True):
+                line.send(question)
+        except ConnectionError as error:
+            raise _lost() from error
+        self.busy = answered
 
-    def ask(self, letter, parts):
-        """Send the model, and to each worker its part."""
-        self.busy = True
-        np.concatenate([p.data.reshape(-1) for p in letter.leaves], out=self.memory[0, : letter.size])
-        with _connected():
-            for pipe, part in zip(self.pipes, parts, strict=True):
-                pipe.send((letter.text, part))
-
-    def answers(self, letter):
-        """Wait for all; add their gradients to the parameters'; return their numbers. Raises what a worker raised."""
-        with _connected():
-            replies = [pipe.recv() for pipe in self.pipes]
+    def answers(self):
+        """Wait for all. Raises what a worker raised."""
+        try:
+            replies = [line.receive() for line in self.lines]
+        except (EOFError, pickle.UnpicklingError) as error:  # nothing, or the beginning of an answer
+            raise _lost() from error
         self.busy = False
         for reply in replies:
             if isinstance(reply, BaseException):
                 raise reply
-        for row, (_, present) in zip(self.memory[1:], replies, strict=True):
-            for p, gradient, there in zip(letter.leaves, letter.numbers(row), present, strict=True):
-                if there:
-                    p.add_gradient(gradient)
-        return [number for number, _ in replies]
+        return replies
 
 
-def _end(parent, pids, pipes):
+def _end(parent, pids, lines):
     """Stop the workers, also in the middle of their work; in a child that was forked from their parent, do nothing."""
     if os.getpid() != parent:
         return
     with undisturbed():
-        for pipe, pid in zip(pipes, pids, strict=True):
-            pipe.close()
+        for line, pid in zip(lines, pids, strict=True):
+            line.close()
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for pid in pids:
@@ -168,29 +200,28 @@ def _end(parent, pids, pipes):
                 os.waitpid(pid, 0)
 
 
-def _live(pipe, parents_end, work, parameters, gradients):
+def _live(line, parents_end, work):
     """A worker's life: a question, the answer, the next question; it ends with the process that forked it."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         parents_end.close()
+        rest = getattr(work, "rest", lambda line: None)
         while True:
-            text, part = pipe.recv()
-            pipe.send(_answer(work, text, part, parameters, gradients))
+            answer = _answer(work, line.receive())
+            if answer is not None:
+                line.send(answer)
+            rest(line)
     except (EOFError, OSError):
         pass
     finally:
         os._exit(0)
 
 
-def _answer(work, text, part, parameters, gradients):
-    """(number, which parameters got a gradient), the gradients written where they belong; or the error that came."""
+def _answer(work, question):
+    """What `work` returns, or the error that came."""
     try:
-        reader = Reader(text, parameters)
-        number = work(reader.load(), *part)
-        flat = [np.zeros(p.size, p.dtype) if p.grad is None else p.grad.reshape(-1) for p in reader.leaves]
-        np.concatenate(flat, out=gradients[: sum(map(len, flat))])
-        return number, [p.grad is not None for p in reader.leaves]
+        return work(*question)
     except BaseException as error:
         error.add_note(f"in a worker process:\n{traceback.format_exc()}")
         try:

@@ -42,34 +42,6 @@ def test_blocks_agree_with_the_twin(mask, block, keep, backend, leaf, rng, monke
     assert gradcheck(run(fused.scaled_dot_product_attention), *inputs) < 1e-7
 
 
-@pytest.mark.parametrize("size", [1.0, 1000.0])
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("T", [1, 3])
-def test_keys_that_are_the_values_head_by_head(T, kv_heads, size, rng, monkeypatch):
-    q, k = Tensor(size * rng.standard_normal((2, 4, T, 8))), Tensor(rng.standard_normal((2, kv_heads, 11, 8)))
-    t = Tensor(np.array(0.7))
-    whole = composed.scaled_dot_product_attention(q, k, k, temperature=t).data
-    taken = []
-    monkeypatch.setattr(
-        fused, "_head_by_head", lambda *args, taken=taken, real=fused._head_by_head: taken.append(1) or real(*args)
-    )
-    head = k.data[0, 0].nbytes
-    for far, count in ((head, 0), (head - 1, 1)):
-        monkeypatch.setattr(fused, "FAR", far)
-        out = fused.scaled_dot_product_attention(q, k, k, temperature=t).data
-        np.testing.assert_allclose(out, whole, rtol=0, atol=1e-12)
-        assert len(taken) == count
-    others = Tensor(k.data.copy())
-    grown = Tensor(k.data, requires_grad=True)
-    for args in ((q, k, others), (q, k, k, np.ones((T, 11), bool)), (q, grown, grown)):
-        out = fused.scaled_dot_product_attention(*args, temperature=t).data
-        np.testing.assert_allclose(out, whole, rtol=0, atol=1e-12)
-    assert len(taken) == 1
-    text = Tensor(rng.standard_normal((2, 4, fused.FEW + 1, 8)))
-    fused.scaled_dot_product_attention(text, k, k)
-    assert len(taken) == 1  # a text that is read: in blocks, whatever its length
-
-
 def test_an_empty_batch_and_a_large_bias(rng):
     q = Tensor(np.ones((0, 2, 5, 4)))
     with pytest.raises(UsageError, match="must not be empty"):

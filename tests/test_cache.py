@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from toys import TEN, gpt, host
 
-from minqkv import attention
+from minqkv import attention, reading
 from minqkv import backend as backends
 from minqkv.cache import KVCache
 from minqkv.errors import UsageError
@@ -134,11 +134,11 @@ def test_k_equals_v_is_one_buffer(variant, backend, rng):
 def test_attention_reads_one_array_as_keys_and_values(variant, monkeypatch, backend, rng):
     model, same = gpt(variant), []
 
-    def spy(q, k, v, *args, middle=attention.scaled_dot_product_attention, **kwargs):
-        same.append(k.data is v.data)
-        return middle(q, k, v, *args, **kwargs)
+    def spied(middle):
+        return lambda q, k, v, *args, **kwargs: same.append(k.data is v.data) or middle(q, k, v, *args, **kwargs)
 
-    monkeypatch.setattr(attention, "scaled_dot_product_attention", spy)
+    for module, name in ((attention, "scaled_dot_product_attention"), (reading, "attend")):
+        monkeypatch.setattr(module, name, spied(getattr(module, name)))
     decode(model, model.new_cache(), rng.integers(0, 11, (1, 3)), [2, 1])
     model([[1, 2]])
     assert same == [VariantSpec.parse(variant).streams == 1] * 6

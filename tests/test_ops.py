@@ -130,6 +130,8 @@ FUSED = {
     "softmax of itself": (lambda m, x: m.softmax(x) * x, [(3, 4)]),
     "dropout": (lambda m, x: m.dropout(x, 0.3, np.random.default_rng(1)), [(5, 4)]),
     "rotate": (turned, [(2, 1, 3, 4)]),
+    "split_heads": (lambda m, x: m.split_heads(x, 3), [(2, 5, 6)]),
+    "merge_heads": (lambda m, x: m.merge_heads(x), [(2, 3, 5, 2)]),
     "attention": (attend, QKV),
     "attention, causal": (partial(attend, mask=True), QKV),
     "attention, scale": (partial(attend, scale=0.3, mask=True), QKV),

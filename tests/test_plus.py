@@ -9,6 +9,7 @@ from minqkv import composed, ops
 from minqkv.attention import Attention
 from minqkv.diagnose import cycle_curl
 from minqkv.errors import UsageError
+from minqkv.functional import split_heads
 from minqkv.models import GPTConfig, Tagger, TaggerConfig
 from minqkv.nn import Init
 from minqkv.optim import Adam
@@ -28,8 +29,8 @@ def attention(spec, channels=(5, 5, 5)):
 def literal(attn, x, b, channels, mask=None):
     """The forward of `attn` with the "+" as a convolution over the scores and all m channels, in small operations."""
     rows, columns, width = channels
-    k = attn.split(attn.wk(x), H)  # (B, H, T, d_h)
-    v = attn.split(attn.wv(x), H) if attn.spec.streams == 2 else k
+    k = split_heads(attn.wk(x), H)  # (B, H, T, d_h)
+    v = split_heads(attn.wv(x), H) if attn.spec.streams == 2 else k
     scores = k @ k.transpose(0, 1, 3, 2) * (D // H) ** -0.5  # (B, H, T, T)
     row, column = (backends.upload(sinusoids(T, n, width, "float64")) for n in (rows, columns))
     scores = composed.literal_plus(scores, attn.plus.weight, b, row, column)

@@ -8,7 +8,7 @@ from minqkv import backend as backends
 from minqkv.attention import Attention
 from minqkv.cache import KVCache
 from minqkv.errors import UsageError
-from minqkv.functional import rotate, scaled_dot_product_attention
+from minqkv.functional import rotate, scaled_dot_product_attention, split_heads
 from minqkv.nn import Init
 from minqkv.positions import causal_mask, rope_table
 from minqkv.tensor import Tensor
@@ -40,8 +40,8 @@ def shift_tables(attn, shift):
 def naive(attn, x, mask):
     """Rotated keys used as values, and nothing undone (paper.md, section 6, last row)."""
     cos, sin = (table[:T] for table in attn.angles)
-    k = rotate(attn.split(attn.wk(x), attn.kv_heads), cos, sin)
-    q = rotate(attn.split(attn.wq(x), H), cos, sin)
+    k = rotate(split_heads(attn.wk(x), attn.kv_heads), cos, sin)
+    q = rotate(split_heads(attn.wq(x), H), cos, sin)
     return attn.wo(scaled_dot_product_attention(q, k, k, mask).transpose(0, 2, 1, 3).reshape(x.shape))
 
 
@@ -97,7 +97,7 @@ def test_decoding_behind_hidden_keys_is_decoding_at_the_start(spec, rope_value, 
 def test_what_the_cache_holds(spec, backend, rng):
     """raw: unturned keys. unrotate: turned ones. Either way one stream, and the angles by hand, halves convention."""
     x = inputs(rng)
-    raw = host(attention(spec).split(attention(spec).wk(x), VariantSpec.parse(spec).stored_heads(H)))  # (B, h, T, d_h)
+    raw = host(split_heads(attention(spec).wk(x), VariantSpec.parse(spec).stored_heads(H)))  # (B, h, T, d_h)
     angle = np.arange(T)[:, None] * 10_000.0 ** (-np.array([0, 2, 4]) / D_HEAD)
     a, b = raw[..., :3], raw[..., 3:]
     turned = np.concatenate([a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], axis=-1)
@@ -115,7 +115,7 @@ def test_with_two_streams_only_the_keys_turn(spec, rng):
     attn, x = attention(spec), inputs(rng)
     cache = KVCache(1, 2, attn.kv_heads, T, D_HEAD, 2, "float64")
     attn(x, cache.mask(T), cache)
-    k, v = (host(attn.split(linear(x), attn.kv_heads)) for linear in (attn.wk, attn.wv))
+    k, v = (host(split_heads(linear(x), attn.kv_heads)) for linear in (attn.wk, attn.wv))
     turned = rotate(Tensor(k), *(table[:T] for table in attn.angles))
     np.testing.assert_allclose(host(cache.keys[0]), host(turned), rtol=0, atol=1e-13)
     np.testing.assert_array_equal(host(cache.values[0]), v)

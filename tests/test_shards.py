@@ -12,24 +12,24 @@ import numpy as np
 import pytest
 from commands import wait_until
 
-from minqkv import shards
+from minqkv import shards, workers
 from minqkv.errors import EnvironmentFault, UsageError
 from minqkv.models import GPT, GPTConfig, Tagger, TaggerConfig
 from minqkv.optim import AdamW
 from minqkv.train import train_step
 
-pytestmark = pytest.mark.skipif(not shards.CAN_FORK, reason="this system has no safe fork: batches stay whole")
+pytestmark = pytest.mark.skipif(not workers.CAN_FORK, reason="this system has no safe fork: batches stay whole")
 
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
     monkeypatch.setattr(shards, "SMALLEST", 1)
     yield
-    shards.set_threads(1)
+    workers.set_threads(1)
 
 
 def steps(threads, make, ignored=slice(0, 0)):
-    shards.set_threads(threads)
+    workers.set_threads(threads)
     model = make()
     optimizer = AdamW(model.parameters(), lr=1e-2)
     x, y = np.random.default_rng(0).integers(0, 7, (2, 7, 6))
@@ -63,7 +63,7 @@ def test_the_same_number_of_threads_gives_the_same_bits():
 
 
 def test_gradients_add_up_over_calls():
-    shards.set_threads(2)
+    workers.set_threads(2)
     model, x = MODELS["qkv"](), np.random.default_rng(0).integers(0, 7, (4, 6))
     shards.loss_and_gradients(model, x, x)
     once = [p.grad.copy() for p in model.parameters()]
@@ -74,24 +74,24 @@ def test_gradients_add_up_over_calls():
 
 def test_no_threads_are_refused():
     with pytest.raises(UsageError, match="at least one"):
-        shards.set_threads(0)
+        workers.set_threads(0)
 
 
 def test_a_shard_is_the_model_as_it_is():
-    shards.set_threads(2)
+    workers.set_threads(2)
     model, x = MODELS["dropout"](), np.random.default_rng(0).integers(0, 7, (4, 6))
     optimizer = AdamW(model.parameters(), lr=0.0)
     assert len({train_step(model, optimizer, x, x) for _ in range(3)}) == 3
     for block in model.blocks:
         block.drop_1.rate = block.drop_2.rate = 0.0
     plain = train_step(model, optimizer, x, x)
-    shards.set_threads(1)
+    workers.set_threads(1)
     assert train_step(model, optimizer, x, x) == pytest.approx(plain, rel=1e-12)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_what_does_not_fit_is_refused_whole_or_in_shards(threads):
-    shards.set_threads(threads)
+    workers.set_threads(threads)
     model, x = MODELS["qkv"](), np.zeros((4, 6), int)
     for y, message in ((np.zeros((8, 6), int), "do not fit"), (np.full((4, 6), -100), "every target is ignored"),
                        (np.full((4, 6), 7), "outside 0..6")):  # fmt: skip
@@ -101,13 +101,13 @@ def test_what_does_not_fit_is_refused_whole_or_in_shards(threads):
 
 
 def test_a_forked_child_can_train():
-    shards.set_threads(2)
+    workers.set_threads(2)
     model, x = MODELS["qkv"](), np.zeros((4, 6), int)
     shards.loss_and_gradients(model, x, x)
     child = os.fork()
     if not child:
         signal.alarm(20)  # a hang ends the child
-        if shards._crews:
+        if workers._crews:
             os._exit(2)
         os._exit(0 if np.isfinite(shards.loss_and_gradients(model, x, x)) else 1)
     assert os.waitpid(child, 0)[1] == 0
@@ -127,23 +127,23 @@ def alive(pid):
 
 
 def test_workers_are_forked_once_and_end_when_no_longer_wanted():
-    shards.set_threads(3)
+    workers.set_threads(3)
     model = MODELS["qkv"]()
     losses = [trained(model) for _ in range(3)]
-    crew = shards._crews[model]
+    crew = workers._crews[model]
     pids = crew.pids
     assert len(set(losses)) == 1
     assert len(pids) == 2
     assert trained(model) == losses[0]
-    assert shards._crews[model] is crew
-    shards.set_threads(2)
+    assert workers._crews[model] is crew
+    workers.set_threads(2)
     assert not any(map(alive, pids))
     trained(model)
-    assert len(shards._crews[model].pids) == 1
+    assert len(workers._crews[model].pids) == 1
 
 
 def test_each_model_has_a_crew_that_knows_its_class():
-    shards.set_threads(2)
+    workers.set_threads(2)
     first, second = MODELS["qkv"](), MODELS["rope and groups"]()
     alone = trained(first), trained(second)
     assert (trained(first), trained(second)) == alone
@@ -158,39 +158,39 @@ def test_each_model_has_a_crew_that_knows_its_class():
     Doubled.__qualname__ = "Doubled"
     sharper = Doubled(first.config)
     whole = trained(sharper)
-    shards.set_threads(1)
+    workers.set_threads(1)
     assert trained(sharper) == pytest.approx(whole, rel=1e-12)
     assert whole != pytest.approx(alone[0], rel=1e-3)
 
 
 def test_crews_are_few_and_end_with_their_models():
-    shards.set_threads(2)
-    models = [MODELS["qkv"]() for _ in range(shards.MOST + 1)]
+    workers.set_threads(2)
+    models = [MODELS["qkv"]() for _ in range(workers.MOST + 1)]
     for model in models:
         trained(model)
-    assert list(shards._crews) == models[1:]
-    pids = [crew.pids[0] for crew in shards._crews.values()]
+    assert list(workers._crews) == models[1:]
+    pids = [crew.pids[0] for crew in workers._crews.values()]
     del models[1:], model
     gc.collect()
     assert not any(map(alive, pids))
-    assert not shards._crews
+    assert not workers._crews
 
 
 def test_parameters_replaced_or_left_out():
-    shards.set_threads(2)
+    workers.set_threads(2)
     model = MODELS["qkv"]()
     trained(model)
     model.wte.weight = type(model.wte.weight)(model.wte.weight.data * 2)
     last = model.blocks.pop()
     sharded, grads = trained(model), [p.grad.copy() for p in model.blocks[0].parameters()]
     assert all(p.grad is not None for p in last.parameters())  # of the step before
-    shards.set_threads(1)
+    workers.set_threads(1)
     assert trained(model) == pytest.approx(sharded, rel=1e-12)
     assert all(np.isfinite(g).all() for g in grads)
 
 
 def test_a_model_that_cannot_be_sent():
-    shards.set_threads(2)
+    workers.set_threads(2)
     model = MODELS["qkv"]()
     model.mlp_hook = lambda x: x
     with pytest.raises(UsageError, match="cannot be sent") as caught:
@@ -199,11 +199,11 @@ def test_a_model_that_cannot_be_sent():
 
 
 def test_a_worker_that_was_killed():
-    shards.set_threads(2)
+    workers.set_threads(2)
     model = MODELS["qkv"]()
     loss = trained(model)
     model.zero_grad()
-    os.kill(shards._crews[model].pids[0], signal.SIGKILL)
+    os.kill(workers._crews[model].pids[0], signal.SIGKILL)
     with pytest.raises(EnvironmentFault, match="worker process"):
         trained(model)
     model.zero_grad()
@@ -211,7 +211,7 @@ def test_a_worker_that_was_killed():
 
 
 def test_an_interrupted_step_leaves_no_stale_answer(monkeypatch):
-    shards.set_threads(2)
+    workers.set_threads(2)
     model = MODELS["qkv"]()
     loss = trained(model)
     whole = shards._loss
@@ -219,7 +219,7 @@ def test_an_interrupted_step_leaves_no_stale_answer(monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    pids = shards._crews[model].pids
+    pids = workers._crews[model].pids
     monkeypatch.setattr(shards, "_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         trained(model)
@@ -230,19 +230,19 @@ def test_an_interrupted_step_leaves_no_stale_answer(monkeypatch):
 
 
 def test_a_stop_for_the_whole_group_is_the_parents_to_answer():
-    shards.set_threads(3)
+    workers.set_threads(3)
     model = MODELS["qkv"]()
     loss = trained(model)
-    pids = shards._crews[model].pids
+    pids = workers._crews[model].pids
     for pid in pids:
         os.kill(pid, signal.SIGINT)
         os.kill(pid, signal.SIGTERM)
     assert trained(model) == loss
-    assert shards._crews[model].pids == pids
+    assert workers._crews[model].pids == pids
 
 
 def test_a_fork_that_fails_leaves_nobody_behind(monkeypatch):
-    shards.set_threads(3)
+    workers.set_threads(3)
     forked, fork = [], os.fork
 
     def once():
@@ -256,7 +256,7 @@ def test_a_fork_that_fails_leaves_nobody_behind(monkeypatch):
     with pytest.raises(EnvironmentFault, match="no more processes"):
         trained(model)
     assert not any(map(alive, forked))
-    assert model not in shards._crews
+    assert model not in workers._crews
 
 
 class TwoArguments(Exception):
@@ -271,7 +271,7 @@ class TwoArguments(Exception):
      (ValueError(lambda: None), RuntimeError, "lambda")],
 )  # fmt: skip
 def test_errors_come_home_from_a_worker(error, kind, says, monkeypatch):
-    shards.set_threads(2)
+    workers.set_threads(2)
     model, parent, whole = MODELS["qkv"](), os.getpid(), shards._loss
 
     def failing(*args):
@@ -285,37 +285,37 @@ def test_errors_come_home_from_a_worker(error, kind, says, monkeypatch):
     if kind is ValueError:
         assert "in failing" in caught.value.__notes__[0]
     monkeypatch.setattr(shards, "_loss", whole)
-    shards.set_threads(2)  # workers know the code of the moment they were forked
+    workers.set_threads(2)  # workers know the code of the moment they were forked
     assert np.isfinite(trained(model))
 
 
 def test_set_threads_again_makes_workers_see_new_code(monkeypatch):
-    shards.set_threads(2)
+    workers.set_threads(2)
     model = MODELS["qkv"]()
     trained(model)
     forward = GPT.forward
     monkeypatch.setattr(GPT, "forward", lambda self, ids: forward(self, ids) * 3)
-    shards.set_threads(2)
+    workers.set_threads(2)
     sharded = trained(model)
-    shards.set_threads(1)
+    workers.set_threads(1)
     assert trained(model) == pytest.approx(sharded, rel=1e-12)
 
 
 def test_what_is_small_or_of_two_dtypes_stays_whole(monkeypatch):
-    shards.set_threads(2)
+    workers.set_threads(2)
     model = MODELS["qkv"]()
     model.ln_f.weight.data = model.ln_f.weight.data.astype("float32")
     trained(model)
-    assert model not in shards._crews
+    assert model not in workers._crews
     monkeypatch.setattr(shards, "SMALLEST", 1 << 22)
     model = MODELS["qkv"]()
     model.hook = lambda x: x  # it could not be sent, and need not
     trained(model)
-    assert model not in shards._crews
+    assert model not in workers._crews
 
 
 def test_a_parameter_without_a_gradient_stays_without():
-    shards.set_threads(2)
+    workers.set_threads(2)
     model = MODELS["qkv"]()
     model.spare = type(model.wte.weight)(np.ones((2, 3)))
     model.empty = [type(model.wte.weight)(np.ones((0,))) for _ in range(2)]
@@ -325,12 +325,12 @@ def test_a_parameter_without_a_gradient_stays_without():
 
 
 def test_a_model_that_grows_gets_a_larger_crew():
-    shards.set_threads(2)
+    workers.set_threads(2)
     model, other = MODELS["qkv"](), MODELS["qkv"]()
     trained(model)
     model.blocks += other.blocks
     sharded = trained(model)
-    shards.set_threads(1)
+    workers.set_threads(1)
     assert trained(model) == pytest.approx(sharded, rel=1e-12)
 
 
@@ -338,12 +338,12 @@ def test_where_a_model_was_placed_counts():
     model, x = MODELS["dropout"]().train(3), np.random.default_rng(0).integers(0, 7, (4, 6))
     model.place(4)
     whole = shards.loss_and_gradients(model, x, x)
-    shards.set_threads(2)
+    workers.set_threads(2)
     assert shards.loss_and_gradients(model, x, x) == pytest.approx(whole, rel=1e-12)
 
 
 def test_two_python_threads_take_turns():
-    shards.set_threads(2)
+    workers.set_threads(2)
     models, found = [MODELS["qkv"]() for _ in range(2)], {0: [], 1: []}
 
     def run(i):
@@ -364,7 +364,7 @@ def test_interrupts_at_any_moment_leave_no_zombie_and_no_second_parent():
     program = """
         import os, random, signal, sys, threading, time
         import numpy as np
-        from minqkv import GPT, GPTConfig, shards
+        from minqkv import GPT, GPTConfig, shards, workers
         shards.SMALLEST = 1
         me, x = os.getpid(), np.zeros((6, 6), int)
         models = [GPT(GPTConfig(7, 6, 1, 2, 16)) for _ in range(2)]
@@ -375,7 +375,7 @@ def test_interrupts_at_any_moment_leave_no_zombie_and_no_second_parent():
             os.killpg(0, signal.SIGINT)
 
         for trial in range(150):
-            shards.set_threads(3)
+            workers.set_threads(3)
             killer = threading.Thread(target=shoot, args=(random.random() * 0.02,))
             try:
                 killer.start()
@@ -386,7 +386,7 @@ def test_interrupts_at_any_moment_leave_no_zombie_and_no_second_parent():
                     open("second-parent", "w").close()
                     os._exit(1)
             killer.join()
-        shards.set_threads(1)
+        workers.set_threads(1)
         states = [open(f"/proc/{p}/stat").read().split() for p in os.listdir("/proc") if p.isdigit()]
         print(sum(int(state[3]) == me for state in states if state[3].isdigit()))
     """
@@ -399,13 +399,13 @@ def test_interrupts_at_any_moment_leave_no_zombie_and_no_second_parent():
 def test_workers_end_with_a_parent_that_was_killed():
     program = """
         import os, signal, numpy as np
-        from minqkv import GPT, GPTConfig, shards
+        from minqkv import GPT, GPTConfig, shards, workers
         shards.SMALLEST = 1
-        shards.set_threads(3)
+        workers.set_threads(3)
         x = np.zeros((6, 6), int)
         model = GPT(GPTConfig(7, 6, 1, 2, 16))
         shards.loss_and_gradients(model, x, x)
-        print(*shards._crews[model].pids, flush=True)
+        print(*workers._crews[model].pids, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """
     done = subprocess.run(

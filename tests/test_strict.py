@@ -363,6 +363,8 @@ OPERATIONS = {
     "gelu": (fused.gelu, (2, 3)),
     "softmax": (fused.softmax, (2, 3, 4)),
     "dropout": (lambda a: fused.dropout(a, 0.4, np.random.default_rng(0)), (2, 30)),
+    "split_heads": (lambda a: fused.split_heads(a, 2), (2, 3, 4)),
+    "merge_heads": (lambda a: fused.merge_heads(a), (2, 3, 4, 5)),
     "rotate": (lambda a: fused.rotate(a, *map(backend.upload, (np.cos(ANGLES), np.sin(ANGLES)))), (2, 3, 4)),
     "attention": (attention(), (2, 4, 3, 5), (2, 4, 3, 5), (2, 4, 3, 5)),
     "attention, masked and grouped": (attention(CAUSAL), (2, 4, 3, 5), (2, 2, 3, 5), (2, 2, 3, 5)),

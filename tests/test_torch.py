@@ -49,6 +49,8 @@ FUSED = {
     "gelu": (F.gelu, lambda x: tF.gelu(x, approximate="tanh"), [(30, 4)]),
     "softmax": (F.softmax, lambda x: x.softmax(-1), [(2, 3, 4)]),
     "rotate": (lambda x: F.rotate(x, *rope_table(5, 6, "float64")), twin.turn, [(2, 3, 5, 6)]),
+    "split_heads": (lambda x: F.split_heads(x, 3), lambda x: x.unflatten(-1, (3, -1)).transpose(1, 2), [(2, 5, 6)]),
+    "merge_heads": (F.merge_heads, lambda x: x.transpose(1, 2).flatten(2), [(2, 3, 5, 2)]),
     "attention": (sdpa, grouped, QKV),
     "attention, causal": (lambda *x: sdpa(*x, CAUSAL), lambda *x: grouped(*x, is_causal=True), QKV),
     "attention, groups": (lambda *x: sdpa(*x, CAUSAL), lambda *x: grouped(*x, is_causal=True), [QKV[0], *[(2, 2, 3, 4)] * 2]),
