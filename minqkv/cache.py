@@ -1,7 +1,8 @@
 """The cache of a decoder: what attention would otherwise compute again for every earlier token.
 
 One buffer per layer and stored stream, laid out (B, h, capacity, d_h) and allocated once. Variants with K = V store one
-stream: there is no second buffer, and what is returned as values is the very array returned as keys.
+stream: there is no second buffer, and what is returned as values is the very array returned as keys. What is stored does
+not change, it is only cut off by `trim`: processes that read a long cache together (reading.py) rely on that.
 """
 
 from . import backend

@@ -124,8 +124,9 @@ def evaluate_run(run, split, n, wrong, as_json):
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--no-cache", is_flag=True, help="Compute the whole prefix again for every token.")
 @click.option("--compare", is_flag=True, help="Decode with and without the cache; print speed and bytes side by side.")
+@click.option("--threads", type=int, default=cores, envvar="MINQKV_THREADS", help="Cores a large model uses.  [default: all]")
 @computes
-def generate(run, prompt, max_new_tokens, temperature, top_k, seed, no_cache, compare, as_json):
+def generate(run, prompt, max_new_tokens, temperature, top_k, seed, no_cache, compare, threads, as_json):
     """Let a causal run answer a PROMPT of digits.
 
     For instance "3 1 4 1"; without one, a prompt per line is read from stdin.
@@ -133,7 +134,9 @@ def generate(run, prompt, max_new_tokens, temperature, top_k, seed, no_cache, co
     from ..decoding import compare_cache
     from ..decoding import generate as decode
     from ..runs import load_run
+    from ..workers import set_threads
 
+    set_threads(threads)
     model, config = load_run(run)
     if config.form != "causal":
         cure = f"minqkv train --task {config.task} --variant {config.variant} --form causal; for this one: minqkv eval {run}"
