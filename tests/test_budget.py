@@ -41,7 +41,7 @@ SPINE = {"nn", "optim", "variants", "cache", "positions", "attention", "models",
          "shards", "train", "runs", "decoding"}  # fmt: skip
 BUDGETS = {  # the largest number of code lines; a budget that must grow is raised in a commit of its own that says why
     "engine": (ENGINE, 830),
-    "spine, with the engine": (ENGINE | SPINE | {"errors", "rng", "files", "version"}, 2340),
+    "spine, with the engine": (ENGINE | SPINE | {"errors", "rng", "files", "version"}, 2390),
     "tasks, study and what measures": (
         {"tasks", "study", "stats", "published", "convert", "diagnose", "selfcheck", "doctor"}, 1100),
     "cli, and the way in": ({"cli", "__main__", "__init__"}, 900),
