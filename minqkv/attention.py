@@ -97,7 +97,8 @@ class Attention(Module):
             for name, value in (("q", q), ("k", k), ("v", v)):
                 tracing.probe(name, value)
             temperature, bias = self.plus(k.shape[2]) if self.spec.plus else (None, None)
-            if x.shape[1] == 1 and mask is None and reading.possible(cache) and not self.turn_late:
+            alone = x.shape[1] == 1 and mask is None and not self.turn_late  # a token that sees all that is stored
+            if alone and reading.possible(cache, q, temperature, bias):
                 z = reading.attend(q, k, v, cache, layer, temperature, bias)  # (B, H, 1, d_h)
             else:
                 z = scaled_dot_product_attention(q, k, v, mask, temperature=temperature, bias=bias)  # (B, H, T, d_h)

@@ -25,7 +25,7 @@ class KVCache:
         self.values = [backend.xp.empty(shape, dtype) for _ in range(n_layer)] if streams == 2 else None
         self.filled = [0] * n_layer  # per layer: within a step, upper layers lag behind lower ones
         self.capacity = capacity
-        self.unchanged = 0  # positions that nobody has overwritten since it was last set
+        self.unchanged = 0  # positions that the workers forked last (reading.py) still see as they are
 
     def append(self, layer, k, v=None):
         """Store new positions k, v (B, h, T, d_h); return all so far, views (B, h, S, d_h) of the buffers.

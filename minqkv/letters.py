@@ -36,7 +36,7 @@ class Letter(pickle.Pickler):
         return [_part(row, *place) for place in self.places]
 
 
-class Reader(pickle.Unpickler):
+class Opener(pickle.Unpickler):
     """The model of a letter, its parameters on these numbers."""
 
     def __init__(self, text, numbers):
@@ -53,8 +53,8 @@ class Reader(pickle.Unpickler):
 
 
 def leaf(start, shape):
-    """A parameter, as a letter names it; only a Reader knows its numbers."""
-    raise TypeError("a letter is read by a Reader")
+    """A parameter, as a letter names it; only an Opener knows its numbers."""
+    raise TypeError("a letter is read by an Opener")
 
 
 def _part(row, start, shape):

@@ -158,8 +158,6 @@ class GPT(Module):
                 raise UsageError(f"a cache of {len(cache.keys)} layers in a model of {len(self.blocks)}", "model.new_cache()")
             start, new = len(cache), np.shape(ids)[-1]
             try:
-                if new == 1:
-                    reading.begin(self, cache)
                 with no_grad():  # a single new token sees everything: no mask
                     return self._forward(ids, cache, start, cache.mask(new) if new > 1 else None)
             except BaseException:  # an interrupted step leaves nothing behind, in no layer
@@ -170,6 +168,8 @@ class GPT(Module):
 
     def _forward(self, ids, cache, start, mask):
         ids = _checked_ids(ids, self.config, start)
+        if cache is not None and mask is None:
+            reading.begin(self, cache)
         x = self.wpe(self.wte(ids), start)  # (B, T, C)
         for layer, block in enumerate(self.blocks):
             x = block(x, mask, cache, layer)

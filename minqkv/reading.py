@@ -1,20 +1,22 @@
 """Attention of a token being decoded: the whole cache is read and little is computed, so reading it sets the pace.
 
-Memory is read faster by two cores than by one, so where weights or cache are large there are workers (mq.set_threads):
+Two cores read faster than one. With mq.set_threads(n), where the weights or one layer's positions are some megabytes:
 
 * A softmax over many positions can be left unfinished, part by part, and put together at the end. So a long cache is read
-  by all at once, each its part. Workers are forked and see the cache as it was then, without a copy; what is stored later
-  they do not see, and need not: positions once stored do not change, and the last part is the decoder's own.
-* The rest of the time they read the weights that the decoder needs next, only so that these are near when it comes: in
-  the cache the cores share. No number depends on that, so it does no harm that they see weights as they were at the fork.
+  in n parts, all but the last by workers. These are forked and see the cache as it was then, without a copy. What is
+  stored later they do not see; before it would be theirs to read, others are forked.
+* The rest of the time workers read the weights that come next, only so that these are near when the decoder needs them,
+  in the cache that cores share. No number depends on that, and weights may have changed since the fork.
 """
 
+import itertools
 import math
+import weakref
 
 import numpy as np
 
 from . import backend, tracing, workers
-from .tensor import Tensor
+from .tensor import Tensor, grad_wanted
 
 FAR = 1 << 19  # bytes of one stored head beyond which the last one read has driven the first out of a core's own cache
 LEAST = 3 << 20  # bytes: of a model, below which its weights stay near anyway; of a layer's positions, to be shared out
@@ -22,17 +24,22 @@ REACH = 1 << 24  # bytes of weights that are read ahead: more would drive out wh
 CHUNK = 1 << 18  # bytes of them between two looks for a question
 
 
-def possible(cache):
-    """Whether a token that attends to all of this cache can be read here: on the host, where nobody looks inside."""
-    return cache is not None and backend.current.on_host and tracing.active is None
+def possible(cache, *inputs):
+    """Whether a token that attends to all of a cache can be read here: on the host, untraced, without a gradient."""
+    if cache is None or not backend.current.on_host or tracing.active is not None:
+        return False
+    return not any(x is not None and grad_wanted(x) for x in inputs)
 
 
 def begin(model, cache):
     """A token is about to be decoded: tell the workers, after forking them where they are wanted."""
-    n = workers.threads - 1
-    if n and workers.CAN_FORK and possible(cache) and max(_weight_bytes(model), _layer_bytes(cache)) >= LEAST:
-        with workers.lock:
-            workers.hire(cache, Readers, model, n).tell(-1)
+    if workers.threads == 1 or not workers.CAN_FORK or not possible(cache):
+        return
+    if max(_weight_bytes(model), _bytes(cache, len(cache))) >= LEAST:
+        readers = workers.hire(cache, Readers, model, workers.threads - 1, only_idle=True)
+        if readers is not None:
+            with readers.lock:
+                readers.tell(-1)
 
 
 def attend(q, k, v, cache, layer, temperature=None, bias=None):
@@ -40,19 +47,17 @@ def attend(q, k, v, cache, layer, temperature=None, bias=None):
 
     q (B, H, T, d_h); k, v (B, h, S, d_h) are all that `cache` holds in this layer. Returns (B, H, T, d_h).
     """
-    B, h, _, d_h = k.shape
+    B, h, S, d_h = k.shape
     strength = 1 / math.sqrt(d_h) if temperature is None else temperature.data * (1 / math.sqrt(d_h))
     scaled = (q.data * strength).reshape(B, h, -1, d_h)  # (B, h, G·T, d_h): queries that share a stored head
     keys, values, bias = k.data, v.data, None if bias is None else bias.data
-    z = None
+    cuts, found = [0, S], None
     if workers.threads > 1:
-        with workers.lock:
-            readers = workers.crew_of(cache)
-            z = readers and readers.attend(scaled, keys, values, bias, cache, layer)
-    if z is None:
-        mix, total, _ = part(scaled, keys, values, bias)
-        z = mix / total
-    return Tensor(z.reshape(q.shape))
+        cuts, readers = _cuts(cache, S), workers.crew_of(cache)
+        found = readers and readers.read(scaled, keys, values, bias, layer, cuts)
+    if not found:
+        found = [_some(scaled, keys, values, bias, *cut) for cut in itertools.pairwise(cuts)]
+    return Tensor(join(found).reshape(q.shape))
 
 
 def part(scaled, keys, values, bias=None):
@@ -75,8 +80,12 @@ def part(scaled, keys, values, bias=None):
     return backend.bmm(weights, values), backend.row_sum(weights), top
 
 
-def join(mix, total, top):
-    """Parts of a softmax, along the first axis, put together and finished: each counts by e^(its top - the highest)."""
+def join(parts):
+    """Parts of a softmax put together, and finished: each counts by e^(its top - the highest)."""
+    if len(parts) == 1:
+        mix, total, _ = parts[0]
+        return mix / total
+    mix, total, top = map(np.stack, zip(*parts, strict=True))  # (parts, B, h, n, d_h or 1)
     share = np.exp(top - top.max(axis=0))
     return (mix * share).sum(axis=0) / (total * share).sum(axis=0)
 
@@ -88,82 +97,87 @@ class Readers(workers.Crew):
         B, h, _, d_h = cache.keys[0].shape
         shape, dtype = (B, h, model.config.n_head // h, d_h), model.wte.weight.dtype
         cache.unchanged = len(cache)
-        self.paced = _weight_bytes(model) > REACH
+        self.model, self.every_layer = weakref.ref(model), _weight_bytes(model) > REACH
         self.scaled, self.bias = workers.shared(shape, dtype), workers.shared((cache.capacity,), dtype)
         single = (*shape[:-1], 1)
-        self.parts = [workers.shared((1 + n, *s), dtype) for s in (shape, single, single)]  # the decoder's, then theirs
-        super().__init__([Reader(i, n, model, cache, (self.scaled, self.bias, self.parts)) for i in range(n)])
+        self.parts = [[workers.shared(s, dtype) for s in (shape, single, single)] for _ in range(n)]
+        works = [Reader(i, n, model, cache, self.scaled, self.bias, part) for i, part in enumerate(self.parts)]
+        super().__init__(works)
 
     def fits(self, cache, model, n):
-        """Whether it has so many workers, who know most of the positions that are theirs to read."""
-        return len(self.pids) == n and cache.unchanged >= 0.75 * _theirs(cache, n)
+        """Whether it is for this model, and its workers know all the positions that are theirs to read."""
+        return self.model() is model and len(self.pids) == n and cache.unchanged >= _cuts(cache, len(cache) + 1)[-2]
 
     def tell(self, layer):
         """How far the decoder has come: to the attention of this layer; -1 is before the first."""
         self.ask([(layer, 0, 0, False)] * len(self.pids), answered=False)
 
-    def attend(self, scaled, keys, values, bias, cache, layer):
-        """Attention by all together, (B, h, n, d_h); None if there is too little to read."""
-        n, stop = len(self.pids), min(_theirs(cache, len(self.pids)), cache.unchanged)
-        if stop < n:
-            if self.paced:
-                self.tell(layer)
-            return None
-        self.scaled[...] = scaled
-        if bias is not None:
-            self.bias[:stop] = bias[:stop]
-        self.ask([(layer, stop * i // n, stop * (i + 1) // n, bias is not None) for i in range(n)])
-        mine = keys[:, :, stop:]  # (B, h, S - stop, d_h)
-        found = part(scaled, mine, mine if values is keys else values[:, :, stop:], bias if bias is None else bias[stop:])
-        _keep(self.parts, 0, found)
-        self.answers()
-        return join(*self.parts)
+    def read(self, scaled, keys, values, bias, layer, cuts):
+        """All parts, the last by this process; None if one is enough, or the workers cannot."""
+        with self.lock:
+            if self.busy or not self.end.alive or (scaled.shape, scaled.dtype) != (self.scaled.shape, self.scaled.dtype):
+                return None
+            if len(cuts) != len(self.pids) + 2:
+                if self.every_layer:
+                    self.tell(layer)
+                return None
+            self.scaled[...] = scaled
+            if bias is not None:
+                self.bias[: len(bias)] = bias
+            self.ask([(layer, *cut, bias is not None) for cut in itertools.pairwise(cuts[:-1])])
+            mine = _some(scaled, keys, values, bias, *cuts[-2:])
+            self.answers()
+            return [*self.parts, mine]
 
 
 class Reader:
-    """What one worker does."""
+    """What worker i of n does."""
 
-    def __init__(self, i, n, model, cache, desk):
-        self.i, self.n, self.model, self.cache, self.desk = i, n, model, cache, desk
-        self.chunks, self.places, self.layer = None, {-1: 0}, -1
+    def __init__(self, i, n, model, cache, scaled, bias, answer):
+        self.i, self.n, self.model, self.cache = i, n, model, cache
+        self.scaled, self.bias, self.answer = scaled, bias, answer
+        self.layer, self.chunks, self.after = -1, None, {}  # layer -> where in the chunks its attention is done
 
     def __call__(self, layer, start, stop, biased):
-        """The attention to these positions, written where it belongs; no answer to a question about none."""
+        """Attention to these positions, written where it belongs; no answer to a question about none."""
         self.layer = layer
         if start == stop:
             return None
-        scaled, bias, parts = self.desk
-        keys = self.cache.keys[layer][:, :, start:stop].astype(scaled.dtype, copy=False)  # (B, h, s, d_h)
-        values = keys
-        if self.cache.values is not None:
-            values = self.cache.values[layer][:, :, start:stop].astype(scaled.dtype, copy=False)
-        _keep(parts, 1 + self.i, part(scaled, keys, values, bias[start:stop] if biased else None))
+        dtype = self.scaled.dtype
+        keys = self.cache.keys[layer][:, :, start:stop].astype(dtype, copy=False)  # (B, h, s, d_h)
+        values = keys if self.cache.values is None else self.cache.values[layer][:, :, start:stop].astype(dtype, copy=False)
+        found = part(self.scaled, keys, values, self.bias[start:stop] if biased else None)
+        for array, numbers in zip(self.answer, found, strict=True):
+            array[...] = numbers
         return True
 
     def rest(self, line):
-        """Until the next question, read the weights that follow this layer's attention, every n-th chunk."""
+        """Until the next question, read the weights that follow this layer's attention: every n-th chunk, up to a bound."""
         if self.chunks is None:
             self.find_weights()
-        first = self.places[self.layer]
+        first = self.after.get(self.layer, 0)
         for chunk in self.chunks[first + self.i : first + REACH // CHUNK : self.n]:
             chunk.max()
             if line.news.poll(0):
                 return
 
     def find_weights(self):
-        """Chunks of the matrices, in the order in which decoding needs them, and where each layer is in its attention."""
+        """Chunks of the matrices, in the order in which decoding needs them."""
         self.chunks = []
         for layer, block in enumerate(self.model.blocks):
             for name, p in block.named_parameters():
-                if name == "attn.wo.weight":
-                    self.places[layer] = len(self.chunks)
+                if not name.startswith(("ln_1.", "attn.wq.", "attn.wk.", "attn.wv.")):
+                    self.after.setdefault(layer, len(self.chunks))
                 if p.ndim == 2:
                     self.chunks += np.array_split(p.data.reshape(-1), -(-p.data.nbytes // CHUNK))
+        head = self.model.wte.weight.data
+        self.chunks += np.array_split(head.reshape(-1), -(-head.nbytes // CHUNK))
 
 
-def _keep(parts, i, found):
-    for array, numbers in zip(parts, found, strict=True):
-        array[i] = numbers
+def _some(scaled, keys, values, bias, start, stop):
+    """The part from start to stop; with K = V one array stays one."""
+    some = keys[:, :, start:stop]  # (B, h, s, d_h)
+    return part(scaled, some, some if values is keys else values[:, :, start:stop], bias if bias is None else bias[start:stop])
 
 
 def _weight_bytes(model):
@@ -172,11 +186,13 @@ def _weight_bytes(model):
     return c.n_layer * c.n_embd * (4 * c.n_embd + 2 * c.d_ff) * model.wte.weight.dtype.itemsize
 
 
-def _layer_bytes(cache):
-    """Bytes of what one layer holds."""
-    return cache.keys[0][:, :, : len(cache)].nbytes * (1 if cache.values is None else 2)
+def _bytes(cache, n):
+    """Bytes of n positions in one layer."""
+    whole = cache.keys[0]
+    return whole.nbytes // whole.shape[2] * n * (1 if cache.values is None else 2)
 
 
-def _theirs(cache, n):
-    """Positions that are for n workers to read: all but one share; none where that does not pay."""
-    return len(cache) * n // (n + 1) if _layer_bytes(cache) >= LEAST else 0
+def _cuts(cache, n):
+    """Where the parts of n positions begin and end: as many as there are threads, if they are large enough."""
+    parts = workers.threads if _bytes(cache, n) >= LEAST and n >= workers.threads else 1
+    return [n * i // parts for i in range(parts + 1)]

@@ -13,7 +13,7 @@ import numpy as np
 from . import backend, tracing, workers
 from .errors import UsageError
 from .functional import cross_entropy
-from .letters import Letter, Reader
+from .letters import Letter, Opener
 
 SMALLEST = 1 << 22  # parameters × tokens of a shard below which it costs more than it saves
 
@@ -36,8 +36,8 @@ def loss_and_gradients(model, x, y, ignore_index=-100):
         share = int((y[first:last] != ignore_index).sum()) / counted
         parts.append((x[first:last], y[first:last], ignore_index, share, first))
     letter = Letter(model)
-    with workers.lock:
-        crew = workers.hire(model, Shards, n - 1, letter.size, letter.leaves[0].dtype)
+    crew = workers.hire(model, Shards, n - 1, letter.size, letter.leaves[0].dtype)
+    with crew.lock:
         crew.share_out(letter, parts[1:])
         return _loss(model, *parts[0]) + sum(crew.collect(letter))
 
@@ -58,7 +58,7 @@ class Shards(workers.Crew):
 
     def __init__(self, model, n, size, dtype):
         self.memory = workers.shared((1 + n, size), dtype)
-        super().__init__([partial(_answer, self.memory[0], gradients) for gradients in self.memory[1:]])
+        super().__init__([partial(_shard, self.memory[0], gradients) for gradients in self.memory[1:]])
 
     def fits(self, model, n, size, dtype):
         """Whether it has so many workers, and room for such parameters."""
@@ -79,13 +79,13 @@ class Shards(workers.Crew):
         return [loss for loss, _ in replies]
 
 
-def _answer(parameters, gradients, text, part):
+def _shard(parameters, gradients, text, part):
     """(loss, which parameters got a gradient), the gradients written where they belong."""
-    reader = Reader(text, parameters)
-    loss = _loss(reader.load(), *part)
-    flat = [np.zeros(p.size, p.dtype) if p.grad is None else p.grad.reshape(-1) for p in reader.leaves]
+    letter = Opener(text, parameters)
+    loss = _loss(letter.load(), *part)
+    flat = [np.zeros(p.size, p.dtype) if p.grad is None else p.grad.reshape(-1) for p in letter.leaves]
     np.concatenate(flat, out=gradients[: sum(map(len, flat))])
-    return loss, [p.grad is not None for p in reader.leaves]
+    return loss, [p.grad is not None for p in letter.leaves]
 
 
 def _loss(model, x, y, ignore_index, share=1.0, first_row=0):

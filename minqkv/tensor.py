@@ -6,13 +6,20 @@ the gradient of the result into gradients of the inputs. `backward` runs those i
 
 import itertools
 import os
+import threading
 from contextlib import contextmanager
 
 from . import backend, debug, tracing
 
 _sequence = itertools.count()
-_grad_on = True
 DEBUG = os.environ.get("MINQKV_DEBUG", "0") not in ("", "0")
+
+
+class _Mode(threading.local):
+    grad = True  # each thread has its own: one that decodes takes no gradients from one that trains
+
+
+_mode = _Mode()
 
 
 class Node:
@@ -111,7 +118,7 @@ def _as_float(data, dtype):
 
 def grad_wanted(x):
     """Whether a gradient of this tensor may be asked for: an operation may save itself what only backward needs."""
-    return _grad_on and x.node is not None
+    return _mode.grad and x.node is not None
 
 
 def make(data, inputs, vjp):
@@ -122,7 +129,7 @@ def make(data, inputs, vjp):
     """
     if not isinstance(data, backend.ndarray):
         data = backend.xp.asarray(data)  # a full reduction gives a NumPy scalar; a Tensor always holds an array
-    if not _grad_on:
+    if not _mode.grad:
         return Tensor(data)
     parents = tuple([getattr(x, "node", None) for x in inputs])
     if not any(parents):
@@ -190,13 +197,12 @@ def _freed(g):
 
 @contextmanager
 def no_grad():
-    """`with no_grad():` (or `@no_grad()`): no graph is built inside."""
-    global _grad_on
-    before, _grad_on = _grad_on, False
+    """`with no_grad():` (or `@no_grad()`): no graph is built inside, by this thread."""
+    before, _mode.grad = _mode.grad, False
     try:
         yield
     finally:
-        _grad_on = before
+        _mode.grad = before
 
 
 def unbroadcast(g, shape):

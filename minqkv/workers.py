@@ -3,6 +3,7 @@
 A worker sees the memory of its parent as it was at the fork, for nothing, and `shared` arrays as they are.
 """
 
+import gc
 import math
 import mmap
 import os
@@ -22,11 +23,11 @@ from .errors import EnvironmentFault, UsageError
 
 CAN_FORK = hasattr(os, "fork") and sys.platform != "darwin"
 MOST = 4  # crews at a time
+RECENT = 1.0  # seconds in which a crew that was hired is not idle
 PATIENCE = 0.005  # seconds awake before falling asleep: to be woken takes longer than many an answer
 
 threads = 1
-lock = threading.Lock()  # held from hiring a crew until it has answered
-_crews = weakref.WeakKeyDictionary()  # what it works for -> Crew
+_crews, _lock = weakref.WeakKeyDictionary(), threading.Lock()  # what it works for -> Crew
 
 
 def set_threads(n):
@@ -39,21 +40,31 @@ def set_threads(n):
     global threads
     if not isinstance(n, (int, np.integer)) or n < 1:
         raise UsageError(f"{n} threads: there must be at least one")
-    for owner in list(_crews):
-        _dismiss(owner)
-    threads = int(n)
-
-
-def hire(owner, kind, *needs):
-    """The crew that works for `owner`, or a new one, `kind(owner, *needs)`, if it has none that is free and fits."""
-    crew = _crews.get(owner)
-    if crew is None or crew.busy or not crew.fits(owner, *needs):
-        with undisturbed():
+    with _lock:
+        for owner in list(_crews):
             _dismiss(owner)
-            if len(_crews) >= MOST:
-                _dismiss(next(iter(_crews)))  # the oldest
-            _crews[owner] = kind(owner, *needs)
-    return _crews[owner]
+        threads = int(n)
+
+
+def hire(owner, kind, *needs, only_idle=False):
+    """The crew that works for `owner`, or a new one, `kind(owner, *needs)`, if it has none that is free and fits.
+
+    There are MOST at a time. Beyond that the one hired longest ago goes; with `only_idle` it must be idle, or this
+    returns None.
+    """
+    with _lock:
+        crew = _crews.get(owner)
+        if crew is None or crew.busy or not crew.fits(owner, *needs):
+            with undisturbed():
+                _dismiss(owner)
+                if len(_crews) >= MOST:
+                    oldest = min(_crews, key=lambda other: _crews[other].hired)
+                    if only_idle and time.perf_counter() - _crews[oldest].hired < RECENT:
+                        return None
+                    _dismiss(oldest)
+                crew = _crews[owner] = kind(owner, *needs)
+        crew.hired = time.perf_counter()
+        return crew
 
 
 def crew_of(owner):
@@ -62,15 +73,19 @@ def crew_of(owner):
 
 
 def _dismiss(owner):
-    if owner in _crews:
-        _crews.pop(owner).end()
+    """A crew in use goes on, and ends with the last that uses it."""
+    crew = _crews.pop(owner, None)
+    if crew is not None and crew.lock.acquire(blocking=False):
+        _, end, arguments, _ = crew.end.detach()
+        end(*arguments, signal.raise_signal)
+        crew.lock.release()
 
 
 def _forget():
     """The workers of a process, and a lock another thread holds, are not those of a child it forks."""
-    global lock
+    global _lock
     _crews.clear()
-    lock = threading.Lock()
+    _lock = threading.Lock()
 
 
 if CAN_FORK:
@@ -83,8 +98,14 @@ def shared(shape, dtype):
     return np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
 
 
+def _later(number):
+    """Raise a signal soon: an exception inside a weakref's callback would be lost."""
+    with suppress(RuntimeError):  # the interpreter is ending
+        threading.Timer(0.01, signal.raise_signal, (number,)).start()
+
+
 @contextmanager
-def undisturbed():
+def undisturbed(raise_again=signal.raise_signal):
     """Ctrl-C and SIGTERM wait: a fork and the note of it, or a kill and the wait for it, happen whole.
 
     Not by a mask: a signal that another thread of the process takes would still be raised in the main one.
@@ -100,7 +121,7 @@ def undisturbed():
         for number, handler in before.items():
             signal.signal(number, handler)
         for number in set(arrived):
-            signal.raise_signal(number)
+            raise_again(number)
 
 
 def _lost():
@@ -108,29 +129,43 @@ def _lost():
 
 
 class Line:
-    """One end of a connection of two pipes, by which objects are sent. Whoever waits at it stays awake for a while."""
+    """One end of a connection of two pipes, by which objects are sent. Whoever waits at it stays awake for a while.
+
+    Nothing is read before it is asked for, so that `news` never hides a message; nothing that is sent waits in a buffer,
+    which a fork would copy.
+    """
 
     def __init__(self, inbox, outbox):
-        self.inbox, self.outbox, self.news = os.fdopen(inbox, "rb"), os.fdopen(outbox, "wb"), select.poll()
+        self.inbox, self.outbox, self.news = inbox, outbox, select.poll()
         self.news.register(inbox, select.POLLIN)
 
     def send(self, item):
         """Any object that can be pickled."""
-        pickle.dump(item, self.outbox, protocol=5)
-        self.outbox.flush()
+        text = pickle.dumps(item, protocol=5)
+        message = memoryview(len(text).to_bytes(8) + text)
+        while message:
+            message = message[os.write(self.outbox, message) :]
 
     def receive(self):
-        """What the other end sent. Raises EOFError when the other end is closed."""
+        """What the other end sent. Raises EOFError when it is closed."""
         end = time.perf_counter() + PATIENCE
         while not self.news.poll(0) and time.perf_counter() < end:
             os.sched_yield()
-        return pickle.load(self.inbox)
+        return pickle.loads(self._read(int.from_bytes(self._read(8))))
+
+    def _read(self, n):
+        message = bytearray()
+        while len(message) < n:
+            part = os.read(self.inbox, n - len(message))
+            if not part:
+                raise EOFError
+            message += part
+        return message
 
     def close(self):
         """Hang up."""
-        self.inbox.close()
-        with suppress(BrokenPipeError):
-            self.outbox.close()
+        os.close(self.inbox)
+        os.close(self.outbox)
 
 
 def _line():
@@ -144,21 +179,24 @@ class Crew:
 
     A function may have a `rest`, which is called between two questions; it returns when its line has news.
 
-    They heed no Ctrl-C and no SIGTERM: both reach the whole group, and the parent decides. Make a crew inside
-    `undisturbed`, as `hire` does. What `works` hold on to lives on in the workers alone.
+    They heed no Ctrl-C and no SIGTERM: both reach the whole group, and the parent decides. `hire` makes crews; who uses
+    one holds its `lock`. What `works` hold on to lives on in the workers alone.
     """
 
     def __init__(self, works):
-        self.lines, self.pids, self.busy = [], [], False
-        self.end = weakref.finalize(self, _end, os.getpid(), self.pids, self.lines)  # by call, or with the crew
+        self.lines, self.pids, self.busy, self.lock = [], [], False, threading.Lock()
+        self.end = weakref.finalize(self, _end, os.getpid(), self.pids, self.lines)  # with the crew, unless dismissed
         for work in works:
-            here, there = _line()
+            ends = ()
             try:
+                here, there = ends = _line()
                 pid = os.fork()
             except OSError as error:
+                for end in ends:
+                    end.close()
                 raise EnvironmentFault(f"no worker process could be started: {error}", "use fewer --threads") from error
             if not pid:
-                _live(there, here, work)
+                _live(there, work)
             there.close()
             self.lines.append(here)
             self.pids.append(pid)
@@ -177,7 +215,7 @@ class Crew:
         """Wait for all. Raises what a worker raised."""
         try:
             replies = [line.receive() for line in self.lines]
-        except (EOFError, pickle.UnpicklingError) as error:  # nothing, or the beginning of an answer
+        except EOFError as error:
             raise _lost() from error
         self.busy = False
         for reply in replies:
@@ -186,32 +224,36 @@ class Crew:
         return replies
 
 
-def _end(parent, pids, lines):
+def _end(parent, pids, lines, raise_again=_later):
     """Stop the workers, also in the middle of their work; in a child that was forked from their parent, do nothing."""
     if os.getpid() != parent:
         return
-    with undisturbed():
-        for line, pid in zip(lines, pids, strict=True):
-            line.close()
+    with undisturbed(raise_again):
+        for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for pid in pids:
+        for line, pid in zip(lines, pids, strict=True):
+            line.close()
             with suppress(ChildProcessError):
                 os.waitpid(pid, 0)
 
 
-def _live(line, parents_end, work):
+def _live(line, work):
     """A worker's life: a question, the answer, the next question; it ends with the process that forked it."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        parents_end.close()
+        gc.disable()  # what the parent threw away is not ours to finish
+        low, high = sorted((line.inbox, line.outbox))
+        for first, last in ((3, low), (low + 1, high), (high + 1, os.sysconf("SC_OPEN_MAX"))):
+            os.closerange(first, last)  # what the parent closes shall be closed
         rest = getattr(work, "rest", lambda line: None)
         while True:
             answer = _answer(work, line.receive())
             if answer is not None:
                 line.send(answer)
-            rest(line)
+            with suppress(Exception):  # nothing depends on it
+                rest(line)
     except (EOFError, OSError):
         pass
     finally:

@@ -362,7 +362,7 @@ def test_two_python_threads_take_turns():
 def test_interrupts_at_any_moment_leave_no_zombie_and_no_second_parent():
     """Ctrl-C to the whole group, again and again, while crews come and go."""
     program = """
-        import os, random, signal, sys, threading, time
+        import contextlib, os, random, signal, sys, threading, time
         import numpy as np
         from minqkv import GPT, GPTConfig, shards, workers
         shards.SMALLEST = 1
@@ -387,7 +387,10 @@ def test_interrupts_at_any_moment_leave_no_zombie_and_no_second_parent():
                     os._exit(1)
             killer.join()
         workers.set_threads(1)
-        states = [open(f"/proc/{p}/stat").read().split() for p in os.listdir("/proc") if p.isdigit()]
+        states = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):  # it just ended
+                states.append(open(f"/proc/{pid}/stat").read().split())
         print(sum(int(state[3]) == me for state in states if state[3].isdigit()))
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=100,
