@@ -47,6 +47,8 @@ class Backend:
     def row_sum(self, a):
         """Sums over the last axis, kept: (..., n) -> (..., 1). A product with ones: several times faster on short rows."""
         n = a.shape[-1]
+        if a.size <= 1024:
+            return a.sum(-1, keepdims=True)
         return (a.reshape(-1, n) @ ones(n, a.dtype)).reshape(*a.shape[:-1], 1)
 
     def column_sum(self, a):

@@ -172,6 +172,7 @@ class Reader:
                     self.chunks += np.array_split(p.data.reshape(-1), -(-p.data.nbytes // CHUNK))
         head = self.model.wte.weight.data
         self.chunks += np.array_split(head.reshape(-1), -(-head.nbytes // CHUNK))
+        self.chunks *= 2  # the next token begins where this one did
 
 
 def _some(scaled, keys, values, bias, start, stop):
