@@ -40,7 +40,7 @@ ENGINE = {"backend", "debug", "tensor", "ops", "fused", "composed", "functional"
 SPINE = {"nn", "optim", "variants", "cache", "positions", "attention", "models", "reading", "workers", "letters",
          "shards", "train", "runs", "decoding"}  # fmt: skip
 BUDGETS = {  # the largest number of code lines; a budget that must grow is raised in a commit of its own that says why
-    "engine": (ENGINE, 830),
+    "engine": (ENGINE, 840),
     "spine, with the engine": (ENGINE | SPINE | {"errors", "rng", "files", "version"}, 2390),
     "tasks, study and what measures": (
         {"tasks", "study", "stats", "published", "convert", "diagnose", "selfcheck", "doctor"}, 1100),
