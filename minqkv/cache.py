@@ -21,8 +21,8 @@ class KVCache:
         shape = (batch, heads, capacity, d_head)
         if streams not in (1, 2) or min(shape) < 1:
             raise UsageError(f"a cache has 1 or 2 streams, not {streams}, and no empty axis: {shape}")
-        self.keys = [backend.xp.empty(shape, dtype) for _ in range(n_layer)]
-        self.values = [backend.xp.empty(shape, dtype) for _ in range(n_layer)] if streams == 2 else None
+        self.keys = [backend.current.empty(shape, dtype) for _ in range(n_layer)]
+        self.values = [backend.current.empty(shape, dtype) for _ in range(n_layer)] if streams == 2 else None
         self.filled = [0] * n_layer  # per layer: within a step, upper layers lag behind lower ones
         self.capacity = capacity
         self.unchanged = 0  # positions that the workers forked last (reading.py) still see as they are

@@ -20,13 +20,14 @@ def linear(x, w, b=None):
     y = flat @ weight  # (N, m)
     if b is not None:
         y += b.data
+    need_x, need_w, need_b = x.node is not None, w.node is not None, b is not None and b.node is not None
     shape = x.data.shape
 
     def vjp(g):
         g = g.reshape(-1, g.shape[-1])  # (N, m)
-        dx = (g @ weight.T).reshape(shape) if x.requires_grad else None  # (..., n)
-        dw = flat.T @ g if w.requires_grad else None  # (n, m)
-        return dx, dw, backend.column_sum(g) if b is not None and b.requires_grad else None
+        dx = (g @ weight.T).reshape(shape) if need_x else None  # (..., n)
+        dw = flat.T @ g if need_w else None  # (n, m)
+        return dx, dw, backend.column_sum(g) if need_b else None
 
     return make(y.reshape(*shape[:-1], -1), (x, w, b), vjp)
 
@@ -51,12 +52,14 @@ def layer_norm(x, w, b, eps=1e-5):
     inv_std = math.sqrt(d) / backend.xp.sqrt(backend.row_dot(unit, unit) + d * eps)  # (N, 1)
     unit *= inv_std
 
+    need_x, need_w, need_b = x.node is not None, w.node is not None, b.node is not None
+
     def vjp(g):
         g = g.reshape(-1, d)  # (N, d)
         scratch = g * unit
-        dw = backend.column_sum(scratch) if w.requires_grad else None
-        db = backend.column_sum(g) if b.requires_grad else None
-        if not x.requires_grad:
+        dw = backend.column_sum(scratch) if need_w else None
+        db = backend.column_sum(g) if need_b else None
+        if not need_x:
             return None, dw, db
         column = weight.reshape(d, 1) * (1 / d)
         shared = g @ column  # (N, 1): the part that would move the mean ...

@@ -65,7 +65,9 @@ class Init:
         return stream(self.seed, "parameter", self.name)
 
     def _parameter(self, array):
-        return Parameter(backend.upload(np.asarray(array, self.dtype)))
+        data = backend.current.empty(array.shape, self.dtype)
+        data[...] = backend.upload(np.asarray(array, self.dtype))
+        return Parameter(data)
 
 
 class Module:

@@ -22,7 +22,8 @@ class Optimizer:
             raise UsageError("an optimiser needs parameters, all of one dtype")
         if len(set(map(id, self.parameters))) < len(self.parameters):
             raise UsageError("an optimiser was given the same parameter twice")
-        self.data = backend.xp.concatenate([p.data.reshape(-1) for p in self.parameters])  # (N,)
+        self.data = backend.current.empty((sum(p.size for p in self.parameters),), self.parameters[0].dtype)  # (N,)
+        backend.xp.concatenate([p.data.reshape(-1) for p in self.parameters], out=self.data)
         self.n_decayed = sum(p.size for p in self.parameters if p.ndim >= 2)
         start = 0
         for p in self.parameters:
