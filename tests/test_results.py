@@ -76,6 +76,10 @@ def test_decoding_times():
     qkv = [row for row in rows if row["variant"] == "qkv"]
     times = [f"{row['us_per_token'][row['best_torch']]:,.0f}" for row in qkv]
     assert f"{', '.join(times[:-1])} and {times[-1]} µs for `qkv`" in README
+    means = bench("decode-2t.json")["summary"]
+    of = {(b, v): f"{means[f'batch {b}, {v}: over PyTorch, geometric mean']:.2f}" for b in (1, 16) for v in ("qkv", "q-k=v")}
+    assert f"is {of[1, 'qkv']} for `qkv` and {of[1, 'q-k=v']} for `q-k=v`" in README
+    assert f"With a batch of 16 it is {of[16, 'qkv']} and {of[16, 'q-k=v']}" in README
     for variant in ("qkv", "q-k=v", "gqa-2", "mqa", "q-mqa"):
         mine = [f"{row['us_per_token']['minqkv']:,.0f}" for row in rows if row["variant"] == variant]
         assert f"| `{variant}` | {' | '.join(mine)} |" in README
