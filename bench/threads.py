@@ -24,7 +24,7 @@ def settle():
 
 
 def blas_threads():
-    """BLAS threads under the engine: one, for it gives shards of the batch to processes (mq.set_threads). PyTorch has COUNT."""
+    """BLAS threads under the engine: one, for it shares its work among processes (mq.set_threads). PyTorch has COUNT."""
     return 1
 
 

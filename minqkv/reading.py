@@ -26,19 +26,16 @@ CHUNK = 1 << 18  # bytes of them between two looks for a question
 
 def possible(cache, *inputs):
     """Whether a token that attends to all of a cache can be read here: on the host, untraced, without a gradient."""
-    if cache is None or not backend.current.on_host or tracing.active is not None:
-        return False
-    return not any(x is not None and grad_wanted(x) for x in inputs)
+    here = cache is not None and backend.current.on_host and tracing.active is None
+    return here and not any(x is not None and grad_wanted(x) for x in inputs)
 
 
 def begin(model, cache):
     """A token is about to be decoded: tell the workers, after forking them where they are wanted."""
-    if workers.threads == 1 or not workers.CAN_FORK or not possible(cache):
-        return
-    if max(_weight_bytes(model), _bytes(cache, len(cache))) >= LEAST:
-        readers = workers.hire(cache, Readers, model, workers.threads - 1, only_idle=True)
-        if readers is not None:
-            with readers.lock:
+    can = workers.threads > 1 and workers.CAN_FORK and possible(cache)
+    if can and max(_weight_bytes(model), _bytes(cache, len(cache))) >= LEAST:
+        with workers.hire(cache, Readers, model, workers.threads - 1, only_idle=True) as readers:
+            if readers is not None:
                 readers.tell(-1)
 
 
@@ -99,10 +96,9 @@ class Readers(workers.Crew):
         cache.unchanged = len(cache)
         self.model, self.every_layer = weakref.ref(model), _weight_bytes(model) > REACH
         self.scaled, self.bias = workers.shared(shape, dtype), workers.shared((cache.capacity,), dtype)
-        single = (*shape[:-1], 1)
-        self.parts = [[workers.shared(s, dtype) for s in (shape, single, single)] for _ in range(n)]
-        works = [Reader(i, n, model, cache, self.scaled, self.bias, part) for i, part in enumerate(self.parts)]
-        super().__init__(works)
+        shapes = shape, (*shape[:-1], 1), (*shape[:-1], 1)
+        self.parts = [[workers.shared(s, dtype) for s in shapes] for _ in range(n)]
+        super().__init__([Reader(i, n, model, cache, self.scaled, self.bias, mine) for i, mine in enumerate(self.parts)])
 
     def fits(self, cache, model, n):
         """Whether it is for this model, and its workers know all the positions that are theirs to read."""
@@ -163,15 +159,13 @@ class Reader:
 
     def find_weights(self):
         """Chunks of the matrices, in the order in which decoding needs them."""
-        self.chunks = []
-        for layer, block in enumerate(self.model.blocks):
-            for name, p in block.named_parameters():
-                if not name.startswith(("ln_1.", "attn.wq.", "attn.wk.", "attn.wv.")):
-                    self.after.setdefault(layer, len(self.chunks))
-                if p.ndim == 2:
-                    self.chunks += np.array_split(p.data.reshape(-1), -(-p.data.nbytes // CHUNK))
-        head = self.model.wte.weight.data
-        self.chunks += np.array_split(head.reshape(-1), -(-head.nbytes // CHUNK))
+        self.chunks, blocks = [], enumerate(self.model.blocks)
+        used = [(layer, *named) for layer, block in blocks for named in block.named_parameters()]
+        for layer, name, p in [*used, (None, "the head", self.model.wte.weight)]:
+            if not name.startswith(("ln_1.", "attn.wq.", "attn.wk.", "attn.wv.")):
+                self.after.setdefault(layer, len(self.chunks))
+            if p.ndim == 2:
+                self.chunks += np.array_split(p.data.reshape(-1), -(-p.data.nbytes // CHUNK))
         self.chunks *= 2  # the next token begins where this one did
 
 

@@ -36,8 +36,7 @@ def loss_and_gradients(model, x, y, ignore_index=-100):
         share = int((y[first:last] != ignore_index).sum()) / counted
         parts.append((x[first:last], y[first:last], ignore_index, share, first))
     letter = Letter(model)
-    crew = workers.hire(model, Shards, n - 1, letter.size, letter.leaves[0].dtype)
-    with crew.lock:
+    with workers.hire(model, Shards, n - 1, letter.size, letter.leaves[0].dtype) as crew:
         crew.share_out(letter, parts[1:])
         return _loss(model, *parts[0]) + sum(crew.collect(letter))
 

@@ -24,6 +24,7 @@ from .errors import EnvironmentFault, UsageError
 CAN_FORK = hasattr(os, "fork") and sys.platform != "darwin"
 MOST = 4  # crews at a time
 RECENT = 1.0  # seconds in which a crew that was hired is not idle
+LOST = ("a worker process was killed", "is there enough memory? use fewer --threads")
 PATIENCE = 0.005  # seconds awake before falling asleep: to be woken takes longer than many an answer
 
 threads = 1
@@ -46,12 +47,25 @@ def set_threads(n):
         threads = int(n)
 
 
+@contextmanager
 def hire(owner, kind, *needs, only_idle=False):
-    """The crew that works for `owner`, or a new one, `kind(owner, *needs)`, if it has none that is free and fits.
+    """`with hire(...) as crew:` the crew that works for `owner`, or `kind(owner, *needs)` if none is free and fits; locked.
 
-    There are MOST at a time. Beyond that the one hired longest ago goes; with `only_idle` it must be idle, or this
-    returns None.
+    There are MOST at a time. Beyond that the one hired longest ago goes; with `only_idle` it must be idle, or the crew
+    is None.
     """
+    while True:
+        crew = _hire(owner, kind, needs, only_idle)
+        if crew is None:
+            yield None
+            return
+        with crew.lock:
+            if crew.end.alive and not crew.busy:  # another thread may have been quicker
+                yield crew
+                return
+
+
+def _hire(owner, kind, needs, only_idle):
     with _lock:
         crew = _crews.get(owner)
         if crew is None or crew.busy or not crew.fits(owner, *needs):
@@ -77,8 +91,8 @@ def _dismiss(owner):
     crew = _crews.pop(owner, None)
     if crew is not None and crew.lock.acquire(blocking=False):
         _, end, arguments, _ = crew.end.detach()
+        crew.lock.release()  # who waits for it finds the crew dead
         end(*arguments, signal.raise_signal)
-        crew.lock.release()
 
 
 def _forget():
@@ -94,8 +108,7 @@ if CAN_FORK:
 
 def shared(shape, dtype):
     """An array of zeros that this process and those it forks later read and write together."""
-    dtype = np.dtype(dtype)
-    return np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
+    return np.frombuffer(mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize), dtype).reshape(shape)
 
 
 def _later(number):
@@ -122,10 +135,6 @@ def undisturbed(raise_again=signal.raise_signal):
             signal.signal(number, handler)
         for number in set(arrived):
             raise_again(number)
-
-
-def _lost():
-    return EnvironmentFault("a worker process was killed", "is there enough memory? use fewer --threads")
 
 
 class Line:
@@ -185,6 +194,7 @@ class Crew:
 
     def __init__(self, works):
         self.lines, self.pids, self.busy, self.lock = [], [], False, threading.Lock()
+        self.hired = time.perf_counter()
         self.end = weakref.finalize(self, _end, os.getpid(), self.pids, self.lines)  # with the crew, unless dismissed
         for work in works:
             ends = ()
@@ -208,7 +218,7 @@ class Crew:
             for line, question in zip(self.lines, questions, strict=True):
                 line.send(question)
         except ConnectionError as error:
-            raise _lost() from error
+            raise EnvironmentFault(*LOST) from error
         self.busy = answered
 
     def answers(self):
@@ -216,7 +226,7 @@ class Crew:
         try:
             replies = [line.receive() for line in self.lines]
         except EOFError as error:
-            raise _lost() from error
+            raise EnvironmentFault(*LOST) from error
         self.busy = False
         for reply in replies:
             if isinstance(reply, BaseException):
@@ -244,9 +254,9 @@ def _live(line, work):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         gc.disable()  # what the parent threw away is not ours to finish
-        low, high = sorted((line.inbox, line.outbox))
-        for first, last in ((3, low), (low + 1, high), (high + 1, os.sysconf("SC_OPEN_MAX"))):
-            os.closerange(first, last)  # what the parent closes shall be closed
+        for number in set(map(int, os.listdir("/dev/fd"))) - {0, 1, 2, line.inbox, line.outbox}:
+            with suppress(OSError):  # what the parent closes shall be closed
+                os.close(number)
         rest = getattr(work, "rest", lambda line: None)
         while True:
             answer = _answer(work, line.receive())

@@ -13,9 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from commands import wait_until
 from test_cache import SCHEMES, T, decode, prefill_then_tokens, token_by_token, trim_and_redo
-from test_shards import alive, running
+from test_shards import alive, two_workers_end_with
 from toys import TEN, gpt, host
 
 from minqkv import composed, reading, shards, workers
@@ -283,7 +282,7 @@ def test_what_is_traced_is_read_by_one(asked, rng):
 @pytest.mark.usefixtures("eager")
 def test_another_model_on_the_same_cache(rng):
     workers.set_threads(2)
-    first, second, ids = gpt("qkv", dtype="float32"), gpt("mqa", n_head=1, dtype="float64"), rng.integers(0, 11, (1, T))
+    first, ids = gpt("qkv", dtype="float32"), rng.integers(0, 11, (1, T))
     cache = first.new_cache(dtype="float64")
     decode(first, cache, ids, [T - 1, 1])
     crew = workers.crew_of(cache)
@@ -297,7 +296,6 @@ def test_another_model_on_the_same_cache(rng):
     assert workers.crew_of(cache) is not crew
     workers.set_threads(1)
     np.testing.assert_allclose(found, decode(wide, alone, ids[:, -1:], [1]), rtol=0, atol=1e-12)
-    assert second.config.n_head == 1
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -426,6 +424,41 @@ def test_the_fifth_cache_is_read_by_one_and_nobody_is_forked_for_every_token(rng
     decode(model, made[-1], ids[:, 5:6], [1])
     assert workers.crew_of(made[-1])
     assert not workers.crew_of(made[0])
+
+
+@forks
+@pytest.mark.usefixtures("eager")
+def test_a_crew_that_is_dismissed_as_it_is_hired(rng, monkeypatch):
+    """Another Python thread may change the number of threads between finding a crew and locking it."""
+    workers.set_threads(2)
+    model, ids, hired = gpt("qkv"), rng.integers(0, 11, (1, T)), []
+    find = workers._hire
+
+    def dismissed_once(*args):
+        hired.append(find(*args))
+        if len(hired) == 1:
+            workers.set_threads(2)
+        return hired[-1]
+
+    monkeypatch.setattr(workers, "_hire", dismissed_once)
+    cache = model.new_cache()
+    np.testing.assert_allclose(decode(model, cache, ids, [T - 1, 1]), host(model(ids)), rtol=0, atol=1e-10)
+    assert len(hired) == 2
+    assert [crew.end.alive for crew in hired] == [False, True]
+
+
+@forks
+@pytest.mark.usefixtures("eager")
+def test_a_crew_hired_in_the_moment_of_an_interrupt_is_like_any_other(rng, monkeypatch):
+    workers.set_threads(2)
+    model, ids, fork = gpt("qkv"), rng.integers(0, 11, (1, T)), os.fork
+    caches = [model.new_cache() for _ in range(workers.MOST + 1)]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", lambda: signal.raise_signal(signal.SIGINT) or fork())
+        with pytest.raises(KeyboardInterrupt):
+            decode(model, caches[0], ids[:, :1], [1])
+    for cache in caches:
+        np.testing.assert_allclose(decode(model, cache, ids, [T - 1, 1]), host(model(ids)), rtol=0, atol=1e-10)
 
 
 @forks
@@ -584,12 +617,7 @@ def test_workers_end_with_a_decoder_that_was_killed():
         print(*workers.crew_of(cache).pids, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=False
-    )
-    pids = [int(pid) for pid in done.stdout.split()]
-    assert len(pids) == 2, done.stderr
-    wait_until(lambda: not any(map(running, pids)))
+    two_workers_end_with(program)
 
 
 @forks

@@ -411,6 +411,11 @@ def test_workers_end_with_a_parent_that_was_killed():
         print(*workers._crews[model].pids, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """
+    two_workers_end_with(program)
+
+
+def two_workers_end_with(program):
+    """A program that prints the numbers of its two workers, and is killed."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=False
     )
