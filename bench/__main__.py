@@ -11,8 +11,12 @@ def main():
     codes = []
     for part in PARTS:
         print(f"\n=== bench.{part} ===", flush=True)
-        codes.append(subprocess.run([sys.executable, "-m", f"bench.{part}", *sys.argv[1:]]).returncode)
-    failed = [f"bench.{part} (exit {code})" for part, code in zip(PARTS, codes, strict=True) if code]
+        codes.append(
+            subprocess.run([sys.executable, "-m", f"bench.{part}", *sys.argv[1:]]).returncode
+        )
+    failed = [
+        f"bench.{part} (exit {code})" for part, code in zip(PARTS, codes, strict=True) if code
+    ]
     if failed:
         print(f"not finished: {', '.join(failed)}", file=sys.stderr)
     sys.exit(max(codes, key=abs) % 256)

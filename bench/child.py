@@ -1,7 +1,9 @@
-"""One measurement of memory in a process of its own: `python -m bench.child TASK`, the answer as JSON on the last line.
+"""One measurement of memory in a process of its own: `python -m bench.child TASK`, the answer as
+JSON on the last line.
 
-The baseline is what is resident once the library has run a tiny model and the parameters of the real one exist; the
-answer is how far the peak rises above it. minqkv runs a second time under tracemalloc, which NumPy reports to.
+The baseline is what is resident once the library has run a tiny model and the parameters of the
+real one exist; the answer is how far the peak rises above it. minqkv runs a second time under
+tracemalloc, which NumPy reports to.
 """
 
 import ctypes
@@ -28,14 +30,22 @@ TINY = Size(8, 8, 8, 1, 4, 2)
 def main():
     task = json.loads(sys.argv[1])
     if task["limit_GiB"]:
-        with suppress(ValueError, OSError):  # where the system has no such limit, only the time is bounded
+        with suppress(
+            ValueError, OSError
+        ):  # where the system has no such limit, only the time is bounded
             resource.setrlimit(resource.RLIMIT_DATA, (int(task["limit_GiB"] * 2**30),) * 2)
     engine = Ours() if task["engine"] == "minqkv" else Torch(task["engine"])
     work = getattr(engine, task["kind"])
     try:
-        answer = growth(work, engine.model(TINY, task["variant"]), lambda: engine.model(Size(*task["size"]), task["variant"]))
+        answer = growth(
+            work,
+            engine.model(TINY, task["variant"]),
+            lambda: engine.model(Size(*task["size"]), task["variant"]),
+        )
         if engine.traced:
-            answer["traced"] = traced_growth(work, lambda: engine.model(Size(*task["size"]), task["variant"]))
+            answer["traced"] = traced_growth(
+                work, lambda: engine.model(Size(*task["size"]), task["variant"])
+            )
     except (MemoryError, RuntimeError) as error:  # PyTorch raises the latter
         answer = {"failed": f"{type(error).__name__} {error}".strip().splitlines()[0]}
     print(json.dumps(answer))
@@ -48,7 +58,9 @@ class Ours:
 
     def __init__(self):
         mq.tame_allocator()
-        mq.set_threads(1)  # with n, workers share out what backward needs, and each adds a copy of the gradients
+        mq.set_threads(
+            1
+        )  # with n, workers share out what backward needs, and each adds a copy of the gradients
 
     def model(self, size, variant):
         """(size, model): what is there before the measurement starts."""
@@ -93,7 +105,9 @@ class Torch:
 
 
 def growth(work, tiny, make):
-    """{"resident": bytes} by which `work(*make())` raises the peak of what is resident above what it found."""
+    """{"resident": bytes} by which `work(*make())` raises the peak of what is resident above what
+    it found.
+    """
     work(*tiny)
     given = make()
     gc.collect()
@@ -120,7 +134,10 @@ def resident():
     """(now, peak) in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
-        return [1024 * int(re.search(rf"{field}:\s*(\d+)", status.read_text())[1]) for field in ("VmRSS", "VmHWM")]
+        return [
+            1024 * int(re.search(rf"{field}:\s*(\d+)", status.read_text())[1])
+            for field in ("VmRSS", "VmHWM")
+        ]
     unit = 1 if sys.platform == "darwin" else 1024
     return [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit] * 2
 

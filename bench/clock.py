@@ -1,10 +1,14 @@
-"""Where the time of a step goes, by operation: the package's own functions with a clock around each, forward and backward."""
+"""Where the time of a step goes, by operation: the package's own functions with a clock around
+each, forward and backward.
+"""
 
 from collections import defaultdict
 from time import perf_counter
 
 import minqkv as mq
-from minqkv import fused, ops, optim, tensor
+from minqkv import functional as fused
+from minqkv import optim, tensor
+from minqkv import tensor as ops
 
 from .swap import Swap, functions
 
@@ -36,7 +40,11 @@ class Clock:
 
     def swap(self):
         """Operations, their vjps, clipping and the optimiser, all with the clock around them."""
-        clocked = {f: self.around((f.__name__, "forward"), f) for module in (ops, fused) for f in functions(module).values()}
+        clocked = {
+            f: self.around((f.__name__, "forward"), f)
+            for module in (ops, fused)
+            for f in functions(module).values()
+        }
         clocked[optim.clip] = self.around(("clip", "step"), optim.clip)
 
         def make(data, inputs, vjp):
@@ -55,7 +63,9 @@ class Clock:
 
 
 def by_operation(size, variant, steps):
-    """[{"operation", "phase", "ms", "calls", "share"}] a training step, largest first; "(the rest)" is what no clock saw."""
+    """[{"operation", "phase", "ms", "calls", "share"}] a training step, largest first; "(the rest)"
+    is what no clock saw.
+    """
     clock = Clock()
     swap = clock.swap()
     with swap:
@@ -70,7 +80,13 @@ def by_operation(size, variant, steps):
         total = perf_counter() - began
     clock.seconds["(the rest)", ""] = total - sum(clock.seconds.values())
     rows = [
-        {"operation": name, "phase": phase, "ms": 1e3 * s / steps, "calls": clock.calls[name, phase] // steps, "share": s / total}
+        {
+            "operation": name,
+            "phase": phase,
+            "ms": 1e3 * s / steps,
+            "calls": clock.calls[name, phase] // steps,
+            "share": s / total,
+        }
         for (name, phase), s in clock.seconds.items()
     ]
     return sorted(rows, key=lambda row: -row["ms"])

@@ -1,4 +1,6 @@
-"""What every benchmark shares: options, interleaved timing, medians of pairwise ratios, tables, a JSON file with all samples."""
+"""What every benchmark shares: options, interleaved timing, medians of pairwise ratios, tables, a
+JSON file with all samples.
+"""
 
 import argparse
 import ctypes
@@ -21,7 +23,18 @@ from rich.table import Table
 from . import threads
 
 PARTS = ("step", "decode", "memory", "engine", "scale")
-VARIANTS = ("qkv", "q=k-v", "q-k=v", "q=k=v", "q=k-v+", "q=k=v+", "gqa-2", "mqa", "q-gqa-2", "q-mqa")
+VARIANTS = (
+    "qkv",
+    "q=k-v",
+    "q-k=v",
+    "q=k=v",
+    "q=k-v+",
+    "q=k=v+",
+    "gqa-2",
+    "mqa",
+    "q-gqa-2",
+    "q-mqa",
+)
 RESULTS = Path(__file__).parent / "results"
 ENVIRONMENT = 3  # the exit code of the command line for something that is not installed
 
@@ -39,20 +52,30 @@ def chosen(parser, name, known, kind=str):
 def parse(doc, add_arguments=None):
     """The options all parts take, and the part's own."""
     parser = argparse.ArgumentParser(description=doc.split("\n\n")[0])
-    parser.add_argument("--threads", type=int, default=threads.COUNT, help="for both sides (default: all cores)")
+    parser.add_argument(
+        "--threads", type=int, default=threads.COUNT, help="for both sides (default: all cores)"
+    )
     parser.add_argument("--rounds", type=int, help="samples of each candidate")
-    parser.add_argument("--quick", action="store_true", help="a smoke run of seconds; writes a file only with --out")
-    parser.add_argument("--without-torch", action="store_true", help="leave the comparison with PyTorch out")
-    parser.add_argument("--out", type=Path, help="folder for the JSON file (default: bench/results)")
+    parser.add_argument(
+        "--quick", action="store_true", help="a smoke run of seconds; writes a file only with --out"
+    )
+    parser.add_argument(
+        "--without-torch", action="store_true", help="leave the comparison with PyTorch out"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for the JSON file (default: bench/results)"
+    )
     if add_arguments:
         add_arguments(parser)
     return parser.parse_args()
 
 
 def run(part, doc, measure, add_arguments=None, one_process=False):
-    """A part as a command: `measure(options)` -> (rows, summary), both for JSON. Exits 3 without PyTorch where needed.
+    """A part as a command: `measure(options)` -> (rows, summary), both for JSON. Exits 3 without
+    PyTorch where needed.
 
-    `one_process`: whatever --threads says, because it looks inside, where the workers of a batch cannot be seen.
+    `one_process`: whatever --threads says, because it looks inside, where the workers of a batch
+    cannot be seen.
     """
     options = parse(doc, add_arguments)
     if one_process:
@@ -61,7 +84,9 @@ def run(part, doc, measure, add_arguments=None, one_process=False):
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > 0.5:
-        progress(f"bench.{part}: other work is running (load {load:.1f}); timings over several threads suffer most")
+        progress(
+            f"bench.{part}: other work is running (load {load:.1f}); timings over several threads suffer most"
+        )
     minqkv.set_threads(threads.COUNT)
     minqkv.tame_allocator()  # as the command line does; PyTorch in the same process gains from it as well
     try:
@@ -77,13 +102,17 @@ def run(part, doc, measure, add_arguments=None, one_process=False):
 
 
 def load_torch(options):
-    """The module bench.torch_gpt, with PyTorch on as many threads as we have; None under --without-torch."""
+    """The module bench.torch_gpt, with PyTorch on as many threads as we have; None under
+    --without-torch.
+    """
     if options.without_torch:
         return None
     try:
         import torch
     except ImportError as error:
-        raise NotInstalled("PyTorch is not installed: `pip install torch`, or leave it out with --without-torch") from error
+        raise NotInstalled(
+            "PyTorch is not installed: `pip install torch`, or leave it out with --without-torch"
+        ) from error
     torch.set_num_threads(threads.COUNT)
     from . import torch_gpt
 
@@ -91,10 +120,12 @@ def load_torch(options):
 
 
 def interleaved(candidates, rounds, least=0.02, rest=0.03):
-    """Seconds a call of each of the named functions, measured in turn, A B A B ...: name -> one sample a round.
+    """Seconds a call of each of the named functions, measured in turn, A B A B ...: name -> one
+    sample a round.
 
-    A sample is the mean of as many calls as fill `least` seconds. Before it: `rest` seconds in which the other side's
-    idle threads stop spinning, and, unless calls are long, one that is not timed and warms the caches again.
+    A sample is the mean of as many calls as fill `least` seconds. Before it: `rest` seconds in
+    which the other side's idle threads stop spinning, and, unless calls are long, one that is not
+    timed and warms the caches again.
     """
     calls = {}
     for name, function in candidates.items():
@@ -131,9 +162,13 @@ def quickest(samples, names):
 
 
 def ratio(samples, a, b):
-    """(median, lower, upper quartile) over the rounds of a's time over b's: noise that hits both cancels."""
+    """(median, lower, upper quartile) over the rounds of a's time over b's: noise that hits both
+    cancels.
+    """
     ratios = [x / y for x, y in zip(samples[a], samples[b], strict=True)]
-    quartiles = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    quartiles = (
+        statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    )
     return [round(q, 4) for q in (quartiles[1], quartiles[0], quartiles[2])]
 
 
@@ -180,23 +215,40 @@ def machine():
     cpuinfo, meminfo = Path("/proc/cpuinfo"), Path("/proc/meminfo")
     found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
     total = re.search(r"MemTotal:\s*(\d+)", meminfo.read_text()) if meminfo.exists() else None
-    info = {"date": date.today().isoformat(), "cpu": found[1] if found else platform.processor(), "cores": os.cpu_count()}
-    info |= {"memory_GiB": round(int(total[1]) / 2**20, 1) if total else None, "system": platform.platform()}
+    info = {
+        "date": date.today().isoformat(),
+        "cpu": found[1] if found else platform.processor(),
+        "cores": os.cpu_count(),
+    }
+    info |= {
+        "memory_GiB": round(int(total[1]) / 2**20, 1) if total else None,
+        "system": platform.platform(),
+    }
     info |= {"python": platform.python_version()}
     for package in ("numpy", "torch"):
         with suppress(importlib.metadata.PackageNotFoundError):
             info[package] = importlib.metadata.version(package)
-    from minqkv.version import code_version
+    from minqkv.runtime.version import code_version
 
-    info |= {"minqkv": code_version(), "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE"), "blas_kernels": blas_kernels()}
+    info |= {
+        "minqkv": code_version(),
+        "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE"),
+        "blas_kernels": blas_kernels(),
+    }
     return info | {"blas_threads": threads.blas_threads()}
 
 
 def blas_kernels():
-    """The processor OpenBLAS chose its kernels for, where NumPy's BLAS is a bundled OpenBLAS on Linux; else None."""
+    """The processor OpenBLAS chose its kernels for, where NumPy's BLAS is a bundled OpenBLAS on
+    Linux; else None.
+    """
     maps = Path("/proc/self/maps")
     library = re.search(r"\S*scipy_openblas64\S*\.so", maps.read_text()) if maps.exists() else None
-    name = getattr(ctypes.CDLL(library[0]), "scipy_openblas_get_corename64_", None) if library else None
+    name = (
+        getattr(ctypes.CDLL(library[0]), "scipy_openblas_get_corename64_", None)
+        if library
+        else None
+    )
     if name is None:
         return None
     name.restype = ctypes.c_char_p
@@ -204,13 +256,21 @@ def blas_kernels():
 
 
 def write(folder, part, options, rows, summary):
-    """<part>-<threads>t[-pinned].json, whole or not at all; a row of the table is a line of the file."""
-    from minqkv.files import write_text
+    """<part>-<threads>t[-pinned].json, whole or not at all; a row of the table is a line of the
+    file.
+    """
+    from minqkv.runtime.files import write_text
 
     pinned = "-pinned" if os.environ.get("OPENBLAS_CORETYPE") else ""
-    head = {"part": part, "command": " ".join(["python -m", f"bench.{part}", *sys.argv[1:]]), "threads": threads.COUNT}
+    head = {
+        "part": part,
+        "command": " ".join(["python -m", f"bench.{part}", *sys.argv[1:]]),
+        "threads": threads.COUNT,
+    }
     head |= {"quick": options.quick, "machine": machine(), "summary": summary}
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     path = folder / f"{part}-{threads.COUNT}t{pinned}.json"
-    write_text(path, f'{json.dumps(head, ensure_ascii=False, indent=1)[:-2]},\n "rows": [\n{lines}\n]}}\n')
+    write_text(
+        path, f'{json.dumps(head, ensure_ascii=False, indent=1)[:-2]},\n "rows": [\n{lines}\n]}}\n'
+    )
     print(f"written to {path if options.out else path.relative_to(RESULTS.parents[1])}")

@@ -1,9 +1,11 @@
-"""Decoding one token with a cache, against eager PyTorch with a preallocated one: `python -m bench.decode`.
+"""Decoding one token with a cache, against eager PyTorch with a preallocated one: `python -m
+bench.decode`.
 
-The cache is filled with random contents up to the context, the last position is decoded, and the cache is trimmed again.
-PyTorch is the quickest of {SDPA, attention written out}, in inference mode, on the same contents; the logits must agree.
-Our own qkv runs in the same rounds, so that a variant's gain over it is measured in pairs. Then without a cache, the
-whole prefix at every token, to show the growth.
+The cache is filled with random contents up to the context, the last position is decoded, and the
+cache is trimmed again. PyTorch is the quickest of {SDPA, attention written out}, in inference mode,
+on the same contents; the logits must agree. Our own qkv runs in the same rounds, so that a
+variant's gain over it is measured in pairs. Then without a cache, the whole prefix at every token,
+to show the growth.
 """
 
 from pathlib import Path
@@ -49,17 +51,35 @@ def measure(options):
     torch_gpt = load_torch(options)
     rounds = options.rounds or (2 if options.quick else 7)
     options.partial = bool(options.contexts or options.batches or options.variants)
-    contexts, batches, variants = options.contexts or CONTEXTS, options.batches or BATCHES, options.variants or VARIANTS
+    contexts, batches, variants = (
+        options.contexts or CONTEXTS,
+        options.batches or BATCHES,
+        options.variants or VARIANTS,
+    )
     prefixes = PREFIXES
     if options.quick:
-        contexts, batches, variants, prefixes = (64, 128), (1,), ("qkv", "q-k=v", "q=k=v+", "mqa"), (16, 32)
+        contexts, batches, variants, prefixes = (
+            (64, 128),
+            (1,),
+            ("qkv", "q-k=v", "q=k=v+", "mqa"),
+            (16, 32),
+        )
     timing = {"least": 0, "rest": 0} if options.quick else {}
     rows = []
     for batch in batches:
         for context in contexts:
             for variant in variants:
                 progress(f"decode: {batch} x {context} {variant}")
-                rows.append(cell(Size(V, context, WIDTH, LAYERS, HEADS, batch), variant, torch_gpt, options, rounds, timing))
+                rows.append(
+                    cell(
+                        Size(V, context, WIDTH, LAYERS, HEADS, batch),
+                        variant,
+                        torch_gpt,
+                        options,
+                        rounds,
+                        timing,
+                    )
+                )
     uncached = [without_cache(variant, prefixes, rounds, timing) for variant in variants]
     summary = summarise(rows)
     show(rows, uncached, summary)
@@ -81,7 +101,9 @@ def cell(size, variant, torch_gpt, options, rounds, timing):
     model = mq.GPT(cfg).eval()
     cache = filled(model, size)
     candidates = {"minqkv": decoding(model, cache, size)}
-    row["parameter_bytes"] = sum(p.data.nbytes for name, p in model.named_parameters() if name != "wpe.weight")
+    row["parameter_bytes"] = sum(
+        p.data.nbytes for name, p in model.named_parameters() if name != "wpe.weight"
+    )
     row["read_per_token"] = (row["parameter_bytes"] + row["cache_bytes"]) / size.B
     if variant != "qkv":
         plain = mq.GPT(size.config()).eval()
@@ -89,16 +111,23 @@ def cell(size, variant, torch_gpt, options, rounds, timing):
     if torch_gpt:
         models = {attention: torch_gpt.GPT(model, attention) for attention in ("sdpa", "written")}
         theirs = torch_gpt.Cache(models["sdpa"], size.B, size.T).fill(contents(model, size))
-        candidates |= {f"torch {a}": torch_gpt.decoding(twin, theirs, new_ids(size)) for a, twin in models.items()}
+        candidates |= {
+            f"torch {a}": torch_gpt.decoding(twin, theirs, new_ids(size))
+            for a, twin in models.items()
+        }
     agree(candidates)
     samples = interleaved(candidates, rounds, **timing)
-    assert cache.nbytes == row["cache_bytes"] // size.T * (size.T - 1), "the cache holds other bytes than the formula says"
+    assert cache.nbytes == row["cache_bytes"] // size.T * (size.T - 1), (
+        "the cache holds other bytes than the formula says"
+    )
     return row | results(samples, size.B, row["parameter_bytes"] + row["cache_bytes"])
 
 
 def results(samples, batch, bytes_read):
     """Medians and ratios of one cell."""
-    row = {"us_per_token": {name: round(1e6 * median(samples, name) / batch, 2) for name in samples}}
+    row = {
+        "us_per_token": {name: round(1e6 * median(samples, name) / batch, 2) for name in samples}
+    }
     row["GB_per_second"] = bytes_read / median(samples, "minqkv") / 1e9
     if "torch sdpa" in samples:
         row["best_torch"] = quickest(samples, ("torch sdpa", "torch written"))
@@ -109,12 +138,17 @@ def results(samples, batch, bytes_read):
 
 
 def contents(model, size, block=64):
-    """(keys, values) of all positions but the last, random, in blocks of positions: (B, h, block, d_h) each."""
+    """(keys, values) of all positions but the last, random, in blocks of positions: (B, h, block,
+    d_h) each.
+    """
     rng = np.random.default_rng(0)
     heads = mq.VariantSpec.parse(model.config.variant).stored_heads(size.H)
     for start in range(0, size.T - 1, block):
         shape = size.B, heads, min(block, size.T - 1 - start), size.d // size.H
-        yield rng.standard_normal(shape, dtype=np.float32), rng.standard_normal(shape, dtype=np.float32)
+        yield (
+            rng.standard_normal(shape, dtype=np.float32),
+            rng.standard_normal(shape, dtype=np.float32),
+        )
 
 
 def new_ids(size):
@@ -124,7 +158,10 @@ def new_ids(size):
 
 def filled(model, size):
     """A cache with the same contents in every layer, one position short of full."""
-    cache, one_stream = model.new_cache(size.B), mq.VariantSpec.parse(model.config.variant).streams == 1
+    cache, one_stream = (
+        model.new_cache(size.B),
+        mq.VariantSpec.parse(model.config.variant).streams == 1,
+    )
     for keys, values in contents(model, size):
         for layer in range(size.L):
             cache.append(layer, keys, None if one_stream else values)
@@ -132,7 +169,9 @@ def filled(model, size):
 
 
 def decoding(model, cache, size):
-    """A function without arguments that decodes one token onto a filled cache and forgets it again: ids (B,), logits."""
+    """A function without arguments that decodes one token onto a filled cache and forgets it again:
+    ids (B,), logits.
+    """
     ids, before = new_ids(size), len(cache)
 
     def step():
@@ -165,7 +204,13 @@ def without_cache(variant, prefixes, rounds, timing):
     samples = interleaved({str(n): lambda n=n: recompute(n) for n in prefixes}, rounds, **timing)
     micros = {name: 1e6 * median(samples, name) for name in samples}
     growth = exponent(prefixes, list(micros.values()))
-    return {"kind": "uncached", "variant": variant, "us_per_token": micros, "exponent": growth, "samples": samples}
+    return {
+        "kind": "uncached",
+        "variant": variant,
+        "us_per_token": micros,
+        "exponent": growth,
+        "samples": samples,
+    }
 
 
 def summarise(rows):
@@ -173,12 +218,20 @@ def summarise(rows):
     summary = {}
     for batch in sorted({row["batch"] for row in rows}):
         for variant in ("qkv", "q-k=v", "q-mqa"):
-            ratios = [r["ratio"][0] for r in rows if (r["batch"], r["variant"]) == (batch, variant) and "ratio" in r]
+            ratios = [
+                r["ratio"][0]
+                for r in rows
+                if (r["batch"], r["variant"]) == (batch, variant) and "ratio" in r
+            ]
             if ratios:
-                summary[f"batch {batch}, {variant}: over PyTorch, geometric mean"] = geometric_mean(ratios)
+                summary[f"batch {batch}, {variant}: over PyTorch, geometric mean"] = geometric_mean(
+                    ratios
+                )
     for row in rows:
         if row["variant"] == "q-k=v" and row["context"] >= 4096 and "over_qkv" in row:
-            summary[f"batch {row['batch']}, {row['context']}: q-k=v over our qkv"] = row["over_qkv"][0]
+            summary[f"batch {row['batch']}, {row['context']}: q-k=v over our qkv"] = row[
+                "over_qkv"
+            ][0]
     return summary
 
 
@@ -193,22 +246,40 @@ def show(rows, uncached, summary):
         us = row["us_per_token"]
         theirs = ("", "", "")
         if "ratio" in row:
-            theirs = f"{us[row['best_torch']]:.0f}", row["best_torch"].removeprefix("torch "), spread(row["ratio"])
+            theirs = (
+                f"{us[row['best_torch']]:.0f}",
+                row["best_torch"].removeprefix("torch "),
+                spread(row["ratio"]),
+            )
         over = spread(row["over_qkv"]) if "over_qkv" in row else ""
         megabytes = f"{row['read_per_token'] / 1e6:.2f}", f"{row['written_per_token'] / 1e3:.2f}"
-        lines.append([*line, f"{us['minqkv']:.0f}", *theirs, over, *megabytes, f"{row['GB_per_second']:.1f}"])
+        lines.append(
+            [*line, f"{us['minqkv']:.0f}", *theirs, over, *megabytes, f"{row['GB_per_second']:.1f}"]
+        )
     columns = ["variant", "context", "batch", "minqkv µs", "PyTorch µs", "its best", "ratio", "over our qkv", "MB read",
                "kB written", "GB/s"]  # fmt: skip
     note = "µs and bytes a token; read: each parameter and each cached number once, shared by the batch (positions: one row)"
-    table("Decoding with a cache", columns, lines, "\n".join([*(f"{k}: {v:.3f}" for k, v in summary.items()), note]))
+    table(
+        "Decoding with a cache",
+        columns,
+        lines,
+        "\n".join([*(f"{k}: {v:.3f}" for k, v in summary.items()), note]),
+    )
     prefixes = list(uncached[0]["us_per_token"])
-    lines = [[r["variant"], *(f"{us:.0f}" for us in r["us_per_token"].values()), f"{r['exponent']:.2f}"] for r in uncached]
+    lines = [
+        [r["variant"], *(f"{us:.0f}" for us in r["us_per_token"].values()), f"{r['exponent']:.2f}"]
+        for r in uncached
+    ]
     table("Without a cache, µs a token", ["variant", *prefixes, "grows as n to the"], lines)
 
 
 def _memory_bound():
     meminfo = Path("/proc/meminfo")
-    fields = dict(line.split(":") for line in meminfo.read_text().splitlines()) if meminfo.exists() else {}
+    fields = (
+        dict(line.split(":") for line in meminfo.read_text().splitlines())
+        if meminfo.exists()
+        else {}
+    )
     available = int(fields["MemAvailable"].split()[0]) / 2**20 if "MemAvailable" in fields else 4
     return round(min(8, available / 2), 1)
 

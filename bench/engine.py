@@ -1,8 +1,9 @@
 """What the engine itself costs: `python -m bench.engine`.
 
-Overhead: microseconds of an operation on tiny arrays, where the arithmetic is free. Backward over forward, and the rest of a
-step. The share of products: FLOP/s of the whole step over the rate of the machine's sgemm, and the same products on their
-own over the step, both in the same rounds. And a profile of a step by operation. All of it in one process, on one core.
+Overhead: microseconds of an operation on tiny arrays, where the arithmetic is free. Backward over
+forward, and the rest of a step. The share of products: FLOP/s of the whole step over the rate of
+the machine's sgemm, and the same products on their own over the step, both in the same rounds. And
+a profile of a step by operation. All of it in one process, on one core.
 """
 
 import numpy as np
@@ -42,14 +43,20 @@ def measure(options):
     tiny = {"least": 0.0005 if options.quick else 0.005, "rest": 0}
     timing = {"least": 0, "rest": 0} if options.quick else {}
     sizes = ["S1"] if options.quick else list(SIZES)
-    rows = [operation(name, rounds, tiny) for name in (list(TINY)[::5] if options.quick else TINY)] + [chain(rounds, tiny)]
+    rows = [
+        operation(name, rounds, tiny) for name in (list(TINY)[::5] if options.quick else TINY)
+    ] + [chain(rounds, tiny)]
     for name in sizes:
         progress(f"engine: {name}")
         rows.append(step(name, rounds, timing))
     for name in sizes if options.quick else ("S1", "S4", "S5"):
         operations = by_operation(SIZES[name], "qkv", 1 if options.quick else 10)
         rows.append({"kind": "profile", "size": name, "operations": operations})
-    summary = {f"{row['size']}: products alone over step": row["products_over_step"][0] for row in rows if row["kind"] == "step"}
+    summary = {
+        f"{row['size']}: products alone over step": row["products_over_step"][0]
+        for row in rows
+        if row["kind"] == "step"
+    }
     show(rows)
     return rows, summary
 
@@ -71,7 +78,11 @@ def operation(name, rounds, timing):
             leaf.zero_grad()
         function(*leaves).backward(cotangent)
 
-    candidates = {"no graph": no_graph, "forward": lambda: function(*leaves), "forward and backward": backward}
+    candidates = {
+        "no graph": no_graph,
+        "forward": lambda: function(*leaves),
+        "forward and backward": backward,
+    }
     candidates |= {"numpy": lambda: bare(*arrays)} if bare else {}
     samples = interleaved(candidates, rounds, **timing)
     micros = {candidate: round(1e6 * median(samples, candidate), 3) for candidate in samples}
@@ -80,7 +91,9 @@ def operation(name, rounds, timing):
 
 
 def chain(rounds, timing):
-    """Microseconds a node in a chain of additions, one leaf at its start: the bare cost of the graph."""
+    """Microseconds a node in a chain of additions, one leaf at its start: the bare cost of the
+    graph.
+    """
     leaf = mq.Tensor(np.ones(1, np.float32), requires_grad=True)
 
     def forward():
@@ -95,12 +108,16 @@ def chain(rounds, timing):
 
     samples = interleaved({"forward": forward, "forward and backward": backward}, rounds, **timing)
     micros = {name: round(1e6 * median(samples, name) / CHAIN, 3) for name in samples}
-    micros["backward"] = round(1e6 * difference(samples, "forward and backward", "forward") / CHAIN, 3)
+    micros["backward"] = round(
+        1e6 * difference(samples, "forward and backward", "forward") / CHAIN, 3
+    )
     return {"kind": "chain", "nodes": CHAIN, "us": micros, "samples": samples}
 
 
 def step(name, rounds, timing):
-    """Forward, backward and the whole step of one size, beside the products on their own and the machine's sgemm."""
+    """Forward, backward and the whole step of one size, beside the products on their own and the
+    machine's sgemm.
+    """
     size = SIZES[name]
     model, _, ids, targets = size.training()
 
@@ -115,11 +132,19 @@ def step(name, rounds, timing):
     candidates = {"forward": forward, "forward and backward": backward, "step": size.step()}
     candidates |= {"products alone": alone(size), "sgemm": square}
     samples = interleaved(candidates, rounds, **timing)
-    row = {"kind": "step", "size": name, "V T d L H B": size, "ms": {c: 1e3 * median(samples, c) for c in samples}}
+    row = {
+        "kind": "step",
+        "size": name,
+        "V T d L H B": size,
+        "ms": {c: 1e3 * median(samples, c) for c in samples},
+    }
     both_over_forward = ratio(samples, "forward and backward", "forward")
     row["backward_over_forward"] = [round(r - 1, 4) for r in both_over_forward]
     row["products_over_step"] = ratio(samples, "products alone", "step")
-    row["gflops"], row["sgemm_gflops"] = size.flops() / median(samples, "step") / 1e9, flop / median(samples, "sgemm") / 1e9
+    row["gflops"], row["sgemm_gflops"] = (
+        size.flops() / median(samples, "step") / 1e9,
+        flop / median(samples, "sgemm") / 1e9,
+    )
     rates = [s / t for s, t in zip(samples["sgemm"], samples["step"], strict=True)]
     row["share_of_sgemm"] = float(np.median(rates)) * size.flops() / flop
     return row | {"samples": samples}
@@ -132,25 +157,49 @@ def show(rows):
         if row["kind"] in ("operation", "chain"):
             us = row["us"]
             name = row.get("operation", f"a node of a chain of {CHAIN}")
-            shown = (f"{us[key]:.2f}" if key in us else "" for key in ("numpy", "no graph", "forward", "backward"))
+            shown = (
+                f"{us[key]:.2f}" if key in us else ""
+                for key in ("numpy", "no graph", "forward", "backward")
+            )
             lines.append([name, *shown])
     columns = ["operation", "bare NumPy", "without a graph", "forward", "backward"]
-    table("Overhead: µs on tiny arrays", columns, lines, "backward includes giving each leaf its own gradient array")
+    table(
+        "Overhead: µs on tiny arrays",
+        columns,
+        lines,
+        "backward includes giving each leaf its own gradient array",
+    )
     lines = []
     for row in rows:
         if row["kind"] == "step":
-            ms = [f"{row['ms'][key]:.2f}" for key in ("forward", "forward and backward", "step", "products alone")]
-            rates = f"{row['gflops']:.0f}", f"{row['sgemm_gflops']:.0f}", f"{100 * row['share_of_sgemm']:.0f} %"
+            ms = [
+                f"{row['ms'][key]:.2f}"
+                for key in ("forward", "forward and backward", "step", "products alone")
+            ]
+            rates = (
+                f"{row['gflops']:.0f}",
+                f"{row['sgemm_gflops']:.0f}",
+                f"{100 * row['share_of_sgemm']:.0f} %",
+            )
             shares = spread(row["backward_over_forward"]), spread(row["products_over_step"])
             lines.append([row["size"], *ms, *shares, *rates])
     columns = ["size", "forward", "+ backward", "step", "products", "backward/forward", "products/step", "GFLOP/s", "sgemm",
                "of sgemm"]  # fmt: skip
-    table("Training step, ms", columns, lines, "GFLOP/s: products of the step, full T x T scores, over the time of all of it")
+    table(
+        "Training step, ms",
+        columns,
+        lines,
+        "GFLOP/s: products of the step, full T x T scores, over the time of all of it",
+    )
     for row in rows:
         if row["kind"] == "profile":
             lines = [[f"{o['operation']} {o['phase']}".strip(), f"{o['ms']:.3f}", o["calls"], f"{100 * o['share']:.1f} %"]
                      for o in row["operations"][:20]]  # fmt: skip
-            table(f"Where a step of {row['size']} goes", ["operation", "ms a step", "calls", "share"], lines)
+            table(
+                f"Where a step of {row['size']} goes",
+                ["operation", "ms a step", "calls", "share"],
+                lines,
+            )
 
 
 if __name__ == "__main__":

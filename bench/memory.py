@@ -1,9 +1,11 @@
-"""Peak memory of a training step and of decoding, against PyTorch and an analytic count: `python -m bench.memory`.
+"""Peak memory of a training step and of decoding, against PyTorch and an analytic count: `python -m
+bench.memory`.
 
-Every measurement is a process of its own (bench.child). All figures are bytes above the parameters: for a step the
-gradients, AdamW's two moments, what backward needs, temporaries. "Traced" is what NumPy asked for, "resident" what the
-system gave. minqkv runs in one process: with n, each worker holds its part of what backward needs, and one more copy of
-parameters and gradients. The analytic count is that of a step that saves what backward needs, once, and has no temporaries.
+Every measurement is a process of its own (bench.child). All figures are bytes above the parameters:
+for a step the gradients, AdamW's two moments, what backward needs, temporaries. "Traced" is what
+NumPy asked for, "resident" what the system gave. minqkv runs in one process: with n, each worker
+holds its part of what backward needs, and one more copy of parameters and gradients. The analytic
+count is that of a step that saves what backward needs, once, and has no temporaries.
 """
 
 import json
@@ -24,7 +26,9 @@ ATTENTIONS = ("sdpa", "written")
 
 def add_arguments(parser):
     """The bounds on the long step."""
-    parser.add_argument("--limit-gib", type=float, default=8, help="memory a measurement may take (default: 8)")
+    parser.add_argument(
+        "--limit-gib", type=float, default=8, help="memory a measurement may take (default: 8)"
+    )
     parser.add_argument("--limit-seconds", type=float, default=180, help="and time (default: 180)")
 
 
@@ -35,9 +39,16 @@ def measure(options):
     cells = [("step", name, size, "qkv") for name, size in SIZES.items()]
     cells += [("step", "S4", SIZES["S4"], variant) for variant in ("q-k=v", "q-mqa")]
     cells += [("step", "T = 4,096", LONG, "qkv")]
-    cells += [("decode", "T = 4,096", size, variant) for size in DECODING for variant in ("qkv", "q-k=v", "q-mqa")]
+    cells += [
+        ("decode", "T = 4,096", size, variant)
+        for size in DECODING
+        for variant in ("qkv", "q-k=v", "q-mqa")
+    ]
     if options.quick:
-        cells = [("step", "S1", SIZES["S1"], "qkv"), ("decode", "T = 64", Size(96, 64, 64, 2, 4, 1), "q-k=v")]
+        cells = [
+            ("step", "S1", SIZES["S1"], "qkv"),
+            ("decode", "T = 64", Size(96, 64, 64, 2, 4, 1), "q-k=v"),
+        ]
     rows = [cell(*what, torch, rounds, options) for what in cells]
     summary = summarise(rows)
     show(rows, summary)
@@ -53,16 +64,28 @@ def cell(kind, name, size, variant, torch, rounds, options):
     for _ in range(rounds):
         for engine in samples:
             samples[engine].append(child({**task, "engine": engine}, options.limit_seconds))
-    row = {"kind": kind, "size": name, "V T d L H B": size, "variant": variant, "parameters": parameter_bytes(size, variant)}
-    row["analytic"] = step_bytes(size, variant) if kind == "step" else {"cache": cache_bytes(size, variant)}
+    row = {
+        "kind": kind,
+        "size": name,
+        "V T d L H B": size,
+        "variant": variant,
+        "parameters": parameter_bytes(size, variant),
+    }
+    row["analytic"] = (
+        step_bytes(size, variant) if kind == "step" else {"cache": cache_bytes(size, variant)}
+    )
     row["resident"] = {engine: middle(answers, "resident") for engine, answers in samples.items()}
     row["traced"] = middle(samples["minqkv"], "traced")
-    row["failed"] = {engine: a["failed"] for engine, answers in samples.items() for a in answers if "failed" in a}
+    row["failed"] = {
+        engine: a["failed"] for engine, answers in samples.items() for a in answers if "failed" in a
+    }
     theirs = [row["resident"][a] for a in attentions if row["resident"][a]]
     if theirs and row["resident"]["minqkv"]:
         row["ratio"] = row["resident"]["minqkv"] / min(theirs)
     if kind == "step":
-        row["scores_of_all_heads"] = size.B * size.H * size.T**2 * ITEMSIZE  # the T x T array of one layer
+        row["scores_of_all_heads"] = (
+            size.B * size.H * size.T**2 * ITEMSIZE
+        )  # the T x T array of one layer
     return row | {"samples": samples}
 
 
@@ -95,7 +118,9 @@ def step_bytes(size, variant):
     spec = mq.VariantSpec.parse(size.config(variant).variant)
     stored = spec.stored_heads(size.H) * size.d // size.H  # h · d_h
     block = {
-        "norms": 2 * 2 * size.d,  # each: the rows at mean 0 and variance 1, and the output, which is a linear's input
+        "norms": 2
+        * 2
+        * size.d,  # each: the rows at mean 0 and variance 1, and the output, which is a linear's input
         "projections": size.d * spec.own_query + stored * spec.streams,  # q, k, v
         "pattern": size.H * size.T,
         "mixed": size.d,  # the input of wo
@@ -118,13 +143,19 @@ def summarise(rows):
     """Geometric means of the ratios to PyTorch."""
     summary = {}
     for kind in ("step", "decode"):
-        ratios = [row["ratio"] for row in rows if row["kind"] == kind and row["size"] != "T = 4,096" and "ratio" in row]
+        ratios = [
+            row["ratio"]
+            for row in rows
+            if row["kind"] == kind and row["size"] != "T = 4,096" and "ratio" in row
+        ]
         ratios = ratios or [row["ratio"] for row in rows if row["kind"] == kind and "ratio" in row]
         if ratios:
             summary[f"{kind}: over PyTorch, geometric mean"] = geometric_mean(ratios)
     for row in rows:
         if row["kind"] == "step" and row["size"] == "T = 4,096" and row["resident"]["minqkv"]:
-            summary["T = 4,096 step: resident over one layer's scores"] = row["resident"]["minqkv"] / row["scores_of_all_heads"]
+            summary["T = 4,096 step: resident over one layer's scores"] = (
+                row["resident"]["minqkv"] / row["scores_of_all_heads"]
+            )
     return summary
 
 
@@ -145,8 +176,17 @@ def show(rows, summary):
     columns = ["kind", "size", "batch", "variant", "parameters", "analytic", "traced", "resident", "torch sdpa",
                "torch written", "ratio", "traced/analytic"]  # fmt: skip
     notes = [f"{name}: {figure:.2f}" for name, figure in summary.items()]
-    notes += [f"{row['kind']} {row['size']} {row['variant']}: {e}: {why}" for row in rows for e, why in row["failed"].items()]
-    table("Peak memory above the parameters, MB", columns, lines, "\n".join([*notes, "ratio: resident, to PyTorch's smallest"]))
+    notes += [
+        f"{row['kind']} {row['size']} {row['variant']}: {e}: {why}"
+        for row in rows
+        for e, why in row["failed"].items()
+    ]
+    table(
+        "Peak memory above the parameters, MB",
+        columns,
+        lines,
+        "\n".join([*notes, "ratio: resident, to PyTorch's smallest"]),
+    )
 
 
 if __name__ == "__main__":

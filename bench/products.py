@@ -1,4 +1,6 @@
-"""The matrix products of a training step on their own, and the rate of the machine's sgemm: what a step could cost at best."""
+"""The matrix products of a training step on their own, and the rate of the machine's sgemm: what a
+step could cost at best.
+"""
 
 import numpy as np
 
@@ -6,7 +8,9 @@ import minqkv as mq
 
 
 def step_products(size, variant="qkv"):
-    """[(shape of a, shape of b, how often)] of a forward pass; backward does g @ bᵀ and aᵀ @ g for each."""
+    """[(shape of a, shape of b, how often)] of a forward pass; backward does g @ bᵀ and aᵀ @ g for
+    each.
+    """
     spec, N, S = mq.VariantSpec.parse(size.config(variant).variant), size.B * size.T, size.T
     h, d_h = spec.stored_heads(size.H), size.d // size.H
     rows = size.H // h * size.T  # G·T, the queries that share a stored head
@@ -22,7 +26,9 @@ def step_products(size, variant="qkv"):
 
 
 def alone(size, variant="qkv"):
-    """A function without arguments that runs exactly those products, forward and backward, into buffers made beforehand."""
+    """A function without arguments that runs exactly those products, forward and backward, into
+    buffers made beforehand.
+    """
     products = [_buffers(a, b, times) for a, b, times in step_products(size, variant)]
     return lambda: _run(products)
 

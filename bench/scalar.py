@@ -1,4 +1,6 @@
-"""An engine whose values are single numbers, in the style of micrograd, to say what one multiply-accumulate costs there."""
+"""An engine whose values are single numbers, in the style of micrograd, to say what one
+multiply-accumulate costs there.
+"""
 
 from .common import seconds
 
@@ -35,7 +37,9 @@ class Value:
 
 
 def seconds_per_mac(n=3000, rounds=5):
-    """Forward and backward of one multiply-accumulate: an inner product of n numbers, the quickest of some runs, over n."""
+    """Forward and backward of one multiply-accumulate: an inner product of n numbers, the quickest
+    of some runs, over n.
+    """
 
     def inner_product():
         total = Value(0.0)

@@ -1,8 +1,9 @@
 """How a training step grows with T, d, L and B: `python -m bench.scale`.
 
-One of them at a time is doubled, the others stay. Time grows as x to the fitted exponent; the exponent of the last doubling
-is shown beside it, because small sizes are all overhead. Memory is the traced peak of a step. A decoded token is fitted
-against its context. What grows faster than it should is marked. All of it in one process, on one core.
+One of them at a time is doubled, the others stay. Time grows as x to the fitted exponent; the
+exponent of the last doubling is shown beside it, because small sizes are all overhead. Memory is
+the traced peak of a step. A decoded token is fitted against its context. What grows faster than it
+should is marked. All of it in one process, on one core.
 """
 
 import tracemalloc
@@ -14,7 +15,12 @@ from .decode import decoding, filled
 from .sizes import Size
 
 BASE = Size(64, 128, 128, 2, 4, 4)
-DOUBLED = {"T": (64, 128, 256, 512, 1024), "d": (64, 128, 256, 512), "L": (1, 2, 4, 8), "B": (1, 2, 4, 8, 16)}
+DOUBLED = {
+    "T": (64, 128, 256, 512, 1024),
+    "d": (64, 128, 256, 512),
+    "L": (1, 2, 4, 8),
+    "B": (1, 2, 4, 8, 16),
+}
 QUICK = {"T": (16, 32, 64), "L": (1, 2)}
 EXPECTED = {"T": 2, "d": 2, "L": 1, "B": 1, "context": 1}  # at most, for time and for memory
 SLACK = 0.15
@@ -25,9 +31,17 @@ def measure(options):
     rounds = options.rounds or (2 if options.quick else 7)
     timing = {"least": 0, "rest": 0} if options.quick else {}
     base = BASE._replace(T=16, d=32) if options.quick else BASE
-    rows = [grow(base, axis, values, rounds, timing) for axis, values in (QUICK if options.quick else DOUBLED).items()]
-    rows.append(contexts((64, 128) if options.quick else (512, 1024, 2048, 4096, 8192), rounds, timing))
-    summary = {row["axis"]: {"time": row["time_exponent"], "memory": row["memory_exponent"]} for row in rows}
+    rows = [
+        grow(base, axis, values, rounds, timing)
+        for axis, values in (QUICK if options.quick else DOUBLED).items()
+    ]
+    rows.append(
+        contexts((64, 128) if options.quick else (512, 1024, 2048, 4096, 8192), rounds, timing)
+    )
+    summary = {
+        row["axis"]: {"time": row["time_exponent"], "memory": row["memory_exponent"]}
+        for row in rows
+    }
     show(rows)
     return rows, summary
 
@@ -37,7 +51,9 @@ def grow(base, axis, values, rounds, timing):
     progress(f"scale: {axis} = {', '.join(map(str, values))}")
     steps = {str(value): base._replace(**{axis: value}).step() for value in values}
     samples = interleaved(steps, rounds, **timing)
-    return fitted(axis, values, samples, [traced_peak(step) for step in steps.values()]) | {"base": base}
+    return fitted(axis, values, samples, [traced_peak(step) for step in steps.values()]) | {
+        "base": base
+    }
 
 
 def contexts(values, rounds, timing):
@@ -50,7 +66,9 @@ def contexts(values, rounds, timing):
         cache = filled(model, size)
         steps[str(value)] = decoding(model, cache, size)
         sizes.append(cache.nbytes)
-    return fitted("context", values, interleaved(steps, rounds, **timing), sizes) | {"base": BASE._replace(B=1)}
+    return fitted("context", values, interleaved(steps, rounds, **timing), sizes) | {
+        "base": BASE._replace(B=1)
+    }
 
 
 def traced_peak(step):
@@ -65,9 +83,21 @@ def traced_peak(step):
 def fitted(axis, values, samples, memory):
     """A row: medians, and exponents over all values and over the last doubling."""
     times = [median(samples, str(value)) for value in values]
-    row = {"axis": axis, "values": values, "ms": [1e3 * t for t in times], "bytes": memory, "samples": samples}
-    row |= {"time_exponent": exponent(values, times), "time_last": exponent(values[-2:], times[-2:])}
-    row |= {"memory_exponent": exponent(values, memory), "memory_last": exponent(values[-2:], memory[-2:])}
+    row = {
+        "axis": axis,
+        "values": values,
+        "ms": [1e3 * t for t in times],
+        "bytes": memory,
+        "samples": samples,
+    }
+    row |= {
+        "time_exponent": exponent(values, times),
+        "time_last": exponent(values[-2:], times[-2:]),
+    }
+    row |= {
+        "memory_exponent": exponent(values, memory),
+        "memory_last": exponent(values[-2:], memory[-2:]),
+    }
     row["too_steep"] = max(row["time_last"], row["memory_last"]) > EXPECTED[axis] + SLACK
     return row
 

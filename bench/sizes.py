@@ -31,12 +31,15 @@ class Size(NamedTuple):
         return model, mq.AdamW(model.parameters(), lr=1e-3), *self.batch()
 
     def step(self, variant="qkv"):
-        """A function without arguments that does one training step of a new model and returns the loss."""
+        """A function without arguments that does one training step of a new model and returns the
+        loss.
+        """
         everything = self.training(variant)
         return lambda: mq.train_step(*everything)
 
     def flops(self, variant="qkv"):
-        """Floating-point operations in the products of a training step: 2 a multiply-accumulate, and backward is twice forward.
+        """Floating-point operations in the products of a training step: 2 a multiply-accumulate,
+        and backward is twice forward.
 
         Scores count in full, also where a causal mask lets half of them be skipped.
         """

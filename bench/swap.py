@@ -1,10 +1,14 @@
-"""Put other functions in the place of the package's own, for a while: the composed twins, or the same with a clock."""
+"""Put other functions in the place of the package's own, for a while: the composed twins, or the
+same with a clock.
+"""
 
 import sys
 from contextlib import contextmanager
 from types import FunctionType
 
-from minqkv import composed, fused, tensor
+from minqkv import functional as fused
+from minqkv import reference as composed
+from minqkv import tensor
 
 
 def functions(module):
@@ -12,7 +16,9 @@ def functions(module):
     return {
         name: value
         for name, value in vars(module).items()
-        if isinstance(value, FunctionType) and value.__module__ == module.__name__ and not name.startswith("_")
+        if isinstance(value, FunctionType)
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
     }
 
 
@@ -23,16 +29,20 @@ def twins():
 
 
 class Swap:
-    """Wherever a module of the package, or Tensor as a method, holds a key of `replacements`, its value takes the place.
+    """Wherever a module of the package, or Tensor as a method, holds a key of `replacements`, its
+    value takes the place.
 
-    `with swap:` as often as wanted. What a model keeps for itself (an activation) is swapped if it is built inside.
+    `with swap:` as often as wanted. What a model keeps for itself (an activation) is swapped if it
+    is built inside.
     """
 
     def __init__(self, replacements):
         import minqkv.models
         import minqkv.train  # noqa: F401
 
-        modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "minqkv"]
+        modules = [
+            module for name, module in sys.modules.items() if name.partition(".")[0] == "minqkv"
+        ]
         self.places = [
             (holder, name, value, replacements[value])
             for holder in [*modules, tensor.Tensor]
@@ -51,7 +61,9 @@ class Swap:
 
 @contextmanager
 def used(functions):
-    """Fails at the end if one of these was never called: a swap that swapped nothing would measure the wrong thing."""
+    """Fails at the end if one of these was never called: a swap that swapped nothing would measure
+    the wrong thing.
+    """
     missing = set(functions)
 
     def watch(frame, event, _):

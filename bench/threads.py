@@ -1,7 +1,8 @@
-"""How many threads both sides of a comparison may use: the only place that knows how the engine gets its own.
+"""How many threads both sides of a comparison may use: the only place that knows how the engine
+gets its own.
 
-BLAS reads its environment once, when NumPy or PyTorch is loaded, so `settle` looks at the command line before that.
-Child processes inherit the environment.
+BLAS reads its environment once, when NumPy or PyTorch is loaded, so `settle` looks at the command
+line before that. Child processes inherit the environment.
 """
 
 import argparse
@@ -16,7 +17,9 @@ def settle():
     """COUNT := `--threads`, else MINQKV_THREADS, else all cores; the environment to match."""
     global COUNT
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--threads", type=_positive, default=os.environ.get("MINQKV_THREADS") or _cores())
+    parser.add_argument(
+        "--threads", type=_positive, default=os.environ.get("MINQKV_THREADS") or _cores()
+    )
     COUNT = parser.parse_known_args(sys.argv[1:])[0].threads
     os.environ["MINQKV_THREADS"] = str(COUNT)
     for name in BLAS:
@@ -24,7 +27,9 @@ def settle():
 
 
 def blas_threads():
-    """BLAS threads under the engine: one, for it shares its work among processes (mq.set_threads). PyTorch has COUNT."""
+    """BLAS threads under the engine: one, for it shares its work among processes (mq.set_threads).
+    PyTorch has COUNT.
+    """
     return 1
 
 

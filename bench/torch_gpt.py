@@ -1,7 +1,9 @@
-"""The same GPT in eager PyTorch, every variant, as fast as we know to write it: functions over packed weights.
+"""The same GPT in eager PyTorch, every variant, as fast as we know to write it: functions over
+packed weights.
 
-No nn.Module: its calls cost a decoded token another 15–45 %. One product for the projections that read the same input,
-a tied head, attention by scaled_dot_product_attention ("sdpa") or written out ("written").
+No nn.Module: its calls cost a decoded token another 15–45 %. One product for the projections that
+read the same input, a tied head, attention by scaled_dot_product_attention ("sdpa") or written out
+("written").
 """
 
 import math
@@ -17,16 +19,28 @@ class GPT:
 
     def __init__(self, model, attention="sdpa"):
         cfg = model.config
-        self.spec, self.attention, self.heads = VariantSpec.parse(cfg.variant), attention, cfg.n_head
+        self.spec, self.attention, self.heads = (
+            VariantSpec.parse(cfg.variant),
+            attention,
+            cfg.n_head,
+        )
         self.kv_heads, self.d_head = self.spec.stored_heads(cfg.n_head), cfg.n_embd // cfg.n_head
         state = {name: torch.from_numpy(array) for name, array in model.state_dict().items()}
-        state |= {name: array.T for name, array in state.items() if array.ndim == 2 and not name.startswith("w")}  # (out, in)
+        state |= {
+            name: array.T
+            for name, array in state.items()
+            if array.ndim == 2 and not name.startswith("w")
+        }  # (out, in)
         self.parameters = []
         self.wte, self.wpe = self.own(state["wte.weight"]), self.own(state["wpe.weight"])
         self.blocks = [self.block(state, f"blocks.{i}.") for i in range(cfg.n_layer)]
         self.ln_f = self.own(state["ln_f.weight"]), self.own(state["ln_f.bias"])
         self.blocked = torch.empty(0, 0)
-        self.columns = torch.from_numpy(model.blocks[0].attn.plus.columns.numpy().copy()) if self.spec.plus else None
+        self.columns = (
+            torch.from_numpy(model.blocks[0].attn.plus.columns.numpy().copy())
+            if self.spec.plus
+            else None
+        )
 
     def own(self, array):
         """A parameter."""
@@ -35,11 +49,19 @@ class GPT:
 
     def block(self, state, prefix):
         """(weight, bias) of each part."""
-        names = [f"{prefix}attn.{w}" for w in ("wq", "wk", "wv") if f"{prefix}attn.{w}.weight" in state]
-        packed = torch.cat([state[f"{name}.weight"] for name in names]), torch.cat([state[f"{name}.bias"] for name in names])
+        names = [
+            f"{prefix}attn.{w}" for w in ("wq", "wk", "wv") if f"{prefix}attn.{w}.weight" in state
+        ]
+        packed = (
+            torch.cat([state[f"{name}.weight"] for name in names]),
+            torch.cat([state[f"{name}.bias"] for name in names]),
+        )
         parts = {"in": tuple(map(self.own, packed))}
         for name in ("ln_1", "attn.wo", "ln_2", "mlp.fc", "mlp.proj"):
-            parts[name] = self.own(state[f"{prefix}{name}.weight"]), self.own(state[f"{prefix}{name}.bias"])
+            parts[name] = (
+                self.own(state[f"{prefix}{name}.weight"]),
+                self.own(state[f"{prefix}{name}.bias"]),
+            )
         if self.spec.plus:
             parts["plus"] = self.own(state[f"{prefix}attn.plus.weight"])
         return parts
@@ -49,7 +71,10 @@ class GPT:
         x = F.embedding(ids, self.wte) + self.wpe[start : start + ids.shape[1]]
         for layer, p in enumerate(self.blocks):
             x = x + self.attend(F.layer_norm(x, x.shape[-1:], *p["ln_1"]), p, cache, layer)
-            hidden = F.gelu(F.linear(F.layer_norm(x, x.shape[-1:], *p["ln_2"]), *p["mlp.fc"]), approximate="tanh")
+            hidden = F.gelu(
+                F.linear(F.layer_norm(x, x.shape[-1:], *p["ln_2"]), *p["mlp.fc"]),
+                approximate="tanh",
+            )
             x = x + F.linear(hidden, *p["mlp.proj"])
         return F.linear(F.layer_norm(x, x.shape[-1:], *self.ln_f), self.wte)
 
@@ -57,8 +82,12 @@ class GPT:
         """The attention sublayer of one block: (B, T, C) -> (B, T, C)."""
         B, T, C = x.shape
         stored = self.kv_heads * self.d_head
-        parts = F.linear(x, *p["in"]).split([C] * self.spec.own_query + [stored] * self.spec.streams, dim=-1)
-        parts = [part.view(B, T, -1, self.d_head).transpose(1, 2) for part in parts]  # (B, heads, T, d_h)
+        parts = F.linear(x, *p["in"]).split(
+            [C] * self.spec.own_query + [stored] * self.spec.streams, dim=-1
+        )
+        parts = [
+            part.view(B, T, -1, self.d_head).transpose(1, 2) for part in parts
+        ]  # (B, heads, T, d_h)
         q, k, v = parts[0], parts[int(self.spec.own_query)], parts[-1]
         if cache is not None:
             k, v = cache.append(layer, k, v)
@@ -74,10 +103,14 @@ class GPT:
         T, S = q.shape[2], k.shape[2]
         mask = None if bias is None else bias.expand(T, S) if T == 1 else bias + self.causal(T)
         causal = T > 1 and mask is None
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=self.kv_heads < self.heads)
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=causal, enable_gqa=self.kv_heads < self.heads
+        )
 
     def written(self, q, k, v, bias):
-        """By two products and a softmax; queries that share a stored head are more rows of one product."""
+        """By two products and a softmax; queries that share a stored head are more rows of one
+        product.
+        """
         B, H, T, _ = q.shape
         folded, S = (B, self.kv_heads, H // self.kv_heads * T, -1), k.shape[2]
         scores = ((q * self.d_head**-0.5).reshape(folded) @ k.transpose(-1, -2)).view(B, H, T, S)
@@ -98,7 +131,9 @@ class Cache:
     def __init__(self, model, batch, capacity):
         shape = batch, model.kv_heads, capacity, model.d_head
         self.keys = [torch.empty(shape) for _ in model.blocks]
-        self.values = [torch.empty(shape) for _ in model.blocks] if model.spec.streams == 2 else self.keys
+        self.values = (
+            [torch.empty(shape) for _ in model.blocks] if model.spec.streams == 2 else self.keys
+        )
         self.filled = 0
 
     def __len__(self):
@@ -107,7 +142,9 @@ class Cache:
     def append(self, layer, k, v):
         """Store new positions (B, h, T, d_h); return all so far."""
         end = self.filled + k.shape[2]
-        for buffers, new in ((self.keys, k), (self.values, v))[: 1 if self.values is self.keys else 2]:
+        for buffers, new in ((self.keys, k), (self.values, v))[
+            : 1 if self.values is self.keys else 2
+        ]:
             buffers[layer][:, :, self.filled : end] = new
         if layer == len(self.keys) - 1:
             self.filled = end
@@ -136,7 +173,9 @@ CONFIGURATIONS = {
 
 
 def training(model, fused, ids, targets):
-    """A function without arguments that does one training step, as in minqkv.train_step, and returns the loss."""
+    """A function without arguments that does one training step, as in minqkv.train_step, and
+    returns the loss.
+    """
     optimizer = adamw(model, fused)
     ids, targets = torch.from_numpy(ids), torch.from_numpy(targets)
 
@@ -153,7 +192,9 @@ def training(model, fused, ids, targets):
 
 
 def decoding(model, cache, ids):
-    """A function without arguments that decodes one token (B, 1) onto a filled cache and forgets it again: ids (B,), logits."""
+    """A function without arguments that decodes one token (B, 1) onto a filled cache and forgets it
+    again: ids (B,), logits.
+    """
     ids, filled = torch.from_numpy(ids), len(cache)
 
     def step():

@@ -7,38 +7,56 @@ The names below are loaded when they are first used, so `minqkv --help` imports 
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from .version import __version__
+from .runtime.version import __version__
 
-# No module is called like a name below (`tracing` has `trace`, `decoding` has `generate`): importing it would hide the name.
-_HOME = {
-    "Tensor": "ops",  # which gives it its operators
+if TYPE_CHECKING:
+    from . import functional, nn
+    from .attention import Attention
+    from .cache import KVCache
+    from .checking import gradcheck
+    from .generation import generate
+    from .models.gpt import GPT, GPTConfig
+    from .models.tagger import Tagger, TaggerConfig
+    from .optim import AdamW
+    from .runs import load_run
+    from .runtime import backend
+    from .runtime.backend import set_backend, tame_allocator, use_backend
+    from .runtime.parallel import set_threads
+    from .runtime.tracing import trace
+    from .tensor import Tensor, no_grad
+    from .train import train_step
+    from .variants import VariantSpec
+
+_HOME = {  # public name -> the module it is in
+    "Tensor": "tensor",
     "no_grad": "tensor",
     "gradcheck": "checking",
-    "trace": "tracing",
-    "set_backend": "backend",
-    "use_backend": "backend",
-    "tame_allocator": "backend",
+    "trace": "runtime.tracing",
+    "set_backend": "runtime.backend",
+    "use_backend": "runtime.backend",
+    "tame_allocator": "runtime.backend",
+    "set_threads": "runtime.parallel",
     "VariantSpec": "variants",
     "Attention": "attention",
     "KVCache": "cache",
-    "GPT": "models",
-    "GPTConfig": "models",
-    "Tagger": "models",
-    "TaggerConfig": "models",
+    "GPT": "models.gpt",
+    "GPTConfig": "models.gpt",
+    "Tagger": "models.tagger",
+    "TaggerConfig": "models.tagger",
     "AdamW": "optim",
-    "generate": "decoding",
     "train_step": "train",
-    "set_threads": "workers",
+    "generate": "generation",
     "load_run": "runs",
 }
-_MODULES = ("functional", "nn")
+_MODULES = {"functional": "functional", "nn": "nn", "backend": "runtime.backend"}
 __all__ = [*_HOME, *_MODULES, "__version__"]
 
 
 def __getattr__(name):
     if name in _MODULES:
-        return import_module(f"minqkv.{name}")
+        return import_module(f"minqkv.{_MODULES[name]}")
     if name not in _HOME:
         raise AttributeError(f"module 'minqkv' has no attribute {name!r}")
     value = getattr(import_module(f"minqkv.{_HOME[name]}"), name)

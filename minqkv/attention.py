@@ -1,32 +1,65 @@
-"""Attention, every variant of it, in one forward. What differs is which projections exist and what is used as k and v.
+"""Attention, every variant of it, in one forward. Before it: positions, the mask, and the "+".
 
-With K = V the same array *is* k and v: in training, where the gradients of its two uses add up, and in the cache.
+What differs between variants is which projections exist and which array is used as key and value.
+With K = V the same array *is* both: in training, where the gradients of its two uses add up, and
+in the cache.
 """
 
-from . import backend, reading, tracing
-from .errors import UsageError, unknown
+import numpy as np
+
 from .functional import merge_heads, rotate, scaled_dot_product_attention, split_heads
 from .nn import Init, Linear, Module
-from .positions import SCHEMES, rope_table, sinusoids
+from .runtime import backend, tracing
+from .runtime.errors import UsageError, unknown
 from .tensor import Tensor
 from .variants import VariantSpec
 
+POSITIONS = {
+    "learned": "a table, added to the embeddings",
+    "sinusoidal": "fixed sines and cosines, added to the embeddings",
+    "none": "no positions",
+    "rope": "queries and keys are turned by an angle that grows with the position",
+}
 ROPE_VALUES = ("raw", "unrotate")
 
 
-class Plus(Module):
-    """What the softmax leaves of the paper's "+": a temperature s = Σw and a bias g_j = Σ_c w_c P_jc per key position.
+def sinusoids(n, channels, width=None, dtype="float32"):
+    """(n, channels) fixed channels: sin, cos interleaved, pair k at frequency 10000^(-2k/width).
 
-    The literal form (composed.literal_plus; paper, section 3.3) adds a row part and a constant too; both are equal for
-    all keys of a query and cancel. All m weights stay parameters: under Adam, s = Σw moves m steps at once.
-    `channels` is (row channels, column channels, width that sets the frequencies).
+    `width` is `channels` unless given.
+    """
+    pair = np.arange(channels) // 2
+    angle = np.arange(n)[:, None] * 10000.0 ** (-2 * pair / (width or channels))  # (n, channels)
+    return np.where(np.arange(channels) % 2 == 0, np.sin(angle), np.cos(angle)).astype(dtype)
+
+
+def rope_table(n, d_head, dtype="float32", base=10_000.0):
+    """cos and sin of position · base^(-2i/d_head), i < d_head/2: two (n, d_head/2) arrays."""
+    frequency = base ** (-2 * np.arange(d_head // 2) / d_head)
+    angle = np.arange(n)[:, None] * frequency  # (n, d_head/2)
+    return backend.upload(np.cos(angle).astype(dtype)), backend.upload(np.sin(angle).astype(dtype))
+
+
+def causal_mask(queries, keys):
+    """(T,), (S,) absolute positions -> (T, S), True where a key is not ahead of its query."""
+    return keys[None, :] <= queries[:, None]
+
+
+class Plus(Module):
+    """What the softmax leaves of the paper's "+": a temperature and a bias for each key position.
+
+    The temperature is s = Σw, the bias g_j = Σ_c w_c P_jc. The literal form
+    (reference.literal_plus; paper, section 3.3) adds a row part and a constant too; both are equal
+    for all keys of a query and cancel. All m weights stay parameters: under Adam, s = Σw moves m
+    steps at once. `channels` is (row channels, column channels, width that sets the frequencies).
     """
 
     def __init__(self, kind, block_size, init=None, channels=(5, 5, 5), start=None):
         init = init or Init()
         self.kind, (self.m_row, m_column, width) = kind, channels
         m = self.m_row + m_column
-        self.columns = Tensor(backend.upload(sinusoids(block_size, m_column, width, init.dtype)))  # (block_size, m_column)
+        columns = sinusoids(block_size, m_column, width, init.dtype)  # (block_size, m_column)
+        self.columns = Tensor(backend.upload(columns))
         weight = init / "weight"
         if start is not None:
             self.weight = weight.constant((m,), start / m)
@@ -36,7 +69,7 @@ class Plus(Module):
             self.weight = weight.normal((m,), 0.02)
 
     def forward(self, n_keys):
-        """(temperature (), bias (n_keys,)); None for the half an ablation leaves out."""
+        """(temperature (), bias (n_keys,)); None for the half that an ablation leaves out."""
         temperature = None if self.kind == "bias" else self.weight.sum()
         if self.kind == "temperature":
             return temperature, None
@@ -47,29 +80,28 @@ class Plus(Module):
 class Attention(Module):
     """Multi-head attention of any VariantSpec (paper, section 3): (B, T, C) -> (B, T, C).
 
-    `block_size` bounds positions ("rope" and "+" tables). `rope_value`, for K = V under rotary positions: "raw" stores
-    unrotated keys and turns them when read; "unrotate" stores turned keys and turns the output back.
+    Four methods make a design: what is stored of a token, what a query asks, how keys and values
+    are read from what is stored, and what is done to the answer. `block_size` bounds positions.
+    `rope_value`, for K = V under rotary positions: "raw" stores unrotated keys and turns them when
+    they are read; "unrotate" stores turned keys and turns the answer back.
     """
 
-    def __init__(self, spec, n_embd, n_head, block_size, init=None, *, bias=True, position="none", rope_value="raw",
-                 plus_channels=(5, 5, 5), plus_start=None):  # fmt: skip
+    def __init__(
+        self, spec, n_embd, n_head, block_size, init=None, *, bias=True, position="none",
+        rope_value="raw", plus_channels=(5, 5, 5), plus_start=None,
+    ):  # fmt: skip
         init = init or Init()
         spec = VariantSpec.parse(spec).for_heads(n_head)
-        if n_embd % n_head:
-            raise UsageError(f"n_embd {n_embd} is not divisible by n_head {n_head}")
-        if rope_value not in ROPE_VALUES:
-            raise unknown("rope_value", rope_value, ROPE_VALUES)
-        if position not in SCHEMES:
-            raise unknown("position scheme", position, SCHEMES)
-        self.spec, self.name, self.n_head, self.kv_heads = spec, init.name, n_head, spec.stored_heads(n_head)
+        _check(spec, n_embd, n_head, position, rope_value)
         d_head, rope = n_embd // n_head, position == "rope"
-        if rope and d_head % 2:
-            raise UsageError(f"rotary positions turn pairs: d_head {d_head} = n_embd / n_head must be even")
+        self.spec, self.name = spec, init.name
+        self.n_head, self.kv_heads = n_head, spec.stored_heads(n_head)
         stored = self.kv_heads * d_head
-        fused = (n_embd if spec.own_query else 0) + spec.streams * stored  # all of them as one matrix: xavier's bound
+        # All projections as one matrix would be this wide: it sets the bound of "xavier".
+        fused = (n_embd if spec.own_query else 0) + spec.streams * stored
         if spec.own_query:
             self.wq = Linear(n_embd, n_embd, init / "wq", bias, fused)
-        self.wk = Linear(n_embd, stored, init / "wk", bias, fused)  # K, and what shares its projection
+        self.wk = Linear(n_embd, stored, init / "wk", bias, fused)  # K, and what shares it
         if spec.streams == 2:
             self.wv = Linear(n_embd, stored, init / "wv", bias, fused)
         self.wo = Linear(n_embd, n_embd, init / "wo", bias)
@@ -79,45 +111,75 @@ class Attention(Module):
         self.turn_late = rope and spec.streams == 1 and rope_value == "raw"
         self.turn_back = rope and spec.streams == 1 and rope_value == "unrotate"
 
-    def forward(self, x, mask=None, cache=None, layer=0):
-        """`mask` (T, S) booleans, True where a key may be seen. With a `cache`, its keys come before those of x."""
+    def forward(self, x, mask=None, cache=None):
+        """x (B, T, C) -> (B, T, C).
+
+        `mask` (T, S) booleans, True where a key may be seen. With `cache`, that of this layer, its
+        rows come before those of x, and no key ahead of a query is seen in any case.
+        """
         with tracing.scope(self.name):
             start = len(cache) if cache is not None else 0  # absolute position of x[:, 0]
-            k = split_heads(self.wk(x), self.kv_heads)  # (B, h, T, d_h)
-            q = split_heads(self.wq(x), self.n_head) if self.spec.own_query else k  # (B, H, T, d_h)
-            v = split_heads(self.wv(x), self.kv_heads) if self.spec.streams == 2 else k  # (B, h, T, d_h)
-            if self.angles:
-                turned = k if self.turn_late else self.turn(k, start)
-                q = turned if q is k and not self.turn_late else self.turn(q, start)
-                k, v = turned, turned if v is k else v
-            if cache is not None:
-                k, v = self.remember(cache, layer, k, v)  # (B, h, S, d_h)
-            if self.turn_late:
-                k = self.turn(k, 0)  # a temporary; v stays raw
-            for name, value in (("q", q), ("k", k), ("v", v)):
-                tracing.probe(name, value)
-            temperature, bias = self.plus(k.shape[2]) if self.spec.plus else (None, None)
-            alone = x.shape[1] == 1 and mask is None and not self.turn_late  # a token that sees all that is stored
-            if alone and reading.possible(cache, q, temperature, bias):
-                z = reading.attend(q, k, v, cache, layer, temperature, bias)  # (B, H, 1, d_h)
+            rows = self.store(x, start)  # of each new token, one or two arrays (B, h, T, d_h)
+            q = self.query(x, rows, start)  # (B, H, T, d_h)
+            if cache is None:
+                z = self.attend(q, rows, mask)  # (B, H, T, d_h)
             else:
-                z = scaled_dot_product_attention(q, k, v, mask, temperature=temperature, bias=bias)  # (B, H, T, d_h)
-            if self.turn_back:
-                z = self.turn(z, start, back=True)
+                z = cache.attend(self, q, rows, mask)  # (B, H, T, d_h)
+            z = self.answer(z, start)
             tracing.probe("z", z)
             out = self.wo(merge_heads(z))  # (B, T, C)
             tracing.probe("out", out)
             return out
 
+    def store(self, x, start):
+        """What is kept of new tokens: keys and values, or the one row that is both."""
+        k = split_heads(self.wk(x), self.kv_heads)  # (B, h, T, d_h)
+        k = k if self.turn_late else self.turn(k, start)
+        if self.spec.streams == 1:
+            return (k,)
+        return k, split_heads(self.wv(x), self.kv_heads)  # (B, h, T, d_h)
+
+    def query(self, x, rows, start):
+        """What new tokens look for; with Q = K, the keys they are found by."""
+        if not self.spec.own_query:
+            return self.read(rows, start)[0]
+        return self.turn(split_heads(self.wq(x), self.n_head), start)  # (B, H, T, d_h)
+
+    def read(self, rows, start=0):
+        """Keys and values (B, h, S, d_h) of stored rows, the first at position `start`."""
+        row = rows[0]
+        if self.turn_late:
+            return self.turn(row, start), row  # the key is a temporary; the value stays raw
+        return row, rows[-1]  # with K = V, the same row twice
+
+    def answer(self, z, start):
+        """What was mixed, as the query sees it: turned back from its position, if it was turned."""
+        return self.turn(z, start, back=True) if self.turn_back else z
+
+    def attend(self, q, rows, mask=None):
+        """Queries (B, H, T, d_h) against stored rows, from position 0 on: (B, H, T, d_h)."""
+        k, v = self.read(rows)
+        for name, value in (("q", q), ("k", k), ("v", v)):
+            tracing.probe(name, value)
+        temperature, bias = self.plus(k.shape[2]) if self.spec.plus else (None, None)
+        return scaled_dot_product_attention(q, k, v, mask, temperature=temperature, bias=bias)
+
     def turn(self, x, start, back=False):
         """Rotary positions start, start + 1, ... on (B, h, T, d_h)."""
+        if self.angles is None:
+            return x
         cos, sin = (table[start : start + x.shape[2]] for table in self.angles)  # (T, d_h/2)
         return rotate(x, cos, -sin if back else sin)
 
-    def remember(self, cache, layer, k, v):
-        """Append to the cache; return all it holds, as one Tensor twice where k and v are one."""
-        keys, values = cache.append(layer, k.data, None if v is k else v.data)
-        tracing.probe("cache.k", keys)
-        tracing.probe("cache.v", values)
-        stored = Tensor(keys.astype(k.dtype, copy=False))
-        return stored, stored if values is keys else Tensor(values.astype(k.dtype, copy=False))
+
+def _check(spec, n_embd, n_head, position, rope_value):
+    if n_embd % n_head:
+        raise UsageError(f"n_embd {n_embd} is not divisible by n_head {n_head}")
+    if rope_value not in ROPE_VALUES:
+        raise unknown("rope_value", rope_value, ROPE_VALUES)
+    if position not in POSITIONS:
+        raise unknown("position scheme", position, POSITIONS)
+    d_head = n_embd // n_head
+    if position == "rope" and d_head % 2:
+        why = "rotary positions turn pairs: d_head"
+        raise UsageError(f"{why} {d_head} = n_embd / n_head must be even")

@@ -1,60 +1,95 @@
 """The cache of a decoder: what attention would otherwise compute again for every earlier token.
 
-One buffer per layer and stored stream, laid out (B, h, capacity, d_h) and allocated once. Variants with K = V store one
-stream: there is no second buffer, and what is returned as values is the very array returned as keys. What is stored does
-not change, it is only cut off by `trim`: processes that read a long cache together (reading.py) rely on that.
+A layer's cache holds the rows that `Attention.store` gives, one buffer for each: (B, heads,
+capacity, width), allocated once. Designs with K = V store one row a token: there is no second
+buffer, and what is read as values is the very array that is read as keys.
 """
 
-from . import backend
-from .errors import UsageError
-from .positions import causal_mask
+from .attention import causal_mask
+from .runtime import backend, tracing
+from .runtime.errors import UsageError
+from .tensor import Tensor
+
+
+class LayerCache:
+    """The rows of one layer. `stored` is (heads, width) of each array kept of a token."""
+
+    def __init__(self, batch, stored, capacity, dtype="float32"):
+        shapes = [(batch, heads, capacity, width) for heads, width in stored]
+        self.buffers = [backend.current.empty(shape, dtype) for shape in shapes]
+        self.capacity, self.length = capacity, 0
+
+    def __len__(self):
+        """Positions stored."""
+        return self.length
+
+    @property
+    def rows(self):
+        """What is stored, a view (B, heads, S, width) of each buffer."""
+        return tuple(buffer[:, :, : self.length] for buffer in self.buffers)
+
+    def attend(self, attention, q, rows, mask=None):
+        """Append new rows, then answer queries q (B, H, T, d) with all that is stored.
+
+        Each query sees the keys that are not ahead of it; of these, `mask` (T, S + T) may hide
+        some. The plain cache stores rows as they are and has `attention` read them.
+        """
+        if q.shape[2] > 1:  # a single token sees everything
+            mask = self.mask(q.shape[2]) if mask is None else self.mask(q.shape[2]) & mask
+        stored = self.append(*[row.data for row in rows])
+        tracing.probe("cache.k", stored[0])
+        tracing.probe("cache.v", stored[-1])
+        stored = [Tensor(row.astype(q.dtype, copy=False)) for row in stored]
+        return attention.attend(q, stored, mask)
+
+    def append(self, *rows):
+        """Store new positions, an array (B, heads, T, width) for each buffer; returns `rows` so
+        far.
+
+        Raises UsageError, before anything is changed, when they do not fit.
+        """
+        start, end = self.length, self.length + rows[0].shape[2]
+        wanted = [(*b.shape[:2], end - start, b.shape[3]) for b in self.buffers]
+        if [row.shape for row in rows] != wanted:
+            shapes = ", ".join(str(row.shape) for row in rows)
+            kept = ", ".join(str(shape) for shape in wanted)
+            raise UsageError(f"the cache stores {kept} of these positions; {shapes} do not fit")
+        if end > self.capacity:
+            raise UsageError(
+                f"the cache holds {self.capacity} positions; {end} are needed",
+                "ask for a larger capacity",
+            )
+        for buffer, row in zip(self.buffers, rows, strict=True):
+            buffer[:, :, start:end] = row
+        self.length = end
+        return self.rows
+
+    def mask(self, n_new):
+        """(n_new, S + n_new), for tokens about to be appended: True where a key is not ahead."""
+        end = self.length + n_new
+        return causal_mask(backend.xp.arange(self.length, end), backend.xp.arange(end))
 
 
 class KVCache:
-    """Keys, and values where they are a stream of their own, of `capacity` positions for `batch` sequences.
+    """The caches of all layers, for `batch` sequences of up to `capacity` positions.
 
-    Bytes: n_layer · streams · batch · heads · positions · d_head · itemsize (paper, section 4): `nbytes` for the
-    positions in use, `capacity_nbytes` for what is allocated. Both are summed over the arrays themselves.
+    `stored` is `VariantSpec.stored`: (heads, width) of each array that is kept of a token.
+    Bytes: n_layer · batch · positions · Σ heads · width · itemsize (paper, section 4): `nbytes` for
+    the positions in use, `capacity_nbytes` for what is allocated, both summed over the arrays.
     """
 
-    def __init__(self, n_layer, batch, heads, capacity, d_head, streams=2, dtype="float32"):
-        shape = (batch, heads, capacity, d_head)
-        if streams not in (1, 2) or min(shape) < 1:
-            raise UsageError(f"a cache has 1 or 2 streams, not {streams}, and no empty axis: {shape}")
-        self.keys = [backend.current.empty(shape, dtype) for _ in range(n_layer)]
-        self.values = [backend.current.empty(shape, dtype) for _ in range(n_layer)] if streams == 2 else None
-        self.filled = [0] * n_layer  # per layer: within a step, upper layers lag behind lower ones
-        self.capacity = capacity
-        self.unchanged = 0  # positions that the workers forked last (reading.py) still see as they are
-
-    def append(self, layer, k, v=None):
-        """Store new positions k, v (B, h, T, d_h); return all so far, views (B, h, S, d_h) of the buffers.
-
-        With K = V, `v` is not given and the two returned are one array. Raises UsageError when they do not fit.
-        """
-        if (v is None) != (self.values is None):
-            raise UsageError(f"this cache stores {'one stream' if self.values is None else 'two streams'}; v must agree")
-        batch, heads, _, d_head = self.keys[layer].shape
-        if (*k.shape[:2], k.shape[3]) != (batch, heads, d_head):
+    def __init__(self, n_layer, batch, stored, capacity, dtype="float32"):
+        if not stored or min(n_layer, batch, capacity, *(min(shape) for shape in stored)) < 1:
             raise UsageError(
-                f"the cache stores {batch} x {heads} heads of {d_head} numbers a position; keys {k.shape} do not fit"
+                f"a cache has no empty axis: {n_layer} layers, batch {batch}, {capacity} positions "
+                f"of (heads, width) {list(stored)}"
             )
-        if v is not None and v.shape != k.shape:
-            raise UsageError(f"keys {k.shape} and values {v.shape} must agree")
-        start = self.filled[layer]
-        end = start + k.shape[2]
-        if end > self.capacity:
-            raise UsageError(f"the cache holds {self.capacity} positions; {end} are needed", "ask for a larger capacity")
-        self.keys[layer][:, :, start:end] = k
-        if v is not None:
-            self.values[layer][:, :, start:end] = v
-        self.filled[layer] = end
-        keys = self.keys[layer][:, :, :end]  # (B, h, S, d_h)
-        return keys, keys if v is None else self.values[layer][:, :, :end]
+        self.stored, self.batch, self.capacity = tuple(stored), batch, capacity
+        self.layers = [LayerCache(batch, self.stored, capacity, dtype) for _ in range(n_layer)]
 
     def __len__(self):
-        """Positions every layer holds: what is stored; after an interrupted step, what is stored whole."""
-        return min(self.filled)
+        """Positions that every layer holds: after an interrupted step, those stored whole."""
+        return min(len(layer) for layer in self.layers)
 
     @property
     def positions(self):
@@ -62,38 +97,35 @@ class KVCache:
         return backend.xp.arange(len(self))
 
     def mask(self, n_new):
-        """(n_new, S + n_new), for `n_new` tokens about to be appended: True where a key is not ahead of its query."""
-        end = len(self) + n_new
-        return causal_mask(backend.xp.arange(len(self), end), backend.xp.arange(end))
+        """(n_new, S + n_new), for `n_new` tokens about to be appended; see LayerCache."""
+        return self.layers[0].mask(n_new)
 
     def trim(self, n):
         """Keep the first n positions; the buffers stay."""
         if not 0 <= n <= len(self):
             raise UsageError(f"trim({n}): the cache holds {len(self)} positions")
-        self.filled = [n] * len(self.filled)
-        self.unchanged = min(self.unchanged, n)
+        for layer in self.layers:
+            layer.length = n
 
     def clone(self, rows=None):
-        """A cache of its own with the same contents, or with these rows of the batch (host integers, repeats allowed)."""
-        batch, heads, _, d_head = self.keys[0].shape
-        rows = range(batch) if rows is None else rows
-        streams = 1 if self.values is None else 2
-        twin = KVCache(len(self.keys), len(rows), heads, self.capacity, d_head, streams, self.keys[0].dtype)
-        rows = backend.upload_ids(list(rows), batch, "clone")
-        for mine, theirs in zip(self._buffers(), twin._buffers(), strict=True):
-            theirs[:, :, : len(self)] = mine[rows, :, : len(self)]
-        twin.filled = [len(self)] * len(self.filled)
+        """A cache of its own with the same contents.
+
+        `rows`: only these rows of the batch (integers on the host, repeats allowed).
+        """
+        rows = range(self.batch) if rows is None else rows
+        dtype = self.layers[0].buffers[0].dtype
+        twin = KVCache(len(self.layers), len(rows), self.stored, self.capacity, dtype)
+        rows = backend.upload_ids(list(rows), self.batch, "clone")
+        for mine, theirs in zip(self.layers, twin.layers, strict=True):
+            theirs.append(*[row[rows, :, : len(self)] for row in mine.rows])
         return twin
 
     @property
     def nbytes(self):
         """Bytes of the positions in use."""
-        return sum(buffer[:, :, : len(self)].nbytes for buffer in self._buffers())
+        return sum(row[:, :, : len(self)].nbytes for layer in self.layers for row in layer.rows)
 
     @property
     def capacity_nbytes(self):
         """Bytes allocated."""
-        return sum(buffer.nbytes for buffer in self._buffers())
-
-    def _buffers(self):
-        return self.keys + (self.values or [])
+        return sum(buffer.nbytes for layer in self.layers for buffer in layer.buffers)

@@ -1,12 +1,14 @@
-"""Is a backward the transpose of its forward? Ask with random vectors: ⟨u, J v⟩ must equal ⟨Jᵀ u, v⟩.
+"""Is a backward the transpose of its forward? Ask with random vectors: ⟨u, J v⟩ must equal ⟨Jᵀ u,
+v⟩.
 
-J v is a central difference of the forward along v; Jᵀ u is what backward returns for the cotangent u. A cotangent of
-ones would be blind: every row of a softmax sums to one, so a softmax backward of zeros passes it.
+J v is a central difference of the forward along v; Jᵀ u is what backward returns for the cotangent
+u. A cotangent of ones would be blind: every row of a softmax sums to one, so a softmax backward of
+zeros passes it.
 """
 
-from . import backend
-from .errors import MinqkvError
-from .rng import stream
+from .runtime import backend
+from .runtime.errors import MinqkvError
+from .runtime.rng import stream
 from .tensor import Tensor, no_grad
 
 
@@ -15,15 +17,19 @@ class GradcheckError(MinqkvError, AssertionError):
 
 
 def gradcheck(function, *inputs, seed=0, eps=1e-6, tolerance=1e-7):
-    """Check `function(*inputs) -> Tensor` in every input Tensor that requires a gradient; they must be float64.
+    """Check `function(*inputs) -> Tensor` in every input Tensor that requires a gradient; they must
+    be float64.
 
-    Each is checked alone, so the message names the one that fails. Returns the largest error found, relative to the
-    larger of |⟨u, Jv⟩|, ‖Jᵀu‖ and 1. Raises GradcheckError above `tolerance`, TypeError for other dtypes.
+    Each is checked alone, so the message names the one that fails. Returns the largest error found,
+    relative to the larger of |⟨u, Jv⟩|, ‖Jᵀu‖ and 1. Raises GradcheckError above `tolerance`,
+    TypeError for other dtypes.
     """
     rng = stream(seed, "gradcheck")
     wanted = [(i, x) for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad]
     if any(x.dtype != "float64" for _, x in wanted):
-        raise TypeError("gradcheck: inputs must be float64; a float32 difference is too coarse to tell")
+        raise TypeError(
+            "gradcheck: inputs must be float64; a float32 difference is too coarse to tell"
+        )
     for _, x in wanted:
         x.zero_grad()
     out = function(*inputs)
@@ -35,7 +41,9 @@ def gradcheck(function, *inputs, seed=0, eps=1e-6, tolerance=1e-7):
         slope = _slope(function, inputs, x, v, eps)
         transposed = backend.to_host(backend.xp.zeros_like(x.data) if x.grad is None else x.grad)
         forward, back = float((u * slope).sum()), float((transposed * v).sum())
-        error = abs(forward - back) / max(1.0, abs(forward), float((transposed * transposed).sum()) ** 0.5)
+        error = abs(forward - back) / max(
+            1.0, abs(forward), float((transposed * transposed).sum()) ** 0.5
+        )
         if not error <= tolerance:
             products = f"⟨u, Jv⟩ = {forward:.10g} but ⟨Jᵀu, v⟩ = {back:.10g}"
             raise GradcheckError(f"gradient of input {i}: {products} (relative error {error:.1e})")

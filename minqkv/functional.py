@@ -1,9 +1,390 @@
-"""The public face of the operations: `minqkv.functional`, usually imported as F. Small ones from ops, fused ones from fused."""
+"""The operations a transformer spends its time in, each one node with its backward written by hand.
 
-# isort: skip_file
-# ruff: noqa: F401
-# fmt: off
-from .ops import add, concat, div, exp, getitem, log, matmul, max, mean, mul
-from .ops import neg, pow, reshape, sqrt, sub, sum, tanh, transpose, where
-from .fused import cross_entropy, dropout, embedding, gelu, layer_norm, linear, merge_heads
-from .fused import relu, rotate, scaled_dot_product_attention, softmax, split_heads
+Every function here has a twin in reference.py: the same in a few lines of small operations. Read
+the twin first. A vjp may overwrite only scratch: arrays made here that nobody else can reach. It
+runs once. Usually imported as F; the small operations of tensor.py can be reached here, too.
+"""
+
+import math
+
+import numpy as np
+
+from .runtime import backend, tracing
+from .runtime.errors import UsageError
+from .tensor import (  # noqa: F401  # noqa
+    add,
+    concat,
+    div,
+    exp,
+    getitem,
+    grad_wanted,
+    log,
+    make,
+    matmul,
+    max,
+    mean,
+    mul,
+    neg,
+    pow,
+    reshape,
+    sqrt,
+    sub,
+    sum,
+    tanh,
+    transpose,
+    where,
+)
+
+
+def linear(x, w, b=None):
+    """x @ w + b over the last axis: (..., n) @ (n, m) + (m,) -> (..., m)."""
+    flat = x.data.reshape(-1, x.shape[-1])  # (N, n)
+    weight = w.data
+    y = flat @ weight  # (N, m)
+    if b is not None:
+        y += b.data
+    shape = x.data.shape
+
+    def vjp(g, wanted):
+        g = g.reshape(-1, g.shape[-1])  # (N, m)
+        dx = (g @ weight.T).reshape(shape) if wanted[0] else None  # (..., n)
+        dw = flat.T @ g if wanted[1] else None  # (n, m)
+        return dx, dw, backend.column_sum(g) if wanted[2] else None
+
+    return make(y.reshape(*shape[:-1], -1), (x, w, b), vjp)
+
+
+def embedding(ids, w):
+    """Rows of w (n, d) by integer host ids (...) -> (..., d). Raises UsageError for an id outside
+    0..n-1.
+    """
+    n, d = w.shape
+    ids = backend.upload_ids(ids, n, "embedding")
+
+    def vjp(g, wanted):
+        return (backend.add_rows(ids.reshape(-1), g.reshape(-1, d), n),)
+
+    return make(w.data[ids], (w,), vjp)
+
+
+def layer_norm(x, w, b, eps=1e-5):
+    """Each row to mean 0 and variance 1, then times w plus b: (..., d), (d,), (d,) -> (..., d)."""
+    shape, d = x.shape, x.shape[-1]
+    weight = w.data
+    flat = x.data.reshape(-1, d)  # (N, d)
+    unit = flat - backend.row_sum(flat) * (1 / d)
+    inv_std = math.sqrt(d) / backend.xp.sqrt(backend.row_dot(unit, unit) + d * eps)  # (N, 1)
+    unit *= inv_std
+
+    def vjp(g, wanted):
+        g = g.reshape(-1, d)  # (N, d)
+        scratch = g * unit
+        dw = backend.column_sum(scratch) if wanted[1] else None
+        db = backend.column_sum(g) if wanted[2] else None
+        if not wanted[0]:
+            return None, dw, db
+        column = weight.reshape(d, 1) * (1 / d)
+        shared = g @ column  # (N, 1): the part that would move the mean ...
+        along = scratch @ column  # ... and the part that would change the variance are taken out
+        dx = g * weight
+        dx -= shared
+        dx -= backend.xp.multiply(unit, along, out=scratch)
+        dx *= inv_std
+        return dx.reshape(shape), dw, db
+
+    y = unit * weight
+    y += b.data
+    return make(y.reshape(shape), (x, w, b), vjp)
+
+
+def relu(x):
+    """max(x, 0)."""
+    positive = x.data > 0
+    return make(x.data * positive, (x,), lambda g, wanted: (g * positive,))
+
+
+def gelu(x):
+    """x Φ(x) in its tanh form (Hendrycks and Gimpel, 2016): within 1e-3 of the exact one, which
+    NumPy cannot compute.
+    """
+    data, a, c = x.data, 0.044715, math.sqrt(2 / math.pi)
+    square = data * data
+    y = square * (a * c)
+    y += c
+    y *= data  # u = c (x + a x³)
+    backend.xp.tanh(y, out=y)
+    y += 1
+    y *= 0.5  # Φ = (1 + tanh u) / 2, of which the derivative by u is 2 Φ (1 - Φ)
+    if not grad_wanted(x):
+        y *= data
+        return make(y, (x,), None)
+    slope = square  # becomes Φ + x Φ' = Φ + 2 x u' Φ (1 - Φ), so that backward is one product
+    slope *= 6 * a * c
+    slope += 2 * c
+    slope *= 1 - y
+    slope *= y
+    slope *= data
+    slope += y
+    y *= data
+    return make(y, (x,), lambda g, wanted: (g * slope,))
+
+
+def softmax(x):
+    """exp(x) over its sum, along the last axis, shifted by the row maximum so that nothing
+    overflows.
+    """
+    y = x.data - x.data.max(axis=-1, keepdims=True)
+    backend.xp.exp(y, out=y)
+    y /= backend.row_sum(y)  # (..., n) / (..., 1)
+
+    def vjp(g, wanted):
+        dx = g - backend.row_dot(g, y)
+        dx *= y
+        return (dx,)
+
+    return make(y, (x,), vjp)
+
+
+def dropout(x, rate, rng):
+    """Each element kept with probability 1 - rate and scaled by 1 / (1 - rate); `rng` is a host
+    generator.
+    """
+    if not 0 <= rate < 1:
+        raise UsageError(f"dropout rate {rate} is outside [0, 1)")
+    kept = backend.upload(rng.random(x.shape, dtype=np.float32) >= rate)
+    scale = 1 / (1 - float(rate))
+    return make(x.data * kept * scale, (x,), lambda g, wanted: (g * kept * scale,))
+
+
+def rotate(x, cos, sin):
+    """Turn pairs (x_i, x_{i + n/2}) of the last axis: (..., T, n) by angles whose cos and sin are
+    (T, n/2).
+
+    Rotary positions in the "halves" convention. The gradient turns back.
+    """
+
+    def turn(a, sin):
+        half = a.shape[-1] // 2
+        first, second = a[..., :half], a[..., half:]  # (..., T, n/2) each
+        out = backend.xp.empty(a.shape, a.dtype)
+        out[..., :half] = first * cos - second * sin
+        out[..., half:] = second * cos + first * sin
+        return out
+
+    return make(turn(x.data, sin), (x,), lambda g, wanted: (turn(g, -sin),))
+
+
+def split_heads(x, n):
+    """A row of n heads as n rows: (B, T, n·d_h) -> (B, n, T, d_h)."""
+    B, T, C = x.shape
+    y = x.data.reshape(B, T, n, -1).transpose(0, 2, 1, 3)  # (B, n, T, d_h)
+    return make(y, (x,), lambda g, wanted: (g.transpose(0, 2, 1, 3).reshape(B, T, C),))
+
+
+def merge_heads(x):
+    """The other way: (B, n, T, d_h) -> (B, T, n·d_h)."""
+    B, n, T, _ = x.shape
+    y = x.data.transpose(0, 2, 1, 3).reshape(B, T, -1)  # (B, T, n·d_h)
+    return make(y, (x,), lambda g, wanted: (g.reshape(B, T, n, -1).transpose(0, 2, 1, 3),))
+
+
+BLOCK = 128  # rows of queries whose scores are held at once; a shorter sequence is one block
+KEEP = 1 << 18  # scores a head, T·S, up to which backward finds the weights kept, not recomputed
+
+
+def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=None, bias=None):
+    """softmax(temperature · scale · q kᵀ + bias, masked) v: the middle of every variant.
+
+    q (B, H, T, d_k), k (B, h, S, d_k), v (B, h, S, d_v) with h dividing H: query head i reads
+    stored head ⌊i / (H/h)⌋. q, k and v may be the same Tensor. `mask` is a boolean array (T, S),
+    True where a key may be seen; each query must see at least one. `scale` is 1/√d_k unless given.
+    `temperature` () and `bias` (S,), Tensors, are what the softmax leaves of the paper's "+".
+    Returns (B, H, T, d_v). Raises UsageError for shapes that do not fit. (Paper, section 3.)
+
+    Queries come in blocks of rows, and a block ends at the last key that any of its rows may see:
+    a causal mask halves the work, and no (T, S) array of all heads exists for long sequences.
+    """
+    _check_attention(q, k, v, mask)
+    T, S = q.shape[2], k.shape[2]
+    scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
+    strength = scale if temperature is None else temperature.data * scale
+    traced, needed = tracing.active is not None, grad_wanted(q, k, v, temperature, bias)
+    call = _Attention(q.data * strength, k.data, v.data, mask, bias)
+    if T == 1 and mask is None and not (traced or needed):
+        alone = backend.attend_alone(call.q, call.k, call.v, call.bias)
+        if alone is not None:  # a token that reads a long cache
+            return make(alone, (), None)
+    blocks = _blocks(T, S, mask, T if traced else BLOCK)  # traced arrays are shown in one piece
+    keep = needed and (traced or T * S <= KEEP)
+    kept, out = [], _heads_last(q, v.shape[3])  # (B, H, T, d_v)
+    for rows, end in blocks:
+        weights, inv_sum = call.weights(rows, end)
+        call.mix(weights, inv_sum, end, out[:, :, rows])
+        kept.append((weights, inv_sum) if keep else None)
+    unscaled, prefix = None if temperature is None else q.data, tracing.here() if traced else None
+
+    def vjp(g, wanted):
+        dq, dk, dv, db = _heads_last(call.q, call.q.shape[3]), None, None, None
+        dt = backend.xp.zeros((), out.dtype) if wanted[3] else None
+        for rows, end in reversed(blocks):
+            saved = kept.pop() if keep else call.weights(rows, end)
+            mine = g[:, :, rows], out[:, :, rows]
+            d, *parts = call.gradients(rows, end, *saved, *mine, wanted, prefix)
+            backend.xp.multiply(d, strength, out=dq[:, :, rows])
+            if wanted[3]:
+                dt += (d * unscaled[:, :, rows]).sum() * scale  # Σ d·S without keeping S
+            dk, dv = _add_head(dk, parts[0], S), _add_head(dv, parts[1], S)  # (B, h, S, d)
+            db = _add_head(db, parts[2], S, axis=0)  # (S,)
+        return dq, dk, dv, dt, db
+
+    return make(out, (q, k, v, temperature, bias), vjp)
+
+
+class _Attention:
+    """The arrays of one call, its queries already scaled: forward and backward of a block of them.
+
+    A block is `rows`, a slice of the queries, against the keys up to `end`.
+    """
+
+    def __init__(self, q, k, v, mask, bias):
+        self.q, self.k, self.v, self.mask = q, k, v, mask
+        self.bias = None if bias is None else bias.data  # (S,)
+        # Scores that cannot overflow need no shift; to find out costs a query as much as d_k
+        # scores.
+        few = q.shape[2] < q.shape[3]
+        self.shift = bias is not None or few or not backend.bounded(q, k)
+
+    def fold(self, a):
+        """(B, H, t, n) -> (B, h, G·t, n): queries that share a head are more rows of one product."""
+        return a.reshape(a.shape[0], self.k.shape[1], -1, a.shape[-1])
+
+    def weights(self, rows, end):
+        """Scores, (+), mask and softmax: the weights (B, H, t, end), and 1 over their row sums.
+
+        The pattern is the product of the two; it is cheaper to scale what the rows multiply.
+        """
+        q = self.q[:, :, rows]  # (B, H, t, d_k)
+        scores = backend.bmm(self.fold(q), self.k[:, :, :end].swapaxes(-1, -2))  # (B, h, G·t, end)
+        scores = scores.reshape(*q.shape[:3], end)  # (B, H, t, end)
+        tracing.probe("scores", scores)
+        if self.bias is not None:
+            scores += self.bias[:end]  # the "+": its temperature is already in the queries
+            tracing.probe("plus", scores)
+        if self.mask is not None:
+            number = scores.dtype.type  # Python's numbers would make a float64 mask
+            scores += backend.xp.where(self.mask[rows, :end], number(0), number(-math.inf))
+        if self.shift:
+            scores -= scores.max(axis=-1, keepdims=True)
+        weights = backend.xp.exp(scores, out=scores)
+        inv_sum = 1 / backend.row_sum(weights)  # (B, H, t, 1)
+        if tracing.active is not None:
+            tracing.probe("pattern", weights * inv_sum)
+        return weights, inv_sum
+
+    def mix(self, weights, inv_sum, end, out):
+        """The values, mixed by the pattern, into `out` (B, H, t, d_v)."""
+        mixed = backend.bmm(self.fold(weights), self.v[:, :, :end])  # (B, h, G·t, d_v)
+        backend.xp.multiply(mixed.reshape(out.shape), inv_sum, out=out)
+
+    def gradients(self, rows, end, weights, inv_sum, g, out, wanted, prefix):
+        """Of the scaled queries of a block, and of keys, values and bias up to `end`.
+
+        g, out (B, H, t, d_v). `prefix` is where a trace shows what it sees; None: nowhere.
+        """
+        fold, bmm, dk, dv, db = self.fold, backend.bmm, None, None, None
+        g_scaled = g * inv_sum  # (B, H, t, d_v)
+        g_rows = fold(g_scaled)  # (B, h, G·t, d_v)
+        if wanted[2]:
+            dv = bmm(fold(weights).swapaxes(-1, -2), g_rows)  # (B, h, end, d_v)
+        # d: inv_sum · the gradient of the pattern ...
+        d = bmm(g_rows, self.v[:, :, :end].swapaxes(-1, -2)).reshape(weights.shape)
+        if prefix is not None:
+            tracing.probe("grad.pattern", d / inv_sum, prefix)
+        d -= backend.row_dot(g_scaled, out)  # its row sums Σ_j d_ij p_ij, where rows are short
+        d *= weights  # ... now the gradient of the scores (B, H, t, end)
+        if prefix is not None:
+            tracing.probe("grad.scores", d, prefix)
+        if wanted[4]:
+            db = backend.column_sum(d)  # (end,)
+        d = fold(d)  # (B, h, G·t, end)
+        if wanted[1]:
+            dk = bmm(d.swapaxes(-1, -2), fold(self.q[:, :, rows]))  # (B, h, end, d_k)
+        dq = bmm(d, self.k[:, :, :end])  # (B, h, G·t, d_k)
+        return dq.reshape(*g.shape[:3], -1), dk, dv, db
+
+
+def _check_attention(q, k, v, mask):
+    fits = q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3] and k.shape[:3] == v.shape[:3]
+    if not fits or q.shape[1] % k.shape[1]:
+        raise UsageError(f"attention: q {q.shape} does not fit k {k.shape} and v {v.shape}")
+    square = q.shape[2], k.shape[2]
+    if (
+        not q.size
+        or not k.size
+        or (mask is not None and (mask.shape != square or mask.dtype != bool))
+    ):
+        why = f"batch and sequences must not be empty, and a mask is boolean, of shape {square}"
+        raise UsageError(f"attention: {why}")
+
+
+def _blocks(T, S, mask, step):
+    """(slice of the queries, end of the keys that they may see) of each block."""
+    blocks = [slice(i, min(i + step, T)) for i in range(0, T, step)]
+    return [(rows, S if mask is None else backend.visible(mask[rows])) for rows in blocks]
+
+
+def _heads_last(x, width):
+    """An empty (B, H, T, width) for x (B, H, T, d), laid out (B, T, H, width): merging is free."""
+    B, H, T, _ = x.shape
+    return backend.xp.empty((B, T, H, width), x.dtype).swapaxes(1, 2)
+
+
+def _add_head(total, part, n, axis=2):
+    """Add `part` to the first places of a total of n along `axis`; a whole part may be the total."""
+    if part is None or (total is None and part.shape[axis] == n):
+        return part
+    if total is None:
+        shape = *part.shape[:axis], n, *part.shape[axis + 1 :]
+        total = backend.xp.zeros(shape, part.dtype)
+    head = total[(slice(None),) * axis + (slice(part.shape[axis]),)]
+    head += part
+    return total
+
+
+def cross_entropy(logits, targets, ignore_index=-100):
+    """Mean of -log softmax(logits)[target] over the positions whose target is not `ignore_index`.
+
+    logits (..., V); targets (...) integers on the host. Raises UsageError for a target outside
+    0..V-1, or when all are ignored: the mean of nothing is no number.
+    """
+    vocab = logits.shape[-1]
+    targets = np.asarray(targets)
+    if targets.shape != logits.shape[:-1]:
+        raise UsageError(f"cross_entropy: targets {targets.shape} do not fit logits {logits.shape}")
+    targets = targets.reshape(-1)
+    kept = np.flatnonzero(targets != ignore_index)
+    if not len(kept):
+        raise UsageError("cross_entropy: every target is ignored")
+    rows, columns = backend.upload(kept), backend.upload_ids(targets[kept], vocab, "targets")
+    flat = logits.data.reshape(-1, vocab)  # (N, V)
+    if len(kept) < len(targets):
+        flat = flat[rows]  # (n, V)
+    p = flat - flat.max(axis=-1, keepdims=True)  # (n, V)
+    index = (backend.xp.arange(len(kept)), columns)
+    hit = p[index]  # (n,)
+    backend.xp.exp(p, out=p)
+    total = backend.row_sum(p)  # (n, 1)
+    p /= total
+    loss = (backend.xp.log(total[:, 0]) - hit).sum() * (1 / len(kept))
+    shape = logits.shape
+
+    def vjp(g, wanted):
+        p[index] -= 1
+        d = p
+        d *= g * (1 / len(kept))
+        if len(kept) < len(targets):
+            d = backend.xp.zeros((len(targets), vocab), p.dtype)  # (N, V)
+            d[rows] = p
+        return (d.reshape(shape),)
+
+    return make(loss, (logits,), vjp)

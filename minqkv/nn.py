@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 
-from . import backend, fused
-from .errors import UsageError
-from .rng import stream
+from . import functional as F
+from .runtime import backend
+from .runtime.errors import UsageError
+from .runtime.rng import first_row, skip, stream
 from .tensor import Tensor
 
 
@@ -24,15 +25,17 @@ class Init:
 
     A parameter's start depends on (seed, its full name) alone, so variants share what they share.
     `init / "attn"` goes one name down. Schemes, for a weight (fan_in, fan_out) and its bias:
-    "gpt2": N(0, 0.02), bias 0. "uniform": both uniform in ±1/√fan_in. "xavier": uniform in ±√(6/(fan_in + fused)),
-    `fused` the width of the matrix this one would be part of; bias 0.
+    "gpt2": N(0, 0.02), bias 0. "uniform": both uniform in ±1/√fan_in. "xavier": uniform in
+    ±√(6/(fan_in + fused)), `fused` the width of the matrix this one would be part of; bias 0.
     """
 
     def __init__(self, seed=0, dtype="float32", scheme="gpt2", name=""):
         self.seed, self.dtype, self.scheme, self.name = seed, dtype, scheme, name
 
     def __truediv__(self, part):
-        return Init(self.seed, self.dtype, self.scheme, f"{self.name}.{part}" if self.name else str(part))
+        return Init(
+            self.seed, self.dtype, self.scheme, f"{self.name}.{part}" if self.name else str(part)
+        )
 
     def using(self, scheme):
         """The same, by another scheme."""
@@ -50,12 +53,20 @@ class Init:
         """A (fan_in, fan_out) matrix by the scheme."""
         if self.scheme == "gpt2":
             return self.normal((fan_in, fan_out), 0.02)
-        bound = math.sqrt(6 / (fan_in + (fused or fan_out))) if self.scheme == "xavier" else 1 / math.sqrt(fan_in)
+        bound = (
+            math.sqrt(6 / (fan_in + (fused or fan_out)))
+            if self.scheme == "xavier"
+            else 1 / math.sqrt(fan_in)
+        )
         return self.uniform((fan_in, fan_out), bound)
 
     def bias(self, fan_in, fan_out):
         """A (fan_out,) vector by the scheme."""
-        return self.uniform((fan_out,), 1 / math.sqrt(fan_in)) if self.scheme == "uniform" else self.constant((fan_out,), 0.0)
+        return (
+            self.uniform((fan_out,), 1 / math.sqrt(fan_in))
+            if self.scheme == "uniform"
+            else self.constant((fan_out,), 0.0)
+        )
 
     def uniform(self, shape, bound):
         """Independent numbers, uniform in ±bound."""
@@ -71,11 +82,12 @@ class Init:
 
 
 class Module:
-    """A tree of modules with parameters at its leaves, found by attribute name; lists of modules count by index."""
+    """A tree of modules with parameters at its leaves, found by attribute name; lists of modules
+    count by index.
+    """
 
     training = True
     step = 0  # of training: it selects dropout masks
-    first_row = 0  # of the batch: where a shard of it begins
 
     def __call__(self, *args, **kwargs):
         return self.forward(*args, **kwargs)
@@ -86,7 +98,11 @@ class Module:
             if isinstance(value, Module):
                 yield name, value
             elif isinstance(value, list):
-                yield from ((f"{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Module))
+                yield from (
+                    (f"{name}.{i}", item)
+                    for i, item in enumerate(value)
+                    if isinstance(item, Module)
+                )
 
     def named_parameters(self, prefix=""):
         """(full name, Parameter), in a fixed order; a shared projection exists once."""
@@ -118,10 +134,6 @@ class Module:
         """Evaluation mode: dropout off."""
         return self._set(training=False)
 
-    def place(self, first_row):
-        """What this model is given next begins at this row of a batch: it selects the rows of dropout masks."""
-        return self._set(first_row=first_row)
-
     def _set(self, **values):
         vars(self).update(values)
         for _, child in self.children():
@@ -133,7 +145,9 @@ class Module:
         return {name: backend.to_host(p.data).copy() for name, p in self.named_parameters()}
 
     def load_state_dict(self, state):
-        """Overwrite every parameter. Raises UsageError naming each missing, unknown or misshapen entry, before any change."""
+        """Overwrite every parameter. Raises UsageError naming each missing, unknown or misshapen
+        entry, before any change.
+        """
         mine = dict(self.named_parameters())
         faults = [f"{name} is missing" for name in mine.keys() - state.keys()]
         faults += [f"{name} is unknown" for name in state.keys() - mine.keys()]
@@ -155,7 +169,7 @@ class Linear(Module):
         self.bias = (init / "bias").bias(fan_in, fan_out) if bias else None
 
     def forward(self, x):
-        return fused.linear(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias)
 
 
 class Embedding(Module):
@@ -165,7 +179,7 @@ class Embedding(Module):
         self.weight = ((init or Init()) / "weight").normal((n, d), std)
 
     def forward(self, ids):
-        return fused.embedding(ids, self.weight)
+        return F.embedding(ids, self.weight)
 
 
 class LayerNorm(Module):
@@ -177,11 +191,11 @@ class LayerNorm(Module):
         self.bias = (init / "bias").constant((d,), 0.0)
 
     def forward(self, x):
-        return fused.layer_norm(x, self.weight, self.bias)
+        return F.layer_norm(x, self.weight, self.bias)
 
 
 class Dropout(Module):
-    """Dropout whose mask depends on the seed, this module's name and the step given to `train`."""
+    """Dropout whose mask depends on the seed, this module's name, the training step and the row."""
 
     def __init__(self, rate, init=None):
         init = init or Init()
@@ -191,8 +205,8 @@ class Dropout(Module):
         if not self.training or not self.rate:
             return x
         rng = stream(self.seed, "dropout", self.name, self.step)
-        rng.random((self.first_row, *x.shape[1:]), dtype=np.float32)  # what the shards before this one draw
-        return fused.dropout(x, self.rate, rng)
+        skip(rng, first_row.get() * math.prod(x.shape[1:]))  # what the rows before these draw
+        return F.dropout(x, self.rate, rng)
 
 
 class MLP(Module):
@@ -202,7 +216,7 @@ class MLP(Module):
         init = init or Init()
         self.fc = Linear(d, width, init / "fc", bias)
         self.proj = Linear(width, d, init / "proj", bias)
-        self.activation = {"gelu": fused.gelu, "relu": fused.relu}[activation]
+        self.activation = {"gelu": F.gelu, "relu": F.relu}[activation]
         self.drop = Dropout(dropout, init / "drop")
 
     def forward(self, x):

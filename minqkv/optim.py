@@ -1,13 +1,14 @@
 """SGD, Adam, AdamW, gradient clipping and schedules, written out.
 
-An optimiser moves its parameters into one flat buffer and leaves views behind, so that a step is a handful of passes
-over one long array instead of a dozen small calls per parameter. Matrices come first: they alone are decayed.
+An optimiser moves its parameters into one flat buffer and leaves views behind, so that a step is a
+handful of passes over one long array instead of a dozen small calls per parameter. Matrices come
+first: they alone are decayed.
 """
 
 import math
 
-from . import backend
-from .errors import UsageError
+from .runtime import backend
+from .runtime.errors import UsageError
 
 
 class Optimizer:
@@ -22,7 +23,9 @@ class Optimizer:
             raise UsageError("an optimiser needs parameters, all of one dtype")
         if len(set(map(id, self.parameters))) < len(self.parameters):
             raise UsageError("an optimiser was given the same parameter twice")
-        self.data = backend.current.empty((sum(p.size for p in self.parameters),), self.parameters[0].dtype)  # (N,)
+        self.data = backend.current.empty(
+            (sum(p.size for p in self.parameters),), self.parameters[0].dtype
+        )  # (N,)
         backend.xp.concatenate([p.data.reshape(-1) for p in self.parameters], out=self.data)
         self.n_decayed = sum(p.size for p in self.parameters if p.ndim >= 2)
         start = 0
@@ -42,15 +45,19 @@ class Optimizer:
     def step(self, max_norm=None):
         """Move every parameter by its gradient; one that has none counts as zero.
 
-        With `max_norm`, gradients are first scaled so that their joint norm is at most that; what the parameters hold
-        stays as it is. Returns the norm before, a 0-d array that stays on the device, or None without a bound.
-        Raises RuntimeError when parameters no longer live in this optimiser's buffer: it would move nothing; UsageError
-        for a bound that is not positive.
+        With `max_norm`, gradients are first scaled so that their joint norm is at most that; what
+        the parameters hold stays as it is. Returns the norm before, a 0-d array that stays on the
+        device, or None without a bound. Raises RuntimeError when parameters no longer live in this
+        optimiser's buffer: it would move nothing; UsageError for a bound that is not positive.
         """
         if max_norm is not None and not max_norm > 0:
-            raise UsageError(f"the gradient's norm can be bounded by a positive number, not {max_norm}")
+            raise UsageError(
+                f"the gradient's norm can be bounded by a positive number, not {max_norm}"
+            )
         if any(p.data is not view for p, view in zip(self.parameters, self.views, strict=True)):
-            raise RuntimeError("these parameters were given to another optimiser, or their .data was replaced")
+            raise RuntimeError(
+                "these parameters were given to another optimiser, or their .data was replaced"
+            )
         start = 0
         for p in self.parameters:
             self.gradient[start : start + p.size] = 0 if p.grad is None else p.grad.reshape(-1)
@@ -91,7 +98,9 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam (Kingma and Ba, 2015); with `weight_decay`, AdamW (Loshchilov and Hutter, 2019), on matrices only."""
+    """Adam (Kingma and Ba, 2015); with `weight_decay`, AdamW (Loshchilov and Hutter, 2019), on
+    matrices only.
+    """
 
     slots = ("m", "v")
     BETAS, EPS = (0.9, 0.999), 1e-8
@@ -126,7 +135,9 @@ class AdamW(Adam):
 
 
 def clip(gradient, max_norm):
-    """Scale a flat gradient, in place, so that its norm is at most `max_norm`; returns the norm before, a 0-d array."""
+    """Scale a flat gradient, in place, so that its norm is at most `max_norm`; returns the norm
+    before, a 0-d array.
+    """
     row = gradient.reshape(1, -1)
     norm = backend.xp.sqrt(backend.row_dot(row, row)).reshape(())
     gradient *= backend.xp.minimum(max_norm / (norm + 1e-6), 1.0)
@@ -139,10 +150,12 @@ def constant(lr):
 
 
 def warmup_cosine(lr, warmup, total, floor=0.0, restart=True):
-    """step (from 0) -> lr: a linear rise over `warmup` steps, then half a cosine down to `floor`·lr at `total`.
+    """step (from 0) -> lr: a linear rise over `warmup` steps, then half a cosine down to `floor`·lr
+    at `total`.
 
-    With `restart` the cosine starts where the rise ends and step s of the rise has (s+1)/warmup (protocol 2026, GPT).
-    Without, the cosine spans all steps, the rise multiplies it, and the first step has rate 0 (protocol 2023).
+    With `restart` the cosine starts where the rise ends and step s of the rise has (s+1)/warmup
+    (protocol 2026, GPT). Without, the cosine spans all steps, the rise multiplies it, and the first
+    step has rate 0 (protocol 2023).
     """
 
     def schedule(step):

@@ -1,29 +1,31 @@
-"""Reverse mode in one file: a Tensor is an array and a Node; the Nodes are the graph, and they hold no data.
+"""Reverse mode in one file: a Tensor is an array and a Node; the Nodes are the graph, and they hold
+no data.
 
-Each operation (ops.py, fused.py) computes its result and hands `make` a vjp, the vector-Jacobian product that turns
-the gradient of the result into gradients of the inputs. `backward` runs those in reverse order of creation.
+Each operation computes its result and hands `make` a vjp, the vector-Jacobian product: a function
+that turns the gradient of the result into the gradients of the inputs. `backward` calls these in
+reverse order of creation. The small operations stand below; functional.py has the large ones.
 """
 
 import itertools
+import numbers
 import os
-import threading
 from contextlib import contextmanager
+from contextvars import ContextVar
 
-from . import backend, debug, tracing
+import numpy as np
+
+from .runtime import backend, debug, tracing
+from .runtime.errors import UsageError
 
 _sequence = itertools.count()
+_grad_on = ContextVar("grad", default=True)  # every thread starts with its own
 DEBUG = os.environ.get("MINQKV_DEBUG", "0") not in ("", "0")
 
 
-class _Mode(threading.local):
-    grad = True  # each thread has its own: one that decodes takes no gradients from one that trains
-
-
-_mode = _Mode()
-
-
 class Node:
-    """One vertex of the graph: who it came from, how to send a gradient back, and the gradient gathered so far."""
+    """One vertex of the graph: who it came from, how to send a gradient back, and the gradient
+    gathered so far.
+    """
 
     __slots__ = ("grad", "owned", "parents", "seq", "vjp")
 
@@ -38,12 +40,14 @@ class Node:
 class Tensor:
     """An array that remembers how it was made.
 
-    `data` is the array, `node` its place in the graph (None: a constant), `grad` the gradient of a leaf after
-    `backward`. Lists and integers become float32; floating arrays keep their dtype.
+    `data` is the array, `node` its place in the graph (None: a constant), `grad` the gradient of a
+    leaf after `backward`. Lists and integers become float32; floating arrays keep their dtype.
     """
 
     __slots__ = ("data", "node")
-    __array_ufunc__ = None  # `numpy_array * tensor` must come to Tensor.__rmul__, not spread over the elements
+    __array_ufunc__ = (
+        None  # `numpy_array * tensor` must come to Tensor.__rmul__, not spread over the elements
+    )
 
     def __init__(self, data, node=None, *, requires_grad=False, dtype=None):
         if not isinstance(data, backend.ndarray) or dtype is not None or data.dtype.kind != "f":
@@ -67,12 +71,11 @@ class Tensor:
         self.node.grad, self.node.owned = None, False
 
     def add_gradient(self, g):
-        """Add an array to the gradient of a leaf, which keeps no hold of it."""
-        node = self.node
-        if node.grad is None:
-            node.grad, node.owned = g.copy(), True
+        """Add an array to the gradient of a leaf, which keeps it: nobody else may hold it."""
+        if self.node.grad is None:
+            self.node.grad, self.node.owned = g, True
         else:
-            _accumulate(node, g)
+            _accumulate(self.node, g)
 
     def detach(self):
         """The same array, out of the graph."""
@@ -89,18 +92,25 @@ class Tensor:
     def backward(self, grad=None):
         """Gradients of this tensor with respect to every leaf it came from, added to their `grad`.
 
-        `grad` is the cotangent, of this tensor's shape; it may be left out for a single number (it is then 1).
-        Raises RuntimeError on a tensor outside any graph, and on a second run: the graph is freed as it is used.
+        `grad` is the cotangent, of this tensor's shape; it may be left out for a single number (it
+        is then 1). Raises RuntimeError on a tensor outside any graph, and on a second run: the
+        graph is freed as it is used.
         """
         if self.node is None:
-            raise RuntimeError("backward: this tensor does not depend on anything that requires a gradient")
+            raise RuntimeError(
+                "backward: this tensor does not depend on anything that requires a gradient"
+            )
         if grad is None:
             if self.size != 1:
-                raise RuntimeError(f"backward: a tensor of shape {self.shape} needs an explicit cotangent of that shape")
+                raise RuntimeError(
+                    f"backward: a tensor of shape {self.shape} needs an explicit cotangent of that shape"
+                )
             grad = backend.xp.ones(self.shape, self.dtype)
         grad = grad.data if isinstance(grad, Tensor) else grad
         if grad.shape != self.shape:
-            raise RuntimeError(f"backward: cotangent of shape {grad.shape} for a tensor of shape {self.shape}")
+            raise RuntimeError(
+                f"backward: cotangent of shape {grad.shape} for a tensor of shape {self.shape}"
+            )
         _run_backward(self.node, grad.astype(self.dtype, copy=False))
 
     def __len__(self):
@@ -116,43 +126,33 @@ def _as_float(data, dtype):
     return array if keep else array.astype("float32")
 
 
-def grad_wanted(x):
-    """Whether a gradient of this tensor may be asked for: an operation may save itself what only backward needs."""
-    return _mode.grad and x.node is not None
+def grad_wanted(*inputs):
+    """Whether a gradient of any of these may be asked for: only then save what backward needs."""
+    return _grad_on.get() and any(getattr(x, "node", None) is not None for x in inputs)
 
 
 def make(data, inputs, vjp):
     """The result of an operation: a Tensor whose node, if one is needed, leads back to `inputs`.
 
-    `vjp` is one function g -> a gradient per input (None where there is none), or a tuple of functions, one per
-    input; of a tuple, only those somebody needs are kept and run. Inputs that are no Tensors take no gradient.
+    `vjp(g, wanted)` gets the gradient of the result and a flag per input, and returns a gradient
+    per input, None where it is not wanted. Inputs that are not Tensors take no gradient.
     """
     if not isinstance(data, backend.ndarray):
-        data = backend.xp.asarray(data)  # a full reduction gives a NumPy scalar; a Tensor always holds an array
-    if not _mode.grad:
+        data = backend.xp.asarray(data)  # a full reduction gives a NumPy scalar
+    if not _grad_on.get():
         return Tensor(data)
     parents = tuple([getattr(x, "node", None) for x in inputs])
     if not any(parents):
         return Tensor(data)
-    if isinstance(vjp, tuple):
-        vjp = _each(vjp, parents)
     if DEBUG:
         vjp = debug.guard(vjp, data, inputs)
     return Tensor(data, Node(parents, vjp))
 
 
-def _each(pulls, parents):
-    needed = [pull if parent is not None else None for pull, parent in zip(pulls, parents, strict=True)]
-
-    def vjp(g):
-        return [pull and pull(g) for pull in needed]
-
-    vjp.__qualname__ = pulls[0].__qualname__  # the operation's name, for error messages
-    return vjp
-
-
 def _run_backward(root, grad):
-    order = sorted(_reachable(root), key=lambda node: node.seq, reverse=True)  # creation order is topological
+    order = sorted(
+        _reachable(root), key=lambda node: node.seq, reverse=True
+    )  # creation order is topological
     _accumulate(root, grad)
     for node in order:
         if node.grad is None:
@@ -163,7 +163,7 @@ def _run_backward(root, grad):
             if not node.owned:  # a leaf's gradient is its own: no two `.grad` share memory
                 node.grad, node.owned = backend.xp.array(node.grad, order="C"), True
             continue
-        grads = node.vjp(node.grad)
+        grads = node.vjp(node.grad, [parent is not None for parent in node.parents])
         for parent, g in zip(node.parents, grads, strict=True):
             if parent is not None and g is not None:
                 _accumulate(parent, g)
@@ -182,27 +182,35 @@ def _reachable(root):
 
 
 def _accumulate(node, g):
-    """Gradients add up: the first is borrowed, the second allocates, from the third on the sum grows in place."""
+    """Gradients add up: the first is borrowed, the second allocates, from the third on the sum
+    grows in place.
+    """
     if node.grad is None:
         node.grad, node.owned = g, False
     elif not node.owned:
-        node.grad, node.owned = backend.xp.asarray(node.grad + g), True  # of two 0-d arrays NumPy makes a scalar
+        node.grad, node.owned = (
+            backend.xp.asarray(node.grad + g),
+            True,
+        )  # of two 0-d arrays NumPy makes a scalar
     else:
         node.grad += g
 
 
-def _freed(g):
-    raise RuntimeError("backward: this part of the graph was already used and freed; run the forward pass again")
+def _freed(g, wanted):
+    raise RuntimeError(
+        "backward: this part of the graph was already used and freed; run the forward pass again"
+    )
 
 
 @contextmanager
 def no_grad():
     """`with no_grad():` (or `@no_grad()`): no graph is built inside, by this thread."""
-    before, _mode.grad = _mode.grad, False
+    before = _grad_on.get()
+    _grad_on.set(False)
     try:
         yield
     finally:
-        _mode.grad = before
+        _grad_on.set(before)
 
 
 def unbroadcast(g, shape):
@@ -216,3 +224,268 @@ def unbroadcast(g, shape):
     if stretched:
         g = g.sum(axis=stretched, keepdims=True)
     return g.reshape(shape)
+
+
+# ---- The small operations: a forward line, and the lines that send a gradient back.
+# Each takes Tensors or numbers and returns a Tensor; shapes broadcast as in NumPy. Python numbers
+# stay Python numbers: turned into arrays they would be float64 and drag float32 data along.
+
+
+def _operands(a, b):
+    """The arrays behind the operands, and their shapes; numbers stay numbers, even NumPy's."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.data, b.data, a.data.shape, b.data.shape
+    data = []
+    for value in (a, b):
+        if isinstance(value, Tensor):
+            value = value.data
+        elif isinstance(value, numbers.Real):
+            value = value.item() if isinstance(value, np.generic) else value
+        elif not isinstance(value, backend.ndarray):
+            known = f"a Tensor, a number or an array of the {backend.current.name} backend"
+            raise TypeError(f"expected {known}, not {type(value).__name__}")
+        data.append(value)
+    return *data, *(getattr(d, "shape", ()) for d in data)
+
+
+def add(a, b):
+    """a + b."""
+    x, y, x_shape, y_shape = _operands(a, b)
+
+    def vjp(g, wanted):
+        da = unbroadcast(g, x_shape) if wanted[0] else None
+        db = unbroadcast(g, y_shape) if wanted[1] else None
+        return da, db
+
+    return make(x + y, (a, b), vjp)
+
+
+def sub(a, b):
+    """a - b."""
+    x, y, x_shape, y_shape = _operands(a, b)
+
+    def vjp(g, wanted):
+        da = unbroadcast(g, x_shape) if wanted[0] else None
+        db = unbroadcast(-g, y_shape) if wanted[1] else None
+        return da, db
+
+    return make(x - y, (a, b), vjp)
+
+
+def mul(a, b):
+    """a * b, element by element."""
+    x, y, x_shape, y_shape = _operands(a, b)
+
+    def vjp(g, wanted):
+        da = unbroadcast(g * y, x_shape) if wanted[0] else None
+        db = unbroadcast(g * x, y_shape) if wanted[1] else None
+        return da, db
+
+    return make(x * y, (a, b), vjp)
+
+
+def div(a, b):
+    """a / b, element by element."""
+    x, y, x_shape, y_shape = _operands(a, b)
+    out = x / y
+
+    def vjp(g, wanted):
+        da = unbroadcast(g / y, x_shape) if wanted[0] else None
+        db = unbroadcast(-g * out / y, y_shape) if wanted[1] else None
+        return da, db
+
+    return make(out, (a, b), vjp)
+
+
+def neg(a):
+    """-a."""
+    return make(-a.data, (a,), lambda g, wanted: (-g,))
+
+
+def pow(a, exponent):
+    """a ** exponent, for a number as exponent."""
+    if not isinstance(exponent, numbers.Real):
+        raise TypeError("pow: the exponent is a number; for a Tensor write exp(b * log(a))")
+    exponent = exponent.item() if isinstance(exponent, np.generic) else exponent
+    x = a.data
+
+    def vjp(g, wanted):
+        if not exponent:  # a constant: at zero, 0 · 0⁻¹ would be NaN
+            return (backend.xp.zeros_like(x),)
+        return (g * (exponent * x ** (exponent - 1)),)
+
+    return make(x**exponent, (a,), vjp)
+
+
+def exp(a):
+    """e ** a."""
+    y = backend.xp.exp(a.data)
+    return make(y, (a,), lambda g, wanted: (g * y,))
+
+
+def log(a):
+    """The natural logarithm."""
+    x = a.data
+    return make(backend.xp.log(x), (a,), lambda g, wanted: (g / x,))
+
+
+def tanh(a):
+    """The hyperbolic tangent."""
+    y = backend.xp.tanh(a.data)
+    return make(y, (a,), lambda g, wanted: (g * (1 - y * y),))
+
+
+def sqrt(a):
+    """The square root."""
+    y = backend.xp.sqrt(a.data)
+    return make(y, (a,), lambda g, wanted: (g / (2 * y),))
+
+
+def matmul(a, b):
+    """(..., n, k) @ (..., k, m) -> (..., n, m); the leading axes broadcast. At least two axes."""
+    x, y = a.data, b.data
+    if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2]:
+        shapes = f"{x.shape} and {y.shape}"
+        raise UsageError(f"matmul: shapes {shapes} do not fit (..., n, k) @ (..., k, m)")
+
+    def vjp(g, wanted):  # g (..., n, m)
+        da = db = None
+        if wanted[0]:
+            da = unbroadcast(backend.bmm(g, y.swapaxes(-1, -2)), x.shape)  # (..., n, k)
+        if wanted[1]:
+            db = unbroadcast(backend.bmm(x.swapaxes(-1, -2), g), y.shape)  # (..., k, m)
+        return da, db
+
+    return make(backend.bmm(x, y), (a, b), vjp)
+
+
+def _kept(shape, axis):
+    """The shape a reduction over `axis` would have with keepdims=True."""
+    axes = range(len(shape)) if axis is None else [i % len(shape) for i in np.atleast_1d(axis)]
+    return tuple(1 if i in axes else n for i, n in enumerate(shape))
+
+
+def sum(a, axis=None, keepdims=False):
+    """The sum over `axis` (an int, a tuple, or None for all)."""
+    shape = a.shape
+    kept = _kept(shape, axis)
+
+    def vjp(g, wanted):
+        return (backend.xp.broadcast_to(g.reshape(kept), shape),)
+
+    return make(a.data.sum(axis=axis, keepdims=keepdims), (a,), vjp)
+
+
+def mean(a, axis=None, keepdims=False):
+    """The mean over `axis` (an int, a tuple, or None for all)."""
+    total = sum(a, axis, keepdims)
+    return mul(total, total.size / a.size)
+
+
+def max(a, axis=None, keepdims=False):
+    """The maximum over `axis`; where several elements share it, they share its gradient equally."""
+    x = a.data
+    kept = _kept(x.shape, axis)
+    y = x.max(axis=axis, keepdims=True)
+
+    def vjp(g, wanted):
+        hit = (x == y).astype(x.dtype)
+        return (g.reshape(kept) * hit / hit.sum(axis=axis, keepdims=True),)
+
+    return make(x.max(axis=axis, keepdims=keepdims), (a,), vjp)
+
+
+def reshape(a, *shape):
+    """The same elements, in order, under another shape; one entry may be -1."""
+    before = a.shape
+    shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
+    return make(a.data.reshape(shape), (a,), lambda g, wanted: (g.reshape(before),))
+
+
+def transpose(a, *axes):
+    """The axes in a new order; without arguments, reversed."""
+    axes = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple) else axes
+    axes = axes or tuple(reversed(range(a.ndim)))
+
+    def vjp(g, wanted):
+        order = [i % g.ndim for i in axes]
+        return (g.transpose([order.index(i) for i in range(g.ndim)]),)
+
+    return make(a.data.transpose(axes), (a,), vjp)
+
+
+def getitem(a, index):
+    """a[index]: ints and slices, or integer arrays on the host, which are range-checked.
+
+    Rows that are taken twice add their gradients.
+    """
+    x = a.data
+    index, fancy = _device_index(index, x.shape)
+
+    def vjp(g, wanted):
+        out = backend.xp.zeros(x.shape, g.dtype)
+        if fancy:
+            backend.xp.add.at(out, index, g)
+        else:
+            out[index] = g
+        return (out,)
+
+    return make(x[index], (a,), vjp)
+
+
+def _device_index(index, shape):
+    parts = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(p, backend.ndarray) and not isinstance(p, np.ndarray) for p in parts):
+        why = "index arrays stay on the host: they are range-checked, then uploaded"
+        raise UsageError(f"getitem: {why}")
+    fancy = any(isinstance(part, (list, np.ndarray)) for part in parts)
+    if not fancy:
+        return index, False
+    if any(part is None or part is Ellipsis for part in parts):
+        raise UsageError("getitem: an index array cannot be mixed with None or ...")
+    checked = []
+    for part, n in zip(parts, shape, strict=False):
+        if isinstance(part, (list, np.ndarray)):
+            part = np.asarray(part)
+            if part.dtype.kind in "iu":  # anything else is refused by upload_ids
+                part = np.where(part < 0, part.astype(np.int64) + n, part)
+            part = backend.upload_ids(part, n, "getitem")
+        checked.append(part)
+    return tuple(checked), True
+
+
+def concat(tensors, axis=0):
+    """The tensors one after another along `axis`."""
+    ends = np.cumsum([t.shape[axis] for t in tensors]).tolist()
+
+    def vjp(g, wanted):
+        parts = backend.xp.split(g, ends[:-1], axis=axis)
+        return [part if want else None for part, want in zip(parts, wanted, strict=True)]
+
+    return make(backend.xp.concatenate([t.data for t in tensors], axis=axis), tensors, vjp)
+
+
+def where(condition, a, b):
+    """a where the boolean array `condition` holds, b elsewhere."""
+    x, y, x_shape, y_shape = _operands(a, b)
+
+    def chosen(g, here):  # not g * here: an infinity in the branch not taken would become NaN
+        return backend.xp.where(here, g, backend.xp.zeros_like(g))
+
+    def vjp(g, wanted):
+        da = unbroadcast(chosen(g, condition), x_shape) if wanted[0] else None
+        db = unbroadcast(chosen(g, ~condition), y_shape) if wanted[1] else None
+        return da, db
+
+    return make(backend.xp.where(condition, x, y), (a, b), vjp)
+
+
+# A Tensor's operators and methods are these functions.
+Tensor.__add__ = Tensor.__radd__ = add
+Tensor.__sub__, Tensor.__rsub__ = sub, lambda a, b: sub(b, a)
+Tensor.__mul__ = Tensor.__rmul__ = mul
+Tensor.__truediv__, Tensor.__rtruediv__ = div, lambda a, b: div(b, a)
+Tensor.__neg__, Tensor.__pow__, Tensor.__matmul__, Tensor.__getitem__ = neg, pow, matmul, getitem
+Tensor.sum, Tensor.mean, Tensor.max = sum, mean, max
+Tensor.exp, Tensor.log, Tensor.tanh, Tensor.sqrt = exp, log, tanh, sqrt
+Tensor.reshape, Tensor.transpose = reshape, transpose

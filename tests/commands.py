@@ -8,14 +8,27 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-_OURS = ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "MINQKV_BACKEND", "PYTHONIOENCODING")  # what would change the output
+_OURS = (
+    "COLUMNS",
+    "NO_COLOR",
+    "FORCE_COLOR",
+    "MINQKV_BACKEND",
+    "PYTHONIOENCODING",
+)  # what would change the output
 
 
 def start(*args, env=None, **options):
-    """A Popen of the command; stdin is empty, stdout and stderr are pipes of text unless told otherwise."""
+    """A Popen of the command; stdin is empty, stdout and stderr are pipes of text unless told
+    otherwise.
+    """
     base = {name: value for name, value in os.environ.items() if name not in _OURS}
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"} | options
+    options = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "encoding": "utf-8",
+    } | options
     command = [sys.executable, "-m", "minqkv", *map(str, args)]
     child = subprocess.Popen(command, env={**base, "PYTHONPATH": paths, **(env or {})}, **options)
     atexit.register(child.kill)  # where a test failed; a no-op for one that has ended

@@ -1,8 +1,12 @@
-"""Fixtures shared by all tests: the three backends, a seeded generator, float64 leaves, the folder of real data sets."""
+"""Fixtures shared by all tests: the three backends, a seeded generator, float64 leaves, the folder
+of real data sets.
+"""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when numpy is first imported: many small products, many processes
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # read when numpy is first imported: many small products, many processes
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import signal
@@ -42,10 +46,14 @@ def rng():
 
 @pytest.fixture
 def leaf(rng):
-    """leaf(2, 3) -> a random Tensor (2, 3) on the backend in use that requires a gradient; float64 unless told."""
+    """leaf(2, 3) -> a random Tensor (2, 3) on the backend in use that requires a gradient; float64
+    unless told.
+    """
 
     def new(*shape, dtype="float64", positive=False):
-        values = np.asarray(rng.uniform(0.5, 2.0, shape) if positive else rng.standard_normal(shape))
+        values = np.asarray(
+            rng.uniform(0.5, 2.0, shape) if positive else rng.standard_normal(shape)
+        )
         return Tensor(backends.upload(values), requires_grad=True, dtype=dtype)
 
     return new
@@ -53,7 +61,9 @@ def leaf(rng):
 
 @pytest.fixture
 def cli(capsys, monkeypatch, tmp_path):
-    """cli("train", "--task", ...) -> (exit code, stdout, stderr): the command line in this process, in an empty folder."""
+    """cli("train", "--task", ...) -> (exit code, stdout, stderr): the command line in this process,
+    in an empty folder.
+    """
     monkeypatch.chdir(tmp_path)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")

@@ -1,7 +1,8 @@
-"""Key numbers of each lesson, kept in lesson_golden/NN_name.json: `python tests/lesson_golden.py [NN ...]` writes them anew.
+"""Key numbers of each lesson, kept in lesson_golden/NN_name.json: `python tests/lesson_golden.py
+[NN ...]` writes them anew.
 
-Of each array that is shown: shape, sum, and a sum weighted by place, so that neither a value nor an order can change unseen;
-of each prediction: its answer.
+Of each array that is shown: shape, sum, and a sum weighted by place, so that neither a value nor an
+order can change unseen; of each prediction: its answer.
 """
 
 import json
@@ -20,7 +21,9 @@ def digest(events):
     rows = []
     for event in events:
         if event["event"] in ("show", "heat"):
-            values = np.array([x for x in _leaves(event["values"]) if isinstance(x, (int, float))], float)
+            values = np.array(
+                [x for x in _leaves(event["values"]) if isinstance(x, (int, float))], float
+            )
             weighted = float(values @ np.cos(np.arange(len(values))))
             rows.append([event["name"], event["shape"], float(values.sum()), weighted])
         elif event["event"] == "answer":
@@ -29,7 +32,9 @@ def digest(events):
 
 
 def _leaves(value):
-    return [leaf for part in value for leaf in _leaves(part)] if isinstance(value, list) else [value]
+    return (
+        [leaf for part in value for leaf in _leaves(part)] if isinstance(value, list) else [value]
+    )
 
 
 def main(numbers):

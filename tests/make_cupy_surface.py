@@ -1,11 +1,13 @@
-"""Write cupy_surface.json, the list of what CuPy offers, from the CuPy wheel installed here. No GPU is needed.
+"""Write cupy_surface.json, the list of what CuPy offers, from the CuPy wheel installed here. No GPU
+is needed.
 
     pip install "cupy-cuda12x[ctk]"
     python tests/make_cupy_surface.py
 
-For each public name: its kind ("ufunc", "func" or "other"); for a function, its signature as [parameter names,
-whether it takes any keyword], null where compiled code does not tell; for a ufunc, the operation its `.at` performs,
-null where it has none. And the public attributes of cupy.ndarray. Run it again when the pinned CuPy changes.
+For each public name: its kind ("ufunc", "func" or "other"); for a function, its signature as
+[parameter names, whether it takes any keyword], null where compiled code does not tell; for a
+ufunc, the operation its `.at` performs, null where it has none. And the public attributes of
+cupy.ndarray. Run it again when the pinned CuPy changes.
 """
 
 import inspect
@@ -25,7 +27,9 @@ def describe(value, ufunc):
 
 
 def signature(function):
-    """[parameter names, whether there is a **kwargs], or None for compiled functions without a signature."""
+    """[parameter names, whether there is a **kwargs], or None for compiled functions without a
+    signature.
+    """
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:
@@ -37,15 +41,23 @@ def main():
     try:
         import cupy
     except ImportError as error:
-        sys.exit(f"make_cupy_surface: CuPy is needed, and importing it failed: {error}\n    pip install 'cupy-cuda12x[ctk]'")
+        sys.exit(
+            f"make_cupy_surface: CuPy is needed, and importing it failed: {error}\n    pip install 'cupy-cuda12x[ctk]'"
+        )
     surface = {
         "version": cupy.__version__,
         "methods": [name for name in dir(cupy.ndarray) if not name.startswith("_")],
-        "names": {name: describe(getattr(cupy, name), cupy.ufunc) for name in dir(cupy) if not name.startswith("_")},
+        "names": {
+            name: describe(getattr(cupy, name), cupy.ufunc)
+            for name in dir(cupy)
+            if not name.startswith("_")
+        },
     }
     path = Path(__file__).with_name("cupy_surface.json")
     path.write_text(json.dumps(surface, indent=0, sort_keys=True))
-    print(f"{path}: CuPy {cupy.__version__}, {len(surface['names'])} names, {len(surface['methods'])} methods")
+    print(
+        f"{path}: CuPy {cupy.__version__}, {len(surface['names'])} names, {len(surface['methods'])} methods"
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """A GPU is rarely at hand, so `strict` stands in: NumPy underneath, and it fails where CuPy fails.
 
-`xp` has the names and keywords of cupy_surface.json and no more; `StrictArray` is a wrapper and not a subclass of
-ndarray, because np.asarray, assignment and indexing see through a subclass. It is stricter than CuPy in three places:
-a host array or list as index (CuPy uploads it on the sly), NumPy's functions on device arrays (CuPy dispatches them),
-and duplicate indices in an assignment (CuPy stores any one of the values). It cannot catch kernel faults, races, TF32
-rounding or speed.
+`xp` has the names and keywords of cupy_surface.json and no more; `StrictArray` is a wrapper and not
+a subclass of ndarray, because np.asarray, assignment and indexing see through a subclass. It is
+stricter than CuPy in three places: a host array or list as index (CuPy uploads it on the sly),
+NumPy's functions on device arrays (CuPy dispatches them), and duplicate indices in an assignment
+(CuPy stores any one of the values). It cannot catch kernel faults, races, TF32 rounding or speed.
 """
 
 import json
@@ -18,11 +18,27 @@ from minqkv import backend
 
 SURFACE = json.loads(Path(__file__).with_name("cupy_surface.json").read_text())
 UPLOADS = {"array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray"}
-ON_DEVICE = {"allclose", "array_equal", "array_equiv", "count_nonzero"}  # a Python number in NumPy, a 0-d array in CuPy
+ON_DEVICE = {
+    "allclose",
+    "array_equal",
+    "array_equiv",
+    "count_nonzero",
+}  # a Python number in NumPy, a 0-d array in CuPy
 DOWNLOADS = {"item", "tolist", "tobytes", "tofile", "dump", "dumps"}
-SIZED_BY_DATA = {"nonzero", "flatnonzero", "argwhere", "extract", "compress", "bincount", "unique"}  # the host waits for the size
+SIZED_BY_DATA = {
+    "nonzero",
+    "flatnonzero",
+    "argwhere",
+    "extract",
+    "compress",
+    "bincount",
+    "unique",
+}  # the host waits for the size
 AT_DTYPES = {"int32", "uint32", "int64", "uint64", "float16", "float32", "float64"}
-METHOD_KEYWORDS = {"astype": {"order", "casting", "subok"}, "clip": {"min", "max"}}  # what the function of this name lacks
+METHOD_KEYWORDS = {
+    "astype": {"order", "casting", "subok"},
+    "clip": {"min", "max"},
+}  # what the function of this name lacks
 
 _syncs = 0
 
@@ -34,8 +50,8 @@ def _wait():
 
 @contextmanager
 def count_syncs():
-    """`with count_syncs() as syncs: ...`; then `syncs()` is how often the host waited for the device since: downloads, numbers,
-    printing, results whose size depends on data."""
+    """`with count_syncs() as syncs: ...`; then `syncs()` is how often the host waited for the
+    device since: downloads, numbers, printing, results whose size depends on data."""
     before = _syncs
     yield lambda: _syncs - before
 
@@ -50,17 +66,25 @@ def _refuse(value):
 
 
 def _unwrap(value, seen):
-    """The NumPy value behind an argument, lists and tuples included; `seen` collects the device arrays met."""
+    """The NumPy value behind an argument, lists and tuples included; `seen` collects the device
+    arrays met.
+    """
     if isinstance(value, StrictArray):
         seen.append(value)
         return value._host
     if isinstance(value, np.ndarray):
         raise _refuse(value)
-    return type(value)([_unwrap(v, seen) for v in value]) if isinstance(value, (list, tuple)) else value
+    return (
+        type(value)([_unwrap(v, seen) for v in value])
+        if isinstance(value, (list, tuple))
+        else value
+    )
 
 
 def _wrap(result, seen=()):
-    """NumPy's result on the device, numbers as 0-d arrays. An argument that comes back (`out`) is the same object."""
+    """NumPy's result on the device, numbers as 0-d arrays. An argument that comes back (`out`) is
+    the same object.
+    """
     if isinstance(result, (list, tuple)):
         parts = [_wrap(part, seen) for part in result]
         return type(result)(*parts) if hasattr(result, "_fields") else type(result)(parts)
@@ -70,7 +94,9 @@ def _wrap(result, seen=()):
 
 
 def _run(function, args, kwargs):
-    """Call a NumPy function on device arguments, as silent about overflow and division by zero as a GPU."""
+    """Call a NumPy function on device arguments, as silent about overflow and division by zero as a
+    GPU.
+    """
     seen = []
     args = [_unwrap(value, seen) for value in args]
     kwargs = {name: _unwrap(value, seen) for name, value in kwargs.items()}
@@ -111,10 +137,14 @@ class StrictArray:
         self._host = host
 
     def __array__(self, dtype=None, copy=None):
-        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`, or backend.to_host")
+        raise TypeError(
+            "Implicit conversion to a NumPy array is not allowed. Please use `.get()`, or backend.to_host"
+        )
 
     def __array_function__(self, function, types, args, kwargs):
-        raise TypeError(f"numpy.{function.__name__} on a device array: use backend.xp.{function.__name__}")
+        raise TypeError(
+            f"numpy.{function.__name__} on a device array: use backend.xp.{function.__name__}"
+        )
 
     def __getattr__(self, name):
         if name not in SURFACE["methods"]:
@@ -156,21 +186,33 @@ class StrictArray:
             raise _refuse(value)
         arrays = [part for part in index if isinstance(part, np.ndarray)]
         if any(part.dtype != bool for part in arrays):  # one mask alone cannot name a cell twice
-            coordinates = [c for part in arrays for c in (part.nonzero() if part.dtype == bool else (part,))]
-            cells = list(zip(*(c.ravel().tolist() for c in np.broadcast_arrays(*coordinates)), strict=True))
+            coordinates = [
+                c for part in arrays for c in (part.nonzero() if part.dtype == bool else (part,))
+            ]
+            cells = list(
+                zip(*(c.ravel().tolist() for c in np.broadcast_arrays(*coordinates)), strict=True)
+            )
             if len(set(cells)) < len(cells):
-                raise ValueError("duplicate indices in an assignment: CuPy may store any of the values; see xp.add.at")
+                raise ValueError(
+                    "duplicate indices in an assignment: CuPy may store any of the values; see xp.add.at"
+                )
         self._host[index] = value
 
     def _index(self, index):
-        """What NumPy needs to index as CuPy does: integer arrays wrap around; a final ... makes a[0] a 0-d view."""
+        """What NumPy needs to index as CuPy does: integer arrays wrap around; a final ... makes
+        a[0] a 0-d view.
+        """
         parts = index if isinstance(index, tuple) else (index,)
         masks = [part for part in parts if isinstance(part, StrictArray) and part.dtype == bool]
-        used = sum(part is not None and part is not Ellipsis for part in parts) + sum(mask.ndim - 1 for mask in masks)
+        used = sum(part is not None and part is not Ellipsis for part in parts) + sum(
+            mask.ndim - 1 for mask in masks
+        )
         axis, out = 0, []
         for part in parts:
             if isinstance(part, (np.ndarray, list, tuple)):
-                raise TypeError(f"a {type(part).__name__} as index is a hidden upload: upload it first")
+                raise TypeError(
+                    f"a {type(part).__name__} as index is a hidden upload: upload it first"
+                )
             step = 0 if part is None else self.ndim - used if part is Ellipsis else 1
             if isinstance(part, StrictArray):
                 step = part.ndim if part.dtype == bool else 1
@@ -206,11 +248,39 @@ def _define_download(dunder):
     setattr(StrictArray, dunder, method)
 
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift"):
+for _name in (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+):
     _define_operator(f"__{_name}__")
     _define_operator(f"__r{_name}__")
     _define_operator(f"__i{_name}__", in_place=True)
-for _name in ("matmul", "rmatmul", "divmod", "rdivmod", "neg", "pos", "abs", "invert", "lt", "le", "eq", "ne", "gt", "ge"):
+for _name in (
+    "matmul",
+    "rmatmul",
+    "divmod",
+    "rdivmod",
+    "neg",
+    "pos",
+    "abs",
+    "invert",
+    "lt",
+    "le",
+    "eq",
+    "ne",
+    "gt",
+    "ge",
+):
     _define_operator(f"__{_name}__")
 for _name in ("float", "int", "bool", "complex", "repr", "str", "format"):
     _define_download(f"__{_name}__")
@@ -226,8 +296,12 @@ class StrictModule:
         kind, value = SURFACE["names"].get(name, {}).get("kind"), getattr(np, name, None)
         if kind is None:
             raise AttributeError(f"module 'cupy' has no attribute {name!r}")
-        scalar_type = isinstance(value, type) and (issubclass(value, np.generic) or value in (np.dtype, np.finfo, np.iinfo))
-        if not hasattr(np, name) or (kind == "other" and not (scalar_type or value is None or isinstance(value, float))):
+        scalar_type = isinstance(value, type) and (
+            issubclass(value, np.generic) or value in (np.dtype, np.finfo, np.iinfo)
+        )
+        if not hasattr(np, name) or (
+            kind == "other" and not (scalar_type or value is None or isinstance(value, float))
+        ):
             raise AttributeError(f"cupy.{name} is not modelled by the strict backend")
         made = {"func": _function, "ufunc": _Ufunc}.get(kind, lambda _: value)(name)
         setattr(self, name, made)
@@ -253,11 +327,17 @@ class _Ufunc:
         return _run(self.function, args, kwargs)
 
     def at(self, a, indices, b):
-        """In-place operation that adds up duplicates; only addition, and only where there are atomic instructions."""
+        """In-place operation that adds up duplicates; only addition, and only where there are
+        atomic instructions.
+        """
         if self.name != "add":
-            raise NotImplementedError(f"`cupy_{self.name}.at` is not supported, or not modelled by the strict backend")
+            raise NotImplementedError(
+                f"`cupy_{self.name}.at` is not supported, or not modelled by the strict backend"
+            )
         if not isinstance(a, StrictArray) or a.dtype.name not in AT_DTYPES:
-            raise TypeError(f"cupy.add.at only supports {', '.join(sorted(AT_DTYPES))}, not {getattr(a, 'dtype', type(a))}")
+            raise TypeError(
+                f"cupy.add.at only supports {', '.join(sorted(AT_DTYPES))}, not {getattr(a, 'dtype', type(a))}"
+            )
         self.function.at(a._host, a._index(indices), _operand(b))
 
 

@@ -1,4 +1,6 @@
-"""Each benchmark as a smoke run in a process of its own: it ends well, and its JSON holds what the tables are made of."""
+"""Each benchmark as a smoke run in a process of its own: it ends well, and its JSON holds what the
+tables are made of.
+"""
 
 import importlib.util
 import json
@@ -14,7 +16,18 @@ TORCH = importlib.util.find_spec("torch") is not None
 PINNED = "-pinned" if os.environ.get("OPENBLAS_CORETYPE") else ""
 HEAD = {"part", "command", "threads", "quick", "machine", "summary", "rows"}
 KEYS = {  # what every row has, by kind
-    "step": {None: {"size", "variant", "losses", "losses_differ_by", "gflops", "median_ms", "over_composed", "samples"}},
+    "step": {
+        None: {
+            "size",
+            "variant",
+            "losses",
+            "losses_differ_by",
+            "gflops",
+            "median_ms",
+            "over_composed",
+            "samples",
+        }
+    },
     "decode": {
         "cached": {
             "context",
@@ -28,16 +41,33 @@ KEYS = {  # what every row has, by kind
         },
         "uncached": {"variant", "us_per_token", "exponent", "samples"},
     },
-    "memory": {kind: {"size", "variant", "analytic", "resident", "traced", "samples"} for kind in ("step", "decode")},
+    "memory": {
+        kind: {"size", "variant", "analytic", "resident", "traced", "samples"}
+        for kind in ("step", "decode")
+    },
     "engine": {
         "operation": {"operation", "us", "samples"},
         "chain": {"us", "samples"},
-        "step": {"size", "backward_over_forward", "products_over_step", "gflops", "sgemm_gflops", "share_of_sgemm", "samples"},
+        "step": {
+            "size",
+            "backward_over_forward",
+            "products_over_step",
+            "gflops",
+            "sgemm_gflops",
+            "share_of_sgemm",
+            "samples",
+        },
         "profile": {"size", "operations"},
     },
-    "scale": {None: {"axis", "values", "ms", "bytes", "time_exponent", "memory_exponent", "samples"}},
+    "scale": {
+        None: {"axis", "values", "ms", "bytes", "time_exponent", "memory_exponent", "samples"}
+    },
 }
-COMPARED = {"step": None, "decode": "cached", "memory": "step"}  # the kind of row with a ratio to PyTorch
+COMPARED = {
+    "step": None,
+    "decode": "cached",
+    "memory": "step",
+}  # the kind of row with a ratio to PyTorch
 
 
 def bench(*args, **environment):
@@ -74,7 +104,9 @@ def test_without_pytorch(part, tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('hidden by a test')\n")
     done = bench(f"bench.{part}", "--out", str(tmp_path / "out"), PYTHONPATH=str(tmp_path))
     assert done.returncode == 3
-    assert [line for line in done.stderr.splitlines() if "load" not in line] == [done.stderr.splitlines()[-1]]
+    assert [line for line in done.stderr.splitlines() if "load" not in line] == [
+        done.stderr.splitlines()[-1]
+    ]
     assert "--without-torch" in done.stderr
     assert not (tmp_path / "out").exists()
 

@@ -1,14 +1,18 @@
-"""Attention in blocks of queries, patterns kept or computed again, against its composed twin; and what it allocates."""
+"""Attention in blocks of queries, patterns kept or computed again, against its composed twin; and
+what it allocates.
+"""
 
 import tracemalloc
 
 import numpy as np
 import pytest
 
-from minqkv import Tensor, composed, fused
+from minqkv import Tensor
 from minqkv import backend as backends
+from minqkv import functional as fused
+from minqkv import reference as composed
 from minqkv.checking import gradcheck
-from minqkv.errors import UsageError
+from minqkv.runtime.errors import UsageError
 
 
 @pytest.mark.parametrize("keep", [0, 1 << 18], ids=["computed again", "kept"])
@@ -22,7 +26,8 @@ def test_blocks_agree_with_the_twin(mask, block, keep, backend, leaf, rng, monke
         "none": None,
         "causal": np.tri(T, dtype=bool),
         "warm cache": np.arange(S) <= np.arange(S - T, S)[:, None],
-        "ragged": np.arange(S) <= np.array([2, 0, 4, 1, 5, 3, 3])[:, None],  # no query sees the last key
+        "ragged": np.arange(S)
+        <= np.array([2, 0, 4, 1, 5, 3, 3])[:, None],  # no query sees the last key
     }[mask]
     seen = None if seen is None else backends.upload(seen)
     inputs = leaf(2, 4, T, 3), leaf(2, 2, S, 3), leaf(2, 2, S, 3), leaf(), leaf(S)
@@ -46,15 +51,26 @@ def test_an_empty_batch_and_a_large_bias(rng):
     q = Tensor(np.ones((0, 2, 5, 4)))
     with pytest.raises(UsageError, match="must not be empty"):
         fused.scaled_dot_product_attention(q, q, q)
-    q, bias = Tensor(rng.standard_normal((1, 2, 5, 4)).astype("float32")), Tensor(np.float32([0, 500, -500, 1000, 90]))
-    results = [module.scaled_dot_product_attention(q, q, q, bias=bias).data for module in (fused, composed)]
+    q, bias = (
+        Tensor(rng.standard_normal((1, 2, 5, 4)).astype("float32")),
+        Tensor(np.float32([0, 500, -500, 1000, 90])),
+    )
+    results = [
+        module.scaled_dot_product_attention(q, q, q, bias=bias).data for module in (fused, composed)
+    ]
     np.testing.assert_allclose(*results, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [0.1, 30.0, 3000.0], ids=["small", "large", "huge"])
 def test_scores_with_and_without_a_shift(size, leaf, rng):
-    """Small scores go to exp as they are, large ones after their maximum is taken off: both give the twin's."""
-    q, k, v = leaf(2, 2, 9, 4, dtype="float32"), leaf(2, 2, 9, 4, dtype="float32"), leaf(2, 2, 9, 4, dtype="float32")
+    """Small scores go to exp as they are, large ones after their maximum is taken off: both give
+    the twin's.
+    """
+    q, k, v = (
+        leaf(2, 2, 9, 4, dtype="float32"),
+        leaf(2, 2, 9, 4, dtype="float32"),
+        leaf(2, 2, 9, 4, dtype="float32"),
+    )
     q.data *= size
     assert backends.bounded(q.data * 0.5, k.data) == (size == 0.1)
     g = rng.standard_normal(q.shape).astype("float32")
@@ -83,7 +99,14 @@ def test_a_long_sequence_never_holds_all_its_scores(leaf):
 
 
 @pytest.mark.parametrize(
-    "mask", [np.ones((4, 1), bool), np.ones((1, 4), bool), np.ones((4, 3), bool), np.ones(4, bool), np.zeros((4, 4))]
+    "mask",
+    [
+        np.ones((4, 1), bool),
+        np.ones((1, 4), bool),
+        np.ones((4, 3), bool),
+        np.ones(4, bool),
+        np.zeros((4, 4)),
+    ],
 )
 def test_masks_that_do_not_fit_are_refused(mask, leaf):
     q = leaf(1, 1, 4, 2)

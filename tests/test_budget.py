@@ -1,6 +1,8 @@
-"""The house rules, held by a machine: line budgets, floors without circles, few dependencies, docstrings.
+"""The house rules, held by a machine: line budgets, floors without circles, few dependencies,
+docstrings.
 
-`python tests/test_budget.py` prints the table. Code lines are what is left without docstrings, comments and blanks.
+`python tests/test_budget.py` prints the table. Code lines are what is left without docstrings,
+comments and blanks.
 """
 
 import ast
@@ -16,7 +18,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "minqkv"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# A module, or a package of them, imports from lower floors and from its own package. Empty places may still be filled.
+# A module, or a package of them, imports from lower floors and from its own package. Empty places
+# may still be filled.
 FLOORS = [
     {"version", "errors"},
     {"backend", "rng", "files", "variants", "stats", "published", "workers"},
@@ -36,7 +39,17 @@ FLOORS = [
     {"__main__"},
 ]
 
-ENGINE = {"backend", "debug", "tensor", "ops", "fused", "composed", "functional", "checking", "tracing"}
+ENGINE = {
+    "backend",
+    "debug",
+    "tensor",
+    "ops",
+    "fused",
+    "composed",
+    "functional",
+    "checking",
+    "tracing",
+}
 SPINE = {"nn", "optim", "variants", "cache", "positions", "attention", "models", "reading", "workers", "letters",
          "shards", "train", "runs", "decoding"}  # fmt: skip
 BUDGETS = {  # the largest number of code lines; a budget that must grow is raised in a commit of its own that says why
@@ -63,7 +76,14 @@ def code_lines(source):
             and ast.get_docstring(node) is not None
         ):
             docstrings.update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    nothing = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    nothing = {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    }
     code = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in nothing:
@@ -85,22 +105,36 @@ def report():
     rows = []
     for name, (units, budget) in BUDGETS.items():
         present = sorted((u for u in units if u in lines), key=lambda u: -lines[u])
-        rows.append(f"{sum(lines[u] for u in present):5} of {budget:5}  {name}: {', '.join(f'{u} {lines[u]}' for u in present)}")
+        rows.append(
+            f"{sum(lines[u] for u in present):5} of {budget:5}  {name}: {', '.join(f'{u} {lines[u]}' for u in present)}"
+        )
     return "\n".join(rows)
 
 
 def imports(path):
-    """What a file imports, at any depth: ("minqkv.x.y" or "numpy", the node, whether inside a function)."""
+    """What a file imports, at any depth: ("minqkv.x.y" or "numpy", the node, whether inside a
+    function).
+    """
     tree = ast.parse(path.read_text("utf-8"))
-    inside = {id(node) for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.Lambda)) for node in ast.walk(f)}
+    inside = {
+        id(node)
+        for f in ast.walk(tree)
+        if isinstance(f, (ast.FunctionDef, ast.Lambda))
+        for node in ast.walk(f)
+    }
     package = ["minqkv", *path.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join([*package[: len(package) + 1 - node.level], *([node.module] if node.module else [])])
+            base = ".".join(
+                [*package[: len(package) + 1 - node.level], *([node.module] if node.module else [])]
+            )
             base = base if node.level else node.module
-            names = [f"{base}.{alias.name}" if module_path(f"{base}.{alias.name}") else base for alias in node.names]
+            names = [
+                f"{base}.{alias.name}" if module_path(f"{base}.{alias.name}") else base
+                for alias in node.names
+            ]
         else:
             continue
         yield from ((name, id(node) in inside) for name in names)
@@ -159,11 +193,15 @@ def test_every_file_has_a_budget_and_a_floor():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_come_from_lower_floors(path):
-    floor = {u: i for i, units in enumerate(FLOORS) for u in units} | {"__init__": 0.5}  # after version
+    floor = {u: i for i, units in enumerate(FLOORS) for u in units} | {
+        "__init__": 0.5
+    }  # after version
     for target in ours(path):
         assert target is not None
         same_package = unit(path) == unit(target) and unit(path) != path.stem
-        assert same_package or floor[unit(target)] < floor[unit(path)], f"{unit(path)} imports {unit(target)}"
+        assert same_package or floor[unit(target)] < floor[unit(path)], (
+            f"{unit(path)} imports {unit(target)}"
+        )
 
 
 def test_no_circles():
@@ -174,7 +212,9 @@ def test_no_circles():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_dependencies(path):
-    """The standard library, and where each of the four others may be: cupy only in the backend, inside a function."""
+    """The standard library, and where each of the four others may be: cupy only in the backend,
+    inside a function.
+    """
     for name, inside in imports(path):
         top = name.split(".")[0]
         if top in sys.stdlib_module_names or top == "minqkv":
@@ -203,10 +243,14 @@ LIGHT = [
 @pytest.mark.parametrize("code", LIGHT)
 def test_starts_without_numpy(code):
     """What only talks must not wait for what computes."""
-    check = (
-        "import atexit, sys; atexit.register(lambda: print('LOADED', *sorted({'numpy', 'rich', 'cupy'} & set(sys.modules))))\n"
+    check = "import atexit, sys; atexit.register(lambda: print('LOADED', *sorted({'numpy', 'rich', 'cupy'} & set(sys.modules))))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", check + code],
+        capture_output=True,
+        text=True,
+        cwd=PACKAGE.parent,
+        timeout=60,
     )
-    done = subprocess.run([sys.executable, "-c", check + code], capture_output=True, text=True, cwd=PACKAGE.parent, timeout=60)
     assert done.stdout.splitlines()[-1] == "LOADED", done.stdout[-300:] + done.stderr[-1000:]
     assert "Traceback" not in done.stderr
 
@@ -218,21 +262,35 @@ def test_a_tensor_alone_can_compute():
 
 
 def undocumented(tree):
-    """Names of public classes, functions and methods without a docstring, unless what a method overrides has one."""
+    """Names of public classes, functions and methods without a docstring, unless what a method
+    overrides has one.
+    """
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
     def documented(cls, name):
         own = [f for f in cls.body if isinstance(f, ast.FunctionDef) and f.name == name]
         bases = [classes[b.id] for b in cls.bases if isinstance(b, ast.Name) and b.id in classes]
-        of_a_library = any(isinstance(b, ast.Attribute) for b in cls.bases)  # click.Group: documented there
-        return of_a_library or any(ast.get_docstring(f) for f in own) or any(documented(base, name) for base in bases)
+        of_a_library = any(
+            isinstance(b, ast.Attribute) for b in cls.bases
+        )  # click.Group: documented there
+        return (
+            of_a_library
+            or any(ast.get_docstring(f) for f in own)
+            or any(documented(base, name) for base in bases)
+        )
 
     for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and not ast.get_docstring(node):
+        if (
+            isinstance(node, (ast.FunctionDef, ast.ClassDef))
+            and not node.name.startswith("_")
+            and not ast.get_docstring(node)
+        ):
             yield node.name
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             for name in [f.name for f in node.body if isinstance(f, ast.FunctionDef)]:
-                if not (name.startswith("_") or name in ("forward", "update") or documented(node, name)):
+                if not (
+                    name.startswith("_") or name in ("forward", "update") or documented(node, name)
+                ):
                     yield f"{node.name}.{name}"
 
 

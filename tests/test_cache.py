@@ -1,4 +1,6 @@
-"""A cache changes what is computed, never what comes out; and its bytes are those of the arrays it holds."""
+"""A cache changes what is computed, never what comes out; and its bytes are those of the arrays it
+holds.
+"""
 
 import numpy as np
 import pytest
@@ -7,8 +9,8 @@ from toys import TEN, gpt, host
 from minqkv import attention, reading
 from minqkv import backend as backends
 from minqkv.cache import KVCache
-from minqkv.errors import UsageError
-from minqkv.tracing import trace
+from minqkv.runtime.errors import UsageError
+from minqkv.runtime.tracing import trace
 from minqkv.variants import VariantSpec
 
 T = 12
@@ -24,7 +26,13 @@ SCHEMES = {
 def decode(model, cache, ids, chunks):
     """Logits (B, T, V) of ids read through the cache in chunks of these lengths."""
     ends = np.cumsum(chunks)
-    return np.concatenate([host(model(ids[:, end - n : end], cache=cache)) for n, end in zip(chunks, ends, strict=True)], axis=1)
+    return np.concatenate(
+        [
+            host(model(ids[:, end - n : end], cache=cache))
+            for n, end in zip(chunks, ends, strict=True)
+        ],
+        axis=1,
+    )
 
 
 def random_chunks(rng, n):
@@ -49,15 +57,24 @@ def in_random_chunks(model, ids, rng):
 
 
 def trim_and_redo(model, ids, rng):
-    """Read the first tokens, then a wrong continuation to the end, forget it, and go on in the right one."""
+    """Read the first tokens, then a wrong continuation to the end, forget it, and go on in the
+    right one.
+    """
     cache, kept = model.new_cache(len(ids)), int(rng.integers(1, T - 1))
     head = decode(model, cache, ids[:, :kept], [kept])
-    decode(model, cache, (ids[:, kept:] + 1) % 11, random_chunks(rng, T - kept) if T - kept > 2 else [T - kept])
+    decode(
+        model,
+        cache,
+        (ids[:, kept:] + 1) % 11,
+        random_chunks(rng, T - kept) if T - kept > 2 else [T - kept],
+    )
     cache.trim(kept)
     return np.concatenate([head, decode(model, cache, ids[:, kept:], [T - kept - 1, 1])], axis=1)
 
 
-@pytest.mark.parametrize("read", [token_by_token, one_prefill, prefill_then_tokens, in_random_chunks, trim_and_redo])
+@pytest.mark.parametrize(
+    "read", [token_by_token, one_prefill, prefill_then_tokens, in_random_chunks, trim_and_redo]
+)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("variant", TEN)
 def test_cached_is_uncached(variant, scheme, read, backend, rng):
@@ -70,10 +87,14 @@ def test_cached_is_uncached(variant, scheme, read, backend, rng):
 
 @pytest.mark.parametrize("variant", TEN)
 def test_an_upper_left_mask_would_be_noticed(variant, monkeypatch, rng):
-    """The usual mistake: a triangle that starts in the upper left corner, on a cache that is not empty."""
+    """The usual mistake: a triangle that starts in the upper left corner, on a cache that is not
+    empty.
+    """
     model, ids = gpt(variant), rng.integers(0, 11, (2, T))
     right = decode(model, model.new_cache(2), ids, [5, 4, 3])
-    monkeypatch.setattr(KVCache, "mask", lambda cache, n: backends.upload(np.tri(n, len(cache) + n, dtype=bool)))
+    monkeypatch.setattr(
+        KVCache, "mask", lambda cache, n: backends.upload(np.tri(n, len(cache) + n, dtype=bool))
+    )
     wrong = decode(model, model.new_cache(2), ids, [5, 4, 3])
     assert np.abs(wrong[:, :5] - right[:, :5]).max() < 1e-10
     assert np.abs(wrong[:, 5:] - right[:, 5:]).max() > 0.1
@@ -92,7 +113,9 @@ def test_mask_and_positions(backend):
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("variant", TEN)
 def test_bytes(variant, dtype, backend, rng):
-    """Formula = nbytes = the arrays that attention really read, counted once where keys and values are one."""
+    """Formula = nbytes = the arrays that attention really read, counted once where keys and values
+    are one.
+    """
     model, spec = gpt(variant), VariantSpec.parse(variant)
     itemsize = np.dtype(dtype).itemsize
     per_token = spec.cache_bytes_per_token(model.config, itemsize)
@@ -102,11 +125,19 @@ def test_bytes(variant, dtype, backend, rng):
         with trace() as t:
             model(rng.integers(0, 11, (3, n)), cache=cache)
         assert cache.nbytes == 3 * len(cache) * per_token
-        names = [f"blocks.{layer}.attn.cache.{stream}" for layer in range(2) for stream in "kv"[: spec.streams]]
+        names = [
+            f"blocks.{layer}.attn.cache.{stream}"
+            for layer in range(2)
+            for stream in "kv"[: spec.streams]
+        ]
         assert cache.nbytes == sum(t[name].nbytes for name in names)
         assert {t[name].dtype.name for name in names} == {dtype}
     assert len(cache) == 6
-    assert cache.capacity_nbytes == 3 * 10 * per_token == sum(a.nbytes for a in cache.keys + (cache.values or []))
+    assert (
+        cache.capacity_nbytes
+        == 3 * 10 * per_token
+        == sum(a.nbytes for a in cache.keys + (cache.values or []))
+    )
 
 
 @pytest.mark.parametrize("variant", TEN)
@@ -135,7 +166,9 @@ def test_attention_reads_one_array_as_keys_and_values(variant, monkeypatch, back
     model, same = gpt(variant), []
 
     def spied(middle):
-        return lambda q, k, v, *args, **kwargs: same.append(k.data is v.data) or middle(q, k, v, *args, **kwargs)
+        return lambda q, k, v, *args, **kwargs: (
+            same.append(k.data is v.data) or middle(q, k, v, *args, **kwargs)
+        )
 
     for module, name in ((attention, "scaled_dot_product_attention"), (reading, "attend")):
         monkeypatch.setattr(module, name, spied(getattr(module, name)))
@@ -175,7 +208,9 @@ def test_float32_stays_float32(variant, scheme, backend, rng):
     cache = model.new_cache(2)
     with trace() as t:
         logits = decode(model, cache, ids, [5, 1, 1])
-    assert {(name, array.dtype.name) for name in t for array in t.all(name)} == {(name, "float32") for name in t}
+    assert {(name, array.dtype.name) for name in t for array in t.all(name)} == {
+        (name, "float32") for name in t
+    }
     assert logits.dtype == cache.keys[0].dtype == "float32"
     np.testing.assert_allclose(logits, host(model(ids)), rtol=0, atol=1e-3)
 
@@ -201,7 +236,9 @@ def test_clone(variant, backend, rng):
     assert (beams.values is None) == (cache.values is None)
     rest = decode(model, beams, ids[[2, 0, 2, 1], 6:], [2, 4])
     np.testing.assert_allclose(rest, expected[[2, 0, 2, 1]], rtol=0, atol=1e-10)
-    np.testing.assert_allclose(decode(model, twin, ids[:, 6:], [1] * 6), expected, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        decode(model, twin, ids[:, 6:], [1] * 6), expected, rtol=0, atol=1e-10
+    )
     for rows in ([3], [-1], [0.5]):
         with pytest.raises(UsageError, match="clone"):
             twin.clone(rows)
@@ -218,12 +255,24 @@ def fail_once(monkeypatch, module):
 
 
 @pytest.mark.parametrize(
-    "where", ["blocks.0.attn.wo", "blocks.0.mlp", "blocks.1.ln_1", "blocks.1.attn.wk", "blocks.1.mlp", "ln_f"]
+    "where",
+    [
+        "blocks.0.attn.wo",
+        "blocks.0.mlp",
+        "blocks.1.ln_1",
+        "blocks.1.attn.wk",
+        "blocks.1.mlp",
+        "ln_f",
+    ],
 )
 @pytest.mark.parametrize("variant", ["qkv", "q-k=v", "q-mqa"])
 @pytest.mark.parametrize("n_new", [1, 4])
-def test_an_interrupted_step_leaves_nothing_behind(variant, where, n_new, monkeypatch, backend, rng):
-    """Lower layers have stored the new keys, upper ones have not; the same step again must come out right."""
+def test_an_interrupted_step_leaves_nothing_behind(
+    variant, where, n_new, monkeypatch, backend, rng
+):
+    """Lower layers have stored the new keys, upper ones have not; the same step again must come out
+    right.
+    """
     model, ids = gpt(variant), rng.integers(0, 11, (2, T))
     cache = model.new_cache(2, capacity=6 + n_new)
     decode(model, cache, ids[:, :6], [6])

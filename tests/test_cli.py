@@ -1,4 +1,6 @@
-"""The command line: one clear line and the right exit code, tables that cut no number, pipes, terminals, completion."""
+"""The command line: one clear line and the right exit code, tables that cut no number, pipes,
+terminals, completion.
+"""
 
 import fcntl
 import io
@@ -40,7 +42,10 @@ def runs(tmp_path_factory):
     """A folder with two small runs: `tagger`, an encoder, and `gpt`, in causal form."""
     folder = tmp_path_factory.mktemp("runs")
     for name, form in (("tagger", "encoder"), ("gpt", "causal")):
-        train_run(RunConfig("reverse", form=form, seq_len=4, n_embd=8, n_layer=1, n_head=2, steps=2), folder / name)
+        train_run(
+            RunConfig("reverse", form=form, seq_len=4, n_embd=8, n_layer=1, n_head=2, steps=2),
+            folder / name,
+        )
     return folder
 
 
@@ -119,7 +124,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "message"), WRONG, ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else ""
+    ("args", "code", "message"),
+    WRONG,
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )
 def test_wrong_input(args, code, message, runs, cli, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
@@ -202,7 +209,9 @@ from minqkv.cli import run_cli
 assert [run_cli([name, "--help"]) for name in {COMMANDS}] == {[0] * len(COMMANDS)}
 print("loaded:", [m for m in ("numpy", "rich", "cupy") if m in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8"
+    )
     assert done.stdout.endswith("loaded: []\n"), done.stderr
 
 
@@ -225,8 +234,14 @@ JSON = {
     "tasks": ((), {"name", "about", "input", "target"}),
     "gradcheck": ((), {"name", "error", "ok"}),
     "doctor": ((), {"minqkv", "python", "BLAS", "backend", "GPU", "terminal"}),
-    "train": (("--task", "copy", *SMALL), {"task", "variant", "seed", "accuracy", "loss", "steps", "params", "seconds", "out"}),
-    "eval": (("RUNS/tagger", "--wrong", 2), {"accuracy", "loss", "split", "sequences", "sequences_wrong", "wrong"}),
+    "train": (
+        ("--task", "copy", *SMALL),
+        {"task", "variant", "seed", "accuracy", "loss", "steps", "params", "seconds", "out"},
+    ),
+    "eval": (
+        ("RUNS/tagger", "--wrong", 2),
+        {"accuracy", "loss", "split", "sequences", "sequences_wrong", "wrong"},
+    ),
     "eval ": (("RUNS/gpt",), {"accuracy", "masked_perplexity"}),
     "generate": (("RUNS/gpt", "1 2 3 4"), {"prompt", "output"}),
     "generate ": (("RUNS/gpt", "1234", "--compare"), {"cached", "uncached"}),
@@ -241,7 +256,9 @@ JSON = {
 @pytest.mark.parametrize("command", JSON)
 def test_json_of_every_command(command, runs, cli):
     args, keys = JSON[command]
-    code, out, _ = cli(command.strip(), *[str(arg).replace("RUNS", str(runs)) for arg in args], "--json")
+    code, out, _ = cli(
+        command.strip(), *[str(arg).replace("RUNS", str(runs)) for arg in args], "--json"
+    )
     assert code == 0
     value = json.loads(out, parse_constant=pytest.fail)
     assert (value[0] if isinstance(value, list) else value).keys() >= keys
@@ -270,20 +287,41 @@ def test_variants_gives_the_figures_of_the_paper(config, cli):
     assert len(found) == 10
     for name, (params, per_token, saved) in PAPER[config].items():
         row = found[name]
-        assert row["params"] == (params if isinstance(params, int) else pytest.approx(params, abs=5e4))
+        assert row["params"] == (
+            params if isinstance(params, int) else pytest.approx(params, abs=5e4)
+        )
         assert (row["cache_bytes_per_token"], row["reduction"]) == (per_token, saved)
         assert row["cache_bytes_at_context"] == per_token * 32768
         assert row["macs"] > row["macs_causal"]
 
 
 def test_variants_of_any_dimensions(cli, tmp_path):
-    fields = {"vocab_size": 100, "block_size": 32, "n_layer": 3, "n_head": 6, "n_embd": 48, "d_ff": 100}
+    fields = {
+        "vocab_size": 100,
+        "block_size": 32,
+        "n_layer": 3,
+        "n_head": 6,
+        "n_embd": 48,
+        "d_ff": 100,
+    }
     (tmp_path / "mine.json").write_text(json.dumps(fields))
-    flags = [part for name, value in fields.items() if name != "d_ff" for part in (f"--{name.replace('_', '-')}", value)]
-    (qkv,) = json.loads(cli("variants", "--config", "mine.json", "--variants", "MHA", "--dtype", "fp32", "--json")[1])
+    flags = [
+        part
+        for name, value in fields.items()
+        if name != "d_ff"
+        for part in (f"--{name.replace('_', '-')}", value)
+    ]
+    (qkv,) = json.loads(
+        cli("variants", "--config", "mine.json", "--variants", "MHA", "--dtype", "fp32", "--json")[
+            1
+        ]
+    )
     assert qkv["cache_bytes_per_token"] == 3 * 2 * 48 * 4
     assert qkv["params"] == 3 * (4 * 48 * 49 + 2 * 48 * 100 + 148 + 4 * 48) + 2 * 48 + 132 * 48
-    assert json.loads(cli("variants", *flags, "--variants", "qkv", "--json")[1])[0]["params"] > qkv["params"]  # d_ff 192 again
+    assert (
+        json.loads(cli("variants", *flags, "--variants", "qkv", "--json")[1])[0]["params"]
+        > qkv["params"]
+    )  # d_ff 192 again
     for heads in (1, 2, 7, 9, 14):  # the default groups fit any number of heads
         assert cli("variants", "--n-head", heads, "--n-embd", 16 * heads)[0] == 0
 
@@ -294,7 +332,18 @@ SHOWN = {
     "variants": ("variants",),
     "1.2b": ("variants", "--config", "1.2b", "--context", 1_000_000),
     "tasks": ("tasks", "--seq-len", 12),
-    "study": ("study", "--tasks", "reverse,sort", "--seeds", 2, "--jobs", 1, *SMALL, "--out", "STUDY"),
+    "study": (
+        "study",
+        "--tasks",
+        "reverse,sort",
+        "--seeds",
+        2,
+        "--jobs",
+        1,
+        *SMALL,
+        "--out",
+        "STUDY",
+    ),
     "eval": ("eval", "RUNS/tagger", "--wrong", 2),
     "compare": ("generate", "RUNS/gpt", "1234", "--compare"),
     "doctor": ("doctor",),
@@ -306,7 +355,9 @@ SHOWN = {
 def shown(runs, tmp_path_factory):
     """shown(name) -> that command's arguments."""
     study = tmp_path_factory.mktemp("study")
-    return lambda name: [str(arg).replace("RUNS", str(runs)).replace("STUDY", str(study)) for arg in SHOWN[name]]
+    return lambda name: [
+        str(arg).replace("RUNS", str(runs)).replace("STUDY", str(study)) for arg in SHOWN[name]
+    ]
 
 
 @pytest.mark.parametrize("name", SHOWN)
@@ -336,7 +387,9 @@ def test_no_encoding_stops_anything(name, encoding, shown, cli, monkeypatch):
         raw = {stream: io.BytesIO() for stream in ("stdout", "stderr")}
         with monkeypatch.context() as patch:
             for stream, data in raw.items():
-                patch.setattr(sys, stream, io.TextIOWrapper(data, encoding=encoding, write_through=True))
+                patch.setattr(
+                    sys, stream, io.TextIOWrapper(data, encoding=encoding, write_through=True)
+                )
             code, *_ = cli(*shown(name))
             assert code == 0
             assert raw["stdout"].getvalue().decode(encoding)
@@ -371,7 +424,18 @@ def in_terminal(*args, columns=60, **env):
 
 def test_terminals(tmp_path):
     for env in ({"TERM": "xterm-256color"}, {"TERM": "dumb"}, {"TERM": "xterm", "NO_COLOR": "1"}):
-        args = ("study", "--tasks", "copy", "--variants", "qkv,mqa", "--seeds", 2, "--jobs", 1, *SMALL)
+        args = (
+            "study",
+            "--tasks",
+            "copy",
+            "--variants",
+            "qkv,mqa",
+            "--seeds",
+            2,
+            "--jobs",
+            1,
+            *SMALL,
+        )
         code, printed = in_terminal(*args, "--out", tmp_path / env["TERM"], **env)
         assert code == 0, printed
         assert "Traceback" not in printed
@@ -385,17 +449,29 @@ def test_terminals(tmp_path):
 
 
 def test_progress_goes_to_stderr_only(tmp_path):
-    code, out, err = run("train", "--task", "copy", *SMALL[:-1], 20, "--out", tmp_path / "run", "--json")
+    code, out, err = run(
+        "train", "--task", "copy", *SMALL[:-1], 20, "--out", tmp_path / "run", "--json"
+    )
     assert code == 0
     assert json.loads(out)["steps"] == 20
-    assert [line.split()[1] for line in err.splitlines()] == [f"{n}/20" for n in range(2, 21, 2)]  # a line per tenth
+    assert [line.split()[1] for line in err.splitlines()] == [
+        f"{n}/20" for n in range(2, 21, 2)
+    ]  # a line per tenth
 
 
 # ---- pipes
 
 
 @pytest.mark.parametrize(
-    "args", [("variants",), ("variants", "--json"), ("--help",), ("tasks",), ("doctor",), ("completion", "zsh")]
+    "args",
+    [
+        ("variants",),
+        ("variants", "--json"),
+        ("--help",),
+        ("tasks",),
+        ("doctor",),
+        ("completion", "zsh"),
+    ],
 )
 def test_a_broken_pipe_ends_quietly(args):
     child = start(*args)
@@ -418,9 +494,21 @@ def test_stdout_on_a_full_disk(args):
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams(closed, runs):
-    for args in ("tasks", f"generate '{runs / 'gpt'}' 1234", "tasks --json", "tasks --seq-len 0", f"generate '{runs / 'gpt'}'"):
+    for args in (
+        "tasks",
+        f"generate '{runs / 'gpt'}' 1234",
+        "tasks --json",
+        "tasks --seq-len 0",
+        f"generate '{runs / 'gpt'}'",
+    ):
         command = f"exec {sys.executable} -m minqkv {args} {closed}"
-        done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, encoding="utf-8", stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            ["sh", "-c", command],
+            cwd=ROOT,
+            capture_output=True,
+            encoding="utf-8",
+            stdin=subprocess.DEVNULL,
+        )
         assert done.returncode == (2 if args.endswith(("0", "gpt'")) else 0), done.stderr
         assert "Traceback" not in done.stderr
 
@@ -446,6 +534,10 @@ def test_completion_completes():
     env = {"_MINQKV_COMPLETE": "bash_complete", "COMP_WORDS": "minqkv tr", "COMP_CWORD": "1"}
     code = "import sys; sys.argv = ['minqkv']; from minqkv.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **env}, capture_output=True, encoding="utf-8"
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        capture_output=True,
+        encoding="utf-8",
     )
     assert (done.returncode, done.stdout) == (0, "plain,trace\nplain,train\n"), done.stderr

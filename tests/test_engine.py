@@ -1,6 +1,7 @@
-"""The rules of the engine: one pass in order without recursion, gradients that add up and never alias, a graph freed as
-it is used, no node nobody needs, a debug mode that names the culprit, traces, one wait per training step; then modules,
-starts keyed by name, dropout keyed by step, optimisers and schedules against their formulas."""
+"""The rules of the engine: one pass in order without recursion, gradients that add up and never
+alias, a graph freed as it is used, no node nobody needs, a debug mode that names the culprit,
+traces, one wait per training step; then modules, starts keyed by name, dropout keyed by step,
+optimisers and schedules against their formulas."""
 
 import contextlib
 import gc
@@ -20,9 +21,9 @@ import minqkv as mq
 from minqkv import Tensor, nn, no_grad, optim, tensor
 from minqkv import backend as backends
 from minqkv import functional as F
-from minqkv.errors import UsageError
+from minqkv.runtime.errors import UsageError
+from minqkv.runtime.tracing import trace
 from minqkv.tensor import Node, make
-from minqkv.tracing import trace
 from minqkv.train import train_step
 
 VARIANTS = ["qkv", "q=k-v", "q-k=v", "q=k=v", "q=k=v+", "gqa-2", "q-mqa"]
@@ -38,11 +39,15 @@ def ones(*shape, dtype="float64"):
 
 
 def gpt(variant="qkv", seed=0, **kwargs):
-    return mq.GPT(mq.GPTConfig(5, 8, n_layer=2, n_head=4, n_embd=16, variant=variant, **kwargs), seed)
+    return mq.GPT(
+        mq.GPTConfig(5, 8, n_layer=2, n_head=4, n_embd=16, variant=variant, **kwargs), seed
+    )
 
 
 def tagger(variant="qkv", seed=0, **kwargs):
-    return mq.Tagger(mq.TaggerConfig(5, 8, n_layer=2, n_head=4, n_embd=16, variant=variant, **kwargs), seed)
+    return mq.Tagger(
+        mq.TaggerConfig(5, 8, n_layer=2, n_head=4, n_embd=16, variant=variant, **kwargs), seed
+    )
 
 
 def loss_of(model):
@@ -78,7 +83,9 @@ def calls(monkeypatch):
 
         def __init__(self, parents=(), vjp=None):
             log["made"] += vjp is not None
-            super().__init__(parents, vjp and (lambda g: (log["run"].append(vjp.__qualname__), vjp(g))[1]))
+            super().__init__(
+                parents, vjp and (lambda g: (log["run"].append(vjp.__qualname__), vjp(g))[1])
+            )
 
     monkeypatch.setattr(tensor, "Node", Counted)
     return log
@@ -151,7 +158,9 @@ def test_no_two_gradients_share_memory(backend, name):
     g[...] = 9
     np.testing.assert_array_equal(host(a.grad), expected)
     np.testing.assert_array_equal(host(b.grad), [[7, 7], [7, 7]])
-    SHARING[name](a, b).backward(backends.xp.ones(out.shape, "float64"))  # a second backward adds to both
+    SHARING[name](a, b).backward(
+        backends.xp.ones(out.shape, "float64")
+    )  # a second backward adds to both
     np.testing.assert_allclose(host(a.grad), 2 * expected)
     np.testing.assert_allclose(host(b.grad), 7 + kept)
 
@@ -262,7 +271,9 @@ def _cycles():
 
 
 def test_activations_are_freed_during_backward():
-    """When the first operation's vjp runs, nothing above it is left; and forward keeps only what a vjp has captured."""
+    """When the first operation's vjp runs, nothing above it is left; and forward keeps only what a
+    vjp has captured.
+    """
     activations, alive = [], []
     x = ones(1000)
 
@@ -313,13 +324,18 @@ def test_forward_without_a_gradient_prepares_none():
 
 
 def test_a_graph_holds_no_tensor(backend):
-    """Every leaf and intermediate Tensor dies with its name, while the graph lives: vjps capture arrays only."""
+    """Every leaf and intermediate Tensor dies with its name, while the graph lives: vjps capture
+    arrays only.
+    """
     w = ones(4, 4)
     x = ones(2, 3, 4)
     y = F.layer_norm(F.gelu(F.linear(x, w)), ones(4), ones(4))
     q = y.reshape(2, 1, 3, 4)
     z = F.scaled_dot_product_attention(q, q, q, None, temperature=ones(), bias=ones(3))
-    out = F.cross_entropy(F.softmax(z.reshape(6, 4) * F.where(y.data.reshape(6, 4) > 0, 1.0, y.reshape(6, 4))), [0] * 6)
+    out = F.cross_entropy(
+        F.softmax(z.reshape(6, 4) * F.where(y.data.reshape(6, 4) > 0, 1.0, y.reshape(6, 4))),
+        [0] * 6,
+    )
     del x, y, q, z, w
     gc.collect()
     captured, stack = [], [out.node]
@@ -344,7 +360,9 @@ def test_no_node_without_need(backend, calls):
         assert not model(IDS).requires_grad
         with no_grad():
             pass
-        assert not (model.wte.weight * 2).requires_grad  # the inner block does not switch it on again
+        assert not (
+            model.wte.weight * 2
+        ).requires_grad  # the inner block does not switch it on again
     assert not (Tensor(backends.xp.ones(2)) * 3 + 1).requires_grad
     for p in model.parameters():
         p.node = None
@@ -384,8 +402,15 @@ def test_gradients_nobody_needs_are_not_computed(backend, leaf, name):
 def test_attention_computes_only_the_gradients_needed(monkeypatch, leaf):
     products = []
     monkeypatch.setattr(backends, "bmm", lambda a, b: (products.append(1), np.matmul(a, b))[1])
-    for wanted, n in (("q", 2 + 2), ("k", 2 + 3), ("v", 2 + 3), ("qkv", 2 + 4)):  # the gradient of q is always computed
-        q, k, v = (leaf(1, 2, 3, 4) if name in wanted else leaf(1, 2, 3, 4).detach() for name in "qkv")
+    for wanted, n in (
+        ("q", 2 + 2),
+        ("k", 2 + 3),
+        ("v", 2 + 3),
+        ("qkv", 2 + 4),
+    ):  # the gradient of q is always computed
+        q, k, v = (
+            leaf(1, 2, 3, 4) if name in wanted else leaf(1, 2, 3, 4).detach() for name in "qkv"
+        )
         products.clear()
         F.scaled_dot_product_attention(q, k, v).sum().backward()
         assert len(products) <= n
@@ -436,7 +461,11 @@ def debug(code, **env):
     environment = os.environ | {"MINQKV_DEBUG": "1"} | env
     code = textwrap.dedent(head) + textwrap.dedent(code)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     return done.returncode, done.stderr
 
@@ -505,7 +534,9 @@ def test_debug_lets_what_is_right_pass_and_unlocks_it():
 
 
 def test_debug_off_by_default():
-    status, stderr = debug("x.exp().data[0] = 1; assert F.log(x - 5).requires_grad", MINQKV_DEBUG="0")
+    status, stderr = debug(
+        "x.exp().data[0] = 1; assert F.log(x - 5).requires_grad", MINQKV_DEBUG="0"
+    )
     assert (status, stderr) == (0, "")
 
 
@@ -524,7 +555,9 @@ def test_debug_changes_no_result(monkeypatch):
 def test_trace_names(variant, position):
     model = gpt(variant, position=position)
     plain, plain_loss = gradients(model), loss_of(model).item()
-    names = {"q", "k", "v", "scores", "pattern", "z", "out"} | ({"plus"} if "+" in variant else set())
+    names = {"q", "k", "v", "scores", "pattern", "z", "out"} | (
+        {"plus"} if "+" in variant else set()
+    )
     backward = {f"grad.{name}" for name in ("q", "k", "v", "scores", "pattern", "z", "out")}
     model.zero_grad()
     with trace() as t:
@@ -539,7 +572,12 @@ def test_trace_names(variant, position):
     assert t[at + "q"].shape == t[at + "z"].shape == t[at + "grad.q"].shape == (2, 4, 5, 4)
     stored = model.blocks[0].attn.kv_heads
     assert t[at + "k"].shape == t[at + "v"].shape == t[at + "grad.k"].shape == (2, stored, 5, 4)
-    assert t[at + "scores"].shape == t[at + "pattern"].shape == t[at + "grad.pattern"].shape == (2, 4, 5, 5)
+    assert (
+        t[at + "scores"].shape
+        == t[at + "pattern"].shape
+        == t[at + "grad.pattern"].shape
+        == (2, 4, 5, 5)
+    )
     np.testing.assert_allclose(t[at + "pattern"].sum(-1), 1, rtol=1e-5)
     assert not np.triu(t[at + "pattern"], 1).any()
     if position == "learned":
@@ -569,7 +607,9 @@ def test_trace_holds_copies_and_nests(backend):
 
 
 def test_the_traced_gradient_is_the_right_one(leaf):
-    """grad.pattern, grad.scores and grad.q as read from a trace, against the same by small operations."""
+    """grad.pattern, grad.scores and grad.q as read from a trace, against the same by small
+    operations.
+    """
     q, k, v = (leaf(1, 1, 3, 4) for _ in range(3))
     with trace() as t:
         F.scaled_dot_product_attention(q, k, v).sum().backward()
@@ -596,7 +636,12 @@ def test_trace_is_off_after_an_error():
 @pytest.mark.parametrize("variant", [*VARIANTS, "q=k-v+"])
 @pytest.mark.parametrize(
     ("build", "kwargs"),
-    [(gpt, {"position": "rope", "dropout": 0.1}), (gpt, {}), (tagger, {"hide_self": True}), (tagger, {"protocol": "2023"})],
+    [
+        (gpt, {"position": "rope", "dropout": 0.1}),
+        (gpt, {}),
+        (tagger, {"hide_self": True}),
+        (tagger, {"protocol": "2023"}),
+    ],
     ids=["gpt, rope", "gpt", "tagger 2026", "tagger 2023"],
 )
 def test_one_wait_per_training_step(build, kwargs, variant):
@@ -636,15 +681,21 @@ def test_state_dict_round_trip(backend):
     assert model.n_params == sum(a.size for a in state.values())
     optimizer = optim.SGD(other.parameters())
     other.load_state_dict(state)  # into the optimiser's buffer, which stays the one in use
-    assert float(host(optimizer.data).sum()) == pytest.approx(sum(float(a.sum()) for a in state.values()), abs=1e-3)
+    assert float(host(optimizer.data).sum()) == pytest.approx(
+        sum(float(a.sum()) for a in state.values()), abs=1e-3
+    )
 
 
 def test_state_names():
     names = set(gpt().state_dict())
     block = {f"{part}.{kind}" for part in ("ln_1", "attn.wq", "attn.wk", "attn.wv", "attn.wo", "ln_2", "mlp.fc", "mlp.proj")
              for kind in ("weight", "bias")}  # fmt: skip
-    assert names == {"wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias"} | {f"blocks.{i}.{n}" for i in (0, 1) for n in block}
-    without = {v: {n.split(".")[3] for n in set(gpt(v).state_dict()) if ".attn." in n} for v in VARIANTS}
+    assert names == {"wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias"} | {
+        f"blocks.{i}.{n}" for i in (0, 1) for n in block
+    }
+    without = {
+        v: {n.split(".")[3] for n in set(gpt(v).state_dict()) if ".attn." in n} for v in VARIANTS
+    }
     assert without == {
         "qkv": {"wq", "wk", "wv", "wo"}, "q=k-v": {"wk", "wv", "wo"}, "q-k=v": {"wq", "wk", "wo"}, "q=k=v": {"wk", "wo"},
         "q=k=v+": {"wk", "wo", "plus"}, "gqa-2": {"wq", "wk", "wv", "wo"}, "q-mqa": {"wq", "wk", "wo"},
@@ -761,7 +812,9 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_optimisers_follow_their_formulas(backend, rng, kind):
-    """Vectors and a scalar among matrices, given in mixed order; and a state carried over to another optimiser."""
+    """Vectors and a scalar among matrices, given in mixed order; and a state carried over to
+    another optimiser.
+    """
     starts = [rng.standard_normal(shape) for shape in ((3,), (2, 3), (), (4, 2), (1,))]
     grads = [[rng.standard_normal(s.shape) for s in starts] for _ in range(5)]
     parameters = [nn.Parameter(backends.upload(s.copy())) for s in starts]
@@ -778,7 +831,9 @@ def test_optimisers_follow_their_formulas(backend, rng, kind):
             np.testing.assert_array_equal(host(p.grad), g)  # a step leaves the gradients alone
     assert optimizer.steps == 5
     for i, (p, start) in enumerate(zip(parameters, starts, strict=True)):
-        np.testing.assert_allclose(host(p), by_hand(kind, start, [gs[i] for gs in grads]), rtol=1e-12)
+        np.testing.assert_allclose(
+            host(p), by_hand(kind, start, [gs[i] for gs in grads]), rtol=1e-12
+        )
         assert p.shape == start.shape
 
 
@@ -804,7 +859,9 @@ def test_optimiser_errors():
 
 @pytest.mark.parametrize("max_norm", [0.5, 13.0, 100.0])
 def test_clipping(backend, max_norm):
-    a, b, without = (nn.Parameter(backends.upload(np.zeros(shape))) for shape in ((2, 2), (1,), (3,)))
+    a, b, without = (
+        nn.Parameter(backends.upload(np.zeros(shape))) for shape in ((2, 2), (1,), (3,))
+    )
     optimizer = optim.SGD([a, b, without], lr=1.0)
     a.backward(backends.upload(np.array([[3.0, 0], [0, 4]])))
     b.backward(backends.upload(np.array([12.0])))
@@ -813,7 +870,9 @@ def test_clipping(backend, max_norm):
     scale = min(1, max_norm / (13 + 1e-6))
     np.testing.assert_allclose(host(a.data), -scale * np.array([[3, 0], [0, 4]]))
     np.testing.assert_allclose(host(b.data), [-scale * 12])
-    np.testing.assert_array_equal(host(b.grad), [12])  # what a parameter holds is not what it moves by
+    np.testing.assert_array_equal(
+        host(b.grad), [12]
+    )  # what a parameter holds is not what it moves by
     assert not host(without.data).any()
 
 
@@ -833,7 +892,9 @@ def test_schedules():
     for s in (7, 20, 157):
         assert new(s) == pytest.approx(1e-3 * (1 + math.cos(math.pi * (s - 7) / 151)) / 2)
     assert new(158) == new(500) == 0
-    old = optim.warmup_cosine(1e-3, 5, 780, restart=False)  # protocol 2023: step / 5 times a cosine over all steps
+    old = optim.warmup_cosine(
+        1e-3, 5, 780, restart=False
+    )  # protocol 2023: step / 5 times a cosine over all steps
     assert old(0) == 0
     for s in (1, 4, 5, 390, 779):
         assert old(s) == pytest.approx(1e-3 * min(1, s / 5) * (1 + math.cos(math.pi * s / 780)) / 2)

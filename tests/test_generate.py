@@ -1,4 +1,6 @@
-"""Decoding: the cache changes the speed and not the words; sampling depends on the seed alone; wrong input is refused."""
+"""Decoding: the cache changes the speed and not the words; sampling depends on the seed alone;
+wrong input is refused.
+"""
 
 from dataclasses import replace
 
@@ -7,9 +9,9 @@ import pytest
 from toys import SMALL, TEN, gpt, host
 
 from minqkv import backend as backends
-from minqkv.decoding import compare_cache, generate, pick
-from minqkv.errors import UsageError
+from minqkv.generation import compare_cache, generate, pick
 from minqkv.models import GPT
+from minqkv.runtime.errors import UsageError
 from minqkv.variants import VariantSpec
 
 
@@ -18,13 +20,17 @@ def prompt(rng):
     return rng.integers(0, SMALL["vocab_size"], (3, 4))
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.3, "seed": 5}, {"temperature": 0.7, "top_k": 3}], ids=str)
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 1.3, "seed": 5}, {"temperature": 0.7, "top_k": 3}], ids=str
+)
 @pytest.mark.parametrize("position", ["learned", "rope"])
 @pytest.mark.parametrize("variant", TEN)
 def test_the_cache_changes_no_id(variant, position, sampling, prompt, backend):
     model = gpt(variant, position=position)
     model.ln_f.weight.data *= -1  # else the tied head repeats the last token
-    cached, uncached = (generate(model, prompt, 8, use_cache=use_cache, **sampling) for use_cache in (True, False))
+    cached, uncached = (
+        generate(model, prompt, 8, use_cache=use_cache, **sampling) for use_cache in (True, False)
+    )
     assert cached.shape == (3, 12)
     np.testing.assert_array_equal(cached, uncached)
     np.testing.assert_array_equal(cached[:, :4], prompt)
@@ -50,7 +56,9 @@ def test_sampling_depends_on_the_seed(prompt, backend):
 
 def test_top_k(prompt):
     model = gpt("qkv")
-    np.testing.assert_array_equal(generate(model, prompt, 8, temperature=5.0, top_k=1), generate(model, prompt, 8))
+    np.testing.assert_array_equal(
+        generate(model, prompt, 8, temperature=5.0, top_k=1), generate(model, prompt, 8)
+    )
     seen = set()
     for seed in range(8):
         ids = generate(model, prompt, 6, temperature=5.0, top_k=2, seed=seed)
@@ -60,8 +68,12 @@ def test_top_k(prompt):
             seen.update(ranks)
     assert seen == {0, 1}
     everything = generate(model, prompt, 6, temperature=5.0, seed=3)
-    np.testing.assert_array_equal(generate(model, prompt, 6, temperature=5.0, top_k=11, seed=3), everything)
-    np.testing.assert_array_equal(generate(model, prompt, 6, temperature=5.0, top_k=99, seed=3), everything)
+    np.testing.assert_array_equal(
+        generate(model, prompt, 6, temperature=5.0, top_k=11, seed=3), everything
+    )
+    np.testing.assert_array_equal(
+        generate(model, prompt, 6, temperature=5.0, top_k=99, seed=3), everything
+    )
 
 
 def test_each_step_and_row_draws_anew():
@@ -100,7 +112,9 @@ def test_each_row_of_a_batch_is_what_it_would_be_alone(prompt, backend):
 def test_the_last_token_needs_no_position(use_cache, prompt, backend):
     model = gpt("q-k=v")  # 12 positions
     assert generate(model, prompt, 9, use_cache=use_cache).shape == (3, 13)
-    with pytest.raises(UsageError, match="4 tokens and 10 new ones, but this model has 12 positions") as caught:
+    with pytest.raises(
+        UsageError, match="4 tokens and 10 new ones, but this model has 12 positions"
+    ) as caught:
         generate(model, prompt, 10, use_cache=use_cache)
     assert "at most 9 new tokens" in caught.value.hint
 
@@ -167,7 +181,9 @@ def test_compare_cache(variant, prompt, backend):
     report = compare_cache(model, prompt, 6)
     np.testing.assert_array_equal(report["cached"]["ids"], report["uncached"]["ids"])
     per_token = VariantSpec.parse(variant).cache_bytes_per_token(model.config, 8)
-    assert report["cached"]["cache_bytes"] == 3 * (4 + 6 - 1) * per_token  # the last token is never read
+    assert (
+        report["cached"]["cache_bytes"] == 3 * (4 + 6 - 1) * per_token
+    )  # the last token is never read
     assert report["uncached"]["cache_bytes"] == 0
     for half in report.values():
         assert half["tokens_per_second"] == pytest.approx(18 / half["seconds"])

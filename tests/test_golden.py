@@ -1,5 +1,5 @@
-"""Logits, loss, every gradient and ten training steps of small models against numbers that PyTorch computed once
-(make_golden.py), on every backend. PyTorch itself is not needed here."""
+"""Logits, loss, every gradient and ten training steps of small models against numbers that PyTorch
+computed once (make_golden.py), on every backend. PyTorch itself is not needed here."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,9 @@ def test_logits_loss_and_gradients(backend, golden, case):
     stored, start = golden[f"{case}/gradients"], 0
     for name, p in sorted(model.named_parameters(), key=lambda pair: pair[0]):
         expected = stored[start : start + p.size].reshape(p.shape)
-        np.testing.assert_allclose(backends.to_host(p.grad), expected, rtol=1e-10, atol=1e-10, err_msg=name)
+        np.testing.assert_allclose(
+            backends.to_host(p.grad), expected, rtol=1e-10, atol=1e-10, err_msg=name
+        )
         start += p.size
     assert start == len(stored)
 

@@ -1,4 +1,6 @@
-"""Every lesson keeps its promises: whatever lessons there are, each row below holds for each of them."""
+"""Every lesson keeps its promises: whatever lessons there are, each row below holds for each of
+them.
+"""
 
 import io
 import json
@@ -13,8 +15,8 @@ from commands import ROOT
 from lesson_golden import FOLDER, digest
 
 from minqkv import backend as backends
-from minqkv.errors import MinqkvError
 from minqkv.render import lesson as stages
+from minqkv.runtime.errors import MinqkvError
 from minqkv.teach import author, desk
 from minqkv.teach.lessons import course
 from minqkv.teach.runner import Player
@@ -41,8 +43,20 @@ def spoken(drawn):
 @each
 def test_as_plain_python(lesson, tmp_path):
     """Within its budget, from a foreign folder, through the plain renderer."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, lesson.path], cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", timeout=60)
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONIOENCODING": "utf-8",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, lesson.path],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     for event in spoken(events(lesson)):
         words = event.get("name") or event.get("title") or event.get("left") or event.get("answer")
@@ -72,7 +86,11 @@ def test_plain_at_any_width_and_encoding(lesson, width, encoding):
 
 @each
 @pytest.mark.parametrize("width", [40, 80, 200])
-@pytest.mark.parametrize("env", [{"TERM": "xterm-256color"}, {"TERM": "xterm", "NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
+@pytest.mark.parametrize(
+    "env",
+    [{"TERM": "xterm-256color"}, {"TERM": "xterm", "NO_COLOR": "1"}, {"TERM": "dumb"}],
+    ids=str,
+)
 def test_rich_says_what_plain_says(lesson, width, env, monkeypatch):
     from rich.console import Console
 
@@ -109,7 +127,10 @@ def assert_numbers_whole(lesson, text):
     found = set(text.split())
     for event in events(lesson):
         if event["event"] == "show":
-            wanted = {number(value, event["digits"]) for value in np.ravel(np.array(event["values"], object))}
+            wanted = {
+                number(value, event["digits"])
+                for value in np.ravel(np.array(event["values"], object))
+            }
             assert wanted <= found, event["name"]
 
 
@@ -119,19 +140,25 @@ def test_ndjson(lesson, capsys):
     for event in events(lesson):
         stage.draw(event)
     out = capsys.readouterr().out
-    assert [json.loads(line, parse_constant=pytest.fail) for line in out.splitlines()] == events(lesson)
+    assert [json.loads(line, parse_constant=pytest.fail) for line in out.splitlines()] == events(
+        lesson
+    )
     assert "\\u001b" not in out
 
 
 @each
-@pytest.mark.parametrize("promise", ["files", "stub", "solution", "misses", "hints", "prose", "uses"])
+@pytest.mark.parametrize(
+    "promise", ["files", "stub", "solution", "misses", "hints", "prose", "uses"]
+)
 def test_promise(lesson, promise):
     assert list(getattr(author, promise)(lesson)) == []
 
 
 @each
 def test_each_near_miss_gets_its_own_diagnosis(lesson, tmp_path):
-    """In the learner's own way: as a file, in a child process. One of them for each lesson; the others in this process."""
+    """In the learner's own way: as a file, in a child process. One of them for each lesson; the
+    others in this process.
+    """
     from minqkv.teach.checks import Check, diagnose, judge, near_misses
 
     check, known = Check(lesson), near_misses(lesson)
@@ -139,7 +166,11 @@ def test_each_near_miss_gets_its_own_diagnosis(lesson, tmp_path):
         assert diagnose(check, lesson, judge(check, wrong)) == diagnosis, name
     name, (diagnosis, _) = next(iter(known.items()))
     replaced = name.partition("__")[0]
-    answer = lesson.companion("solutions").read_text("utf-8") + "\n\n" + lesson.companion("near_misses").read_text("utf-8")
+    answer = (
+        lesson.companion("solutions").read_text("utf-8")
+        + "\n\n"
+        + lesson.companion("near_misses").read_text("utf-8")
+    )
     (tmp_path / "answer.py").write_text(f"{answer}\n{replaced} = {name}\n", "utf-8")
     passed, found = desk.run(lesson, tmp_path / "answer.py")
     assert not passed
@@ -164,8 +195,13 @@ def test_the_whole_course():
 @each
 def test_key_numbers(lesson):
     """`python tests/lesson_golden.py` writes them anew, when a change is meant."""
-    stored, found = json.loads((FOLDER / f"{lesson.name}.json").read_text("utf-8")), digest(spoken(events(lesson)))
-    assert [row[:2] for row in stored if row[0] != "answer"] == [row[:2] for row in found if row[0] != "answer"]
+    stored, found = (
+        json.loads((FOLDER / f"{lesson.name}.json").read_text("utf-8")),
+        digest(spoken(events(lesson))),
+    )
+    assert [row[:2] for row in stored if row[0] != "answer"] == [
+        row[:2] for row in found if row[0] != "answer"
+    ]
     for a, b in zip(stored, found, strict=True):
         if a[0] == "answer":
             assert a[1] == b[1] or float(a[1]) == pytest.approx(float(b[1]), rel=2e-3, abs=1e-3)

@@ -1,7 +1,9 @@
-"""Every operation, small and fused, on every backend: its backward is the transpose of its forward, whatever the shapes;
-it leaves its inputs and its output alone; float32 stays float32; and each fused one equals its composed twin.
+"""Every operation, small and fused, on every backend: its backward is the transpose of its forward,
+whatever the shapes; it leaves its inputs and its output alone; float32 stays float32; and each
+fused one equals its composed twin.
 
-`OPS` and `FUSED` are the two tables all of this runs over. A fused case takes the module (functional or composed) first.
+`OPS` and `FUSED` are the two tables all of this runs over. A fused case takes the module
+(functional or composed) first.
 """
 
 import inspect
@@ -11,12 +13,15 @@ from functools import partial
 import numpy as np
 import pytest
 
-from minqkv import Tensor, composed, fused, gradcheck, ops
+from minqkv import Tensor, gradcheck
 from minqkv import backend as backends
 from minqkv import functional as F
+from minqkv import functional as fused
+from minqkv import reference as composed
+from minqkv import tensor as ops
+from minqkv.attention import causal_mask, rope_table
 from minqkv.checking import GradcheckError
-from minqkv.errors import UsageError
-from minqkv.positions import causal_mask, rope_table
+from minqkv.runtime.errors import UsageError
 from minqkv.tensor import make, unbroadcast
 
 IDS = np.array([[0, 4, 4], [6, 0, 1]])
@@ -79,11 +84,23 @@ OPS = {
     "diamonds": (lambda x: (lambda y: (lambda z: z * z + y)(y + y.tanh()))(x + x), [(3,)]),
     "reused after reshape": (lambda x: x.reshape(6) * (x + x).reshape(6), [(2, 3)]),
 }
-AXES = [(None, False), (None, True), (0, False), (-1, True), (1, False), ((0, 2), False), ((-1, 0), True), ((), False)]
+AXES = [
+    (None, False),
+    (None, True),
+    (0, False),
+    (-1, True),
+    (1, False),
+    ((0, 2), False),
+    ((-1, 0), True),
+    ((), False),
+]
 for _axis, _kept in AXES:
     for _op in (F.sum, F.mean, F.max):
         if _axis != () or _op is F.sum:
-            OPS[f"{_op.__name__} {_axis} {_kept}"] = (partial(_op, axis=_axis, keepdims=_kept), [(2, 3, 4)])
+            OPS[f"{_op.__name__} {_axis} {_kept}"] = (
+                partial(_op, axis=_axis, keepdims=_kept),
+                [(2, 3, 4)],
+            )
 
 SHAPES = [
     ((3, 4), (3, 4)), ((3, 4), (4,)), ((4,), (3, 4)), ((3, 1), (1, 4)), ((), (2, 3)), ((2, 3), ()), ((2, 3, 4), (3, 1)),
@@ -106,7 +123,9 @@ def causal(n_queries, n_keys):
 
 def attend(m, q, k, v, temperature=None, bias=None, mask=False, scale=None):
     mask = causal(q.shape[2], k.shape[2]) if mask else None
-    return m.scaled_dot_product_attention(q, k, v, mask, scale=scale, temperature=temperature, bias=bias)
+    return m.scaled_dot_product_attention(
+        q, k, v, mask, scale=scale, temperature=temperature, bias=bias
+    )
 
 
 def some_ignored(m, x):
@@ -147,10 +166,16 @@ FUSED = {
     "attention, q = k": (lambda m, k, v: attend(m, k, k, v), QKV[:2]),
     "attention, k = v": (lambda m, q, k: attend(m, q, k, k, mask=True), GQA[:2]),
     "attention, q = k = v": (lambda m, x: attend(m, x, x, x, mask=True), QKV[:1]),
-    "attention, x thrice, plus": (lambda m, x, t, b: attend(m, x, x, x, t, b), [*QKV[:1], (), (3,)]),
+    "attention, x thrice, plus": (
+        lambda m, x, t, b: attend(m, x, x, x, t, b),
+        [*QKV[:1], (), (3,)],
+    ),
     "cross_entropy": (lambda m, x: m.cross_entropy(x, IDS), [(2, 3, 7)]),
     "cross_entropy, ignored": (some_ignored, [(2, 3, 5)]),
-    "cross_entropy, one left": (lambda m, x: m.cross_entropy(x, [9, 9, 2], ignore_index=9), [(3, 4)]),
+    "cross_entropy, one left": (
+        lambda m, x: m.cross_entropy(x, [9, 9, 2], ignore_index=9),
+        [(3, 4)],
+    ),
 }
 ALL = OPS | {name: (partial(function, F), shapes) for name, (function, shapes) in FUSED.items()}
 
@@ -163,13 +188,20 @@ def test_the_tables_cover_every_operation():
     small = {name.split()[0] for name in OPS}
     assert small >= {name for name, f in vars(ops).items() if inspect.isfunction(f) and f.__module__ == ops.__name__ and
                      not name.startswith("_")}  # fmt: skip
-    tried = {name.split(",")[0].split()[0].replace("attention", "scaled_dot_product_attention") for name in FUSED}
+    tried = {
+        name.split(",")[0].split()[0].replace("attention", "scaled_dot_product_attention")
+        for name in FUSED
+    }
     public = {
-        name for name, f in vars(fused).items() if inspect.isfunction(f) and f.__module__ == fused.__name__ and name[0] != "_"
+        name
+        for name, f in vars(fused).items()
+        if inspect.isfunction(f) and f.__module__ == fused.__name__ and name[0] != "_"
     }
     assert tried == public
     assert public <= set(vars(composed))
-    assert public | (small & set(vars(ops))) >= {name for name, f in vars(F).items() if inspect.isfunction(f)}
+    assert public | (small & set(vars(ops))) >= {
+        name for name, f in vars(F).items() if inspect.isfunction(f)
+    }
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -179,7 +211,9 @@ def test_backward_is_the_transpose_of_forward(backend, leaf, name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_arrays_are_left_alone(backend, leaf, rng, name):
-    """Neither an input, nor the output, nor the cotangent is written to; the gradient has its input's shape."""
+    """Neither an input, nor the output, nor the cotangent is written to; the gradient has its
+    input's shape.
+    """
     xs = inputs(leaf, name)
     out = ALL[name][0](*xs)
     g = device(rng.standard_normal(out.shape))
@@ -203,7 +237,11 @@ def test_float32_stays_float32(backend, leaf, name):
     assert [x.grad.dtype.name for x in xs] == ["float32"] * len(xs)
 
 
-@pytest.mark.parametrize("number", [2, 2.0, True, np.float64(2), np.float32(2), np.int64(2)], ids=lambda n: type(n).__name__)
+@pytest.mark.parametrize(
+    "number",
+    [2, 2.0, True, np.float64(2), np.float32(2), np.int64(2)],
+    ids=lambda n: type(n).__name__,
+)
 def test_a_number_does_not_change_the_dtype(backend, leaf, number):
     """NumPy 2 would make float32 * np.float64(2) a float64 array."""
     uses = [lambda x: x + number, lambda x: number - x, lambda x: x * number, lambda x: number * x, lambda x: x / number,
@@ -241,7 +279,9 @@ def zero_softmax(x):
 
 
 def test_a_softmax_backward_of_zeros(backend, leaf):
-    """A cotangent of ones cannot tell it from the right one: both give zeros, as every row sums to one. gradcheck can."""
+    """A cotangent of ones cannot tell it from the right one: both give zeros, as every row sums to
+    one. gradcheck can.
+    """
     x = leaf(3, 4)
     found = []
     for softmax in (F.softmax, zero_softmax):
@@ -255,11 +295,17 @@ def test_a_softmax_backward_of_zeros(backend, leaf):
 
 WRONG = {
     "forgets its factor": lambda x, y: make(x.data * y.data, (x, y), lambda g: (g * y.data, g)),
-    "swaps its inputs": lambda x, y: make(x.data * y.data, (x, y), lambda g: (g * x.data, g * y.data)),
-    "loses one of two uses": lambda x, y: make(x.data * x.data + y.data, (x, y), lambda g: (g * x.data, g)),
+    "swaps its inputs": lambda x, y: make(
+        x.data * y.data, (x, y), lambda g: (g * x.data, g * y.data)
+    ),
+    "loses one of two uses": lambda x, y: make(
+        x.data * x.data + y.data, (x, y), lambda g: (g * x.data, g)
+    ),
     "off by a millionth": lambda x, y: make(x.data + y.data, (x, y), lambda g: (g, g * (1 + 1e-5))),
     "no gradient": lambda x, y: make(x.data + y.data, (x, y), lambda g: (g, None)),
-    "keeps a broadcast row": lambda x, y: make(x.data + y.data, (x, y), lambda g: (g, g - g.mean(axis=0, keepdims=True))),
+    "keeps a broadcast row": lambda x, y: make(
+        x.data + y.data, (x, y), lambda g: (g, g - g.mean(axis=0, keepdims=True))
+    ),
 }
 
 
@@ -280,7 +326,13 @@ def test_gradcheck_wants_float64_and_restores_its_inputs(backend, leaf):
 
 def test_unbroadcast_mirrors_broadcasting(backend, rng):
     """⟨broadcast(x), g⟩ = ⟨x, unbroadcast(g)⟩."""
-    for shape, full in [((3,), (2, 3)), ((2, 1), (2, 3)), ((), (2, 3)), ((1, 1, 3), (4, 2, 3)), ((2, 3), (2, 3))]:
+    for shape, full in [
+        ((3,), (2, 3)),
+        ((2, 1), (2, 3)),
+        ((), (2, 3)),
+        ((1, 1, 3), (4, 2, 3)),
+        ((2, 3), (2, 3)),
+    ]:
         x, g = rng.standard_normal(shape), rng.standard_normal(full)
         back = host(unbroadcast(device(g), shape))
         assert back.shape == shape
@@ -295,8 +347,12 @@ def test_max_shares_the_gradient_among_equals(backend):
 
 def test_softmax_and_attention_do_not_overflow(backend):
     x = Tensor(device([[1e4, 1e4 - 1.0, -1e4]]), requires_grad=True)
-    np.testing.assert_allclose(host(F.softmax(x)), [[1 / (1 + math.exp(-1)), 1 / (1 + math.e), 0]], atol=1e-12)
-    assert math.isclose(F.cross_entropy(x, [2]).item(), 2e4 + math.log(1 + math.exp(-1)), rel_tol=1e-12)
+    np.testing.assert_allclose(
+        host(F.softmax(x)), [[1 / (1 + math.exp(-1)), 1 / (1 + math.e), 0]], atol=1e-12
+    )
+    assert math.isclose(
+        F.cross_entropy(x, [2]).item(), 2e4 + math.log(1 + math.exp(-1)), rel_tol=1e-12
+    )
     q = Tensor(device(np.full((1, 1, 2, 2), 1e3)))
     np.testing.assert_allclose(host(attend(F, q, q, q, mask=True)), host(q))
 
@@ -311,13 +367,19 @@ REFUSED = {
     "index array too negative": lambda x: x[np.array([-3])],
     "boolean index array": lambda x: x[np.array([True, False])],
     "index array and ellipsis": lambda x: x[..., np.array([0])],
-    "device index array": lambda x: x[backends.upload(np.array([0, 0]))] if backends.ndarray is not np.ndarray else x[[True]],
+    "device index array": lambda x: (
+        x[backends.upload(np.array([0, 0]))] if backends.ndarray is not np.ndarray else x[[True]]
+    ),
     "target out of range": lambda x: F.cross_entropy(x, [0, 3]),
     "target of another shape": lambda x: F.cross_entropy(x, [0]),
     "all ignored": lambda x: F.cross_entropy(x, [-100, -100]),
     "dropout of everything": lambda x: F.dropout(x, 1.0, np.random.default_rng(0)),
-    "heads that do not divide": lambda x: attend(F, *(Tensor(backends.xp.ones((1, h, 2, 2))) for h in (3, 2, 2))),
-    "values of another length": lambda x: attend(F, *(Tensor(backends.xp.ones((1, 1, s, 2))) for s in (2, 2, 3))),
+    "heads that do not divide": lambda x: attend(
+        F, *(Tensor(backends.xp.ones((1, h, 2, 2))) for h in (3, 2, 2))
+    ),
+    "values of another length": lambda x: attend(
+        F, *(Tensor(backends.xp.ones((1, 1, s, 2))) for s in (2, 2, 3))
+    ),
 }
 
 

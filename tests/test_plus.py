@@ -1,25 +1,30 @@
-"""The paper's "+" as written and what the softmax leaves of it are one function, with one set of gradients."""
+"""The paper's "+" as written and what the softmax leaves of it are one function, with one set of
+gradients.
+"""
 
 import numpy as np
 import pytest
 from toys import gpt, host, scramble, tagger
 
 from minqkv import backend as backends
-from minqkv import composed, ops
-from minqkv.attention import Attention
-from minqkv.diagnose import cycle_curl
-from minqkv.errors import UsageError
+from minqkv import reference as composed
+from minqkv import tensor as ops
+from minqkv.analysis.diagnose import cycle_curl
+from minqkv.attention import Attention, causal_mask, sinusoids
 from minqkv.functional import split_heads
 from minqkv.models import GPTConfig, Tagger, TaggerConfig
 from minqkv.nn import Init
 from minqkv.optim import Adam
-from minqkv.positions import causal_mask, sinusoids
+from minqkv.runtime.errors import UsageError
+from minqkv.runtime.tracing import trace
 from minqkv.tensor import Tensor, no_grad
-from minqkv.tracing import trace
 
 T, D, H = 7, 16, 4
 PLUS = ("q=k-v+", "q=k=v+")
-LAYOUTS = {"2023": (6, 4, 6), "2026": (5, 5, 5)}  # row channels, column channels, width of the frequencies
+LAYOUTS = {
+    "2023": (6, 4, 6),
+    "2026": (5, 5, 5),
+}  # row channels, column channels, width of the frequencies
 
 
 def attention(spec, channels=(5, 5, 5)):
@@ -27,7 +32,9 @@ def attention(spec, channels=(5, 5, 5)):
 
 
 def literal(attn, x, b, channels, mask=None):
-    """The forward of `attn` with the "+" as a convolution over the scores and all m channels, in small operations."""
+    """The forward of `attn` with the "+" as a convolution over the scores and all m channels, in
+    small operations.
+    """
     rows, columns, width = channels
     k = split_heads(attn.wk(x), H)  # (B, H, T, d_h)
     v = split_heads(attn.wv(x), H) if attn.spec.streams == 2 else k
@@ -68,7 +75,9 @@ def test_literal_is_reduced(spec, channels, causal, backend, rng):
         close(reduced[name], full[name])
     w = full["plus.weight"]
     rows = channels[0]
-    assert np.ptp(w[:rows]) < 1e-11  # the row half cancels: all its weights move s = Σw and nothing else
+    assert (
+        np.ptp(w[:rows]) < 1e-11
+    )  # the row half cancels: all its weights move s = Σw and nothing else
     assert np.ptp(w[rows:]) > 1e-3
     assert abs(w[0]) > 1e-3
     assert np.ptp(reduced["plus.weight"][:rows]) == 0
@@ -108,16 +117,28 @@ def relative_curl(scores):
 
 @pytest.mark.parametrize(
     ("variant", "reversible"),
-    [("qkv", False), ("q-k=v", False), ("q=k-v", True), ("q=k=v", True), ("q=k-v+", True), ("q=k=v+", True)],
+    [
+        ("qkv", False),
+        ("q-k=v", False),
+        ("q=k-v", True),
+        ("q=k=v", True),
+        ("q=k-v+", True),
+        ("q=k=v+", True),
+    ],
 )
 def test_curl_tells_direction(variant, reversible, backend, rng):
-    """Q = K is a reversible chain and "+" does not change that; its pattern is not symmetric all the same."""
+    """Q = K is a reversible chain and "+" does not change that; its pattern is not symmetric all
+    the same.
+    """
     ids = rng.integers(0, 11, (2, 12))
     with trace() as t:
         tagger(variant)(ids)
         gpt(variant, position="none")(ids)
     patterns = [t.all(f"blocks.{i}.attn.pattern")[0] for i in range(2)]
-    scores = [t.all(f"blocks.{i}.attn.{'plus' if variant.endswith('+') else 'scores'}")[1] for i in range(2)]
+    scores = [
+        t.all(f"blocks.{i}.attn.{'plus' if variant.endswith('+') else 'scores'}")[1]
+        for i in range(2)
+    ]
     for found in (*map(np.log, patterns), *scores):
         assert found.shape == (2, H, 12, 12)
         assert relative_curl(found) < 1e-12 if reversible else relative_curl(found) > 0.1
@@ -136,7 +157,9 @@ def test_curl_by_hand():
 def test_ablations_are_halves_of_the_whole(sharing, backend, rng):
     """`temperature` is "+" without its columns; `bias` is "+" whose weights happen to sum to one."""
     x, mask = inputs(rng, True)
-    full, temperature, bias, none = (attention(sharing + plus) for plus in ("+", "+temperature", "+bias", ""))
+    full, temperature, bias, none = (
+        attention(sharing + plus) for plus in ("+", "+temperature", "+bias", "")
+    )
     weight = host(full.plus.weight)
     assert np.array_equal(weight, host(bias.plus.weight))
     assert [host(a) is not None and a.size for a in full.plus(T)] == [1, T]
@@ -161,7 +184,9 @@ def test_ablations_are_halves_of_the_whole(sharing, backend, rng):
 
 @pytest.mark.parametrize("start", [-1.0, 1.0, 0.5])
 def test_plus_start_sets_the_temperature(start):
-    model = Tagger(TaggerConfig(10, 8, 2, 2, 8, variant="q=k=v+", plus_start=start, dtype="float64"))
+    model = Tagger(
+        TaggerConfig(10, 8, 2, 2, 8, variant="q=k=v+", plus_start=start, dtype="float64")
+    )
     for block in model.blocks:
         np.testing.assert_allclose(host(block.attn.plus.weight), start / 10)
         assert block.attn.plus(8)[0].item() == pytest.approx(start)
@@ -178,8 +203,12 @@ def test_the_start_differs_between_layers_and_protocols():
     """2026: w ~ 0.02·N, so s starts near 0. 2023: uniform in ±√(6/(m+1))."""
     weights = {}
     for protocol in LAYOUTS:
-        model = Tagger(TaggerConfig(10, 8, 40, 1, 2, variant="q=k-v+", protocol=protocol, dtype="float64"))
-        weights[protocol] = np.stack([host(block.attn.plus.weight) for block in model.blocks])  # (40, 10)
+        model = Tagger(
+            TaggerConfig(10, 8, 40, 1, 2, variant="q=k-v+", protocol=protocol, dtype="float64")
+        )
+        weights[protocol] = np.stack(
+            [host(block.attn.plus.weight) for block in model.blocks]
+        )  # (40, 10)
         assert len(np.unique(weights[protocol])) == 400
     assert weights["2026"].std() == pytest.approx(0.02, rel=0.15)
     bound = (6 / 11) ** 0.5
@@ -187,13 +216,18 @@ def test_the_start_differs_between_layers_and_protocols():
     assert weights["2023"].std() == pytest.approx(bound / 3**0.5, rel=0.15)
 
 
-@pytest.mark.parametrize(("protocol", "rows", "columns", "width"), [("2023", 6, 4, 6), ("2026", 5, 5, 5)])
+@pytest.mark.parametrize(
+    ("protocol", "rows", "columns", "width"), [("2023", 6, 4, 6), ("2026", 5, 5, 5)]
+)
 def test_channel_layout(protocol, rows, columns, width, backend):
     model = tagger("q=k-v+", protocol=protocol)
     plus = model.blocks[1].attn.plus
     assert model.config.position == {"2023": "sinusoidal", "2026": "learned"}[protocol]
     j = np.arange(12)
-    by_hand = [(np.cos if c % 2 else np.sin)(j * 10000.0 ** (-2 * (c // 2) / width)) for c in range(columns)]
+    by_hand = [
+        (np.cos if c % 2 else np.sin)(j * 10000.0 ** (-2 * (c // 2) / width))
+        for c in range(columns)
+    ]
     close(plus.columns, np.stack(by_hand, axis=1), atol=1e-15)
     w = np.arange(1.0, 11.0)
     plus.weight.data[...] = backends.upload(w)

@@ -1,4 +1,6 @@
-"""Tokens decoded by several processes are those of one, to rounding, whatever happens to the cache in between."""
+"""Tokens decoded by several processes are those of one, to rounding, whatever happens to the cache
+in between.
+"""
 
 import gc
 import itertools
@@ -17,14 +19,19 @@ from test_cache import SCHEMES, T, decode, prefill_then_tokens, token_by_token, 
 from test_shards import alive, two_workers_end_with
 from toys import TEN, gpt, host
 
-from minqkv import composed, reading, shards, workers
-from minqkv.errors import EnvironmentFault
+from minqkv import reading
+from minqkv import reference as composed
 from minqkv.models import GPT
 from minqkv.nn import Module
+from minqkv.runtime import parallel as shards
+from minqkv.runtime import parallel as workers
+from minqkv.runtime.errors import EnvironmentFault
+from minqkv.runtime.tracing import trace
 from minqkv.tensor import Tensor
-from minqkv.tracing import trace
 
-forks = pytest.mark.skipif(not workers.CAN_FORK, reason="this system has no safe fork: one process decodes")
+forks = pytest.mark.skipif(
+    not workers.CAN_FORK, reason="this system has no safe fork: one process decodes"
+)
 
 
 @pytest.fixture
@@ -42,14 +49,23 @@ def eager(monkeypatch):
 def test_parts_joined_are_the_whole(size, one_stream, with_bias, far, rng, monkeypatch):
     monkeypatch.setattr(reading, "FAR", far)
     q, k = size * rng.standard_normal((2, 4, 1, 8)), rng.standard_normal((2, 2, 11, 8))
-    v, bias = k if one_stream else rng.standard_normal(k.shape), size * rng.standard_normal(11) if with_bias else None
-    whole = composed.scaled_dot_product_attention(*map(Tensor, (q, k, v)), scale=1.0, bias=bias if bias is None else Tensor(bias))
+    v, bias = (
+        k if one_stream else rng.standard_normal(k.shape),
+        size * rng.standard_normal(11) if with_bias else None,
+    )
+    whole = composed.scaled_dot_product_attention(
+        *map(Tensor, (q, k, v)), scale=1.0, bias=bias if bias is None else Tensor(bias)
+    )
     for cuts in ([0, 11], [0, 5, 11], [0, 1, 2, 10, 11]):
         parts = []
         for start, stop in itertools.pairwise(cuts):
             keys = k[:, :, start:stop]
             values = keys if one_stream else v[:, :, start:stop]
-            parts.append(reading.part(q.reshape(2, 2, 2, 8), keys, values, bias if bias is None else bias[start:stop]))
+            parts.append(
+                reading.part(
+                    q.reshape(2, 2, 2, 8), keys, values, bias if bias is None else bias[start:stop]
+                )
+            )
         found = reading.join(parts).reshape(q.shape)
         np.testing.assert_allclose(found, whole.data, rtol=0, atol=1e-12)
 
@@ -105,12 +121,19 @@ def test_who_reads_what(asked, rng):
     decode(model, cache, ids[:, :9], [9])
     assert not asked  # a text that is read is no token that is decoded
     decode(model, cache, ids[:, 9:10], [1])
-    assert asked == [(-1, 0, 0)] * 2 + [(0, 0, 3), (0, 3, 6), (1, 0, 3), (1, 3, 6)]  # of ten positions
+    assert asked == [(-1, 0, 0)] * 2 + [
+        (0, 0, 3),
+        (0, 3, 6),
+        (1, 0, 3),
+        (1, 3, 6),
+    ]  # of ten positions
 
 
 @forks
 def test_short_caches_and_small_models_are_read_by_one(asked, rng, monkeypatch):
-    """One layer's positions are worth workers from LEAST bytes on, and so are a model's weights, for reading ahead."""
+    """One layer's positions are worth workers from LEAST bytes on, and so are a model's weights,
+    for reading ahead.
+    """
     workers.set_threads(2)
     model, ids = gpt("q-k=v", n_layer=1, block_size=T), rng.integers(0, 11, (2, T))
     per_position, weights = 2 * 16 * 8, 16 * (4 * 16 + 2 * 24) * 8
@@ -148,7 +171,9 @@ def test_unturned_keys_are_turned_by_the_decoder(asked, rng):
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("variant", ["q-k=v", "q=k-v+"])
 def test_bits_depend_on_the_number_of_threads_alone(variant, rng):
-    """Whoever reads a part, its numbers are the same: workers, or this process where there are none."""
+    """Whoever reads a part, its numbers are the same: workers, or this process where there are
+    none.
+    """
     ids, model, found = rng.integers(0, 11, (2, T)), gpt(variant, dtype="float32"), []
     for can_fork in (True, True, False):
         workers.set_threads(2)
@@ -177,7 +202,9 @@ def test_workers_are_forked_anew_as_a_cache_grows_and_when_it_was_cut(asked, rng
     changed = (ids + 1) % 11
     changed[:, :5] = ids[:, :5]
     expected = host(model(changed))
-    np.testing.assert_allclose(decode(model, cache, changed[:, 5:], [20] + [1] * 15), expected[:, 5:], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        decode(model, cache, changed[:, 5:], [20] + [1] * 15), expected[:, 5:], rtol=0, atol=1e-10
+    )
     assert workers.crew_of(cache) is not known
 
 
@@ -193,7 +220,9 @@ def test_weights_that_change_after_the_fork_count(rng):
     for p in model.parameters():
         p.data *= 1.5
     cache.trim(0)
-    np.testing.assert_allclose(decode(model, cache, ids, [T - 1, 1]), host(model(ids)), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        decode(model, cache, ids, [T - 1, 1]), host(model(ids)), rtol=0, atol=1e-10
+    )
     assert workers.crew_of(cache) is not crew  # for its positions were overwritten
 
 
@@ -218,7 +247,9 @@ def test_a_clone_and_its_original_go_separate_ways(rng):
     twin = cache.clone([1, 1])
     for which, rows in ((cache, ids), (twin, ids[[1, 1]])):
         expected = host(model(rows))
-        np.testing.assert_allclose(decode(model, which, rows[:, 8:], [1] * (T - 8)), expected[:, 8:], rtol=0, atol=1e-10)
+        np.testing.assert_allclose(
+            decode(model, which, rows[:, 8:], [1] * (T - 8)), expected[:, 8:], rtol=0, atol=1e-10
+        )
     assert workers.crew_of(cache) is not workers.crew_of(twin)
 
 
@@ -248,7 +279,9 @@ def test_a_worker_that_was_killed(rng):
         decode(model, cache, ids[:, 10:11], [1])
     assert len(cache) == 10
     expected = host(model(ids))
-    np.testing.assert_allclose(decode(model, cache, ids[:, 10:], [1, 1]), expected[:, 10:], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        decode(model, cache, ids[:, 10:], [1, 1]), expected[:, 10:], rtol=0, atol=1e-10
+    )
 
 
 @forks
@@ -259,11 +292,15 @@ def test_an_interrupted_token_leaves_no_stale_answer(rng, monkeypatch):
     cache = model.new_cache()
     decode(model, cache, ids[:, :10], [9, 1])
     with monkeypatch.context() as patch:
-        patch.setattr(workers.Crew, "answers", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            workers.Crew, "answers", lambda self: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             decode(model, cache, (ids[:, 10:11] + 1) % 11, [1])
     expected = host(model(ids))
-    np.testing.assert_allclose(decode(model, cache, ids[:, 10:], [1, 1]), expected[:, 10:], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        decode(model, cache, ids[:, 10:], [1, 1]), expected[:, 10:], rtol=0, atol=1e-10
+    )
 
 
 @forks
@@ -300,7 +337,9 @@ def test_another_model_on_the_same_cache(rng):
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_gradient_that_is_wanted_is_there(frozen, rng):
-    """One token and a cache, outside of no_grad: what is computed for the new token alone has a graph, as for several."""
+    """One token and a cache, outside of no_grad: what is computed for the new token alone has a
+    graph, as for several.
+    """
     block = gpt("q=k-v+").blocks[0].attn
     if frozen:
         for linear in (block.wk, block.wv):
@@ -330,7 +369,9 @@ def test_a_worker_of_a_real_crew_reads_ahead(rng, monkeypatch):
 
     monkeypatch.setattr(reading.Reader, "rest", rest)
     model, ids = gpt("qkv"), rng.integers(0, 11, (1, T))
-    np.testing.assert_allclose(token_by_token(model, ids, rng), host(model(ids)), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        token_by_token(model, ids, rng), host(model(ids)), rtol=0, atol=1e-10
+    )
     assert seen[0] > 3
     assert seen[1] == 2 * (2 * 6 + 1)
 
@@ -353,13 +394,17 @@ def test_an_output_projection_of_another_make(freeze, rng):
             block.attn.wo.weight = block.attn.wo.weight.detach()
         else:
             block.attn.wo = Wrapped(block.attn.wo)
-    np.testing.assert_allclose(token_by_token(model, ids, rng), host(model(ids)), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        token_by_token(model, ids, rng), host(model(ids)), rtol=0, atol=1e-10
+    )
 
 
 @forks
 @pytest.mark.usefixtures("eager")
 def test_a_model_that_decodes_while_it_is_trained(rng, monkeypatch):
-    """A forward that asks a teacher, token by token: no lock is held meanwhile that the teacher needs."""
+    """A forward that asks a teacher, token by token: no lock is held meanwhile that the teacher
+    needs.
+    """
     monkeypatch.setattr(shards, "SMALLEST", 1)
     workers.set_threads(2)
     teacher, ids = gpt("mqa"), rng.integers(0, 11, (4, T))
@@ -387,7 +432,9 @@ def test_threads_decode_while_another_changes_their_number(rng):
     def run():
         try:
             while time.perf_counter() < until:
-                np.testing.assert_allclose(token_by_token(model, ids, None), expected, rtol=0, atol=1e-10)
+                np.testing.assert_allclose(
+                    token_by_token(model, ids, None), expected, rtol=0, atol=1e-10
+                )
         except BaseException as error:
             wrong.append(error)
 
@@ -417,7 +464,9 @@ def test_the_fifth_cache_is_read_by_one_and_nobody_is_forked_for_every_token(rng
             row.append(decode(model, cache, ids[:, n : n + 1], [1]))
     assert len(forks) == workers.MOST * 4  # at 1, 2, 4 and 8 positions
     for row in rows:
-        np.testing.assert_allclose(np.concatenate(row, axis=1), host(model(ids)), rtol=0, atol=1e-10)
+        np.testing.assert_allclose(
+            np.concatenate(row, axis=1), host(model(ids)), rtol=0, atol=1e-10
+        )
         assert all((a == b).all() for a, b in zip(row, rows[0], strict=True))  # to the bit
     monkeypatch.setattr(workers, "RECENT", 0.0)
     made[-1].trim(5)
@@ -442,7 +491,9 @@ def test_a_crew_that_is_dismissed_as_it_is_hired(rng, monkeypatch):
 
     monkeypatch.setattr(workers, "_hire", dismissed_once)
     cache = model.new_cache()
-    np.testing.assert_allclose(decode(model, cache, ids, [T - 1, 1]), host(model(ids)), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        decode(model, cache, ids, [T - 1, 1]), host(model(ids)), rtol=0, atol=1e-10
+    )
     assert len(hired) == 2
     assert [crew.end.alive for crew in hired] == [False, True]
 
@@ -458,7 +509,9 @@ def test_a_crew_hired_in_the_moment_of_an_interrupt_is_like_any_other(rng, monke
         with pytest.raises(KeyboardInterrupt):
             decode(model, caches[0], ids[:, :1], [1])
     for cache in caches:
-        np.testing.assert_allclose(decode(model, cache, ids, [T - 1, 1]), host(model(ids)), rtol=0, atol=1e-10)
+        np.testing.assert_allclose(
+            decode(model, cache, ids, [T - 1, 1]), host(model(ids)), rtol=0, atol=1e-10
+        )
 
 
 @forks
@@ -505,7 +558,9 @@ class Line:
 
 
 def test_what_is_read_ahead(monkeypatch):
-    """Matrices in the order of their use, from where the decoder is, shared by the workers, up to a bound, until asked."""
+    """Matrices in the order of their use, from where the decoder is, shared by the workers, up to a
+    bound, until asked.
+    """
     model = gpt("qkv", n_layer=2)
     read = []
 
@@ -518,7 +573,10 @@ def test_what_is_read_ahead(monkeypatch):
 
     split = np.array_split
     monkeypatch.setattr(np, "array_split", lambda a, n: [Chunk(part) for part in split(a, n)])
-    matrices, state = ("attn.wq", "attn.wk", "attn.wv", "attn.wo", "mlp.fc", "mlp.proj"), model.state_dict()
+    matrices, state = (
+        ("attn.wq", "attn.wk", "attn.wv", "attn.wo", "mlp.fc", "mlp.proj"),
+        model.state_dict(),
+    )
     order = [state[f"blocks.{b}.{matrix}.weight"].flat[0] for b in range(2) for matrix in matrices]
 
     def found(layer, calls=99, i=0, n=1):
@@ -557,11 +615,14 @@ def test_a_large_model_is_read_ahead_layer_by_layer(asked, rng, monkeypatch):
 @forks
 @pytest.mark.slow
 def test_interrupts_at_any_moment():
-    """Ctrl-C to the whole group, again and again, while tokens are decoded: the numbers stay right, nobody is left over."""
+    """Ctrl-C to the whole group, again and again, while tokens are decoded: the numbers stay right,
+    nobody is left over.
+    """
     program = """
         import contextlib, os, random, signal, threading, time
         import numpy as np
-        from minqkv import GPT, GPTConfig, no_grad, reading, workers
+        from minqkv import GPT, GPTConfig, no_grad, reading
+        from minqkv.runtime import parallel as workers
         reading.LEAST = 1
         me, random_delay = os.getpid(), random.Random(0)
         model = GPT(GPTConfig(7, 24, 2, 4, 16, dtype="float64"))
@@ -607,7 +668,8 @@ def test_interrupts_at_any_moment():
 def test_workers_end_with_a_decoder_that_was_killed():
     program = """
         import os, signal
-        from minqkv import GPT, GPTConfig, reading, workers
+        from minqkv import GPT, GPTConfig, reading
+        from minqkv.runtime import parallel as workers
         reading.LEAST = 1
         workers.set_threads(3)
         model = GPT(GPTConfig(7, 6, 1, 2, 16))
@@ -628,6 +690,8 @@ def test_an_interrupt_while_workers_are_ended_is_not_lost(rng, monkeypatch):
     cache = model.new_cache()
     decode(model, cache, rng.integers(0, 11, (1, T)), [T - 1, 1])
     kill = os.kill
-    monkeypatch.setattr(os, "kill", lambda pid, number: (kill(os.getpid(), signal.SIGINT), kill(pid, number)))
+    monkeypatch.setattr(
+        os, "kill", lambda pid, number: (kill(os.getpid(), signal.SIGINT), kill(pid, number))
+    )
     with pytest.raises(KeyboardInterrupt):
         workers.set_threads(1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minqkv import stats
+from minqkv.study import stats
 
 ROOT = Path(__file__).resolve().parents[1]
 README = " ".join((ROOT / "README.md").read_text("utf-8").split())
@@ -27,18 +27,29 @@ def with_half(estimate):
 
 
 def test_agreement_with_the_authors():
-    """The difference of two means of three seeds, against its 95 % interval (t with 4 degrees of freedom)."""
+    """The difference of two means of three seeds, against its 95 % interval (t with 4 degrees of
+    freedom).
+    """
     found = [(cell, row) for cell, row in rows("study-agreement") if row["published"]]
     outside = []
     for cell, row in found:
-        spread = math.hypot(stats.spread(list(row["by_seed"].values())), row["published_spread"]) / math.sqrt(3)
-        if abs(row["accuracy"]["mean"] - row["published"]["mean"]) > max(stats.t_quantile(4) * spread, 5e-4):
+        spread = math.hypot(
+            stats.spread(list(row["by_seed"].values())), row["published_spread"]
+        ) / math.sqrt(3)
+        if abs(row["accuracy"]["mean"] - row["published"]["mean"]) > max(
+            stats.t_quantile(4) * spread, 5e-4
+        ):
             outside.append((cell["task"], cell["n_layer"], cell["n_head"], row["arm"]))
     assert len(found) == 48
     assert outside == [("reverse", 4, 4, "q=k=v")]
     assert "of 48 configurations" in README
-    row = next(r for c, r in found if (c["task"], c["n_layer"], c["n_head"], r["arm"]) == outside[0])
-    assert f"({number(row['accuracy']['mean'])} here, {number(row['published']['mean'])} there)" in README
+    row = next(
+        r for c, r in found if (c["task"], c["n_layer"], c["n_head"], r["arm"]) == outside[0]
+    )
+    assert (
+        f"({number(row['accuracy']['mean'])} here, {number(row['published']['mean'])} there)"
+        in README
+    )
 
 
 @pytest.mark.parametrize("study", ["study-quick", "study-plus"])
@@ -72,16 +83,26 @@ def bench(name):
 
 
 def test_decoding_times():
-    rows = [row for row in bench("decode-2t.json")["rows"] if row["kind"] == "cached" and row["batch"] == 1]
+    rows = [
+        row
+        for row in bench("decode-2t.json")["rows"]
+        if row["kind"] == "cached" and row["batch"] == 1
+    ]
     qkv = [row for row in rows if row["variant"] == "qkv"]
     times = [f"{row['us_per_token'][row['best_torch']]:,.0f}" for row in qkv]
     assert f"{', '.join(times[:-1])} and {times[-1]} µs for `qkv`" in README
     means = bench("decode-2t.json")["summary"]
-    of = {(b, v): f"{means[f'batch {b}, {v}: over PyTorch, geometric mean']:.2f}" for b in (1, 16) for v in ("qkv", "q-k=v")}
+    of = {
+        (b, v): f"{means[f'batch {b}, {v}: over PyTorch, geometric mean']:.2f}"
+        for b in (1, 16)
+        for v in ("qkv", "q-k=v")
+    }
     assert f"is {of[1, 'qkv']} for `qkv` and {of[1, 'q-k=v']} for `q-k=v`" in README
     assert f"With a batch of 16 it is {of[16, 'qkv']} and {of[16, 'q-k=v']}" in README
     for variant in ("qkv", "q-k=v", "gqa-2", "mqa", "q-mqa"):
-        mine = [f"{row['us_per_token']['minqkv']:,.0f}" for row in rows if row["variant"] == variant]
+        mine = [
+            f"{row['us_per_token']['minqkv']:,.0f}" for row in rows if row["variant"] == variant
+        ]
         assert f"| `{variant}` | {' | '.join(mine)} |" in README
 
 
@@ -89,7 +110,13 @@ def test_step_times_and_memory():
     step, memory = bench("step-2t.json"), bench("memory-2t.json")["summary"]
     for row in step["rows"]:
         if row["variant"] == "qkv":
-            sizes, best = ", ".join(map(str, row["V T d L H B"])), row["median_ms"][row["best_torch"]]
-            assert f"| {sizes} | {row['median_ms']['minqkv']:.1f} ms | {best:.1f} ms | {row['ratio'][0]:.2f} |" in README
+            sizes, best = (
+                ", ".join(map(str, row["V T d L H B"])),
+                row["median_ms"][row["best_torch"]],
+            )
+            assert (
+                f"| {sizes} | {row['median_ms']['minqkv']:.1f} ms | {best:.1f} ms | {row['ratio'][0]:.2f} |"
+                in README
+            )
     assert f"The geometric mean is {step['summary']['geometric_mean_of_sizes']:.2f}" in README
     assert f"{memory['step: over PyTorch, geometric mean']:.2f} of PyTorch's" in README

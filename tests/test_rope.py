@@ -1,28 +1,33 @@
-"""Rotary positions with K = V: two ways that depend on distances alone, and the naive one that does not."""
+"""Rotary positions with K = V: two ways that depend on distances alone, and the naive one that does
+not.
+"""
 
 import numpy as np
 import pytest
 from toys import gpt, host, scramble
 
 from minqkv import backend as backends
-from minqkv.attention import Attention
+from minqkv.attention import Attention, causal_mask, rope_table
 from minqkv.cache import KVCache
-from minqkv.errors import UsageError
 from minqkv.functional import rotate, scaled_dot_product_attention, split_heads
 from minqkv.nn import Init
-from minqkv.positions import causal_mask, rope_table
+from minqkv.runtime.errors import UsageError
 from minqkv.tensor import Tensor
 from minqkv.variants import VariantSpec
 
 T, D, H, D_HEAD = 6, 24, 4, 6
 ONE_STREAM = ("q-k=v", "q=k=v", "q-gqa-2", "q-mqa")
 TWO_STREAMS = ("qkv", "q=k-v", "gqa-2", "mqa", "q=k-v+")
-BOTH = [(spec, value) for spec in ONE_STREAM for value in ("raw", "unrotate")] + [(spec, "raw") for spec in TWO_STREAMS]
+BOTH = [(spec, value) for spec in ONE_STREAM for value in ("raw", "unrotate")] + [
+    (spec, "raw") for spec in TWO_STREAMS
+]
 
 
 def attention(spec, rope_value="raw", block_size=40):
     init = Init(dtype="float64")
-    return scramble(Attention(spec, D, H, block_size, init, position="rope", rope_value=rope_value), std=0.6)
+    return scramble(
+        Attention(spec, D, H, block_size, init, position="rope", rope_value=rope_value), std=0.6
+    )
 
 
 def inputs(rng, n=T):
@@ -42,7 +47,9 @@ def naive(attn, x, mask):
     cos, sin = (table[:T] for table in attn.angles)
     k = rotate(split_heads(attn.wk(x), attn.kv_heads), cos, sin)
     q = rotate(split_heads(attn.wq(x), H), cos, sin)
-    return attn.wo(scaled_dot_product_attention(q, k, k, mask).transpose(0, 2, 1, 3).reshape(x.shape))
+    return attn.wo(
+        scaled_dot_product_attention(q, k, k, mask).transpose(0, 2, 1, 3).reshape(x.shape)
+    )
 
 
 def moved_by(forward, attn, x, shift):
@@ -69,10 +76,15 @@ def test_the_naive_form_depends_on_where_it_stands(spec, shift, rng):
 def test_distances_do_matter(spec, rng):
     """The tests above would pass on a model without positions: this one would not."""
     x = inputs(rng)
-    turned, plain = attention(spec), scramble(Attention(spec, D, H, T, Init(dtype="float64")), std=0.6)
+    turned, plain = (
+        attention(spec),
+        scramble(Attention(spec, D, H, T, Init(dtype="float64")), std=0.6),
+    )
     assert np.abs(host(turned(x, causal(T))) - host(plain(x, causal(T)))).max() > 0.1
     unrotated = attention(spec, "unrotate")
-    assert np.abs(host(turned(x, causal(T))) - host(unrotated(x, causal(T)))).max() > 0.1  # they are two functions
+    assert (
+        np.abs(host(turned(x, causal(T))) - host(unrotated(x, causal(T)))).max() > 0.1
+    )  # they are two functions
 
 
 @pytest.mark.parametrize(("spec", "rope_value"), BOTH)
@@ -95,12 +107,18 @@ def test_decoding_behind_hidden_keys_is_decoding_at_the_start(spec, rope_value, 
 
 @pytest.mark.parametrize("spec", ONE_STREAM)
 def test_what_the_cache_holds(spec, backend, rng):
-    """raw: unturned keys. unrotate: turned ones. Either way one stream, and the angles by hand, halves convention."""
+    """raw: unturned keys. unrotate: turned ones. Either way one stream, and the angles by hand,
+    halves convention.
+    """
     x = inputs(rng)
-    raw = host(split_heads(attention(spec).wk(x), VariantSpec.parse(spec).stored_heads(H)))  # (B, h, T, d_h)
+    raw = host(
+        split_heads(attention(spec).wk(x), VariantSpec.parse(spec).stored_heads(H))
+    )  # (B, h, T, d_h)
     angle = np.arange(T)[:, None] * 10_000.0 ** (-np.array([0, 2, 4]) / D_HEAD)
     a, b = raw[..., :3], raw[..., 3:]
-    turned = np.concatenate([a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], axis=-1)
+    turned = np.concatenate(
+        [a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], axis=-1
+    )
     for rope_value, expected in (("raw", raw), ("unrotate", turned)):
         attn = attention(spec, rope_value)
         cache = KVCache(1, 2, attn.kv_heads, T, D_HEAD, attn.spec.streams, "float64")
@@ -121,12 +139,16 @@ def test_with_two_streams_only_the_keys_turn(spec, rng):
     np.testing.assert_array_equal(host(cache.values[0]), v)
 
 
-@pytest.mark.parametrize(("one", "two"), [("q-k=v", "qkv"), ("q=k=v", "q=k-v"), ("q-gqa-2", "gqa-2"), ("q-mqa", "mqa")])
+@pytest.mark.parametrize(
+    ("one", "two"), [("q-k=v", "qkv"), ("q=k=v", "q=k-v"), ("q-gqa-2", "gqa-2"), ("q-mqa", "mqa")]
+)
 def test_raw_is_two_streams_with_one_projection(one, two, backend, rng):
     """And its gradient is the sum of what the two projections get."""
     x, mask = inputs(rng), causal(T)
     shared, apart = attention(one), attention(two)
-    apart.load_state_dict(shared.state_dict() | {f"wv.{name}": p for name, p in shared.wk.state_dict().items()})
+    apart.load_state_dict(
+        shared.state_dict() | {f"wv.{name}": p for name, p in shared.wk.state_dict().items()}
+    )
     y, z = shared(x, mask), apart(x, mask)
     np.testing.assert_allclose(host(y), host(z), rtol=0, atol=1e-13)
     cotangent = backends.upload(rng.standard_normal(x.shape))
@@ -134,11 +156,15 @@ def test_raw_is_two_streams_with_one_projection(one, two, backend, rng):
     z.backward(cotangent)
     together = host(apart.wk.weight.grad) + host(apart.wv.weight.grad)
     np.testing.assert_allclose(host(shared.wk.weight.grad), together, rtol=0, atol=1e-11)
-    np.testing.assert_allclose(host(shared.wo.weight.grad), host(apart.wo.weight.grad), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(
+        host(shared.wo.weight.grad), host(apart.wo.weight.grad), rtol=0, atol=1e-11
+    )
 
 
 def test_unrotate_leaves_a_token_alone_as_it_is(rng):
-    """One token sees itself only: turned and turned back, its output is wo(wk(x)), wherever it stands."""
+    """One token sees itself only: turned and turned back, its output is wo(wk(x)), wherever it
+    stands.
+    """
     attn = attention("q-k=v", "unrotate")
     x = inputs(rng, 1)
     for shift in (0, 5, 30):

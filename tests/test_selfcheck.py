@@ -1,16 +1,24 @@
-"""⟨u, Jv⟩ = ⟨Jᵀu, v⟩ for each variant's Attention and for whole models, by every position scheme, on every backend."""
+"""⟨u, Jv⟩ = ⟨Jᵀu, v⟩ for each variant's Attention and for whole models, by every position scheme,
+on every backend.
+"""
 
 import pytest
 from toys import TEN
 
 from minqkv import backend as backends
+from minqkv.analysis.selfcheck import checks
 from minqkv.checking import gradcheck
 from minqkv.models import GPT, GPTConfig, Tagger, TaggerConfig
 from minqkv.optim import AdamW
-from minqkv.selfcheck import checks
 from minqkv.train import train_step
 
-POSITIONS = [("learned", "raw"), ("sinusoidal", "raw"), ("none", "raw"), ("rope", "raw"), ("rope", "unrotate")]
+POSITIONS = [
+    ("learned", "raw"),
+    ("sinusoidal", "raw"),
+    ("none", "raw"),
+    ("rope", "raw"),
+    ("rope", "unrotate"),
+]
 
 
 def test_every_check_of_the_command_holds(backend):
@@ -22,7 +30,9 @@ def test_every_check_of_the_command_holds(backend):
 @pytest.mark.parametrize(("position", "rope_value"), POSITIONS)
 @pytest.mark.parametrize("variant", TEN)
 def test_a_whole_gpt(variant, position, rope_value, backend, rng):
-    cfg = GPTConfig(7, 5, 1, 4, 8, variant, position=position, rope_value=rope_value, d_ff=8, dtype="float64")
+    cfg = GPTConfig(
+        7, 5, 1, 4, 8, variant, position=position, rope_value=rope_value, d_ff=8, dtype="float64"
+    )
     model, ids = GPT(cfg), rng.integers(0, 7, (2, 5))
     for p in model.parameters():  # away from zero, where mistakes hide
         p.data += backends.upload(0.3 * rng.standard_normal(p.shape))

@@ -1,4 +1,6 @@
-"""Shards on worker processes give the losses and gradients of the whole batch, to rounding, and the same bits each time."""
+"""Shards on worker processes give the losses and gradients of the whole batch, to rounding, and the
+same bits each time.
+"""
 
 import gc
 import os
@@ -12,13 +14,16 @@ import numpy as np
 import pytest
 from commands import wait_until
 
-from minqkv import shards, workers
-from minqkv.errors import EnvironmentFault, UsageError
 from minqkv.models import GPT, GPTConfig, Tagger, TaggerConfig
 from minqkv.optim import AdamW
+from minqkv.runtime import parallel as shards
+from minqkv.runtime import parallel as workers
+from minqkv.runtime.errors import EnvironmentFault, UsageError
 from minqkv.train import train_step
 
-pytestmark = pytest.mark.skipif(not workers.CAN_FORK, reason="this system has no safe fork: batches stay whole")
+pytestmark = pytest.mark.skipif(
+    not workers.CAN_FORK, reason="this system has no safe fork: batches stay whole"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +45,18 @@ def steps(threads, make, ignored=slice(0, 0)):
 MODELS = {
     "qkv": lambda: GPT(GPTConfig(7, 6, 2, 4, 16, "qkv", dtype="float64")),
     "dropout": lambda: GPT(GPTConfig(7, 6, 2, 4, 16, "q-k=v", dropout=0.3, dtype="float64")),
-    "rope and groups": lambda: GPT(GPTConfig(7, 6, 1, 4, 16, "q-gqa-2", position="rope", dtype="float64")),
-    "tagger": lambda: Tagger(TaggerConfig(7, 6, 1, 2, 16, "q=k=v+", protocol="2023", dtype="float64")),
+    "rope and groups": lambda: GPT(
+        GPTConfig(7, 6, 1, 4, 16, "q-gqa-2", position="rope", dtype="float64")
+    ),
+    "tagger": lambda: Tagger(
+        TaggerConfig(7, 6, 1, 2, 16, "q=k=v+", protocol="2023", dtype="float64")
+    ),
 }
 
 
-@pytest.mark.parametrize("ignored", [slice(0, 0), slice(2, 5)], ids=["all count", "a shard without targets"])
+@pytest.mark.parametrize(
+    "ignored", [slice(0, 0), slice(2, 5)], ids=["all count", "a shard without targets"]
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_shards_agree_with_the_whole(name, ignored):
     whole, state = steps(1, MODELS[name], ignored)
@@ -364,7 +375,8 @@ def test_interrupts_at_any_moment_leave_no_zombie_and_no_second_parent():
     program = """
         import contextlib, os, random, signal, sys, threading, time
         import numpy as np
-        from minqkv import GPT, GPTConfig, shards, workers
+        from minqkv import GPT, GPTConfig
+        from minqkv.runtime import parallel
         shards.SMALLEST = 1
         me, x = os.getpid(), np.zeros((6, 6), int)
         models = [GPT(GPTConfig(7, 6, 1, 2, 16)) for _ in range(2)]
@@ -402,7 +414,8 @@ def test_interrupts_at_any_moment_leave_no_zombie_and_no_second_parent():
 def test_workers_end_with_a_parent_that_was_killed():
     program = """
         import os, signal, numpy as np
-        from minqkv import GPT, GPTConfig, shards, workers
+        from minqkv import GPT, GPTConfig
+        from minqkv.runtime import parallel
         shards.SMALLEST = 1
         workers.set_threads(3)
         x = np.zeros((6, 6), int)
@@ -417,7 +430,11 @@ def test_workers_end_with_a_parent_that_was_killed():
 def two_workers_end_with(program):
     """A program that prints the numbers of its two workers, and is killed."""
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 2, done.stderr

@@ -1,4 +1,6 @@
-"""The stand-in for CuPy refuses what CuPy refuses, allows what it allows, and runs every operation of the package."""
+"""The stand-in for CuPy refuses what CuPy refuses, allows what it allows, and runs every operation
+of the package.
+"""
 
 import copy
 import math
@@ -9,7 +11,9 @@ import pytest
 import strict
 from strict import StrictArray, count_syncs, shares_memory, xp
 
-from minqkv import backend, fused, ops
+from minqkv import backend
+from minqkv import functional as fused
+from minqkv import tensor as ops
 from minqkv.tensor import DEBUG, Tensor
 
 strict.register()
@@ -81,8 +85,14 @@ REFUSED = {
     "float index": (IndexError, lambda x: x[x]),
     "duplicates": (ValueError, lambda x: x.__setitem__(xp.asarray([1, 1]), 0.0)),
     "duplicates after wrapping": (ValueError, lambda x: x.__setitem__(xp.asarray([0, 3]), 0.0)),
-    "duplicate pairs": (ValueError, lambda x: x.__setitem__((xp.asarray([0, 1, 0]), xp.asarray([2, 2, 2])), 0.0)),
-    "duplicates by broadcasting": (ValueError, lambda x: x.__setitem__((xp.asarray([[0], [0]]), xp.arange(4)), 0.0)),
+    "duplicate pairs": (
+        ValueError,
+        lambda x: x.__setitem__((xp.asarray([0, 1, 0]), xp.asarray([2, 2, 2])), 0.0),
+    ),
+    "duplicates by broadcasting": (
+        ValueError,
+        lambda x: x.__setitem__((xp.asarray([[0], [0]]), xp.arange(4)), 0.0),
+    ),
     # what is slow or missing there
     "@ of three axes": (TypeError, lambda x: x[None] @ x.T[None]),
     "@ of three axes and two": (TypeError, lambda x: x[None] @ x.T),
@@ -107,13 +117,16 @@ def test_refused(x, case):
     assert (host(x) == before).all()
 
 
-@pytest.mark.parametrize(("name", "message"), [("errstate", "cupy"), ("cuda", "not modelled"), ("no_such_name", "cupy")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("errstate", "cupy"), ("cuda", "not modelled"), ("no_such_name", "cupy")]
+)
 def test_missing_names_say_so(name, message):
     with pytest.raises(AttributeError, match=message):
         getattr(xp, name)
 
 
-# what is allowed, as a function of (array module, array, ids): the same source runs on NumPy and on strict
+# what is allowed, as a function of (array module, array, ids): the same source runs on NumPy and on
+# strict
 ALLOWED = {
     "operators": lambda m, a, i: (2 * a + 1 - a / 3) ** 2 // 2 % 5,
     "reflected": lambda m, a, i: 1 / (2 - a) - (3 ** (a % 3)),
@@ -123,9 +136,31 @@ ALLOWED = {
     "matmul": lambda m, a, i: a.T @ a,
     "matmul with a vector": lambda m, a, i: a @ a[0],
     "dot": lambda m, a, i: a[0] @ a[1],
-    "reductions": lambda m, a, i: [a.sum(), a.max(axis=0), a.mean(-1, keepdims=True), m.argmax(a, axis=1), a.any(), a.var()],
-    "functions": lambda m, a, i: [m.exp(a), m.where(a > 2, a, 0.0), m.maximum(a, 3), m.clip(a, 1, 5), m.tril(a), m.cumsum(a, 1)],
-    "shapes": lambda m, a, i: [a.reshape(2, 6), a.reshape(-1), a.transpose(1, 0), a.swapaxes(0, 1), a[..., None], a.T, a.ravel()],
+    "reductions": lambda m, a, i: [
+        a.sum(),
+        a.max(axis=0),
+        a.mean(-1, keepdims=True),
+        m.argmax(a, axis=1),
+        a.any(),
+        a.var(),
+    ],
+    "functions": lambda m, a, i: [
+        m.exp(a),
+        m.where(a > 2, a, 0.0),
+        m.maximum(a, 3),
+        m.clip(a, 1, 5),
+        m.tril(a),
+        m.cumsum(a, 1),
+    ],
+    "shapes": lambda m, a, i: [
+        a.reshape(2, 6),
+        a.reshape(-1),
+        a.transpose(1, 0),
+        a.swapaxes(0, 1),
+        a[..., None],
+        a.T,
+        a.ravel(),
+    ],
     "lists": lambda m, a, i: m.split(m.concatenate([a, a], axis=1), [1, 3], axis=1),
     "stack": lambda m, a, i: m.stack([a, a]),
     "divmod": lambda m, a, i: divmod(a, 3),
@@ -138,18 +173,43 @@ ALLOWED = {
         m.eye(3),
         m.empty((0, 3)),
     ],
-    "equality of arrays": lambda m, a, i: [m.asarray(m.array_equal(a, a)), m.asarray(m.allclose(a, a + 1))],
+    "equality of arrays": lambda m, a, i: [
+        m.asarray(m.array_equal(a, a)),
+        m.asarray(m.allclose(a, a + 1)),
+    ],
     "unique": lambda m, a, i: m.unique(i, return_counts=True),
     "nonzero": lambda m, a, i: (a > 3).nonzero(),
     "where of one": lambda m, a, i: m.where(a > 3),
-    "astype": lambda m, a, i: [a.astype("float64"), a.astype(m.int32, copy=False), m.asarray(a, dtype=m.float16)],
-    "promotion": lambda m, a, i: [a * 2.5, a.astype("float16") + 1, a.sum() * 2.0, a + a.astype("float64")],
+    "astype": lambda m, a, i: [
+        a.astype("float64"),
+        a.astype(m.int32, copy=False),
+        m.asarray(a, dtype=m.float16),
+    ],
+    "promotion": lambda m, a, i: [
+        a * 2.5,
+        a.astype("float16") + 1,
+        a.sum() * 2.0,
+        a + a.astype("float64"),
+    ],
     "silent division by zero": lambda m, a, i: [a / 0.0, m.log(a * 0), m.exp(a * 1000)],
     "get int": lambda m, a, i: [a[0], a[1, 2], a[-1, ...], a[None, 1]],
     "get slice": lambda m, a, i: [a[1:], a[:, ::-1], a[..., :2], a[1:1]],
-    "get ids": lambda m, a, i: [a[i], a[:, i], a[i, i], a[..., i], a[i[:, None], i], a[1, i], a[None, i], a[i[0]]],
+    "get ids": lambda m, a, i: [
+        a[i],
+        a[:, i],
+        a[i, i],
+        a[..., i],
+        a[i[:, None], i],
+        a[1, i],
+        a[None, i],
+        a[i[0]],
+    ],
     "get mask": lambda m, a, i: [a[a > 4], a[:, a[0] > 1], a[a[:, 0] > 3, 1:]],
-    "take": lambda m, a, i: [m.take(a, i, axis=0), a.take(i, axis=1), m.take_along_axis(a, a.astype("int64") % 4, 1)],
+    "take": lambda m, a, i: [
+        m.take(a, i, axis=0),
+        a.take(i, axis=1),
+        m.take_along_axis(a, a.astype("int64") % 4, 1),
+    ],
     "shape": lambda m, a, i: m.zeros((*a.shape, len(a), a.ndim, a.size)),
 }
 
@@ -161,7 +221,9 @@ def test_allowed_and_as_numpy(x, case):
         expected = ALLOWED[case](np, host(x), ids)
     got = ALLOWED[case](xp, x, xp.asarray(ids))
     several = isinstance(expected, (list, tuple))
-    for mine, theirs in zip(got if several else [got], expected if several else [expected], strict=True):
+    for mine, theirs in zip(
+        got if several else [got], expected if several else [expected], strict=True
+    ):
         assert mine.dtype == theirs.dtype
         np.testing.assert_array_equal(host(mine), theirs)
 
@@ -218,7 +280,9 @@ def test_out_of_range_ids_wrap_silently(x):
     assert float(x[1].sum()) == 4
 
 
-@pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "uint64", "float16", "float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype", ["int32", "uint32", "int64", "uint64", "float16", "float32", "float64"]
+)
 def test_add_at_adds_duplicates(dtype):
     out = xp.zeros(2, dtype)
     xp.add.at(out, xp.asarray([0, 0, 1]), xp.ones(3, dtype))
@@ -244,7 +308,16 @@ def test_identity_and_aliasing(x):
     assert xp.exp(x, out=x) is x
     assert xp.asarray(x) is x
     assert x.astype("float32", copy=False) is x
-    for view in (x[1:], x[0], x[0, 0], x.T, x.reshape(-1), x[:, None], xp.split(x, 2, axis=1)[1], x.base or x):
+    for view in (
+        x[1:],
+        x[0],
+        x[0, 0],
+        x.T,
+        x.reshape(-1),
+        x[:, None],
+        xp.split(x, 2, axis=1)[1],
+        x.base or x,
+    ):
         assert shares_memory(view, x)
     for other in (x.copy(), copy.deepcopy(x), x + 0, x[xp.arange(2)], xp.array(x), x[x > -1]):
         assert not shares_memory(other, x)
@@ -365,18 +438,30 @@ OPERATIONS = {
     "dropout": (lambda a: fused.dropout(a, 0.4, np.random.default_rng(0)), (2, 30)),
     "split_heads": (lambda a: fused.split_heads(a, 2), (2, 3, 4)),
     "merge_heads": (lambda a: fused.merge_heads(a), (2, 3, 4, 5)),
-    "rotate": (lambda a: fused.rotate(a, *map(backend.upload, (np.cos(ANGLES), np.sin(ANGLES)))), (2, 3, 4)),
+    "rotate": (
+        lambda a: fused.rotate(a, *map(backend.upload, (np.cos(ANGLES), np.sin(ANGLES)))),
+        (2, 3, 4),
+    ),
     "attention": (attention(), (2, 4, 3, 5), (2, 4, 3, 5), (2, 4, 3, 5)),
     "attention, masked and grouped": (attention(CAUSAL), (2, 4, 3, 5), (2, 2, 3, 5), (2, 2, 3, 5)),
     "attention, K = V": (lambda q, k: attention(CAUSAL)(q, k, k), (2, 4, 3, 5), (2, 1, 3, 5)),
-    "attention plus": (attention(CAUSAL, True, True), (2, 4, 3, 5), (2, 4, 3, 5), (2, 4, 3, 5), (), (3,)),
+    "attention plus": (
+        attention(CAUSAL, True, True),
+        (2, 4, 3, 5),
+        (2, 4, 3, 5),
+        (2, 4, 3, 5),
+        (),
+        (3,),
+    ),
     "cross_entropy": (lambda a: fused.cross_entropy(a, TARGETS), (2, 3, 5)),
     "cross_entropy of all": (lambda a: fused.cross_entropy(a, abs(TARGETS) % 5), (2, 3, 5)),
 }
 
 
 def run_operation(name, backend_name, dtype):
-    """Output and gradients, on the host, and how often the operation made the host wait for the device."""
+    """Output and gradients, on the host, and how often the operation made the host wait for the
+    device.
+    """
     function, *shapes = OPERATIONS[name]
     rng = np.random.default_rng(0)
     inputs = [rng.uniform(0.5, 2.0, shape).astype(dtype) for shape in shapes]
@@ -406,7 +491,9 @@ def test_operation_keeps_float32_on_strict(name):
 
 
 def test_every_operation_is_listed():
-    covered = {name.split()[0].strip(",") for name in OPERATIONS} | {"scaled_dot_product_attention"}  # listed as "attention"
+    covered = {name.split()[0].strip(",") for name in OPERATIONS} | {
+        "scaled_dot_product_attention"
+    }  # listed as "attention"
     public = {
         name
         for module in (ops, fused)

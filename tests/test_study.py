@@ -1,4 +1,6 @@
-"""The study: what is recorded, reused and resumed, what jobs must not change, and the statistics of its tables."""
+"""The study: what is recorded, reused and resumed, what jobs must not change, and the statistics of
+its tables.
+"""
 
 import csv
 import json
@@ -14,13 +16,25 @@ import pytest
 from commands import run, start, wait_until
 
 import minqkv
-from minqkv import files, stats, study
-from minqkv.errors import EnvironmentFault, UsageError
-from minqkv.published import synthetic_2026
+from minqkv import study
+from minqkv.runtime import files
+from minqkv.runtime.errors import EnvironmentFault, UsageError
+from minqkv.study import stats
+from minqkv.study.published import synthetic_2026
 
 CELL = {"seq_len": (4,), "n_embd": (8,), "n_layer": (1,), "n_head": (2,)}
 FLAGS = ("study", "--seq-len", 4, "--n-embd", 8, "--n-layer", 1, "--n-head", 2)
-SMALL = (*FLAGS, "--tasks", "reverse,copy", "--variants", "qkv,q-k=v,gqa-2", "--seeds", 2, "--steps", 8)
+SMALL = (
+    *FLAGS,
+    "--tasks",
+    "reverse,copy",
+    "--variants",
+    "qkv,q-k=v,gqa-2",
+    "--seeds",
+    2,
+    "--steps",
+    8,
+)
 VOLATILE = ("seconds", "wall_seconds", "command")
 
 
@@ -36,7 +50,16 @@ def results(out):
 
 
 def small_grid(**changes):
-    return study.grid(**{"tasks": ("copy",), "variants": ("qkv", "q=k=v"), "seeds": (0, 1), **CELL, "steps": 2, **changes})
+    return study.grid(
+        **{
+            "tasks": ("copy",),
+            "variants": ("qkv", "q=k=v"),
+            "seeds": (0, 1),
+            **CELL,
+            "steps": 2,
+            **changes,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +80,27 @@ def test_jobs_do_not_change_the_result(finished, tmp_path):
     assert code == 0
     assert plain(results(tmp_path / "two")) == plain(results(finished[0]))
     assert text == finished[1]
-    names = [sorted(path.name for path in (out / "runs").iterdir()) for out in (tmp_path / "two", finished[0])]
+    names = [
+        sorted(path.name for path in (out / "runs").iterdir())
+        for out in (tmp_path / "two", finished[0])
+    ]
     assert names[0] == names[1]
     for name in names[0]:
         one, two = (files.read_json(out / "runs" / name) for out in (tmp_path / "two", finished[0]))
         assert plain(one) == plain(two)
 
 
-INTERRUPTED = (*FLAGS, "--tasks", "reverse,copy", "--variants", "qkv,q-k=v", "--seeds", 2, "--steps", 300)
+INTERRUPTED = (
+    *FLAGS,
+    "--tasks",
+    "reverse,copy",
+    "--variants",
+    "qkv,q-k=v",
+    "--seeds",
+    2,
+    "--steps",
+    300,
+)
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +113,20 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to find processes")
-@pytest.mark.parametrize(("how", "jobs"), [("SIGINT", 2), ("SIGTERM", 2), ("SIGKILL", 2), ("SIGTERM", 1)])
+@pytest.mark.parametrize(
+    ("how", "jobs"), [("SIGINT", 2), ("SIGTERM", 2), ("SIGKILL", 2), ("SIGTERM", 1)]
+)
 def test_interrupted_and_resumed(how, jobs, undisturbed, tmp_path):
     token = f"MINQKV_TEST={tmp_path}"
-    child = start(*INTERRUPTED, "--jobs", jobs, "--out", tmp_path, env=dict([token.split("=", 1)]), start_new_session=True)
+    child = start(
+        *INTERRUPTED,
+        "--jobs",
+        jobs,
+        "--out",
+        tmp_path,
+        env=dict([token.split("=", 1)]),
+        start_new_session=True,
+    )
     wait_until(lambda: len(list(tmp_path.glob("runs/*.json"))) >= 2)
     assert len(_processes_with(token)) > jobs - 1
     if how == "SIGINT":
@@ -139,7 +185,19 @@ def test_a_killed_worker_is_said_and_nothing_is_lost(tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to find processes")
 def test_a_long_run_does_not_hold_up_the_end(tmp_path):
     token = f"MINQKV_TEST={tmp_path}"
-    arguments = (*FLAGS, "--tasks", "reverse,copy", "--variants", "qkv", "--seeds", 2, "--steps", 1_000_000, "--jobs", 2)
+    arguments = (
+        *FLAGS,
+        "--tasks",
+        "reverse,copy",
+        "--variants",
+        "qkv",
+        "--seeds",
+        2,
+        "--steps",
+        1_000_000,
+        "--jobs",
+        2,
+    )
     child = start(*arguments, "--out", tmp_path, env=dict([token.split("=", 1)]))
     wait_until(lambda: len(_workers(token)) == 2)
     time.sleep(0.7)  # into their runs, which would take minutes
@@ -150,13 +208,19 @@ def test_a_long_run_does_not_hold_up_the_end(tmp_path):
 
 
 def _workers(token):
-    return [pid for pid in _processes_with(token) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [
+        pid
+        for pid in _processes_with(token)
+        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
 
 
 def reuse(configs, out):
     """Run a study; for each configuration, whether its record was reused."""
     reused = {}
-    study.run_study(configs, out, on_record=lambda config, _, again: reused.__setitem__(config, again))
+    study.run_study(
+        configs, out, on_record=lambda config, _, again: reused.__setitem__(config, again)
+    )
     return [reused[config] for config in configs]
 
 
@@ -164,8 +228,18 @@ def test_a_record_is_reused_only_for_the_same_run(tmp_path, monkeypatch):
     configs = small_grid()
     assert reuse(configs, tmp_path) == [False] * 4
     assert reuse(configs, tmp_path) == [True] * 4
-    assert reuse([replace(configs[0], steps=3), *configs[1:]], tmp_path) == [False, True, True, True]
-    assert reuse([replace(configs[0], alphabet=9), *configs[1:]], tmp_path) == [False, True, True, True]
+    assert reuse([replace(configs[0], steps=3), *configs[1:]], tmp_path) == [
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert reuse([replace(configs[0], alphabet=9), *configs[1:]], tmp_path) == [
+        False,
+        True,
+        True,
+        True,
+    ]
     monkeypatch.setattr(study, "code_version", lambda: "other")
     assert reuse(configs, tmp_path) == [False] * 4
     monkeypatch.undo()
@@ -175,17 +249,22 @@ def test_a_record_is_reused_only_for_the_same_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"accuracy": 1.0}', b"\xff\xfe", "of another run", "half of its fields"]
+    "content",
+    ["", "{", "[]", "{}", '{"accuracy": 1.0}', b"\xff\xfe", "of another run", "half of its fields"],
 )
 def test_a_damaged_record_is_run_again(content, tmp_path):
     configs = small_grid(seeds=(0,))
     before = study.run_study(configs, tmp_path)
-    paths = {files.read_json(path)["config"]["variant"]: path for path in tmp_path.glob("runs/*.json")}
+    paths = {
+        files.read_json(path)["config"]["variant"]: path for path in tmp_path.glob("runs/*.json")
+    }
     if content == "of another run":
         content = paths["q=k=v"].read_bytes()
     elif content == "half of its fields":
         record = files.read_json(paths["qkv"])
-        content = json.dumps({name: record[name] for name in ("kind", "code", "backend", "config", "accuracy")})
+        content = json.dumps(
+            {name: record[name] for name in ("kind", "code", "backend", "config", "accuracy")}
+        )
     paths["qkv"].write_bytes(content if isinstance(content, bytes) else content.encode())
     assert reuse(configs, tmp_path) == [False, True]
     assert plain(study.run_study(configs, tmp_path)) == plain(before)
@@ -195,7 +274,14 @@ def test_a_diverged_run_is_recorded_and_the_others_go_on(tmp_path):
     configs = small_grid(seeds=(0, 1, 2))
     configs[1] = replace(configs[1], lr=1e30)
     records = study.run_study(configs, tmp_path)
-    assert [record["diverged"] is None for record in records] == [True, False, True, True, True, True]
+    assert [record["diverged"] is None for record in records] == [
+        True,
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
     assert "step 1 " in records[1]["diverged"]
     assert records[1]["accuracy"] is None
     assert records[1]["params"] == records[0]["params"]
@@ -210,7 +296,11 @@ def test_a_study_with_a_diverged_run_reports_it_and_exits_with_4(finished, tmp_p
     (out / "runs").mkdir(parents=True)
     for path in (finished[0] / "runs").iterdir():
         record = files.read_json(path)
-        if (record["config"]["task"], record["config"]["variant"], record["config"]["seed"]) == ("copy", "q-k=v", 1):
+        if (record["config"]["task"], record["config"]["variant"], record["config"]["seed"]) == (
+            "copy",
+            "q-k=v",
+            1,
+        ):
             record |= {"accuracy": None, "loss": None, "diverged": "the loss at step 3 is nan"}
         files.write_json(out / "runs" / path.name, record)
     code, text, err = cli(*SMALL, "--out", out)
@@ -218,7 +308,9 @@ def test_a_study_with_a_diverged_run_reports_it_and_exits_with_4(finished, tmp_p
     assert "1 of 8 runs diverged" in err
     assert "step 3" in err
     assert "diverged" in text
-    json.loads((out / "results.json").read_text("utf-8"), parse_constant=pytest.fail)  # no NaN in it
+    json.loads(
+        (out / "results.json").read_text("utf-8"), parse_constant=pytest.fail
+    )  # no NaN in it
 
 
 def test_a_dry_run_runs_nothing(cli, tmp_path, monkeypatch):
@@ -227,12 +319,18 @@ def test_a_dry_run_runs_nothing(cli, tmp_path, monkeypatch):
     assert code == 0
     assert "8 runs, 0 of them on record" in text
     code, text, _ = cli(*SMALL, "--dry-run", "--json", "--out", "there")
-    assert {name: json.loads(text)[name] for name in ("runs", "recorded", "out")} == {"runs": 8, "recorded": 0, "out": "there"}
+    assert {name: json.loads(text)[name] for name in ("runs", "recorded", "out")} == {
+        "runs": 8,
+        "recorded": 0,
+        "out": "there",
+    }
     assert not list(tmp_path.iterdir())
 
 
 def test_a_grid_has_each_run_once():
-    configs = study.grid(("reverse",), ("qkv", "gqa-2", "mqa", "gqa-1"), (0, 1, 0), (4,), (8,), (1,), (2, 4))
+    configs = study.grid(
+        ("reverse",), ("qkv", "gqa-2", "mqa", "gqa-1"), (0, 1, 0), (4,), (8,), (1,), (2, 4)
+    )
     assert [(c.n_head, c.variant) for c in configs if c.seed == 0] == [
         (2, "qkv"),
         (2, "mqa"),
@@ -256,12 +354,16 @@ def test_presets_are_the_ones_asked_for():
 def test_the_ablation_of_plus():
     arms = {study.arm(config) for config in study.ablation(("sort",), (0,), **CELL)}
     assert {
-        base + what for base in ("q=k-v", "q=k=v") for what in ("", "+", "+temperature", "+bias", " (diagonal masked)")
+        base + what
+        for base in ("q=k-v", "q=k=v")
+        for what in ("", "+", "+temperature", "+bias", " (diagonal masked)")
     } <= arms
 
 
 def test_the_ablation_on_the_command_line(cli, tmp_path):
-    code, text, _ = cli(*FLAGS, "--ablate", "plus", "--tasks", "sort", "--seeds", 2, "--steps", 2, "--jobs", 1)
+    code, text, _ = cli(
+        *FLAGS, "--ablate", "plus", "--tasks", "sort", "--seeds", 2, "--steps", 2, "--jobs", 1
+    )
     assert code == 0
     for heading in ("temperature", "bias only", "diagonal masked"):
         assert heading in text
@@ -275,12 +377,18 @@ def test_the_ablation_on_the_command_line(cli, tmp_path):
 def test_results_json(finished):
     found = results(finished[0])
     assert found["versions"].keys() >= {"minqkv", "code", "numpy", "python", "backend"}
-    assert found["hyper_parameters"]["2026"].items() >= {"batch": 128, "epochs": 2, "lr": 1e-3, "clip": 5.0}.items()
+    assert (
+        found["hyper_parameters"]["2026"].items()
+        >= {"batch": 128, "epochs": 2, "lr": 1e-3, "clip": 5.0}.items()
+    )
     assert found["command"].startswith("minqkv study --seq-len 4")
     assert len(found["runs"]) == 8
     for one in found["runs"]:
         assert one["task"] in ("reverse", "copy")
-        assert one["variant"] in ("qkv", "q-k=v")  # gqa-2 of two heads is qkv, and did not run twice
+        assert one["variant"] in (
+            "qkv",
+            "q-k=v",
+        )  # gqa-2 of two heads is qkv, and did not run twice
         assert one["seed"] in (0, 1)
         assert 0 <= one["accuracy"] <= 1
         assert one["seconds"] > 0
@@ -300,7 +408,9 @@ def test_pictures_are_well_formed(name, finished):
     text = (finished[0] / name).read_text("utf-8")
     document = xml.dom.minidom.parseString(text)
     assert document.documentElement.tagName == "svg"
-    words = "".join(node.data for tag in document.getElementsByTagName("text") for node in tag.childNodes)
+    words = "".join(
+        node.data for tag in document.getElementsByTagName("text") for node in tag.childNodes
+    )
     assert "reverse" in words
     assert "q-k=v" in words
     assert "url(http" not in text  # needs no network
@@ -405,13 +515,16 @@ def test_what_cannot_be_told_is_said(tmp_path):
         records = study.run_study(configs, tmp_path)
         gone = {"accuracy": None, "diverged": "the loss at step 1 is nan"}
         records = [
-            record | gone if (c.variant, c.seed) in diverged else record for c, record in zip(configs, records, strict=True)
+            record | gone if (c.variant, c.seed) in diverged else record
+            for c, record in zip(configs, records, strict=True)
         ]
         return study.unresolved(study.summarise(records)[0])
 
     assert "n = 3 seeds, t = 4.303" in note()
     assert "n = 2 seeds" in note(diverged=[("q=k=v", 0)])
-    assert "n = 3 seeds" in note(diverged=[("mqa", 0), ("mqa", 1)], variants=("qkv", "q=k=v", "mqa"))
+    assert "n = 3 seeds" in note(
+        diverged=[("mqa", 0), ("mqa", 1)], variants=("qkv", "q=k=v", "mqa")
+    )
     assert "mqa" in note(diverged=[("mqa", 0), ("mqa", 1)], variants=("qkv", "q=k=v", "mqa"))
     assert note(variants=("qkv",)) == "qkv alone, so no differences"
     assert note(variants=("mqa",)) == "no qkv among the variants, so no differences"
@@ -422,7 +535,11 @@ def test_what_cannot_be_told_is_said(tmp_path):
 
 
 def _rows():
-    with open(Path(minqkv.__file__).parent / "published" / "synthetic_2026.csv", encoding="utf-8", newline="") as file:
+    with open(
+        Path(minqkv.__file__).parent / "published" / "synthetic_2026.csv",
+        encoding="utf-8",
+        newline="",
+    ) as file:
         return list(csv.DictReader(file))
 
 
@@ -435,18 +552,25 @@ def test_published_figures_are_those_of_the_same_configuration():
         mine = [float(row["accuracy"]) for row in rows if tuple(row[name] for name in dims) == key]
         assert study.published_accuracies(config) == mine
         assert len(mine) == 3
-    assert study.published_accuracies(replace(config, protocol="2023", position=None, steps=None)) == []
+    assert (
+        study.published_accuracies(replace(config, protocol="2023", position=None, steps=None))
+        == []
+    )
     assert study.published_accuracies(replace(config, steps=20)) == []
     assert study.published_accuracies(replace(config, variant="mqa")) == []
 
 
 def test_published_differences_of_the_quick_cell():
-    """The authors' own runs, T 16, d 64, L 2, H 4: what paper.md says of them comes out of our statistics."""
+    """The authors' own runs, T 16, d 64, L 2, H 4: what paper.md says of them comes out of our
+    statistics.
+    """
 
     def seeds(variant, task):
         return dict(enumerate(synthetic_2026()[variant, task, 16, 64, 2, 4]))
 
-    means = {name: stats.estimate(list(seeds(name, "sort").values())).mean for name in study.PROJECTIONS}
+    means = {
+        name: stats.estimate(list(seeds(name, "sort").values())).mean for name in study.PROJECTIONS
+    }
     assert [round(mean, 3) for mean in means.values()] == [0.625, 0.530, 0.578, 0.504, 0.686, 0.691]
     for task, variant, mean, half in (
         ("sort", "q=k=v", -0.120, 0.198),
@@ -454,5 +578,8 @@ def test_published_differences_of_the_quick_cell():
         ("reverse", "q=k=v", -0.404, 0.247),
     ):
         found = stats.paired(seeds(variant, task), seeds("qkv", task))
-        assert (found.mean, found.half) == (pytest.approx(mean, abs=2e-3), pytest.approx(half, abs=2e-3))
+        assert (found.mean, found.half) == (
+            pytest.approx(mean, abs=2e-3),
+            pytest.approx(half, abs=2e-3),
+        )
         assert found.clear_of_zero == (task == "reverse")

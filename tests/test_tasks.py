@@ -1,12 +1,14 @@
-"""The five tasks: targets computed by hand, splits apart, the same digits for all, ids checked on every backend."""
+"""The five tasks: targets computed by hand, splits apart, the same digits for all, ids checked on
+every backend.
+"""
 
 import numpy as np
 import pytest
 from toys import gpt, tagger
 
 from minqkv import backend as backends
-from minqkv.errors import UsageError
 from minqkv.functional import cross_entropy
+from minqkv.runtime.errors import UsageError
 from minqkv.tasks.synthetic import ABOUT, FORMS, IGNORE, RULES, SPLITS, Synthetic
 
 TASKS = ("reverse", "sort", "sub", "swap", "copy")
@@ -31,7 +33,9 @@ def test_rules(name):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_causal_form(name):
-    """x | y without its last digit, the separator being one past the digits; asked for y only, one place early."""
+    """x | y without its last digit, the separator being one past the digits; asked for y only, one
+    place early.
+    """
     task = Synthetic(name, 6, form="causal")
     inputs, targets = task.encode(X)
     assert task.vocab_size == 11
@@ -41,7 +45,9 @@ def test_causal_form(name):
     np.testing.assert_array_equal(inputs[:, 7:], np.array(Y[name])[:, :-1])
     assert (targets[:, :6] == IGNORE).all()
     np.testing.assert_array_equal(targets[:, 6:], Y[name])
-    np.testing.assert_array_equal(inputs[:, 7:], targets[:, 6:-1])  # a decoder's target is its next input
+    np.testing.assert_array_equal(
+        inputs[:, 7:], targets[:, 6:-1]
+    )  # a decoder's target is its next input
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -51,15 +57,26 @@ def test_the_same_digits_for_every_task_and_form(split, form):
     digits = drawn["copy"][0][:, :8]
     for name, (inputs, targets) in drawn.items():
         np.testing.assert_array_equal(inputs[:, :8], digits)
-        np.testing.assert_array_equal(Synthetic(name, 8, form=form).encode(digits), (inputs, targets))
+        np.testing.assert_array_equal(
+            Synthetic(name, 8, form=form).encode(digits), (inputs, targets)
+        )
     assert digits.dtype == "int64"
     np.testing.assert_array_equal(digits, Synthetic("copy", 8).draw(3, split, 50)[0])
 
 
 def test_streams_are_keyed_by_all_that_matters():
     """No two of these share a stream, or even a row."""
-    keys = [(seed, split, length, alphabet) for seed in (0, 1) for split in SPLITS for length in (12, 14) for alphabet in (9, 10)]
-    rows = [Synthetic("copy", length, alphabet).draw(seed, split, 30)[0][:, :12] for seed, split, length, alphabet in keys]
+    keys = [
+        (seed, split, length, alphabet)
+        for seed in (0, 1)
+        for split in SPLITS
+        for length in (12, 14)
+        for alphabet in (9, 10)
+    ]
+    rows = [
+        Synthetic("copy", length, alphabet).draw(seed, split, 30)[0][:, :12]
+        for seed, split, length, alphabet in keys
+    ]
     assert len(np.unique(np.concatenate(rows), axis=0)) == 30 * len(keys)
     again = Synthetic("copy", 12, 9).draw(0, "train", 30)[0]
     np.testing.assert_array_equal(again, rows[0])

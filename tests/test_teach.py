@@ -1,4 +1,6 @@
-"""The runner: keys, progress, what a learner's file can do wrong, the terminal, and how the lessons are installed."""
+"""The runner: keys, progress, what a learner's file can do wrong, the terminal, and how the lessons
+are installed.
+"""
 
 import fcntl
 import json
@@ -18,9 +20,9 @@ import numpy as np
 import pytest
 from commands import ROOT, start, wait_until
 
-from minqkv.errors import EnvironmentFault, MinqkvError, UsageError
 from minqkv.render import lesson as stages
 from minqkv.render.layout import Page, lines
+from minqkv.runtime.errors import EnvironmentFault, MinqkvError, UsageError
 from minqkv.teach import checks, desk, events
 from minqkv.teach.lessons import course, find, fingerprint
 from minqkv.teach.progress import Progress, next_thing
@@ -44,29 +46,65 @@ ANSWERS = {
     "at import": ("import nothing_of_the_kind\n", "stops before it is used: ModuleNotFoundError"),
     "import error line": ("x = 1\nx.y\n", "line 2: x.y"),
     "too many arguments": ("def attend(x):\n    return x\n", "TypeError"),
-    "raises": ("def attend(x, wq, wk, wv):\n    y = x\n    return y.nothing\n", "line 3 (in attend): return y.nothing"),
-    "endless": ("def attend(x, wq, wk, wv):\n    while True:\n        x = x\n", "a loop that never ends"),
+    "raises": (
+        "def attend(x, wq, wk, wv):\n    y = x\n    return y.nothing\n",
+        "line 3 (in attend): return y.nothing",
+    ),
+    "endless": (
+        "def attend(x, wq, wk, wv):\n    while True:\n        x = x\n",
+        "a loop that never ends",
+    ),
     "endless import": ("while True:\n    pass\n", "never ends"),
     "exit": ("import sys\ndef attend(x, wq, wk, wv):\n    sys.exit(0)\n", "calls exit()"),
-    "hard exit": ("import os\ndef attend(x, wq, wk, wv):\n    os._exit(0)\n", "ended before the check did"),
+    "hard exit": (
+        "import os\ndef attend(x, wq, wk, wv):\n    os._exit(0)\n",
+        "ended before the check did",
+    ),
     "none": ("def attend(x, wq, wk, wv):\n    x @ wv\n", "is there a `return`?"),
-    "list": ("def attend(x, wq, wk, wv):\n    return (x @ wv).tolist()\n", "expected a NumPy array of shape"),
-    "tensor": ("import minqkv\ndef attend(x, wq, wk, wv):\n    return minqkv.Tensor(x @ wv)\n", "a Tensor"),
+    "list": (
+        "def attend(x, wq, wk, wv):\n    return (x @ wv).tolist()\n",
+        "expected a NumPy array of shape",
+    ),
+    "tensor": (
+        "import minqkv\ndef attend(x, wq, wk, wv):\n    return minqkv.Tensor(x @ wv)\n",
+        "a Tensor",
+    ),
     "shape": ("def attend(x, wq, wk, wv):\n    return x\n", "has shape"),
-    "dtype": ("def attend(x, wq, wk, wv):\n    return (x @ wv).astype('float32')\n", "dtype float32; expected float64"),
+    "dtype": (
+        "def attend(x, wq, wk, wv):\n    return (x @ wv).astype('float32')\n",
+        "dtype float32; expected float64",
+    ),
     "nan": ("def attend(x, wq, wk, wv):\n    return x @ wv * float('nan')\n", "not finite"),
-    "in place": ("def attend(x, wq, wk, wv):\n    x += 1\n    return x @ wv\n", "the argument x was changed in place"),
-    "prints": ("def attend(x, wq, wk, wv):\n    print('look', x.shape)\n    return x @ wv\n", "look ("),
-    "byte order mark": (b"\xef\xbb\xbfdef attend(x, wq, wk, wv):\n    return x @ wv\n", "off by up to"),
-    "a tab in an error": ("def attend(x, wq, wk, wv):\n    raise ValueError('a\\tb\\x1b[31m')\n", "ValueError: a"),
+    "in place": (
+        "def attend(x, wq, wk, wv):\n    x += 1\n    return x @ wv\n",
+        "the argument x was changed in place",
+    ),
+    "prints": (
+        "def attend(x, wq, wk, wv):\n    print('look', x.shape)\n    return x @ wv\n",
+        "look (",
+    ),
+    "byte order mark": (
+        b"\xef\xbb\xbfdef attend(x, wq, wk, wv):\n    return x @ wv\n",
+        "off by up to",
+    ),
+    "a tab in an error": (
+        "def attend(x, wq, wk, wv):\n    raise ValueError('a\\tb\\x1b[31m')\n",
+        "ValueError: a",
+    ),
     "complex": ("def attend(x, wq, wk, wv):\n    return x @ wv + 0j\n", "dtype complex128"),
-    "strings": ("import numpy as np\ndef attend(x, wq, wk, wv):\n    return (x @ wv).astype(str)\n", "dtype"),
+    "strings": (
+        "import numpy as np\ndef attend(x, wq, wk, wv):\n    return (x @ wv).astype(str)\n",
+        "dtype",
+    ),
     "a class that objects": (
         "import numpy as np\nclass A(np.ndarray):\n    def __abs__(self):\n        raise OSError('no')\n    __sub__ = __abs__\n"
         "def attend(x, wq, wk, wv):\n    return (x @ wv * 2).view(A)\n",
         "off by up to",
     ),
-    "prints a lot": ("def attend(x, wq, wk, wv):\n    print('a' * 3_000_000)\n    return x @ wv\n", "(and more)"),
+    "prints a lot": (
+        "def attend(x, wq, wk, wv):\n    print('a' * 3_000_000)\n    return x @ wv\n",
+        "(and more)",
+    ),
     "too large to show": (
         "import numpy as np\ndef attend(x, wq, wk, wv):\n    return np.ones((99, 99))\n",
         "too large to show",
@@ -76,13 +114,19 @@ ANSWERS = {
         "def attend(x, wq, wk, wv):\n    return A(1).x * (x @ wv)\n",
         "off by up to",
     ),
-    "elsewhere": ("import os\nos.chdir('/')\ndef attend(x, wq, wk, wv):\n    return x.nothing\n", "return x.nothing"),
+    "elsewhere": (
+        "import os\nos.chdir('/')\ndef attend(x, wq, wk, wv):\n    return x.nothing\n",
+        "return x.nothing",
+    ),
     "a thread left": (
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\n"
         "def attend(x, wq, wk, wv):\n    return x @ wv\n",
         "off by up to",
     ),
-    "prints nonsense": ("print('{\"passed\": true}')\ndef attend(x, wq, wk, wv):\n    return x @ wv\n", "off by up to"),
+    "prints nonsense": (
+        "print('{\"passed\": true}')\ndef attend(x, wq, wk, wv):\n    return x @ wv\n",
+        "off by up to",
+    ),
 }
 
 
@@ -96,18 +140,24 @@ def test_what_a_file_can_do_wrong(name, tmp_path):
     assert message in text_of(found)
     assert "Traceback" not in text_of(found)
     assert "site-packages" not in text_of(found)
-    drawn = "\n".join("".join(text for text, _ in line) for event in found for line in lines(event, Page(40)))
+    drawn = "\n".join(
+        "".join(text for text, _ in line) for event in found for line in lines(event, Page(40))
+    )
     assert "\x1b" not in drawn
     assert max(map(len, drawn.split("\n"))) <= 40
 
 
 @pytest.mark.parametrize("late", ["raise ValueError('worn out')", "time.sleep(0.04)"])
 def test_a_right_answer_passes_however_it_fares_afterwards(late, tmp_path):
-    """It works thirty times and then no longer, or it is slow: its cost is left out, the pass is not."""
+    """It works thirty times and then no longer, or it is slow: its cost is left out, the pass is
+    not.
+    """
     solution = LESSON.companion("solutions").read_text("utf-8").replace("def attend(", "def right(")
     after = 30 if "raise" in late else 0
     source = f"import time\n{solution}\ncalls = []\ndef attend(*args):\n    calls.append(1)\n"
-    (tmp_path / "a.py").write_text(f"{source}    if len(calls) > {after}:\n        {late}\n    return right(*args)\n")
+    (tmp_path / "a.py").write_text(
+        f"{source}    if len(calls) > {after}:\n        {late}\n    return right(*args)\n"
+    )
     passed, found = desk.run(LESSON, tmp_path / "a.py")
     assert passed
     assert found[0]["text"] == f"Right on all {checks.CASES} cases."
@@ -131,7 +181,10 @@ def test_a_file_that_is_gone_or_a_folder(tmp_path):
     assert "directory" in text_of(found)
 
 
-@pytest.mark.parametrize(("reply", "right"), [("1,024", True), ("1024", True), ("1.024", False), ("nan", False), ("x", False)])
+@pytest.mark.parametrize(
+    ("reply", "right"),
+    [("1,024", True), ("1024", True), ("1.024", False), ("nan", False), ("x", False)],
+)
 def test_numbers_as_people_write_them(reply, right):
     assert events._right(reply, 1024, "1024", None, 1e-2) is right
     assert events._right("0,5", 0.5, "0.5", None, 1e-2)
@@ -210,7 +263,9 @@ def use(learner, x, g):
 
 
 def test_an_exercise_of_several_names_with_state_and_gradients(tmp_path):
-    head = LESSON.text[: LESSON.text.index("# %%")].replace('exercise = "attend"', 'exercise = ["double", "Sum"]')
+    head = LESSON.text[: LESSON.text.index("# %%")].replace(
+        'exercise = "attend"', 'exercise = ["double", "Sum"]'
+    )
     (tmp_path / "01_other.py").write_text(f"{head}# %% One\nx = 1\n")
     for folder, text in OTHER.items():
         (tmp_path / folder).mkdir()
@@ -264,7 +319,15 @@ def test_progress_is_kept_and_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"schema": 1}', '{"schema": 1, "lessons": 3}', '{"schema": "1", "lessons": {}}']
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"schema": 1}',
+        '{"schema": 1, "lessons": 3}',
+        '{"schema": "1", "lessons": {}}',
+    ],
 )
 def test_a_damaged_progress_file_is_set_aside(content, tmp_path):
     progress = Progress(tmp_path)
@@ -288,10 +351,18 @@ def test_a_newer_progress_file_is_left_alone(tmp_path):
 
 def test_hints_solution_reset(tmp_path):
     progress = Progress(tmp_path)
-    assert [desk.hint(LESSON, progress)[:11] for _ in range(4)] == ["Hint 1 of 3", "Hint 2 of 3", "Hint 3 of 3", "Hint 3 of 3"]
+    assert [desk.hint(LESSON, progress)[:11] for _ in range(4)] == [
+        "Hint 1 of 3",
+        "Hint 2 of 3",
+        "Hint 3 of 3",
+        "Hint 3 of 3",
+    ]
     with pytest.raises(UsageError, match="after a pass"):
         desk.solution(LESSON, progress)
-    assert desk.solution(LESSON, progress, spoil=True).read_bytes() == LESSON.companion("solutions").read_bytes()
+    assert (
+        desk.solution(LESSON, progress, spoil=True).read_bytes()
+        == LESSON.companion("solutions").read_bytes()
+    )
     path, new = desk.start(LESSON, progress)
     assert new
     path.write_text("mine")
@@ -355,10 +426,14 @@ def test_keys_that_tell():
 
 def test_a_step_that_fails_names_its_line(tmp_path):
     head = LESSON.text[: LESSON.text.index("# %%")]
-    (tmp_path / "01_a.py").write_text(f"{head}# %% One\nx = 1\n\n\ndef f():\n    return x / 0\n\n\nf()\n")
+    (tmp_path / "01_a.py").write_text(
+        f"{head}# %% One\nx = 1\n\n\ndef f():\n    return x / 0\n\n\nf()\n"
+    )
     (lesson,) = course(tmp_path)
     line = lesson.text.splitlines().index("    return x / 0") + 1
-    with pytest.raises(MinqkvError, match=rf"step 1, line {line + 3}: f\(\); line {line} \(in f\): return x / 0") as error:
+    with pytest.raises(
+        MinqkvError, match=rf"step 1, line {line + 3}: f\(\); line {line} \(in f\): return x / 0"
+    ) as error:
         Player(lesson, stages.Recorder()).play(pause=False)
     assert error.value.hint.startswith("ZeroDivisionError")
 
@@ -370,12 +445,27 @@ def drawn(function, *args, width=60, **kwargs):
     recorder = stages.Recorder()
     with events.on(recorder):
         function(*args, **kwargs)
-    return "\n".join("".join(t for t, _ in line) for event in recorder.drawn for line in lines(event, Page(width)))
+    return "\n".join(
+        "".join(t for t, _ in line)
+        for event in recorder.drawn
+        for line in lines(event, Page(width))
+    )
 
 
 def test_arrays_as_text():
-    found = drawn(events.show, "s", np.array([[0.12345, -2], [1e-9, 3]]), mask=[[True, False], [True, True]], rows=["a", "b"])
-    assert found.splitlines()[:4] == ["s  (2, 2)", "       0      1", "a  0.123      .", "b  0.000  3.000"]
+    found = drawn(
+        events.show,
+        "s",
+        np.array([[0.12345, -2], [1e-9, 3]]),
+        mask=[[True, False], [True, True]],
+        rows=["a", "b"],
+    )
+    assert found.splitlines()[:4] == [
+        "s  (2, 2)",
+        "       0      1",
+        "a  0.123      .",
+        "b  0.000  3.000",
+    ]
     wide = drawn(events.show, "w", np.arange(30.0).reshape(1, 30) * 1000, width=40)
     assert max(map(len, wide.splitlines())) <= 40
     assert all(f"{1000 * i}.000" in wide for i in range(30))
@@ -386,10 +476,18 @@ def test_arrays_as_text():
 
 def test_curves_and_tables_fit():
     for width in (40, 80):
-        found = drawn(events.curve, "loss", {"a": np.geomspace(1, 1e-4, 200), "b": np.ones(200)}, log=True, width=width)
+        found = drawn(
+            events.curve,
+            "loss",
+            {"a": np.geomspace(1, 1e-4, 200), "b": np.ones(200)},
+            log=True,
+            width=width,
+        )
         assert max(map(len, found.splitlines())) <= width
         assert "0.0001 at last" in found
-        found = drawn(events.table, "t", ["name", *["column"] * 9], [["x", *range(1000, 1009)]], width=width)
+        found = drawn(
+            events.table, "t", ["name", *["column"] * 9], [["x", *range(1000, 1009)]], width=width
+        )
         assert max(map(len, found.splitlines())) <= width
         assert all(str(n) in found for n in range(1000, 1009))
     assert "3" in drawn(events.curve, "flat", {"one": [3.0]})
@@ -412,7 +510,10 @@ def test_memory_and_bytes():
     model = mq.GPT(mq.GPTConfig(5, 8, 1, 2, 8, "q-k=v"))
     cache = model.new_cache()
     model([[1, 2]], cache=cache)
-    assert drawn(events.cache_step, cache, model.config, 2).strip() == "t=2 write 64 B read 64 B cache 64 B (two arrays: 128 B)"
+    assert (
+        drawn(events.cache_step, cache, model.config, 2).strip()
+        == "t=2 write 64 B read 64 B cache 64 B (two arrays: 128 B)"
+    )
     with pytest.raises(events.LessonError, match="the formula says"):
         drawn(events.cache_step, cache, mq.GPTConfig(5, 8, 1, 2, 8, "qkv"))
 
@@ -443,7 +544,10 @@ def test_predictions(reply, answer, options, right):
 
 
 def test_a_prediction_that_cannot_be_right():
-    with events.on(stages.Recorder()), pytest.raises(events.LessonError, match="none of the options"):
+    with (
+        events.on(stages.Recorder()),
+        pytest.raises(events.LessonError, match="none of the options"),
+    ):
         events.predict("Which?", "three", ["one", "two"])
 
 
@@ -461,7 +565,9 @@ def test_commands_from_beginning_to_end(cli, tmp_path):
     code, out, _ = cli("lesson", "check", number)
     assert code == 1
     assert "this is the one to edit" in out
-    (tmp_path / "minqkv-work" / LESSON.path.name).write_bytes(LESSON.companion("solutions").read_bytes())
+    (tmp_path / "minqkv-work" / LESSON.path.name).write_bytes(
+        LESSON.companion("solutions").read_bytes()
+    )
     code, out, _ = cli("lesson", "check", number)
     assert code == 0
     assert "times as long as the package" in out
@@ -508,7 +614,18 @@ def test_json(command, cli):
         json.loads(line, parse_constant=pytest.fail)
 
 
-VARIANTS = ("qkv", "q=k-v", "q-k=v", "q=k=v", "q=k-v+", "q=k=v+", "gqa-2", "mqa", "q-gqa-2", "q-mqa")
+VARIANTS = (
+    "qkv",
+    "q=k-v",
+    "q-k=v",
+    "q=k=v",
+    "q=k-v+",
+    "q=k=v+",
+    "gqa-2",
+    "mqa",
+    "q-gqa-2",
+    "q-mqa",
+)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -517,13 +634,29 @@ def test_trace(variant, position, cli, monkeypatch):
     for view in ("forward", "decode", "backward"):
         for width in (40, 100):
             monkeypatch.setenv("COLUMNS", str(width))
-            code, out, err = cli("trace", view, "--variant", variant, "--position", position, "--n-head", 4, "--n-embd", 8)
+            code, out, err = cli(
+                "trace",
+                view,
+                "--variant",
+                variant,
+                "--position",
+                position,
+                "--n-head",
+                4,
+                "--n-embd",
+                8,
+            )
             assert (code, err) == (0, "")
             assert max(map(len, out.splitlines())) <= width
         if view == "decode":
-            worst = max(float(x) for x in re.findall(r"without a cache:\s+([\d.e+-]+)", " ".join(out.split())))
+            worst = max(
+                float(x)
+                for x in re.findall(r"without a cache:\s+([\d.e+-]+)", " ".join(out.split()))
+            )
             assert worst < 1e-5
-            assert ("values: same memory as keys" in out) == (variant in ("q-k=v", "q=k=v", "q=k=v+", "q-gqa-2", "q-mqa"))
+            assert ("values: same memory as keys" in out) == (
+                variant in ("q-k=v", "q=k=v", "q=k=v+", "q-gqa-2", "q-mqa")
+            )
     assert "grad.scores" in out
 
 
@@ -535,7 +668,9 @@ def test_svg(cli, tmp_path):
         text = (tmp_path / "a.svg").read_text("utf-8")
         xml.dom.minidom.parseString(text)
         assert "pattern" in text
-        assert "http" not in text.replace("http://www.w3.org", "").replace("https://www.textualize.io", "")
+        assert "http" not in text.replace("http://www.w3.org", "").replace(
+            "https://www.textualize.io", ""
+        )
 
 
 def test_watch(tmp_path):
@@ -544,7 +679,9 @@ def test_watch(tmp_path):
     said = ""
     while "Watching the file" not in said:
         said += child.stdout.readline() or pytest.fail(said)
-    (tmp_path / "minqkv-work" / LESSON.path.name).write_bytes(LESSON.companion("solutions").read_bytes())
+    (tmp_path / "minqkv-work" / LESSON.path.name).write_bytes(
+        LESSON.companion("solutions").read_bytes()
+    )
     out, _ = child.communicate(timeout=30)
     assert child.returncode == 0
     assert "not written yet" in said
@@ -560,7 +697,13 @@ class Terminal:
     def __init__(self, *args, cwd, columns=80, **env):
         self.main, side = pty.openpty()
         fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        options = {"stdin": side, "stdout": side, "stderr": side, "encoding": None, "start_new_session": True}
+        options = {
+            "stdin": side,
+            "stdout": side,
+            "stderr": side,
+            "encoding": None,
+            "start_new_session": True,
+        }
         self.child = start(*args, cwd=cwd, env=env, **options)
         os.close(side)
         self.text = ""
@@ -587,7 +730,11 @@ class Terminal:
         return self.child.wait(20)
 
 
-@pytest.mark.parametrize("env", [{"TERM": "xterm-256color"}, {"TERM": "dumb"}, {"TERM": "xterm", "NO_COLOR": "1"}], ids=str)
+@pytest.mark.parametrize(
+    "env",
+    [{"TERM": "xterm-256color"}, {"TERM": "dumb"}, {"TERM": "xterm", "NO_COLOR": "1"}],
+    ids=str,
+)
 def test_a_walk(env, tmp_path):
     walk = Terminal("lesson", "play", "6", cwd=tmp_path, columns=60, **env)
     assert "step 1 of" in walk.until("keys: ")
@@ -607,7 +754,9 @@ def test_a_walk(env, tmp_path):
     walk.until("keys: ")
     walk.type("g 4")
     walk.until("show me): ")
-    time.sleep(0.3)  # between its prompt and its reading, C's fgets would lose the signal; nobody is as fast
+    time.sleep(
+        0.3
+    )  # between its prompt and its reading, C's fgets would lose the signal; nobody is as fast
     os.killpg(walk.child.pid, signal.SIGINT)
     walk.until("the position is kept")
     assert walk.end() == 130
@@ -629,7 +778,13 @@ def test_the_wheel_carries_the_lessons(tmp_path):
     assert done.returncode == 0, done.stderr
     code = "from minqkv.teach.lessons import root, course; print(root()); print(*(lesson.name for lesson in course()))"
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "lib")}
-    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=env, capture_output=True, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        encoding="utf-8",
+    )
     assert done.returncode == 0, done.stderr
     where, names = done.stdout.splitlines()
     assert where == str(tmp_path / "lib/minqkv/_lessons")

@@ -1,5 +1,6 @@
-"""PyTorch in float64 as the judge, to 1e-10: each fused operation, every variant under every position scheme inside a
-whole GPT, the Tagger in both protocols, forward and every gradient; then ten optimiser steps, and clipping."""
+"""PyTorch in float64 as the judge, to 1e-10: each fused operation, every variant under every
+position scheme inside a whole GPT, the Tagger in both protocols, forward and every gradient; then
+ten optimiser steps, and clipping."""
 
 import numpy as np
 import pytest
@@ -11,13 +12,30 @@ import torch_twin as twin  # noqa: E402
 
 from minqkv import GPT, GPTConfig, Tagger, TaggerConfig, Tensor, optim  # noqa: E402
 from minqkv import functional as F  # noqa: E402
+from minqkv.attention import rope_table  # noqa: E402
 from minqkv.nn import Parameter  # noqa: E402
-from minqkv.positions import rope_table  # noqa: E402
 from minqkv.train import train_step  # noqa: E402
 
 torch.set_num_threads(1)
-VARIANTS = ["qkv", "q=k-v", "q-k=v", "q=k=v", "q=k-v+", "q=k=v+", "gqa-2", "mqa", "q-gqa-2", "q-mqa"]
-POSITIONS = [("learned", "raw"), ("sinusoidal", "raw"), ("none", "raw"), ("rope", "raw"), ("rope", "unrotate")]
+VARIANTS = [
+    "qkv",
+    "q=k-v",
+    "q-k=v",
+    "q=k=v",
+    "q=k-v+",
+    "q=k=v+",
+    "gqa-2",
+    "mqa",
+    "q-gqa-2",
+    "q-mqa",
+]
+POSITIONS = [
+    ("learned", "raw"),
+    ("sinusoidal", "raw"),
+    ("none", "raw"),
+    ("rope", "raw"),
+    ("rope", "unrotate"),
+]
 IDS = np.array([[0, 4, 4, 2, 6], [6, 0, 1, 1, 3]])
 CAUSAL = np.tril(np.ones((3, 3), bool))
 
@@ -32,7 +50,9 @@ def grouped(q, k, v, **kwargs):
 
 
 def attend_plus(q, k, v, t, b):
-    return ((t * 0.5 * q @ k.transpose(-1, -2) + b).masked_fill(~torch.tensor(CAUSAL), -torch.inf)).softmax(-1) @ v
+    return (
+        (t * 0.5 * q @ k.transpose(-1, -2) + b).masked_fill(~torch.tensor(CAUSAL), -torch.inf)
+    ).softmax(-1) @ v
 
 
 def sdpa(*args, **kwargs):
@@ -83,8 +103,12 @@ def test_fused_operations(rng, name):
 
 
 def loud(model, rng):
-    """Random parameters, all of them: fresh biases are zero and fresh weights small, and hide mistakes."""
-    model.load_state_dict({name: a + 0.3 * rng.standard_normal(a.shape) for name, a in model.state_dict().items()})
+    """Random parameters, all of them: fresh biases are zero and fresh weights small, and hide
+    mistakes.
+    """
+    model.load_state_dict(
+        {name: a + 0.3 * rng.standard_normal(a.shape) for name, a in model.state_dict().items()}
+    )
     return model.eval()
 
 
@@ -105,8 +129,20 @@ def compare(model, forward, ids, targets):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gpt(rng, variant, position, rope_value):
     shape = {"vocab_size": 7, "block_size": 6, "n_layer": 2, "n_head": 4, "n_embd": 16, "d_ff": 24}
-    model = loud(GPT(GPTConfig(**shape, variant=variant, position=position, rope_value=rope_value, dtype="float64")), rng)
-    compare(model, lambda p, ids: twin.gpt(p, ids, variant, 4, position, rope_value), IDS, np.where(IDS == 6, -100, IDS[:, ::-1]))
+    model = loud(
+        GPT(
+            GPTConfig(
+                **shape, variant=variant, position=position, rope_value=rope_value, dtype="float64"
+            )
+        ),
+        rng,
+    )
+    compare(
+        model,
+        lambda p, ids: twin.gpt(p, ids, variant, 4, position, rope_value),
+        IDS,
+        np.where(IDS == 6, -100, IDS[:, ::-1]),
+    )
 
 
 def test_gpt_without_biases(rng):
@@ -119,9 +155,25 @@ def test_gpt_without_biases(rng):
 @pytest.mark.parametrize("protocol", ["2023", "2026"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_tagger(rng, variant, protocol, hide_self):
-    config = TaggerConfig(7, 6, 2, 4, 16, variant=variant, protocol=protocol, hide_self=hide_self, n_class=8, dtype="float64")
+    config = TaggerConfig(
+        7,
+        6,
+        2,
+        4,
+        16,
+        variant=variant,
+        protocol=protocol,
+        hide_self=hide_self,
+        n_class=8,
+        dtype="float64",
+    )
     model = loud(Tagger(config), rng)
-    compare(model, lambda p, ids: twin.tagger(p, ids, variant, 4, protocol, hide_self), IDS, IDS[:, ::-1] + 1)
+    compare(
+        model,
+        lambda p, ids: twin.tagger(p, ids, variant, 4, protocol, hide_self),
+        IDS,
+        IDS[:, ::-1] + 1,
+    )
 
 
 @pytest.mark.parametrize("kind", ["AdamW", "Adam", "SGD"])
@@ -132,9 +184,15 @@ def test_ten_steps_track_pytorch(rng, variant, kind):
     p = twin.parameters(model.state_dict())
     batches = [(rng.integers(0, 7, (4, 5)), rng.integers(0, 7, (4, 5))) for _ in range(10)]
     mine, theirs = {
-        "AdamW": (lambda ps: optim.AdamW(ps, 1e-2, weight_decay=0.1), lambda ps: twin.adamw(ps, 1e-2, 0.1)),
+        "AdamW": (
+            lambda ps: optim.AdamW(ps, 1e-2, weight_decay=0.1),
+            lambda ps: twin.adamw(ps, 1e-2, 0.1),
+        ),
         "Adam": (lambda ps: optim.Adam(ps, 1e-2), lambda ps: torch.optim.Adam(ps, lr=1e-2)),
-        "SGD": (lambda ps: optim.SGD(ps, 0.1, 0.9), lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9)),
+        "SGD": (
+            lambda ps: optim.SGD(ps, 0.1, 0.9),
+            lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9),
+        ),
     }[kind]
     expected = twin.train(p, lambda p, ids: twin.gpt(p, ids, variant, 4), batches, theirs, clip=0.5)
     optimizer = mine(model.parameters())
@@ -142,7 +200,9 @@ def test_ten_steps_track_pytorch(rng, variant, kind):
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-9)
     assert losses[-1] != losses[0]
     for name, parameter in model.named_parameters():
-        np.testing.assert_allclose(parameter.data, p[name].detach().numpy(), rtol=0, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(
+            parameter.data, p[name].detach().numpy(), rtol=0, atol=1e-7, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 1.0, 1e6])

@@ -1,4 +1,6 @@
-"""Training: the same bits however often it is killed, a run folder that is never half written, refusals that say why."""
+"""Training: the same bits however often it is killed, a run folder that is never half written,
+refusals that say why.
+"""
 
 import itertools
 import json
@@ -18,13 +20,28 @@ import numpy as np
 import pytest
 from commands import run, start, wait_until
 
-from minqkv import files
-from minqkv.errors import Diverged, EnvironmentFault, UsageError
 from minqkv.runs import load_config, load_run, train_run
+from minqkv.runtime import files
+from minqkv.runtime.errors import Diverged, EnvironmentFault, UsageError
 from minqkv.train import RECIPES, Batches, RunConfig
 
 SMALL = RunConfig("reverse", "q-k=v", seq_len=6, n_embd=16, n_layer=1, n_head=2, steps=120)
-FLAGS = ("--task", "reverse", "--variant", "q-k=v", "--seq-len", 6, "--n-embd", 16, "--n-layer", 1, "--n-head", 2, "--threads", 1)
+FLAGS = (
+    "--task",
+    "reverse",
+    "--variant",
+    "q-k=v",
+    "--seq-len",
+    6,
+    "--n-embd",
+    16,
+    "--n-layer",
+    1,
+    "--n-head",
+    2,
+    "--threads",
+    1,
+)
 KINDS = {
     "encoder": (SMALL, ()),
     "dropout": (replace(SMALL, protocol="2023", position=None), ("--protocol", "2023")),
@@ -102,7 +119,12 @@ def test_killed_at_random_moments_and_resumed(kind, whole, tmp_path):
     command = ("train", *FLAGS, *KINDS[kind][1], "--steps", 120, "--out", folder)
     for attempt in range(60):
         done = checkpoint(folder)[0]["step"] if (folder / "checkpoint.npz").exists() else 0
-        child = start(*command, *["--resume"] * (attempt > 0), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        child = start(
+            *command,
+            *["--resume"] * (attempt > 0),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         if kills == 6:
             assert child.wait(60) == 0
             break
@@ -119,12 +141,18 @@ def test_killed_at_random_moments_and_resumed(kind, whole, tmp_path):
 
 
 def _wait_for_steps(child, folder, n):
-    """Until this child, not the one before it, has written more than n lines of metrics, or is done."""
+    """Until this child, not the one before it, has written more than n lines of metrics, or is
+    done.
+    """
     path = folder / "metrics.jsonl"
     before = path.stat().st_mtime_ns if path.exists() else 0
 
     def there():
-        return path.exists() and path.stat().st_mtime_ns > before and path.read_bytes().count(b"\n") > n
+        return (
+            path.exists()
+            and path.stat().st_mtime_ns > before
+            and path.read_bytes().count(b"\n") > n
+        )
 
     wait_until(lambda: child.poll() is not None or there(), 60)
 
@@ -150,7 +178,9 @@ def test_a_crash_between_any_two_writes_loses_nothing(tmp_path, monkeypatch):
                 break
         train_run(config, folder, resume=True)
         assert_same_run(plain, folder)
-    assert n > 20  # that many moments: three a checkpoint, two each for configuration, metrics and result
+    assert (
+        n > 20
+    )  # that many moments: three a checkpoint, two each for configuration, metrics and result
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -179,7 +209,12 @@ def test_a_signal_during_the_start_is_polite_too(tmp_path, cli, monkeypatch):
 def test_temporary_files_of_a_killed_process_are_swept(begun):
     (begun / ".checkpoint.npz.1.tmp").write_bytes(b"half")
     train_run(SMALL, begun, resume=True)
-    assert sorted(path.name for path in begun.iterdir()) == ["checkpoint.npz", "config.json", "metrics.jsonl", "result.json"]
+    assert sorted(path.name for path in begun.iterdir()) == [
+        "checkpoint.npz",
+        "config.json",
+        "metrics.jsonl",
+        "result.json",
+    ]
 
 
 def test_metrics_after_the_checkpoint_are_cut_and_a_torn_line_with_them(begun, whole):
@@ -200,8 +235,13 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = signal.getsignal(signal.SIGTERM)
     seen = []
-    train_run(replace(SMALL, steps=2), progress=lambda *_: seen.append(signal.getsignal(signal.SIGTERM)))
-    assert seen == [before, before]  # and with nothing to save, a signal is left to whoever handles it
+    train_run(
+        replace(SMALL, steps=2), progress=lambda *_: seen.append(signal.getsignal(signal.SIGTERM))
+    )
+    assert seen == [
+        before,
+        before,
+    ]  # and with nothing to save, a signal is left to whoever handles it
     assert not list(tmp_path.iterdir())
 
 
@@ -225,7 +265,19 @@ def test_resuming_a_complete_run_changes_nothing(cli, tmp_path):
 
 def test_contradicting_flags_are_listed(cli):
     assert cli("train", *FLAGS, "--steps", 3, "--out", "run")[0] == 0
-    changes = ("--seed", 5, "--steps", 9, "--protocol", 2023, "--lr", 0.5, "--variant", "mqa", "--hide-self")
+    changes = (
+        "--seed",
+        5,
+        "--steps",
+        9,
+        "--protocol",
+        2023,
+        "--lr",
+        0.5,
+        "--variant",
+        "mqa",
+        "--hide-self",
+    )
     code, _, err = cli("train", "--resume", "--out", "run", *changes)
     assert code == 2
     said = " ".join(err.split())
@@ -247,7 +299,9 @@ def test_resume_where_there_is_no_run(cli):
     code, _, err = cli("train", "--resume", "--out", "nowhere")
     assert code == 2
     assert "nowhere holds no run" in err
-    assert cli("train", "--resume", *FLAGS, "--steps", 2, "--out", "new")[0] == 0  # with a task it may as well begin
+    assert (
+        cli("train", "--resume", *FLAGS, "--steps", 2, "--out", "new")[0] == 0
+    )  # with a task it may as well begin
 
 
 def test_a_checkpoint_without_its_configuration_is_not_built_upon(begun):
@@ -258,7 +312,10 @@ def test_a_checkpoint_without_its_configuration_is_not_built_upon(begun):
         train_run(SMALL, begun, resume=True)
 
 
-@pytest.mark.parametrize("change", [{"lr": 0.0}, {"lr": -1.0}, {"lr": math.nan}, {"lr": math.inf}, {"steps": 0}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "change",
+    [{"lr": 0.0}, {"lr": -1.0}, {"lr": math.nan}, {"lr": math.inf}, {"steps": 0}, {"seed": -1}],
+)
 def test_impossible_numbers_are_refused(change):
     with pytest.raises(UsageError, match=str(next(iter(change.values())))):
         replace(SMALL, **change)
@@ -269,7 +326,12 @@ def test_impossible_numbers_are_refused(change):
 
 def _npz(folder, **changes):
     meta, arrays = checkpoint(folder)
-    files.write_arrays(folder / "checkpoint.npz", changes.pop("kind", "minqkv checkpoint"), {**meta, **changes}, arrays)
+    files.write_arrays(
+        folder / "checkpoint.npz",
+        changes.pop("kind", "minqkv checkpoint"),
+        {**meta, **changes},
+        arrays,
+    )
 
 
 class Trap:
@@ -329,9 +391,14 @@ def test_a_truncated_or_flipped_checkpoint_never_passes_for_a_whole_one(begun):
     whole, model = path.read_bytes(), load_run(begun)[0]
     lengths = [*range(40), *(rng.randrange(len(whole)) for _ in range(60)), len(whole) - 1]
     directory = whole.rindex(b"PK\x01\x02", 0, len(whole) - 500)
-    places = [rng.choice((rng.randrange(len(whole)), rng.randrange(directory, len(whole)))) for _ in range(250)]
+    places = [
+        rng.choice((rng.randrange(len(whole)), rng.randrange(directory, len(whole))))
+        for _ in range(250)
+    ]
     damaged = [whole[:n] for n in lengths]
-    damaged += [whole[:i] + bytes([whole[i] ^ 1 << rng.randrange(8)]) + whole[i + 1 :] for i in places]
+    damaged += [
+        whole[:i] + bytes([whole[i] ^ 1 << rng.randrange(8)]) + whole[i + 1 :] for i in places
+    ]
     refused = 0
     for content in damaged:
         path.write_bytes(content)
@@ -349,7 +416,9 @@ def test_numbers_read_as_another_type_are_noticed(begun):
     path = begun / "checkpoint.npz"
     content = path.read_bytes()
     assert content.count(b"'<f4'") > 10
-    path.write_bytes(content.replace(b"'<f4'", b"'<f2'", 1))  # the right shape, half of the bytes: NumPy reads it gladly
+    path.write_bytes(
+        content.replace(b"'<f4'", b"'<f2'", 1)
+    )  # the right shape, half of the bytes: NumPy reads it gladly
     with pytest.raises(EnvironmentFault, match="checksum"):
         load_run(begun)
 
@@ -402,7 +471,11 @@ def test_a_configuration_that_is_none(what, begun, cli):
 def test_a_file_that_may_not_grow(limit, name, begun, whole):
     before = checkpoint(begun)[0]
     code, out, err = run(
-        "train", "--resume", "--out", begun, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        "train",
+        "--resume",
+        "--out",
+        begun,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert (code, out) == (3, "")
     assert f"cannot write {begun / name}: File too large" in " ".join(err.split())
@@ -424,7 +497,10 @@ def test_a_full_disk(tmp_path):
     try:
         code, out, err = run("train", *FLAGS, "--steps", 120, "--out", disk / "run")
         assert (code, out) == (3, "")
-        assert f"cannot write {disk / 'run' / 'checkpoint.npz'}: No space left on device" in " ".join(err.split())
+        assert (
+            f"cannot write {disk / 'run' / 'checkpoint.npz'}: No space left on device"
+            in " ".join(err.split())
+        )
         assert "--out" in err
         assert "Traceback" not in err
         assert "Exception ignored" not in err
@@ -466,7 +542,11 @@ def test_divergence_names_the_step(steps, where, cli, tmp_path):
 
 def test_the_seed_decides_and_nothing_else():
     config = replace(SMALL, steps=20)
-    (a, result_a), (b, result_b), (c, _) = train_run(config), train_run(config), train_run(replace(config, seed=1))
+    (a, result_a), (b, result_b), (c, _) = (
+        train_run(config),
+        train_run(config),
+        train_run(replace(config, seed=1)),
+    )
     states = [model.state_dict() for model in (a, b, c)]
     assert all(states[0][name].tobytes() == states[1][name].tobytes() for name in states[0])
     assert any((states[0][name] != states[2][name]).any() for name in states[0])
@@ -479,12 +559,17 @@ def test_a_batch_depends_on_its_step_alone(protocol):
     x = np.arange(config.recipe.n_train)[:, None]
     batches, fresh = Batches(x, x, config.recipe, 3), Batches(x, x, config.recipe, 3)
     per_epoch = config.steps_per_epoch
-    epochs = [[batches(step)[0][:, 0] for step in range(e * per_epoch, (e + 1) * per_epoch)] for e in range(2)]
+    epochs = [
+        [batches(step)[0][:, 0] for step in range(e * per_epoch, (e + 1) * per_epoch)]
+        for e in range(2)
+    ]
     for step in (per_epoch, 0, 2 * per_epoch - 1, 5):  # in any order
         assert (fresh(step)[0][:, 0] == epochs[step // per_epoch][step % per_epoch]).all()
     first, second = (np.concatenate(rows) for rows in epochs)
     kept = 390 * 128 if protocol == "2023" else 10_000
-    assert len(first) == len(set(first)) == len(second) == kept  # every row once, the ragged end as the protocol has it
+    assert (
+        len(first) == len(set(first)) == len(second) == kept
+    )  # every row once, the ragged end as the protocol has it
     assert (first != second).any()
     assert (Batches(x, x, config.recipe, 4)(0)[0] != fresh(0)[0]).any()
 

@@ -7,16 +7,18 @@ from itertools import product
 import pytest
 from toys import SMALL, TEN, gpt, host
 
-from minqkv import backend, fused, models
+from minqkv import backend, models
+from minqkv import functional as fused
 from minqkv.cache import KVCache
-from minqkv.errors import UsageError
 from minqkv.models import GPT, GPTConfig
+from minqkv.runtime.errors import UsageError
 from minqkv.variants import NAMES, VariantSpec
 
 BIG = GPTConfig(vocab_size=50304, block_size=2048, n_layer=20, n_head=16, n_embd=1024)  # "300M"
 HUGE = GPTConfig(vocab_size=50304, block_size=2048, n_layer=22, n_head=32, n_embd=2048)  # "1.2B"
 
-# parameters (exact, or in millions to one decimal), cache bytes per token in 2-byte numbers, MiB at 32,768 tokens, reduction
+# parameters (exact, or in millions to one decimal), cache bytes per token in 2-byte numbers, MiB at
+# 32,768 tokens, reduction
 PAPER = [
     (BIG, "qkv", 305_534_976, 81_920, 2560, 0),
     (BIG, "q=k-v", 284_542_976, 81_920, 2560, 0),
@@ -48,7 +50,9 @@ def test_the_papers_table(cfg, name, params, per_token, mib, reduction):
 
 
 def test_64_times_and_not_67():
-    qkv, q_mqa = (VariantSpec.parse(name).cache_bytes_per_token(HUGE, 2) for name in ("qkv", "q-mqa"))
+    qkv, q_mqa = (
+        VariantSpec.parse(name).cache_bytes_per_token(HUGE, 2) for name in ("qkv", "q-mqa")
+    )
     assert qkv == 64 * q_mqa
     assert f"{VariantSpec.parse('q-mqa').reduction(32):.2%}" == "98.44%"
 
@@ -56,7 +60,14 @@ def test_64_times_and_not_67():
 @pytest.mark.parametrize("cfg", [BIG, HUGE], ids=["300M", "1.2B"])
 @pytest.mark.parametrize(
     ("name", "q", "streams", "stored"),
-    [("qkv", 1, 2, 1), ("q=k-v", 0, 2, 1), ("q-k=v", 1, 1, 1), ("q=k=v", 0, 1, 1), ("gqa-4", 1, 2, 4), ("q-mqa", 1, 1, None)],
+    [
+        ("qkv", 1, 2, 1),
+        ("q=k-v", 0, 2, 1),
+        ("q-k=v", 1, 1, 1),
+        ("q=k=v", 0, 1, 1),
+        ("gqa-4", 1, 2, 4),
+        ("q-mqa", 1, 1, None),
+    ],
 )
 def test_macs(cfg, name, q, streams, stored):
     """L[n·d·((q+1)d + σ·h·d_h) + 2n²d + 2ndf] + ndV, and the causal n(n+1)d in place of 2n²d."""
@@ -90,7 +101,9 @@ def test_macs_are_those_of_the_live_model(name, monkeypatch):
     assert sum(counted) == VariantSpec.parse(name).macs(model.config, n)
 
 
-@pytest.mark.parametrize(("bias", "position"), [*product([True, False], ["learned", "sinusoidal", "none", "rope"])])
+@pytest.mark.parametrize(
+    ("bias", "position"), [*product([True, False], ["learned", "sinusoidal", "none", "rope"])]
+)
 @pytest.mark.parametrize("name", [*TEN, "q=k-v+temperature", "q=k=v+bias", "gqa-4"])
 def test_params_are_those_of_the_live_model(name, bias, position):
     cfg = GPTConfig(**SMALL, variant=name, bias=bias, position=position, d_ff=20)
@@ -219,7 +232,9 @@ def test_refused_fields(fields, says):
         VariantSpec(**fields)
 
 
-@pytest.mark.parametrize(("name", "heads"), [("gqa-3", 4), ("q-gqa-4", 6), ("gqa-8", 4), ("gqa-2", 1)])
+@pytest.mark.parametrize(
+    ("name", "heads"), [("gqa-3", 4), ("q-gqa-4", 6), ("gqa-8", 4), ("gqa-2", 1)]
+)
 def test_heads_that_do_not_divide(name, heads):
     with pytest.raises(UsageError, match="equal groups") as caught:
         VariantSpec.parse(name).for_heads(heads)

@@ -1,7 +1,9 @@
-"""The models again in PyTorch, written from the paper's formulas and not from this package: functions of a state dict.
+"""The models again in PyTorch, written from the paper's formulas and not from this package:
+functions of a state dict.
 
-`p` maps the package's state names to tensors; linear weights are (in, out). "+" is the literal 1×1 convolution over
-scores and fixed channels, rotary positions are complex numbers, and heads are repeated for groups.
+`p` maps the package's state names to tensors; linear weights are (in, out). "+" is the literal 1×1
+convolution over scores and fixed channels, rotary positions are complex numbers, and heads are
+repeated for groups.
 """
 
 import math
@@ -20,11 +22,15 @@ def sinusoids(n, channels, width=None):
 
 
 def turn(x, back=False):
-    """Rotary positions on (B, h, T, d): pair (i, i + d/2) as a complex number, times e^(±i·position·frequency)."""
+    """Rotary positions on (B, h, T, d): pair (i, i + d/2) as a complex number, times
+    e^(±i·position·frequency).
+    """
     d, T = x.shape[-1], x.shape[-2]
     frequency = 10000 ** (-2 * torch.arange(d // 2, dtype=torch.float64) / d)
     angle = torch.arange(T, dtype=torch.float64)[:, None] * frequency
-    z = torch.complex(x[..., : d // 2], x[..., d // 2 :]) * torch.polar(torch.ones_like(angle), -angle if back else angle)
+    z = torch.complex(x[..., : d // 2], x[..., d // 2 :]) * torch.polar(
+        torch.ones_like(angle), -angle if back else angle
+    )
     return torch.cat([z.real, z.imag], dim=-1)
 
 
@@ -38,7 +44,9 @@ def norm(p, name, x):
 
 
 def attention(p, name, x, variant, n_head, seen, rope=None, channels=(5, 5, 5)):
-    """`seen` (T, T) booleans; `rope` None, "raw" or "unrotate"; `channels` (row, column, width) of "+"."""
+    """`seen` (T, T) booleans; `rope` None, "raw" or "unrotate"; `channels` (row, column, width) of
+    "+".
+    """
     B, T, C = x.shape
     d = C // n_head
     split = lambda y: y.reshape(B, T, -1, d).transpose(1, 2)  # noqa: E731
@@ -54,7 +62,9 @@ def attention(p, name, x, variant, n_head, seen, rope=None, channels=(5, 5, 5)):
         w, (rows, columns, width) = p[f"{name}.plus.weight"], channels
         i = sinusoids(T, rows, width)[:, None, :].expand(T, T, rows)
         j = sinusoids(T, columns, width)[None, :, :].expand(T, T, columns)
-        scores = (q @ k.transpose(-1, -2) / math.sqrt(d))[..., None] + torch.cat([i, j], dim=-1)  # (B, H, T, T, m)
+        scores = (q @ k.transpose(-1, -2) / math.sqrt(d))[..., None] + torch.cat(
+            [i, j], dim=-1
+        )  # (B, H, T, T, m)
         scores = (scores * w).sum(-1).masked_fill(~seen, -math.inf)
         z = scores.softmax(-1) @ v
     else:
@@ -84,10 +94,15 @@ def gpt(p, ids, variant, n_head, position="learned", rope_value="raw"):
         x = x + p["wpe.weight"][:T]
     elif position == "sinusoidal":
         x = x + sinusoids(T, x.shape[-1])
-    seen, rope = torch.ones(T, T, dtype=torch.bool).tril(), rope_value if position == "rope" else None
+    seen, rope = (
+        torch.ones(T, T, dtype=torch.bool).tril(),
+        rope_value if position == "rope" else None,
+    )
     for i in range(layers(p)):
         name = f"blocks.{i}"
-        x = x + attention(p, f"{name}.attn", norm(p, f"{name}.ln_1", x), variant, n_head, seen, rope)
+        x = x + attention(
+            p, f"{name}.attn", norm(p, f"{name}.ln_1", x), variant, n_head, seen, rope
+        )
         x = x + mlp(p, f"{name}.mlp", norm(p, f"{name}.ln_2", x), gelu)
     return norm(p, "ln_f", x) @ p["wte.weight"].T
 
@@ -107,7 +122,11 @@ def tagger(p, ids, variant, n_head, protocol="2026", hide_self=False):
     x = x + sinusoids(T, x.shape[-1])
     for i in range(layers(p)):
         name = f"blocks.{i}"
-        x = norm(p, f"{name}.ln_1", x + attention(p, f"{name}.attn", x, variant, n_head, seen, channels=(6, 4, 6)))
+        x = norm(
+            p,
+            f"{name}.ln_1",
+            x + attention(p, f"{name}.attn", x, variant, n_head, seen, channels=(6, 4, 6)),
+        )
         x = norm(p, f"{name}.ln_2", x + mlp(p, f"{name}.mlp", x, torch.relu))
     return linear(p, "head", norm(p, "ln_f", linear(p, "fc", x)).relu())
 
@@ -119,7 +138,10 @@ def loss(logits, targets):
 
 def parameters(state):
     """The leaves for a state dict of NumPy arrays."""
-    return {name: torch.tensor(array, dtype=torch.float64, requires_grad=True) for name, array in state.items()}
+    return {
+        name: torch.tensor(array, dtype=torch.float64, requires_grad=True)
+        for name, array in state.items()
+    }
 
 
 def train(p, forward, batches, make_optimizer, clip):

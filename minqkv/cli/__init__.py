@@ -12,8 +12,8 @@ from difflib import get_close_matches
 
 import click
 
-from ..errors import Exit, MinqkvError
-from ..version import __version__
+from ..runtime.errors import Exit, MinqkvError
+from ..runtime.version import __version__
 from . import info, lesson, run, study, trace
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -26,17 +26,23 @@ class Commands(click.Group):
         command = super().get_command(ctx, name)
         if command is None and not ctx.resilient_parsing:
             near = get_close_matches(name, self.commands, n=3, cutoff=0.5)
-            raise click.UsageError(f"no command {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""), ctx)
+            raise click.UsageError(
+                f"no command {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""),
+                ctx,
+            )
         return command
 
 
 @click.group(
-    cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="minqkv")
 @click.pass_context
 def cli(ctx):
-    """Attention with shared query, key and value projections: train it, compare it, measure its cache.
+    """Attention with shared query, key and value projections: train it, compare it, measure its
+    cache.
 
     `minqkv` alone says where you are in the course, `minqkv learn` goes on with it.
     `minqkv study` compares ten variants on two tasks, in about two minutes on two cores.
@@ -50,18 +56,24 @@ for command in (*lesson.COMMANDS, *trace.COMMANDS, *study.COMMANDS, *run.COMMAND
 
 
 def main(argv=None):
-    """The entry point: runs a command, turns errors into one clear line and an exit code, and exits."""
+    """The entry point: runs a command, turns errors into one clear line and an exit code, and
+    exits.
+    """
     sys.exit(run_cli(sys.argv[1:] if argv is None else argv))
 
 
 def run_cli(argv):
     """`main` without the exit; returns the code."""
-    for name in _THREAD_VARIABLES:  # before NumPy is imported: work is spread over processes (--jobs), not BLAS threads
+    for name in (
+        _THREAD_VARIABLES
+    ):  # before NumPy is imported: work is spread over processes (--jobs), not BLAS threads
         os.environ.setdefault(name, "1")
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        getattr(sys, name).reconfigure(errors="replace")  # a formula in an ASCII terminal is a "?", not a crash
+        getattr(sys, name).reconfigure(
+            errors="replace"
+        )  # a formula in an ASCII terminal is a "?", not a crash
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = cli.main(argv, prog_name="minqkv", standalone_mode=False)
@@ -73,7 +85,9 @@ def run_cli(argv):
     except SystemExit as error:
         if "_MINQKV_COMPLETE" in os.environ:
             raise
-        return Exit.OK if error.code == 1 else error.code  # what click and rich make of a broken pipe
+        return (
+            Exit.OK if error.code == 1 else error.code
+        )  # what click and rich make of a broken pipe
     except (KeyboardInterrupt, click.Abort) as error:  # click turns the first into the second
         return _complain(argv, "interrupted", str(error.__cause__ or error), Exit.INTERRUPTED)
     except click.ClickException as error:
@@ -84,13 +98,18 @@ def run_cli(argv):
     except OSError as error:
         _silence_stdout()
         return _complain(
-            argv, f"{error.filename or 'output'}: {error.strerror}", "check free space and permissions", Exit.ENVIRONMENT
+            argv,
+            f"{error.filename or 'output'}: {error.strerror}",
+            "check free space and permissions",
+            Exit.ENVIRONMENT,
         )
     except MemoryError as error:
         return _complain(argv, f"out of memory: {error}", "choose a smaller size", Exit.ENVIRONMENT)
     except Exception as error:
         hint = "this is a bug in minqkv: please report it, with what --traceback and `minqkv doctor` print"
-        return _complain(argv, f"unexpected {type(error).__name__}: {error}", hint, Exit.CHECK_FAILED)
+        return _complain(
+            argv, f"unexpected {type(error).__name__}: {error}", hint, Exit.CHECK_FAILED
+        )
 
 
 def _interrupt(number, frame):

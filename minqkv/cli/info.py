@@ -7,22 +7,44 @@ from dataclasses import fields
 
 import click
 
-from ..errors import Exit, UsageError
+from ..runtime.errors import Exit, UsageError
 from .options import Listed, computes, cores, print_json, reports
 
 _DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64": 8}
 
 
 @click.command()
-@click.option("--config", default="300m", show_default=True, help="300m, 1.2b, or a JSON FILE of GPTConfig fields.")
-@click.option("--variants", "names", type=Listed(), help="Which ones.  [default: the paper's, with H/4 KV heads]")
+@click.option(
+    "--config",
+    default="300m",
+    show_default=True,
+    help="300m, 1.2b, or a JSON FILE of GPTConfig fields.",
+)
+@click.option(
+    "--variants",
+    "names",
+    type=Listed(),
+    help="Which ones.  [default: the paper's, with H/4 KV heads]",
+)
 @click.option("--n-layer", type=int, help="Override the configuration; likewise below.")
 @click.option("--n-head", type=int)
 @click.option("--n-embd", type=int)
 @click.option("--vocab-size", type=int)
 @click.option("--block-size", type=int, help="Learned positions.")
-@click.option("--context", type=click.IntRange(1), default=32768, show_default=True, help="Tokens in the cache.")
-@click.option("--dtype", type=click.Choice(list(_DTYPES)), default="bf16", show_default=True, help="Of the cache.")
+@click.option(
+    "--context",
+    type=click.IntRange(1),
+    default=32768,
+    show_default=True,
+    help="Tokens in the cache.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(list(_DTYPES)),
+    default="bf16",
+    show_default=True,
+    help="Of the cache.",
+)
 @reports
 def variants(config, names, context, dtype, as_json, **dims):
     """Formula, parameters, MACs and cache of each variant.
@@ -37,7 +59,9 @@ def variants(config, names, context, dtype, as_json, **dims):
     elif os.path.exists(config):
         base = _read_config(config)
     else:
-        raise UsageError(f"no configuration {config!r}", f"use {', '.join(PRESETS)}, or the path of a JSON file")
+        raise UsageError(
+            f"no configuration {config!r}", f"use {', '.join(PRESETS)}, or the path of a JSON file"
+        )
     values = {f.name: getattr(base, f.name) for f in fields(base)} | {
         name: value for name, value in dims.items() if value is not None
     }
@@ -45,7 +69,18 @@ def variants(config, names, context, dtype, as_json, **dims):
         values["d_ff"] = None
     cfg = GPTConfig(**values)
     groups = next(g for g in range(max(1, cfg.n_head // 4), 0, -1) if cfg.n_head % g == 0)
-    names = names or ("qkv", "q=k-v", "q-k=v", "q=k=v", "q=k-v+", "q=k=v+", f"gqa-{groups}", "mqa", f"q-gqa-{groups}", "q-mqa")
+    names = names or (
+        "qkv",
+        "q=k-v",
+        "q-k=v",
+        "q=k=v",
+        "q=k-v+",
+        "q=k=v+",
+        f"gqa-{groups}",
+        "mqa",
+        f"q-gqa-{groups}",
+        "q-mqa",
+    )
     specs = dict.fromkeys(VariantSpec.parse(name).for_heads(cfg.n_head) for name in names)
     rows = []
     for spec in specs:
@@ -64,15 +99,17 @@ def variants(config, names, context, dtype, as_json, **dims):
 
 
 def _read_config(path):
-    from ..files import read_json
     from ..models import GPTConfig
+    from ..runtime.files import read_json
 
     values = read_json(path)
     try:
         return GPTConfig(**values)
     except TypeError as error:
         why = str(error).removeprefix("GPTConfig.__init__() ")
-        raise UsageError(f"{path}: {why}", "write the fields of GPTConfig as a JSON object") from error
+        raise UsageError(
+            f"{path}: {why}", "write the fields of GPTConfig as a JSON object"
+        ) from error
 
 
 @click.command()
@@ -105,8 +142,8 @@ def gradcheck(seed, as_json):
 
     ⟨u, Jv⟩ = ⟨Jᵀu, v⟩ in float64, for operations, each variant's attention, and a whole model.
     """
+    from ..analysis.selfcheck import checks
     from ..render.console import say, stderr
-    from ..selfcheck import checks
 
     rows, messages = [], stderr()
     for name, error, fault in checks(seed):
@@ -128,9 +165,12 @@ def gradcheck(seed, as_json):
 @computes
 def doctor(as_json):
     """Versions, backend, BLAS, GPU, terminal: for an issue."""
-    from ..doctor import examine
+    from ..runtime.doctor import examine
 
-    terminal = {"columns": shutil.get_terminal_size().columns, "stdout is a terminal": sys.stdout.isatty()}
+    terminal = {
+        "columns": shutil.get_terminal_size().columns,
+        "stdout is a terminal": sys.stdout.isatty(),
+    }
     terminal["encoding"] = sys.stdout.encoding
     terminal |= {name: os.environ.get(name) for name in ("TERM", "COLORTERM", "NO_COLOR")}
     report = {**examine(), "cores": cores(), "terminal": terminal}
@@ -138,7 +178,11 @@ def doctor(as_json):
         print_json(report)
         return
     for name, value in report.items():
-        text = ", ".join(f"{k} {v}" for k, v in value.items() if v is not None) if isinstance(value, dict) else value
+        text = (
+            ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
+            if isinstance(value, dict)
+            else value
+        )
         click.echo(f"{name:9} {text}")
 
 
@@ -152,7 +196,11 @@ def completion(ctx, shell):
     """
     from click.shell_completion import get_completion_class
 
-    click.echo(get_completion_class(shell)(ctx.find_root().command, {}, "minqkv", "_MINQKV_COMPLETE").source())
+    click.echo(
+        get_completion_class(shell)(
+            ctx.find_root().command, {}, "minqkv", "_MINQKV_COMPLETE"
+        ).source()
+    )
 
 
 COMMANDS = (variants, tasks, gradcheck, doctor, completion)

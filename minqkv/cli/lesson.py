@@ -4,10 +4,12 @@ import sys
 
 import click
 
-from ..errors import Exit, UsageError
+from ..runtime.errors import Exit, UsageError
 from .options import print_json, reports, stages
 
-_no_pause = click.option("--no-pause", is_flag=True, help="Ask nothing; implied where no terminal is.")
+_no_pause = click.option(
+    "--no-pause", is_flag=True, help="Ask nothing; implied where no terminal is."
+)
 
 
 def _desk():
@@ -27,7 +29,9 @@ def _chosen(name):
     from ..teach.progress import next_thing
 
     lessons, progress = _desk()
-    return find(name, lessons) if name else next_thing(lessons, progress)[0] or lessons[-1], progress
+    return find(name, lessons) if name else next_thing(lessons, progress)[0] or lessons[
+        -1
+    ], progress
 
 
 def start_page():
@@ -99,15 +103,29 @@ def list_lessons(as_json):
         if progress.done(each):
             newer = progress.of(each)["passed"] != fingerprint(each)
             state = "done (older)" if newer else "done"
-        rows.append({"number": each.number, "name": each.name, "title": each.title, "minutes": each.minutes, "state": state})
+        rows.append(
+            {
+                "number": each.number,
+                "name": each.name,
+                "title": each.title,
+                "minutes": each.minutes,
+                "state": state,
+            }
+        )
     if as_json:
         print_json(rows)
         return
     for row in rows:
         line = f"{row['number']:2}  {row['title']}"
-        click.echo(f"{line:36} {row['minutes']:3} min  {row['state']}".rstrip() if len(line) <= 36 else f"{line}  {row['state']}")
+        click.echo(
+            f"{line:36} {row['minutes']:3} min  {row['state']}".rstrip()
+            if len(line) <= 36
+            else f"{line}  {row['state']}"
+        )
     if any("older" in row["state"] for row in rows):
-        click.echo("older: the check has changed since; minqkv lesson check NUMBER tries your answer again")
+        click.echo(
+            "older: the check has changed since; minqkv lesson check NUMBER tries your answer again"
+        )
 
 
 @lesson.command()
@@ -124,20 +142,32 @@ def play(name, as_json, plain, no_pause, svg, step=None):
 
     chosen, progress = _chosen(name)
     if step and step > len(chosen.steps):
-        raise UsageError(f"lesson {chosen.number} has {len(chosen.steps)} steps", f"minqkv lesson play {chosen.number}")
+        raise UsageError(
+            f"lesson {chosen.number} has {len(chosen.steps)} steps",
+            f"minqkv lesson play {chosen.number}",
+        )
     stage = choose(plain, as_json, not no_pause)
     pause = getattr(stage, "interactive", False)
-    seen = progress.seen(chosen) if pause else 0  # without pauses nothing is learnt, and nothing recorded
+    seen = (
+        progress.seen(chosen) if pause else 0
+    )  # without pauses nothing is learnt, and nothing recorded
     whole = seen == len(chosen.steps)  # read again, it stays read
     begin = step - 1 if step else 0 if whole else seen
     if not as_json and begin == 0:
-        stage.draw({"event": "prose", "text": f"# Lesson {chosen.number}: {chosen.title}\n\n{chosen.question}"})
+        stage.draw(
+            {
+                "event": "prose",
+                "text": f"# Lesson {chosen.number}: {chosen.title}\n\n{chosen.question}",
+            }
+        )
     saw = (lambda n: progress.update(chosen, step=n)) if pause and not whole else (lambda n: None)
     player = Player(chosen, stage, saw, lambda: hint(chosen, progress))
     try:
         finished = player.play(begin, pause)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("the position is kept; go on with: minqkv learn" if pause else "") from None
+        raise KeyboardInterrupt(
+            "the position is kept; go on with: minqkv learn" if pause else ""
+        ) from None
     if svg:
         export(svg, f"minqkv lesson play {chosen.number}", stage.drawn)
     if not as_json:
@@ -158,12 +188,16 @@ def start(name, as_json):
         print_json({"file": str(path), "new": new, "write": chosen.exercise})
         return
     click.echo(f"{path}{'' if new else ' is there already, and stays as it is'}")
-    click.echo(f"Write {' and '.join(chosen.exercise)} there; then: minqkv lesson check {chosen.number}")
+    click.echo(
+        f"Write {' and '.join(chosen.exercise)} there; then: minqkv lesson check {chosen.number}"
+    )
 
 
 @lesson.command()
 @click.argument("name", required=False)
-@click.option("--watch", is_flag=True, help="Check again whenever the file changes, until it passes.")
+@click.option(
+    "--watch", is_flag=True, help="Check again whenever the file changes, until it passes."
+)
 @click.option("--plain", is_flag=True, help="No colour.")
 @reports
 def check(name, as_json, watch=False, plain=False):
@@ -189,7 +223,9 @@ def check(name, as_json, watch=False, plain=False):
     if not as_json:
         following = next_thing(_desk()[0], progress)[0]
         click.echo(f"The solution, to compare: minqkv lesson solution {chosen.number}")
-        click.echo("Next: minqkv learn" if following else "That was the last lesson. Next: minqkv study")
+        click.echo(
+            "Next: minqkv learn" if following else "That was the last lesson. Next: minqkv study"
+        )
     return None
 
 
@@ -220,7 +256,9 @@ def solution(name, as_json, spoil):
     chosen, progress = _chosen(name)
     path = desk.solution(chosen, progress, spoil)
     text = path.read_text("utf-8")
-    print_json({"file": str(path), "text": text}) if as_json else click.echo(f"{text}\n# kept in {path}")
+    print_json({"file": str(path), "text": text}) if as_json else click.echo(
+        f"{text}\n# kept in {path}"
+    )
 
 
 @lesson.command()
@@ -235,7 +273,9 @@ def reset(name, as_json):
     if as_json:
         print_json({"lesson": chosen.name, "backup": backup and str(backup)})
         return
-    click.echo(f"Lesson {chosen.number} begins afresh." + (f" Your file is now {backup}" if backup else ""))
+    click.echo(
+        f"Lesson {chosen.number} begins afresh." + (f" Your file is now {backup}" if backup else "")
+    )
 
 
 @lesson.group()
@@ -252,17 +292,28 @@ def dev_check(names, as_json):
     from ..teach.lessons import course, find
 
     lessons = course()
-    report = {each.name: check_lesson(each, lessons) for each in ([find(name, lessons) for name in names] or lessons)}
+    report = {
+        each.name: check_lesson(each, lessons)
+        for each in ([find(name, lessons) for name in names] or lessons)
+    }
     if not names:
-        report["the course"] = {"variants": [f"no lesson teaches {name}" for name in untaught_variants(lessons)]}
+        report["the course"] = {
+            "variants": [f"no lesson teaches {name}" for name in untaught_variants(lessons)]
+        }
     if as_json:
         print_json(report)
     for name, promises in {} if as_json else report.items():
-        click.echo(f"{name}: {sum(not faults for faults in promises.values())} of {len(promises)} promises kept")
+        click.echo(
+            f"{name}: {sum(not faults for faults in promises.values())} of {len(promises)} promises kept"
+        )
         for promise, faults in promises.items():
             for fault in faults:
                 click.echo(f"  {promise}: {fault}")
-    return Exit.CHECK_FAILED if any(faults for promises in report.values() for faults in promises.values()) else None
+    return (
+        Exit.CHECK_FAILED
+        if any(faults for promises in report.values() for faults in promises.values())
+        else None
+    )
 
 
 @dev.command("readme")

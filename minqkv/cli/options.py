@@ -34,7 +34,7 @@ class Listed(click.ParamType):
 
 def _use_backend(ctx, param, value):
     if not ctx.resilient_parsing:
-        from ..backend import set_backend, tame_allocator
+        from ..runtime.backend import set_backend, tame_allocator
 
         tame_allocator()
         if value:
@@ -52,19 +52,30 @@ def computes(command):
 
 def reports(command):
     """--json and --traceback, for every command."""
-    command = click.option("--json", "as_json", is_flag=True, help="Print one JSON value instead of text.")(command)
-    return click.option("--traceback", is_flag=True, expose_value=False, help="On an error, show where it came from.")(command)
+    command = click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON value instead of text."
+    )(command)
+    return click.option(
+        "--traceback",
+        is_flag=True,
+        expose_value=False,
+        help="On an error, show where it came from.",
+    )(command)
 
 
 def stages(command):
     """--plain and --svg, for commands that show arrays."""
-    command = click.option("--svg", type=click.Path(dir_okay=False), help="Also draw what was shown into this FILE.")(command)
+    command = click.option(
+        "--svg", type=click.Path(dir_okay=False), help="Also draw what was shown into this FILE."
+    )(command)
     return click.option("--plain", is_flag=True, help="No colour.")(command)
 
 
 def print_json(value):
     """One JSON value on stdout."""
-    click.echo(json.dumps(value, ensure_ascii=not sys.stdout.encoding.lower().startswith("utf"), indent=1))
+    click.echo(
+        json.dumps(value, ensure_ascii=not sys.stdout.encoding.lower().startswith("utf"), indent=1)
+    )
 
 
 def cores():

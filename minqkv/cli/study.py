@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ..errors import Exit, UsageError
+from ..runtime.errors import Exit, UsageError
 from .options import Listed, command_line, computes, cores, print_json
 
 _GRID = ("tasks", "variants", "seeds", "seq_len", "n_embd", "n_layer", "n_head", "protocol", "form")
@@ -15,18 +15,42 @@ _GRID = ("tasks", "variants", "seeds", "seq_len", "n_embd", "n_layer", "n_head",
 @click.option("--preset", type=click.Choice(["quick", "paper"]), default="quick", show_default=True,
               help="quick: 2 tasks, 10 variants, 3 seeds at one size. paper: the full 2026 grid.")  # fmt: skip
 @click.option("--tasks", type=Listed(), help="Of reverse, sort, sub, swap, copy.")
-@click.option("--variants", type=Listed(), help="For instance qkv,q-k=v,mqa; `minqkv variants` lists them.")
-@click.option("--seeds", type=Listed(int, counts=True), help="How many (3 means 0,1,2), or which (0,5,7).")
+@click.option(
+    "--variants", type=Listed(), help="For instance qkv,q-k=v,mqa; `minqkv variants` lists them."
+)
+@click.option(
+    "--seeds", type=Listed(int, counts=True), help="How many (3 means 0,1,2), or which (0,5,7)."
+)
 @click.option("--seq-len", type=Listed(int), help="Lengths T.")
 @click.option("--n-embd", type=Listed(int), help="Widths d.")
 @click.option("--n-layer", type=Listed(int), help="Numbers of layers L.")
 @click.option("--n-head", type=Listed(int), help="Numbers of heads H.")
-@click.option("--protocol", type=click.Choice(["2023", "2026"]), help="Data, blocks and optimiser of which paper.")
-@click.option("--form", type=click.Choice(["encoder", "causal"]), help="Tagging encoder, or `input | output` decoder.")
-@click.option("--steps", type=click.IntRange(1), help="Training steps instead of the protocol's epochs.")
-@click.option("--ablate", type=click.Choice(["plus"]), help='Instead of variants: the halves of "+", and a masked diagonal.')
-@click.option("--jobs", type=click.IntRange(1), help="Runs at a time, each on one core.  [default: all cores]")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of records and results.  [default: runs/study-<preset>]")
+@click.option(
+    "--protocol",
+    type=click.Choice(["2023", "2026"]),
+    help="Data, blocks and optimiser of which paper.",
+)
+@click.option(
+    "--form",
+    type=click.Choice(["encoder", "causal"]),
+    help="Tagging encoder, or `input | output` decoder.",
+)
+@click.option(
+    "--steps", type=click.IntRange(1), help="Training steps instead of the protocol's epochs."
+)
+@click.option(
+    "--ablate",
+    type=click.Choice(["plus"]),
+    help='Instead of variants: the halves of "+", and a masked diagonal.',
+)
+@click.option(
+    "--jobs", type=click.IntRange(1), help="Runs at a time, each on one core.  [default: all cores]"
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of records and results.  [default: runs/study-<preset>]",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would run and what it would cost.")
 @computes
 def study(preset, ablate, jobs, out, dry_run, as_json, steps, **flags):
@@ -34,22 +58,26 @@ def study(preset, ablate, jobs, out, dry_run, as_json, steps, **flags):
 
     Each finished run is kept under --out: the same command goes on where it was interrupted.
     """
-    from .. import study as lib
     from ..render import study as view
     from ..render.console import duration, say, stderr, stdout, write_svg
+    from ..study.execute import estimate_seconds, recorded
+    from ..study.grid import PRESETS, ablation, fitting, grid
+    from ..study.summary import as_results, summarise, unresolved, write_results
 
     given = {name: flags[name] for name in _GRID if flags[name]}
-    dims = {**lib.PRESETS[preset], **given}
+    dims = {**PRESETS[preset], **given}
     other = {} if steps is None else {"steps": steps}
     if ablate:
         if "variants" in given:
-            raise click.UsageError("--ablate plus chooses the variants itself; leave --variants out")
+            raise click.UsageError(
+                "--ablate plus chooses the variants itself; leave --variants out"
+            )
         dims.pop("variants")
-        configs = lib.ablation(**dims, **other)
+        configs = ablation(**dims, **other)
     else:
         if "variants" not in given:  # the preset's own: not all of them fit any number of heads
-            dims["variants"] = lib.fitting(dims["variants"], dims["n_head"])
-        configs = lib.grid(**dims, **other)
+            dims["variants"] = fitting(dims["variants"], dims["n_head"])
+        configs = grid(**dims, **other)
     jobs = min(jobs or cores(), len(configs))
     custom = bool(given) or steps is not None
     out = out or Path("runs") / ("study-" + ("plus" if ablate else "custom" if custom else preset))
@@ -57,8 +85,8 @@ def study(preset, ablate, jobs, out, dry_run, as_json, steps, **flags):
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, not a folder", "choose another place with --out")
     messages = stderr()
-    missing = [config for config in configs if lib.recorded(config, out) is None]
-    seconds = lib.estimate_seconds(missing, jobs) if missing else 0
+    missing = [config for config in configs if recorded(config, out) is None]
+    seconds = estimate_seconds(missing, jobs) if missing else 0
     plan = f"{len(configs)} runs, {len(configs) - len(missing)} of them on record in {out}"
     plan += f"; about {duration(seconds)} on {jobs} process{'es' if jobs > 1 else ''}"
     if dry_run:
@@ -68,19 +96,28 @@ def study(preset, ablate, jobs, out, dry_run, as_json, steps, **flags):
 
     began = time.perf_counter()
     try:
-        records = _run_with_progress(lib, configs, missing, out, jobs)
+        records = _run_with_progress(configs, missing, out, jobs)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"finished runs are kept in {out}: the same command goes on from there") from None
-    results = lib.as_results(records, command_line(), time.perf_counter() - began)
-    cells = lib.summarise(records)
-    notes = [lib.unresolved(cell) for cell in cells]
+        raise KeyboardInterrupt(
+            f"finished runs are kept in {out}: the same command goes on from there"
+        ) from None
+    results = as_results(records, command_line(), time.perf_counter() - began)
+    cells = summarise(records)
+    notes = [unresolved(cell) for cell in cells]
 
     def draw(console):
-        view.study(console, cells, notes, results["cache_itemsize"], results["solved_from"], bool(ablate))
+        view.study(
+            console, cells, notes, results["cache_itemsize"], results["solved_from"], bool(ablate)
+        )
 
-    lib.write_results(out, results)
+    write_results(out, results)
     write_svg(out / "table.svg", "minqkv study", draw, width=150)
-    write_svg(out / "picture.svg", "what each variant buys", lambda c: [view.picture(c, cell) for cell in cells], width=72)
+    write_svg(
+        out / "picture.svg",
+        "what each variant buys",
+        lambda c: [view.picture(c, cell) for cell in cells],
+        width=72,
+    )
     if as_json:
         print_json(results)
     else:
@@ -96,45 +133,62 @@ def study(preset, ablate, jobs, out, dry_run, as_json, steps, **flags):
 def _dry_run(configs, missing, seconds, jobs, out, as_json, plan):
     if as_json:
         print_json(
-            {"runs": len(configs), "recorded": len(configs) - len(missing), "seconds": seconds, "jobs": jobs, "out": str(out)}
+            {
+                "runs": len(configs),
+                "recorded": len(configs) - len(missing),
+                "seconds": seconds,
+                "jobs": jobs,
+                "out": str(out),
+            }
         )
         return
     click.echo(plan)
     for name in ("task", "variant", "seed", "seq_len", "n_embd", "n_layer", "n_head"):
-        click.echo(f"  {name:8} {', '.join(dict.fromkeys(str(getattr(config, name)) for config in configs))}")
+        click.echo(
+            f"  {name:8} {', '.join(dict.fromkeys(str(getattr(config, name)) for config in configs))}"
+        )
 
 
-def _run_with_progress(lib, configs, missing, out, jobs):
-    """run_study with a bar on stderr, and a line for each cell (all seeds of a variant on a task) as it is complete."""
+def _run_with_progress(configs, missing, out, jobs):
+    """run_study with a bar on stderr, and a line for each cell (all seeds of a variant on a task)
+    as it is complete.
+    """
     from ..render.console import duration, say, stderr
     from ..render.progress import progress
     from ..render.study import number
+    from ..study.execute import run_study
 
     console, began = stderr(), time.monotonic()
     cells, done, fresh = {}, 0, 0
     for config in configs:
-        cells.setdefault(_cell(lib, config), {})[config.seed] = None
+        cells.setdefault(_cell(config), {})[config.seed] = None
 
-    with progress("study", len(configs), start=len(configs) - len(missing), console=console) as advance:
+    with progress(
+        "study", len(configs), start=len(configs) - len(missing), console=console
+    ) as advance:
 
         def on_record(config, record, reused):
             nonlocal done, fresh
             done, fresh = done + 1, fresh + (not reused)
-            cell = cells[_cell(lib, config)]
-            cell[config.seed] = "diverged" if record["accuracy"] is None else number(record["accuracy"])
+            cell = cells[_cell(config)]
+            cell[config.seed] = (
+                "diverged" if record["accuracy"] is None else number(record["accuracy"])
+            )
             if not reused:
                 advance(done)
             if None not in cell.values() and not reused:
                 left = (time.monotonic() - began) / fresh * (len(configs) - done)
-                what = "  ".join(str(part) for part in _cell(lib, config))
+                what = "  ".join(str(part) for part in _cell(config))
                 values = " ".join(cell.values()) if len(cell) <= 5 else f"{len(cell)} seeds"
                 say(console, f"{what}  {values}  {done}/{len(configs)}, {duration(left)} left")
 
-        return lib.run_study(configs, out, jobs, on_record)
+        return run_study(configs, out, jobs, on_record)
 
 
-def _cell(lib, c):
-    return c.task, lib.arm(c), f"T{c.seq_len} d{c.n_embd} L{c.n_layer} H{c.n_head}"
+def _cell(c):
+    from ..study.grid import arm
+
+    return c.task, arm(c), f"T{c.seq_len} d{c.n_embd} L{c.n_layer} H{c.n_head}"
 
 
 COMMANDS = (study,)

@@ -12,13 +12,29 @@ def trace():
 
 def _view(name, about):
     @trace.command(name, help=about)
-    @click.option("--variant", default="qkv", show_default=True, help="`minqkv variants` lists them.")
-    @click.option("--position", default="learned", show_default=True, help="learned, sinusoidal, none or rope.")
-    @click.option("--rope-value", default="raw", show_default=True, help="What K = V stores under rope: raw or unrotate.")
-    @click.option("--tokens", type=Listed(int), default="3,1,4,1", show_default=True, help="The input.")
+    @click.option(
+        "--variant", default="qkv", show_default=True, help="`minqkv variants` lists them."
+    )
+    @click.option(
+        "--position",
+        default="learned",
+        show_default=True,
+        help="learned, sinusoidal, none or rope.",
+    )
+    @click.option(
+        "--rope-value",
+        default="raw",
+        show_default=True,
+        help="What K = V stores under rope: raw or unrotate.",
+    )
+    @click.option(
+        "--tokens", type=Listed(int), default="3,1,4,1", show_default=True, help="The input."
+    )
     @click.option("--n-head", type=int, default=2, show_default=True)
     @click.option("--n-embd", type=int, default=4, show_default=True)
-    @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the weights.")
+    @click.option(
+        "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the weights."
+    )
     @stages
     @computes
     def command(as_json, plain, svg, **sizes):

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import files
+from ..runtime import files
 
 PIPE_WIDTH = 160  # nothing is read at a fixed width there
 
@@ -22,7 +22,9 @@ def stdout(width=None):
     if width is None:
         known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
         width = shutil.get_terminal_size().columns if known else PIPE_WIDTH
-    return Console(width=width, height=25, highlight=False, soft_wrap=False)  # with a height rich believes the width on TERM=dumb
+    return Console(
+        width=width, height=25, highlight=False, soft_wrap=False
+    )  # with a height rich believes the width on TERM=dumb
 
 
 def stderr():
@@ -36,11 +38,15 @@ def say(console, text="", style=None):
 
 
 def table(console, title, columns, rows):
-    """A table of strings. Too wide for the console, it comes in blocks of columns, each with the first one repeated.
+    """A table of strings. Too wide for the console, it comes in blocks of columns, each with the
+    first one repeated.
 
     `columns` are (header, "left" or "right"); a cell may be a (text, style) pair.
     """
-    cells = [[Text(*cell) if isinstance(cell, tuple) else Text(str(cell)) for cell in row] for row in rows]
+    cells = [
+        [Text(*cell) if isinstance(cell, tuple) else Text(str(cell)) for cell in row]
+        for row in rows
+    ]
     widths = []
     for i, (header, _) in enumerate(columns):
         lines = header.split("\n") + [row[i].plain for row in cells]
@@ -50,10 +56,14 @@ def table(console, title, columns, rows):
     for block in _blocks(widths, console.width):
         view = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
         for i in block:
-            view.add_column(Text(columns[i][0]), justify=columns[i][1], no_wrap=True, min_width=widths[i])
+            view.add_column(
+                Text(columns[i][0]), justify=columns[i][1], no_wrap=True, min_width=widths[i]
+            )
         for row in cells:
             view.add_row(*(row[i] for i in block))
-        needed = sum(widths[i] + 3 for i in block)  # may exceed the console: better wrapped by the terminal than cut
+        needed = sum(
+            widths[i] + 3 for i in block
+        )  # may exceed the console: better wrapped by the terminal than cut
         console.print(view, width=max(console.width, needed), crop=False)
         console.print()
 
@@ -89,11 +99,20 @@ def duration(seconds):
 
 
 def write_svg(path, title, draw, width=100):
-    """Run `draw(console)` on a recording console and write what it drew as an SVG that needs no network."""
+    """Run `draw(console)` on a recording console and write what it drew as an SVG that needs no
+    network.
+    """
     console = Console(
-        record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor", highlight=False
+        record=True,
+        width=width,
+        file=io.StringIO(),
+        force_terminal=True,
+        color_system="truecolor",
+        highlight=False,
     )
     draw(console)
     svg = console.export_svg(title=title, unique_id="minqkv")
     svg = re.sub(r"@font-face\s*{[^}]*}\s*", "", svg)
-    files.write_text(path, svg.replace("<svg ", '<svg xml:space="preserve" ', 1))  # some viewers drop leading spaces otherwise
+    files.write_text(
+        path, svg.replace("<svg ", '<svg xml:space="preserve" ', 1)
+    )  # some viewers drop leading spaces otherwise

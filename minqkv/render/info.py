@@ -31,7 +31,10 @@ def variant_table(rows, cfg, config, context, dtype):
 def task_table(rows):
     """Tasks with examples."""
     columns = [("task", "left"), ("target", "left"), ("example", "left")]
-    lines = [[row["name"], row["about"], f"{_digits(row['input'])} → {_digits(row['target'])}"] for row in rows]
+    lines = [
+        [row["name"], row["about"], f"{_digits(row['input'])} → {_digits(row['target'])}"]
+        for row in rows
+    ]
     table(stdout(), None, columns, lines)
 
 
@@ -42,6 +45,13 @@ def _digits(row):
 def check_table(rows):
     """Gradient checks."""
     lines = [
-        [row["name"], "–" if row["error"] is None else f"{row['error']:.1e}", "ok" if row["ok"] else row["fault"]] for row in rows
+        [
+            row["name"],
+            "–" if row["error"] is None else f"{row['error']:.1e}",
+            "ok" if row["ok"] else row["fault"],
+        ]
+        for row in rows
     ]
-    table(stdout(), None, [("backward of", "left"), ("relative error", "right"), ("", "left")], lines)
+    table(
+        stdout(), None, [("backward of", "left"), ("relative error", "right"), ("", "left")], lines
+    )

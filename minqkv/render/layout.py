@@ -1,7 +1,8 @@
-"""Lesson events as lines of text that fit a width. Styles are names here; whoever has colours gives them some.
+"""Lesson events as lines of text that fit a width. Styles are names here; whoever has colours gives
+them some.
 
-Everything true is in the text: shading repeats numbers, a masked entry is a dot, a wide matrix comes in blocks of
-columns, and no number is ever cut.
+Everything true is in the text: shading repeats numbers, a masked entry is a dot, a wide matrix
+comes in blocks of columns, and no number is ever cut.
 """
 
 import math
@@ -36,7 +37,9 @@ class Page:
 
 
 def lines(event, page):
-    """The event as lines; a line is a list of (text, style) whose lengths add up to at most the page's width."""
+    """The event as lines; a line is a list of (text, style) whose lengths add up to at most the
+    page's width.
+    """
     laid = _LAYOUTS[event["event"]](legible(event, page), page)
     return [piece for line in laid for piece in _fold(line, page.width)]
 
@@ -70,8 +73,12 @@ def _fold(line, width):
 
 
 def wrap(text, width, style="", indent=""):
-    """A paragraph of `code`, **strong** and plain words, filled to lines; code is not broken where it fits."""
-    text = re.sub(r"[\t\v\f\r\x1b]", " ", text)  # textwrap turns a tab into several blanks; escape codes are nobody's to send
+    """A paragraph of `code`, **strong** and plain words, filled to lines; code is not broken where
+    it fits.
+    """
+    text = re.sub(
+        r"[\t\v\f\r\x1b]", " ", text
+    )  # textwrap turns a tab into several blanks; escape codes are nobody's to send
     letters = []  # (character, style); the ticks stay, for without colour they tell `it` from it
     for part in re.split(r"(`[^`]+`|\*\*[^*]+\*\*)", text):
         if part[:1] == "`" and len(part) > 1:
@@ -81,7 +88,9 @@ def wrap(text, width, style="", indent=""):
         else:
             letters += [(c, style) for c in part]
     plain = "".join(c for c, _ in letters)
-    filled = textwrap.wrap(plain, max(1, width), subsequent_indent=indent, break_on_hyphens=False) or [""]
+    filled = textwrap.wrap(
+        plain, max(1, width), subsequent_indent=indent, break_on_hyphens=False
+    ) or [""]
     at, laid = 0, []
     for number, row in enumerate(filled):
         line = [(indent, "")] if number and indent else []
@@ -115,19 +124,33 @@ def _prose(event, page):
             laid += wrap(paragraph.lstrip("# "), width, "title")
         else:
             for item in re.split(r"\n(?=- )", paragraph):
-                laid += wrap(" ".join(item.split()), width, indent="  " if item.startswith("- ") else "")
+                laid += wrap(
+                    " ".join(item.split()), width, indent="  " if item.startswith("- ") else ""
+                )
         laid.append([])
     return laid
 
 
 def _say(event, page):
     width = min(page.width, PROSE_WIDTH)
-    return [*(line for row in event["text"].split("\n") for line in wrap(row, width, event.get("style", ""))), []]
+    return [
+        *(
+            line
+            for row in event["text"].split("\n")
+            for line in wrap(row, width, event.get("style", ""))
+        ),
+        [],
+    ]
 
 
 def _step(event, page):
     title = f"step {event['number']} of {event['of']}: {event['title']}"
-    return [[], [("-" * min(page.width, PROSE_WIDTH), "note")], *wrap(title, page.width, "title"), []]
+    return [
+        [],
+        [("-" * min(page.width, PROSE_WIDTH), "note")],
+        *wrap(title, page.width, "title"),
+        [],
+    ]
 
 
 def _code(event, page):
@@ -135,13 +158,24 @@ def _code(event, page):
     for row in re.sub(r"[\v\f\r\x1b]", " ", event["source"]).expandtabs(4).split("\n"):
         beside, mark, comment = row.rpartition("  # ")
         margin = " " * (len(row) - len(row.lstrip()))
-        if mark and len(row) + 2 > page.width:  # a comment with no room beside its line stands above it
+        if (
+            mark and len(row) + 2 > page.width
+        ):  # a comment with no room beside its line stands above it
             room = max(10, page.width - len(margin) - 4)
-            laid += [[(f"  {margin}# {piece}"[: page.width], "code")] for piece in textwrap.wrap(comment, room)]
+            laid += [
+                [(f"  {margin}# {piece}"[: page.width], "code")]
+                for piece in textwrap.wrap(comment, room)
+            ]
             row = beside.rstrip()
         hang = margin + " " * 6
-        options = {"subsequent_indent": hang, "break_on_hyphens": False, "replace_whitespace": False}
-        laid += [[(piece, "code")] for piece in textwrap.wrap("  " + row, page.width, **options) or [""]]
+        options = {
+            "subsequent_indent": hang,
+            "break_on_hyphens": False,
+            "replace_whitespace": False,
+        }
+        laid += [
+            [(piece, "code")] for piece in textwrap.wrap("  " + row, page.width, **options) or [""]
+        ]
     return [*laid, []]
 
 
@@ -160,11 +194,18 @@ def number(value, digits=3):
 
 def _array(event, page):
     shape = event["shape"]
-    title = [(event["name"], "strong"), ("  (" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")", "note")]
+    title = [
+        (event["name"], "strong"),
+        ("  (" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")", "note"),
+    ]
     if not shape:
         return [[(f"{event['name']} = {number(event['values'], event['digits'])}", "strong")], []]
     if len(shape) <= 2:
-        return [title, *_matrix(event, page, event["values"] if len(shape) == 2 else [event["values"]]), []]
+        return [
+            title,
+            *_matrix(event, page, event["values"] if len(shape) == 2 else [event["values"]]),
+            [],
+        ]
     laid = [title]
     for index, values in _matrices(event["values"], len(shape) - 2):
         laid += [[(f"[{', '.join(map(str, index))}]", "note")], *_matrix(event, page, values)]
@@ -187,26 +228,38 @@ def _matrix(event, page, values):
     for row in values:
         cells.append([])
         for value in row:
-            level = min(4, int(4 * value + 0.5)) if shaded and isinstance(value, (int, float)) and value >= 0 else 0
+            level = (
+                min(4, int(4 * value + 0.5))
+                if shaded and isinstance(value, (int, float)) and value >= 0
+                else 0
+            )
             text = number(value, event["digits"]) + (SHADES[level] if glyphs else "")
             cells[-1].append((text, f"heat{level}" if shaded else ""))
     widest = max((len(text) for row in cells for text, _ in row), default=0)
     cells = [[(text.rjust(widest), style) for text, style in row] for row in cells]
-    columns = event["columns"] or ([str(j) for j in range(len(values[0]))] if len(values) > 1 and len(values[0]) > 1 else None)
+    columns = event["columns"] or (
+        [str(j) for j in range(len(values[0]))] if len(values) > 1 and len(values[0]) > 1 else None
+    )
     labels = event["rows"] or ([str(i) for i in range(len(values))] if len(values) > 1 else [""])
     if glyphs and columns:
-        columns = [f"{label} " for label in columns]  # the number's last digit, not its shade, stands below the label
+        columns = [
+            f"{label} " for label in columns
+        ]  # the number's last digit, not its shade, stands below the label
     return grid(columns, labels, cells, page.width)
 
 
 def grid(header, labels, rows, width, left=(), corner=""):
-    """Cells (text, style) below a header (or None) and beside labels, in blocks of columns that fit the width.
+    """Cells (text, style) below a header (or None) and beside labels, in blocks of columns that fit
+    the width.
 
     Columns stand to the right, those in `left` to the left; `corner` heads the labels.
     """
     count = len(rows[0]) if rows else len(header or ())
     beside = max(map(len, labels), default=0)
-    widths = [max([len(row[j][0]) for row in rows] + ([len(header[j])] if header else [])) for j in range(count)]
+    widths = [
+        max([len(row[j][0]) for row in rows] + ([len(header[j])] if header else []))
+        for j in range(count)
+    ]
     blocks, used = [], width + 1
     for j in range(count):
         if used + 2 + widths[j] > width:
@@ -219,13 +272,21 @@ def grid(header, labels, rows, width, left=(), corner=""):
         if laid:
             laid.append([])
         if header:
-            heads = [header[j].ljust(widths[j]) if j in left else header[j].rjust(widths[j]) for j in block]
-            laid.append([(corner.ljust(beside) + "".join("  " + head for head in heads).rstrip(), "note")])
+            heads = [
+                header[j].ljust(widths[j]) if j in left else header[j].rjust(widths[j])
+                for j in block
+            ]
+            laid.append(
+                [(corner.ljust(beside) + "".join("  " + head for head in heads).rstrip(), "note")]
+            )
         for label, row in zip(labels, rows, strict=True):
             line = [(label.ljust(beside), "note")]
             for j in block:
                 text, style = row[j]
-                line += [("  ", ""), (text.ljust(widths[j]) if j in left else text.rjust(widths[j]), style)]
+                line += [
+                    ("  ", ""),
+                    (text.ljust(widths[j]) if j in left else text.rjust(widths[j]), style),
+                ]
             laid.append(line)
     return laid
 
@@ -235,8 +296,12 @@ def _table(event, page):
     labels = [first, *(number(row[0]) for row in event["rows"])]
     beside = max(map(len, labels))
     cells = [[(number(value), "") for value in row[1:]] for row in event["rows"]]
-    left = {j for j in range(len(columns)) if any(isinstance(row[j + 1], str) for row in event["rows"])}
-    body = grid(columns, [label.ljust(beside) for label in labels[1:]], cells, page.width, left, first)
+    left = {
+        j for j in range(len(columns)) if any(isinstance(row[j + 1], str) for row in event["rows"])
+    }
+    body = grid(
+        columns, [label.ljust(beside) for label in labels[1:]], cells, page.width, left, first
+    )
     return [*wrap(event["title"], page.width, "strong"), *body, []]
 
 
@@ -244,7 +309,10 @@ def _table(event, page):
 
 
 def _curve(event, page, height=8):
-    series = {name: [math.log10(y) for y in ys] if event["log"] else ys for name, ys in event["series"].items()}
+    series = {
+        name: [math.log10(y) for y in ys] if event["log"] else ys
+        for name, ys in event["series"].items()
+    }
     low, high = min(map(min, series.values())), max(map(max, series.values()))
     step = (high - low) / (height - 1) or 1.0
     columns = max(2, min(page.width - 11, 64, max(map(len, series.values()))))
@@ -254,14 +322,22 @@ def _curve(event, page, height=8):
         for c in range(columns):
             y = ys[round(c * (len(ys) - 1) / (columns - 1))]
             row = rows[round((y - low) / step)]
-            row[c] = marks[name] if row[c] in (" ", marks[name]) else "*"  # a star: several curves meet
+            row[c] = (
+                marks[name] if row[c] in (" ", marks[name]) else "*"
+            )  # a star: several curves meet
     laid = wrap(event["title"] + (" (logarithmic)" if event["log"] else ""), page.width, "strong")
     for i in reversed(range(height)):
         y = low + i * step
-        laid.append([(f"{10**y if event['log'] else y:9.3g} |", "note"), ("".join(rows[i]).rstrip(), "")])
+        laid.append(
+            [(f"{10**y if event['log'] else y:9.3g} |", "note"), ("".join(rows[i]).rstrip(), "")]
+        )
     laid.append([(" " * 10 + "+" + "-" * columns, "note")])
     for name, ys in event["series"].items():
-        laid += wrap(f"{marks[name]}  {name}: {ys[0]:.3g} at first, {ys[-1]:.3g} at last", page.width, indent="   ")
+        laid += wrap(
+            f"{marks[name]}  {name}: {ys[0]:.3g} at first, {ys[-1]:.3g} at last",
+            page.width,
+            indent="   ",
+        )
     return [*laid, [(f"   {event['x']} runs to the right, {len(ys)} values", "note")], []]
 
 
@@ -276,19 +352,31 @@ def _predict(event, page):
 
 
 def _answer(event, page):
-    text, style = {True: ("right: ", "good"), False: ("not quite: ", "bad"), None: ("", "strong")}[event["right"]]
-    return [*wrap(f"= {text}{event['answer']}", min(page.width, PROSE_WIDTH), style, indent="  "), []]
+    text, style = {True: ("right: ", "good"), False: ("not quite: ", "bad"), None: ("", "strong")}[
+        event["right"]
+    ]
+    return [
+        *wrap(f"= {text}{event['answer']}", min(page.width, PROSE_WIDTH), style, indent="  "),
+        [],
+    ]
 
 
 def _compare(event, page):
     verdict = "the same, up to rounding" if event["equal"] else "not the same"
-    verdict = f"largest difference {event['difference']:.1e}, {verdict}" if event["difference"] else "the same, bit for bit"
+    verdict = (
+        f"largest difference {event['difference']:.1e}, {verdict}"
+        if event["difference"]
+        else "the same, bit for bit"
+    )
     text = f"{event['left']} and {event['right']}: {verdict}"
     return [*wrap(text, min(page.width, PROSE_WIDTH), "good" if event["equal"] else "bad"), []]
 
 
 def _source(event, page):
-    return [*wrap(f"{event['name']}: {event['file']}, line {event['line']}", page.width, "code"), []]
+    return [
+        *wrap(f"{event['name']}: {event['file']}, line {event['line']}", page.width, "code"),
+        [],
+    ]
 
 
 _LAYOUTS = {

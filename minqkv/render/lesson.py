@@ -1,4 +1,6 @@
-"""The stages on which a lesson is played: rich, plain, and NDJSON. Each draws events and may ask a question."""
+"""The stages on which a lesson is played: rich, plain, and NDJSON. Each draws events and may ask a
+question.
+"""
 
 import json
 import shutil
@@ -16,12 +18,19 @@ class Plain:
     """Text without a single escape code. `drawn` keeps the events, for --svg."""
 
     def __init__(self, out=None, width=None, interactive=False):
-        self.out, self.width, self.interactive, self.drawn = out or sys.stdout, width, interactive, []
+        self.out, self.width, self.interactive, self.drawn = (
+            out or sys.stdout,
+            width,
+            interactive,
+            [],
+        )
 
     @property
     def page(self):
         """What there is to draw on now: a terminal may be resized between two steps."""
-        return Page(self.width or shutil.get_terminal_size((100, 25)).columns, self.out.encoding or "ascii")
+        return Page(
+            self.width or shutil.get_terminal_size((100, 25)).columns, self.out.encoding or "ascii"
+        )
 
     def draw(self, event):
         """Show one event."""
@@ -35,7 +44,9 @@ class Plain:
         print("".join(text for text, _ in line).rstrip(), file=self.out)
 
     def ask(self, prompt):
-        """A line from the learner; None where nobody can answer. Raises EOFError at the end of input."""
+        """A line from the learner; None where nobody can answer. Raises EOFError at the end of
+        input.
+        """
         return input(prompt).strip() if self.interactive else None
 
 
@@ -49,7 +60,9 @@ class Rich(Plain):
     def put(self, line):
         from rich.text import Text
 
-        self.console.print(Text.assemble(*((text, _COLOURS[style]) for text, style in line)), soft_wrap=True)
+        self.console.print(
+            Text.assemble(*((text, _COLOURS[style]) for text, style in line)), soft_wrap=True
+        )
 
 
 class Recorder:
@@ -75,7 +88,9 @@ class Ndjson(Recorder):
 
 
 def choose(plain=False, as_json=False, pause=True):
-    """The stage for this stdout. It asks only where stdin and stdout are terminals and `pause` is wanted."""
+    """The stage for this stdout. It asks only where stdin and stdout are terminals and `pause` is
+    wanted.
+    """
     interactive = pause and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     if as_json:
         return Ndjson()

@@ -3,7 +3,14 @@
 import time
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from .console import duration, say, stderr
 
@@ -12,13 +19,21 @@ from .console import duration, say, stderr
 def progress(label, total, start=0, console=None):
     """Yields `advance(done, note="")`. Off a terminal it prints a line per tenth.
 
-    Who prints lines of its own meanwhile passes its `console`, on which they come out above the bar, and off a
-    terminal in place of the tenths.
+    Who prints lines of its own meanwhile passes its `console`, on which they come out above the
+    bar, and off a terminal in place of the tenths.
     """
     tenths, console = console is None, console or stderr()
     if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
-        with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as bar:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+        )
+        with Progress(
+            *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console
+        ) as bar:
             task = bar.add_task(label, total=total, completed=start, note="")
             yield lambda done, note="": bar.update(task, completed=done, note=note)
         return

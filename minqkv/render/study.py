@@ -37,8 +37,14 @@ def cell_tables(console, cell, note, solved_from):
     ]
     rows = []
     for row in cell.rows:
-        seeds = " ".join("diverged" if value is None else number(value) for value in row.by_seed.values())
-        published = "–" if row.published is None else f"{number(row.published.mean)} ± {number(row.published_spread)}"
+        seeds = " ".join(
+            "diverged" if value is None else number(value) for value in row.by_seed.values()
+        )
+        published = (
+            "–"
+            if row.published is None
+            else f"{number(row.published.mean)} ± {number(row.published_spread)}"
+        )
         difference = (with_interval(row.to_qkv, sign=True), _difference_style(row.to_qkv))
         rows.append([row.arm, with_interval(row.accuracy), seeds, f"{row.solved}/{len(row.by_seed)}", difference, published,
                      f"{row.params:,}", f"{row.cache_measured:,}", f"{row.cache_formula:,}"])  # fmt: skip
@@ -58,13 +64,18 @@ def formulas(console, cells, itemsize):
     rows = {row.arm: row.formula for cell in cells for row in cell.rows}
     table(console, 'What each variant computes ("-" separate, "=" shared; no subtraction)',
           [("variant", "left"), ("attention", "left")], [list(pair) for pair in rows.items()])  # fmt: skip
-    say(console, f"Cache figures: elements of {itemsize} bytes, batch 1. An encoder has no cache: they are those of a decoder.")
+    say(
+        console,
+        f"Cache figures: elements of {itemsize} bytes, batch 1. An encoder has no cache: they are those of a decoder.",
+    )
     say(console, "α = 1/√d_h; head i reads stored head ⌊i/G⌋; s and g are learned.")
     console.print()
 
 
 def picture(console, cell, height=11):
-    """Accuracy upwards, cache bytes to the right, a column per distinct size; names where they fit, else letters."""
+    """Accuracy upwards, cache bytes to the right, a column per distinct size; names where they fit,
+    else letters.
+    """
     rows = [row for row in cell.rows if row.accuracy]
     if not rows:
         return
@@ -79,7 +90,11 @@ def picture(console, cell, height=11):
         for row in rows:
             marks.setdefault((level[row.arm], row.cache_measured), []).append(labels[row.arm])
         texts = {place: " ".join(found) for place, found in marks.items()}
-        width = {n: max(len(f"{n:,}"), *(len(text) for (_, size), text in texts.items() if size == n)) + 3 for n in sizes}
+        width = {
+            n: max(len(f"{n:,}"), *(len(text) for (_, size), text in texts.items() if size == n))
+            + 3
+            for n in sizes
+        }
         if 7 + sum(width.values()) <= console.width:
             break
     say(console, f"{cell.task}: accuracy against cache bytes a token", "bold")
@@ -87,7 +102,10 @@ def picture(console, cell, height=11):
         line = "".join(texts.get((i, size), "").center(width[size]) for size in sizes)
         say(console, f"{number(low + i * step, 2):>5} │{line}".rstrip())
     say(console, "      └" + "─" * sum(width.values()))
-    say(console, "       " + "".join(f"{size:,}".center(width[size]) for size in sizes).rstrip() + " B")
+    say(
+        console,
+        "       " + "".join(f"{size:,}".center(width[size]) for size in sizes).rstrip() + " B",
+    )
     if labels is letters:
         say(console, "  ".join(f"{letter}\u00a0{name}" for name, letter in letters.items()))
     console.print()
@@ -101,7 +119,12 @@ def ablation_table(console, cells):
     for cell in cells:
         found = {row.arm: row.accuracy for row in cell.rows}
         for base in ("q=k-v", "q=k=v"):
-            rows.append([f"{cell.task} {base}", *(with_interval(found.get(form.format(base))) for form in arms.values())])
+            rows.append(
+                [
+                    f"{cell.task} {base}",
+                    *(with_interval(found.get(form.format(base))) for form in arms.values()),
+                ]
+            )
     columns = [("", "left"), *((name.replace(", ", ",\n"), "right") for name in arms)]
     table(console, 'What the "+" does: token accuracy, mean and 95 % interval', columns, rows)
 

@@ -1,16 +1,18 @@
-"""Reverse, sort, sub, swap, copy (paper, section 4.1): digits in, digits out, every target computable by hand.
+"""Reverse, sort, sub, swap, copy (paper, section 4.1): digits in, digits out, every target
+computable by hand.
 
-As tagging (form "encoder"): x of T digits, a label per digit. In causal form: `x | y` for a decoder, the loss on y only.
+As tagging (form "encoder"): x of T digits, a label per digit. In causal form: `x | y` for a
+decoder, the loss on y only.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import UsageError, unknown
-from ..rng import stream
-
-IGNORE = -100
+from ..runtime.errors import UsageError, unknown
+from ..runtime.rng import stream
+from ..train import IGNORE
+from .base import Recipe
 
 RULES = {
     "reverse": lambda x, a: x[:, ::-1],
@@ -29,6 +31,11 @@ ABOUT = {
 FORMS = ("encoder", "causal")
 SPLITS = ("train", "validation", "test")
 
+RECIPES = {  # by protocol: the years of the paper and of its predecessor
+    "2023": Recipe(50_000, 10_000, 128, 2, True, 1e-3, 5.0, 0, False),
+    "2026": Recipe(10_000, 2_000, 128, 2, False, 1e-3, 5.0, 0.05, True),
+}
+
 
 @dataclass(frozen=True)
 class Synthetic:
@@ -45,10 +52,14 @@ class Synthetic:
         if self.form not in FORMS:
             raise unknown("form", self.form, FORMS)
         if self.seq_len < 1 or self.alphabet < 2:
-            raise UsageError(f"length {self.seq_len} must be at least 1 and alphabet {self.alphabet} at least 2")
+            raise UsageError(
+                f"length {self.seq_len} must be at least 1 and alphabet {self.alphabet} at least 2"
+            )
         if self.name == "swap" and self.seq_len % 2:
             even = f"--seq-len {self.seq_len + 1}"
-            raise UsageError(f"swap exchanges two halves: the length must be even, not {self.seq_len}", even)
+            raise UsageError(
+                f"swap exchanges two halves: the length must be even, not {self.seq_len}", even
+            )
 
     @property
     def vocab_size(self):
@@ -61,13 +72,17 @@ class Synthetic:
         return self.seq_len if self.form == "encoder" else 2 * self.seq_len
 
     def draw(self, seed, split, n):
-        """Inputs and targets, both (n, block_size) int64; IGNORE where nothing is asked. Splits never share a stream.
+        """Inputs and targets, both (n, block_size) int64; IGNORE where nothing is asked. Splits
+        never share a stream.
 
-        The digits depend on (seed, split, length, alphabet) alone: all tasks and variants of a seed see the same ones.
+        The digits depend on (seed, split, length, alphabet) alone: all tasks and variants of a seed
+        see the same ones.
         """
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
-        x = stream(seed, "data", split, self.seq_len, self.alphabet).integers(0, self.alphabet, (n, self.seq_len))  # (n, T)
+        x = stream(seed, "data", split, self.seq_len, self.alphabet).integers(
+            0, self.alphabet, (n, self.seq_len)
+        )  # (n, T)
         return self.encode(x)
 
     def encode(self, x):

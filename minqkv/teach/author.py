@@ -1,4 +1,6 @@
-"""For those who write lessons: every promise a lesson makes, checked. Each function yields faults in words; none is good."""
+"""For those who write lessons: every promise a lesson makes, checked. Each function yields faults
+in words; none is good.
+"""
 
 import ast
 import contextlib
@@ -12,7 +14,7 @@ from ..variants import NAMES
 from .checks import Check, alike, judge, namespace, near_misses
 from .desk import run
 from .events import on
-from .lessons import FOLDERS
+from .lessons import FILES
 from .runner import Player
 
 _ALLOWED = re.compile(  # digits that were not measured: years, numbers of lessons and sections, shapes, names, small factors
@@ -41,26 +43,36 @@ def _caught(faults):
 
 def files(lesson):
     """A lesson has a stub, a solution, near misses and a check; imports are few."""
-    yield from (f"{folder}/{lesson.path.name} is missing" for folder in FOLDERS if not lesson.companion(folder).exists())
+    yield from (
+        f"{folder}/{lesson.path.name} is missing"
+        for folder in FILES
+        if not lesson.companion(folder).exists()
+    )
     for node in ast.walk(ast.parse(lesson.text)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) else []
-        yield from (f"imports {name}" for name in names if name.split(".")[0] not in ("numpy", "minqkv"))
+        yield from (
+            f"imports {name}" for name in names if name.split(".")[0] not in ("numpy", "minqkv")
+        )
     if len(lesson.question) > 72:
         yield "a question of more than 72 characters does not fit the start page"
     longest = max((step.code.count("\n") + 1 for step in lesson.steps), default=0)
     if longest > 24:
         yield f"a code cell of {longest} lines does not fit a screen"
     for step in lesson.steps:
-        yield from (f"{step.title}: over 78 columns: {row.strip()}" for row in step.shown.split("\n") if len(row) > 78)
+        yield from (
+            f"{step.title}: over 78 columns: {row.strip()}"
+            for row in step.shown.split("\n")
+            if len(row) > 78
+        )
 
 
 def stub(lesson):
     """The stub must fail as not written, and say in a docstring what is asked."""
-    passed, events = run(lesson, lesson.companion("exercises"))
+    passed, events = run(lesson, lesson.companion("exercise"))
     if passed or "not written yet" not in str(events):
         yield f"the stub does not fail as NotImplementedError: {events[0]['text']}"
-    functions = {node.name: node for node in ast.walk(ast.parse(lesson.companion("exercises").read_text("utf-8")))
+    functions = {node.name: node for node in ast.walk(ast.parse(lesson.companion("exercise").read_text("utf-8")))
                  if isinstance(node, (ast.FunctionDef, ast.ClassDef))}  # fmt: skip
     yield from (f"the stub of {name} has no docstring" for name in lesson.exercise
                 if name not in functions or not ast.get_docstring(functions[name]))  # fmt: skip
@@ -68,7 +80,7 @@ def stub(lesson):
 
 def solution(lesson):
     """The solution must pass."""
-    passed, events = run(lesson, lesson.companion("solutions"))
+    passed, events = run(lesson, lesson.companion("solution"))
     if not passed:
         yield f"the solution fails: {events[0]['text']}"
 
@@ -78,7 +90,7 @@ def misses(lesson):
     check, known = Check(lesson), near_misses(lesson)
     if len(known) < 3:
         yield f"{len(known)} near misses; three at least"
-    if any(outcome.fault for outcome in judge(check, namespace(lesson.companion("solutions")))):
+    if any(outcome.fault for outcome in judge(check, namespace(lesson.companion("solution")))):
         yield "the solution fails on some case"
     tried = {name: judge(check, wrong) for name, (_, wrong) in known.items()}
     for name, (diagnosis, _) in known.items():
@@ -88,7 +100,11 @@ def misses(lesson):
             yield f"{name} passes"
         if any(outcome.error for outcome in tried[name]):
             yield f"{name} raises, so that nothing can be compared"
-        twins = [other for other in tried if other != name and alike(tried[name], tried[other], check.tolerance)]
+        twins = [
+            other
+            for other in tried
+            if other != name and alike(tried[name], tried[other], check.tolerance)
+        ]
         yield from (f"{name} cannot be told from {other}" for other in twins)
 
 
@@ -109,7 +125,11 @@ def measured(text):
 
 def prose(lesson):
     """No measured number in prose, nor in what an event says word for word; no exclamation mark."""
-    texts = [("question", lesson.question), ("title", lesson.title), *((step.title, step.prose) for step in lesson.steps)]
+    texts = [
+        ("question", lesson.question),
+        ("title", lesson.title),
+        *((step.title, step.prose) for step in lesson.steps),
+    ]
     texts += [("an event", text) for text in _spoken(lesson.text)]
     texts += [("the explanation", Check(lesson).explanation)]
     for where, text in texts:
@@ -121,19 +141,34 @@ def prose(lesson):
 def _spoken(source):
     """What say and predict state word for word."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", None) in ("say", "predict") and node.args:
+        if (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "id", None) in ("say", "predict")
+            and node.args
+        ):
             parts = list(ast.walk(node.args[0]))
             formats = {
-                id(part) for f in parts if isinstance(f, ast.FormattedValue) and f.format_spec for part in ast.walk(f.format_spec)
+                id(part)
+                for f in parts
+                if isinstance(f, ast.FormattedValue) and f.format_spec
+                for part in ast.walk(f.format_spec)
             }
-            constants = [part.value for part in parts if isinstance(part, ast.Constant) and id(part) not in formats]
+            constants = [
+                part.value
+                for part in parts
+                if isinstance(part, ast.Constant) and id(part) not in formats
+            ]
             yield from (value for value in constants if isinstance(value, str))
 
 
 def needs(lesson, lessons):
     """What it needs was taught before."""
     taught = {topic for other in lessons if other.number < lesson.number for topic in other.teaches}
-    yield from (f"needs {topic!r}, which no earlier lesson teaches" for topic in lesson.needs if topic not in taught)
+    yield from (
+        f"needs {topic!r}, which no earlier lesson teaches"
+        for topic in lesson.needs
+        if topic not in taught
+    )
 
 
 def uses(lesson):
@@ -156,12 +191,17 @@ def events_of(lesson):
     """(events, seconds) of the lesson as plain Python: the whole file at once, nothing asked."""
     recorder, began = Recorder(), time.perf_counter()
     with on(recorder), contextlib.redirect_stdout(io.StringIO()):
-        exec(compile(lesson.text, str(lesson.path), "exec"), {"__name__": "lesson", "__file__": str(lesson.path)})
+        exec(
+            compile(lesson.text, str(lesson.path), "exec"),
+            {"__name__": "lesson", "__file__": str(lesson.path)},
+        )
     return recorder.drawn, time.perf_counter() - began
 
 
 def runs(lesson):
-    """It runs whole and step by step, within its budget, with something to predict and the place of the real code."""
+    """It runs whole and step by step, within its budget, with something to predict and the place of
+    the real code.
+    """
     events, seconds = events_of(lesson)
     kinds = [event["event"] for event in events]
     if seconds > lesson.budget_s:
@@ -174,7 +214,9 @@ def runs(lesson):
         yield "an event holds an escape code"
     stepped = Recorder()
     Player(lesson, stepped).play(pause=False)
-    if [event for event in stepped.drawn if event["event"] not in ("step", "prose", "code")] != events:
+    if [
+        event for event in stepped.drawn if event["event"] not in ("step", "prose", "code")
+    ] != events:
         yield "gives other events step by step than as a whole: is something random without a seed, or a time?"
     if not 6 <= len(lesson.steps) <= 14:
         yield f"{len(lesson.steps)} steps; eight to twelve read well"
@@ -186,7 +228,9 @@ def readme(lessons):
     for lesson in lessons:
         needed = ", ".join(lesson.needs) or "–"
         link = f"[{lesson.title}]({lesson.path.name})"
-        rows.append(f"| {lesson.number:02} | {link} | {lesson.question} | {needed} | {lesson.minutes} |")
+        rows.append(
+            f"| {lesson.number:02} | {link} | {lesson.question} | {needed} | {lesson.minutes} |"
+        )
     total = sum(lesson.minutes for lesson in lessons)
     return _README.format(rows="\n".join(rows), total=total)
 

@@ -1,7 +1,8 @@
-"""Is the learner's code right? On random cases, against the package; and if not, which known mistake is it?
+"""Is the learner's code right? On random cases, against the package; and if not, which known
+mistake is it?
 
-A check file (lessons/checks/NN_name.py) says what to try; `judge` tries it on a namespace of functions, which may be
-the learner's, the solution's or a near miss's. Nothing here knows a lesson.
+A check file (lessons/checks/NN_name.py) says what to try; `judge` tries it on a namespace of
+functions, which may be the learner's, the solution's or a near miss's. Nothing here knows a lesson.
 """
 
 import contextlib
@@ -24,14 +25,22 @@ CASES = 30
 
 
 class Check:
-    """A lesson's check file: cases(rng), reference(*args), TOLERANCE, HINTS, EXPLANATION, perhaps use(learner, *args)."""
+    """A lesson's check file: cases(rng), reference(*args), TOLERANCE, HINTS, EXPLANATION, perhaps
+    use(learner, *args).
+    """
 
     def __init__(self, lesson):
-        found = runpy.run_path(str(lesson.companion("checks")))
+        found = runpy.run_path(str(lesson.companion("check")))
         self.names = lesson.exercise
-        self.cases, self.reference, self.tolerance = found["cases"], found["reference"], found["TOLERANCE"]
+        self.cases, self.reference, self.tolerance = (
+            found["cases"],
+            found["reference"],
+            found["TOLERANCE"],
+        )
         self.hints, self.explanation = found["HINTS"], found["EXPLANATION"]
-        self.use = found.get("use") or (lambda learner, *args: getattr(learner, self.names[0])(*args))
+        self.use = found.get("use") or (
+            lambda learner, *args: getattr(learner, self.names[0])(*args)
+        )
         self.arguments = list(inspect.signature(self.reference).parameters)
 
     def case(self, seed):
@@ -58,8 +67,13 @@ def namespace(path):
 
 
 def near_misses(lesson):
-    """name -> (diagnosis, namespace): the solution with one name replaced by a known mistake, `<name>__<mistake>`."""
-    solution, wrong = vars(namespace(lesson.companion("solutions"))), vars(namespace(lesson.companion("near_misses")))
+    """name -> (diagnosis, namespace): the solution with one name replaced by a known mistake,
+    `<name>__<mistake>`.
+    """
+    solution, wrong = (
+        vars(namespace(lesson.companion("solution"))),
+        vars(namespace(lesson.companion("near_misses"))),
+    )
     found = {}
     for name, thing in wrong.items():
         replaced, mark, mistake = name.partition("__")
@@ -74,7 +88,11 @@ def attempt(check, learner, seed):
     given, printed = copy.deepcopy(args), io.StringIO()
     outcome = Outcome(seed, args)
     try:
-        with contextlib.redirect_stdout(printed), np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+        with (
+            contextlib.redirect_stdout(printed),
+            np.errstate(all="ignore"),
+            warnings.catch_warnings(action="ignore"),
+        ):
             outcome.result = check.use(learner, *given)
     except (Exception, SystemExit) as error:
         outcome.error, outcome.fault = error, _in_words(error, check)
@@ -102,8 +120,8 @@ def _in_words(error, check):
 
 
 def difference(found, expected, tolerance, what="the result"):
-    """In words, how a result differs from what is expected; None where it does not. Nested tuples, lists and dicts are
-    compared part by part; arrays by type, shape, dtype and value."""
+    """In words, how a result differs from what is expected; None where it does not. Nested tuples,
+    lists and dicts are compared part by part; arrays by type, shape, dtype and value."""
     if isinstance(expected, (tuple, list, dict)):
         kinds = dict if isinstance(expected, dict) else (tuple, list)
         if not isinstance(found, kinds) or len(found) != len(expected):
@@ -111,14 +129,20 @@ def difference(found, expected, tolerance, what="the result"):
         if kinds is dict and found.keys() != expected.keys():
             return f"{what} has the keys {list(found)}; expected {list(expected)}"
         keys = expected if kinds is dict else range(len(expected))
-        faults = (difference(found[key], expected[key], tolerance, f"{what}[{key!r}]") for key in keys)
+        faults = (
+            difference(found[key], expected[key], tolerance, f"{what}[{key!r}]") for key in keys
+        )
         return next((fault for fault in faults if fault), None)
     if isinstance(expected, np.ndarray):
         return _array_difference(found, expected, tolerance, what)
     if isinstance(expected, (int, float, np.number)) and not isinstance(expected, bool):
         if isinstance(found, bool) or not (isinstance(found, (int, float)) or _is_scalar(found)):
             return f"{what} is {_kind(found)}; expected a number"
-        return None if _close(found, expected, tolerance) else f"{what} is {float(found):.10g}; expected {float(expected):.10g}"
+        return (
+            None
+            if _close(found, expected, tolerance)
+            else f"{what} is {float(found):.10g}; expected {float(expected):.10g}"
+        )
     found = found.item() if isinstance(found, np.bool_) else found
     same = found is expected or (type(found) is type(expected) and found == expected)
     return None if same else f"{what} is {found!r:.200}; expected {expected!r}"
@@ -161,12 +185,16 @@ def _kind(value):
 
 
 def diagnose(check, lesson, outcomes):
-    """The diagnosis of the only near miss that gives what the learner's code gave on all cases; None where none does."""
+    """The diagnosis of the only near miss that gives what the learner's code gave on all cases;
+    None where none does.
+    """
     if any(outcome.error for outcome in outcomes):
         return None
     found = []
     for diagnosis, wrong in near_misses(lesson).values():
-        if alike((attempt(check, wrong, outcome.seed) for outcome in outcomes), outcomes, check.tolerance):
+        if alike(
+            (attempt(check, wrong, outcome.seed) for outcome in outcomes), outcomes, check.tolerance
+        ):
             found.append(diagnosis)
     return found[0] if len(found) == 1 else None
 
@@ -174,7 +202,9 @@ def diagnose(check, lesson, outcomes):
 def alike(mine, others, tolerance):
     """Whether two lots of outcomes, of the same cases, have the same results."""
     pairs = zip(mine, others, strict=True)
-    return all(a.error is None and difference(a.result, b.result, tolerance) is None for a, b in pairs)
+    return all(
+        a.error is None and difference(a.result, b.result, tolerance) is None for a, b in pairs
+    )
 
 
 def judge(check, learner, cases=CASES):
@@ -188,7 +218,13 @@ def size(outcome):
 
 
 def _leaves(value):
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else None
+    parts = (
+        value.values()
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, (tuple, list))
+        else None
+    )
     return [value] if parts is None else [leaf for part in parts for leaf in _leaves(part)]
 
 
@@ -198,7 +234,9 @@ def case_events(check, outcome):
     for name, value in zip(check.arguments, outcome.args, strict=True):
         events += _value_events(name, value)
     if outcome.error is None:
-        events += _value_events("yours", outcome.result) + _value_events("expected", outcome.expected)
+        events += _value_events("yours", outcome.result) + _value_events(
+            "expected", outcome.expected
+        )
     return events
 
 
@@ -216,10 +254,14 @@ def _value_events(name, value):
 
 
 def cost(check, learner, cases=CASES):
-    """Who -> (seconds, the best of three; peak bytes), of the learner's code and of the package's on the same cases; None
-    where that would take long, or where the learner's code works no longer."""
+    """Who -> (seconds, the best of three; peak bytes), of the learner's code and of the package's
+    on the same cases; None where that would take long, or where the learner's code works no longer.
+    """
     rows = {}
-    for name, function in (("yours", lambda *args: check.use(learner, *args)), ("the package", check.reference)):
+    for name, function in (
+        ("yours", lambda *args: check.use(learner, *args)),
+        ("the package", check.reference),
+    ):
         times = []
         for measure in (False, False, False, True):
             given = [check.case(seed) for seed in range(cases)]

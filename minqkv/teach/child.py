@@ -1,7 +1,8 @@
-"""The child process in which a learner's file runs: `python -m minqkv.teach.child LESSON FILE REPORT SECONDS`.
+"""The child process in which a learner's file runs: `python -m minqkv.teach.child LESSON FILE
+REPORT SECONDS`.
 
-It writes a report: {"passed": bool, "events": [...]}. Whatever the learner's code prints, breaks or never ends, the
-parent survives it.
+It writes a report: {"passed": bool, "events": [...]}. Whatever the learner's code prints, breaks or
+never ends, the parent survives it.
 """
 
 import faulthandler
@@ -12,7 +13,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from ..files import write_text
+from ..runtime.files import write_text
 from . import lessons
 from .checks import CASES, Check, case_events, cost, diagnose, judge, size
 from .events import quoted, said
@@ -22,7 +23,9 @@ from .runner import frames
 def main(lesson_path, file, report, seconds):
     """Check one file and write the report."""
     with open(f"{report}.frames", "w", encoding="utf-8") as stuck:
-        faulthandler.dump_traceback_later(float(seconds), exit=True, file=stuck)  # says where an endless loop is
+        faulthandler.dump_traceback_later(
+            float(seconds), exit=True, file=stuck
+        )  # says where an endless loop is
         passed, events = examine(lessons.read(Path(lesson_path)), file)
         faulthandler.cancel_dump_traceback_later()
     write_text(report, json.dumps({"passed": passed, "events": events}, default=repr))
@@ -36,16 +39,29 @@ def examine(lesson, file):
         source = Path(file).read_text("utf-8-sig")  # some editors write a mark first
         if not source.strip():
             return False, [said(f"{file} is empty", "bad")]
-        learner = sys.modules["exercise"] = ModuleType("exercise")  # a dataclass looks itself up there
+        learner = sys.modules["exercise"] = ModuleType(
+            "exercise"
+        )  # a dataclass looks itself up there
         learner.__file__ = file
-        linecache.cache[file] = len(source), None, source.splitlines(True), file  # also after a chdir
+        linecache.cache[file] = (
+            len(source),
+            None,
+            source.splitlines(True),
+            file,
+        )  # also after a chdir
         exec(compile(source, file, "exec"), vars(learner))
     except SyntaxError as error:
-        return False, [said(f"{error.filename or file}, line {error.lineno}: {error.msg}", "bad"), quoted(error.text or "")]
+        return False, [
+            said(f"{error.filename or file}, line {error.lineno}: {error.msg}", "bad"),
+            quoted(error.text or ""),
+        ]
     except UnicodeDecodeError:
         return False, [said(f"{file} is not UTF-8 text", "bad")]
     except (Exception, SystemExit) as error:
-        return False, [said(f"{file} stops before it is used: {type(error).__name__}: {error}", "bad"), *_places(error, file)]
+        return False, [
+            said(f"{file} stops before it is used: {type(error).__name__}: {error}", "bad"),
+            *_places(error, file),
+        ]
     absent = [name for name in lesson.exercise if not hasattr(learner, name)]
     if absent:
         return False, [said(f"{file} defines no {' and no '.join(absent)}", "bad")]
@@ -65,7 +81,9 @@ def _failure(check, lesson, outcomes, worst, count, file):
     diagnosis = diagnose(check, lesson, outcomes)
     if diagnosis:
         events.append(said(diagnosis, "strong"))
-    events.append(said(f"The smallest of {count} failing cases ({CASES} were tried), seed {worst.seed}:"))
+    events.append(
+        said(f"The smallest of {count} failing cases ({CASES} were tried), seed {worst.seed}:")
+    )
     events += case_events(check, worst)
     if worst.printed:
         rows = worst.printed[:4000].splitlines()

@@ -1,4 +1,6 @@
-"""The learner's desk: their copy of an exercise, its check in a child process, hints, the solution, a fresh start."""
+"""The learner's desk: their copy of an exercise, its check in a child process, hints, the solution,
+a fresh start.
+"""
 
 import json
 import linecache
@@ -12,8 +14,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import UsageError
-from ..files import write_text
+from ..runtime.errors import UsageError
+from ..runtime.files import write_text
 from .checks import Check
 from .events import quoted, said
 from .lessons import fingerprint
@@ -22,11 +24,13 @@ LIMIT = 20.0  # seconds a check may take
 
 
 def start(lesson, progress):
-    """Copy the stub to the learner's folder; a file already there stays. Returns (path, whether it is new)."""
+    """Copy the stub to the learner's folder; a file already there stays. Returns (path, whether it
+    is new).
+    """
     path = progress.file(lesson)
     if path.exists():
         return path, False
-    write_text(path, lesson.companion("exercises").read_text("utf-8"))
+    write_text(path, lesson.companion("exercise").read_text("utf-8"))
     return path, True
 
 
@@ -42,9 +46,11 @@ def check(lesson, progress, limit=LIMIT):
         progress.update(lesson, passed=fingerprint(lesson))
         return True, events + found
     with suppress(OSError, UnicodeDecodeError):  # a folder, gone, no text: the check has said so
-        if path.read_text("utf-8") == lesson.companion("exercises").read_text("utf-8"):
+        if path.read_text("utf-8") == lesson.companion("exercise").read_text("utf-8"):
             found.append(said("The file is still as it was copied: this is the one to edit."))
-    again = f"Again: minqkv lesson check {lesson.number}. A hint: minqkv lesson hint {lesson.number}"
+    again = (
+        f"Again: minqkv lesson check {lesson.number}. A hint: minqkv lesson hint {lesson.number}"
+    )
     return False, [*events, *found, said(again)]
 
 
@@ -56,10 +62,19 @@ def run(lesson, path, limit=LIMIT):
         report = Path(folder) / "report.json"
         command = [sys.executable, "-X", "utf8", "-P", "-m", "minqkv.teach.child"]
         command += [str(lesson.path), str(path), str(report), str(limit)]
-        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "env": {**os.environ, "PYTHONPATH": paths}}
-        options["start_new_session"] = True  # a group of its own: what the learner's code starts ends with it
+        options = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.DEVNULL,
+            "env": {**os.environ, "PYTHONPATH": paths},
+        }
+        options["start_new_session"] = (
+            True  # a group of its own: what the learner's code starts ends with it
+        )
         errors = Path(folder) / "errors"  # a file: nobody waits for those who inherit it
-        with open(errors, "wb") as stderr, subprocess.Popen(command, stderr=stderr, **options) as child:
+        with (
+            open(errors, "wb") as stderr,
+            subprocess.Popen(command, stderr=stderr, **options) as child,
+        ):
             try:
                 child.wait(timeout=limit + 10)
             except subprocess.TimeoutExpired:
@@ -75,7 +90,10 @@ def run(lesson, path, limit=LIMIT):
     if line:
         text = f"After {limit:g} s the check was stopped, at line {line}: is there a loop that never ends?"
         linecache.checkcache(str(path))
-        return False, [said(text, "bad"), quoted(linecache.getline(str(path), line), line)]  # empty, if it has changed since
+        return False, [
+            said(text, "bad"),
+            quoted(linecache.getline(str(path), line), line),
+        ]  # empty, if it has changed since
     last = err.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
     return False, [said(f"The process ended before the check did: {last[0]}", "bad")]
 
@@ -124,16 +142,23 @@ def hint(lesson, progress):
 
 
 def solution(lesson, progress, spoil=False):
-    """Copy the solution beside the learner's file and return its path; before a pass only with `spoil`."""
+    """Copy the solution beside the learner's file and return its path; before a pass only with
+    `spoil`.
+    """
     if "passed" not in progress.of(lesson) and not spoil:
-        raise UsageError("the solution comes after a pass", f"minqkv lesson hint {lesson.number}, or --spoil to see it now")
-    path = progress.work / "solutions" / lesson.path.name
-    write_text(path, lesson.companion("solutions").read_text("utf-8"))
+        raise UsageError(
+            "the solution comes after a pass",
+            f"minqkv lesson hint {lesson.number}, or --spoil to see it now",
+        )
+    path = progress.work / "solutions" / f"{lesson.name}.py"
+    write_text(path, lesson.companion("solution").read_text("utf-8"))
     return path
 
 
 def reset(lesson, progress):
-    """Forget the lesson's progress and put a fresh stub in place; returns where the learner's file was moved, or None."""
+    """Forget the lesson's progress and put a fresh stub in place; returns where the learner's file
+    was moved, or None.
+    """
     path, backup = progress.file(lesson), None
     if path.exists():
         number = 1

@@ -1,6 +1,8 @@
-"""What a lesson says: events, drawn by whichever stage is on. A lesson that runs as plain Python draws plain text.
+"""What a lesson says: events, drawn by whichever stage is on. A lesson that runs as plain Python
+draws plain text.
 
-Events are dicts of strings, numbers and lists. They never hold escape codes, and every number in them was computed.
+Events are dicts of strings, numbers and lists. They never hold escape codes, and every number in
+them was computed.
 """
 
 import inspect
@@ -8,8 +10,8 @@ import re
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import MinqkvError
 from ..render.lesson import choose
+from ..runtime.errors import MinqkvError
 
 _stage = None
 
@@ -50,7 +52,7 @@ def host(value):
     """A Tensor, an array of any backend, a list or a number as a NumPy array."""
     import numpy as np
 
-    from .. import backend
+    from ..runtime import backend
 
     value = getattr(value, "data", value) if hasattr(value, "requires_grad") else value
     return np.asarray(backend.to_host(value) if isinstance(value, backend.ndarray) else value)
@@ -100,8 +102,9 @@ def say(text):
 
 
 def show(name, array, rows=None, columns=None, mask=None, digits=3):
-    """An array with its name and shape. `rows` and `columns` label the last two axes; `mask` is True where an entry may be
-    seen, the others print as a dot. More than two axes come as one matrix per leading index."""
+    """An array with its name and shape. `rows` and `columns` label the last two axes; `mask` is
+    True where an entry may be seen, the others print as a dot. More than two axes come as one
+    matrix per leading index."""
     stage().draw(array_event("show", name, array, rows, columns, mask, digits))
 
 
@@ -117,7 +120,9 @@ def table(title, columns, rows):
 
 
 def curve(title, series, x="step", log=False):
-    """Curves as text: `series` maps a name to its values, one for each x; `log` for values over several decades."""
+    """Curves as text: `series` maps a name to its values, one for each x; `log` for values over
+    several decades.
+    """
     series = {name: [float(y) for y in ys] for name, ys in series.items()}
     if not all(abs(y) < float("inf") for ys in series.values() for y in ys):
         raise LessonError(f"curve: {title} has values that are not finite")
@@ -125,11 +130,15 @@ def curve(title, series, x="step", log=False):
 
 
 def predict(question, answer, options=None, tolerance=1e-2):
-    """Ask before showing. `answer` was computed; with `options` (strings) it is one of them, else a number (right within
-    `tolerance`), a bool or a word. Without a terminal the question and the answer are stated."""
+    """Ask before showing. `answer` was computed; with `options` (strings) it is one of them, else a
+    number (right within `tolerance`), a bool or a word. Without a terminal the question and the
+    answer are stated."""
     answer = answer.item() if hasattr(answer, "item") else answer
     if options is not None and answer not in options:
-        raise LessonError(f"predict: the answer {answer!r} is none of the options", "compute it from the same strings")
+        raise LessonError(
+            f"predict: the answer {answer!r} is none of the options",
+            "compute it from the same strings",
+        )
     emit("predict", question=question, options=options and list(options))
     try:
         reply = stage().ask("  your guess (Enter: show me): ")
@@ -140,7 +149,11 @@ def predict(question, answer, options=None, tolerance=1e-2):
     text = ("yes" if answer else "no") if isinstance(answer, bool) else str(answer)
     if isinstance(answer, float):
         text = f"{answer:.4g}"
-    emit("answer", answer=text, right=_right(reply, answer, text, options, tolerance) if reply else None)
+    emit(
+        "answer",
+        answer=text,
+        right=_right(reply, answer, text, options, tolerance) if reply else None,
+    )
 
 
 def _right(reply, answer, text, options, tolerance):
@@ -148,20 +161,28 @@ def _right(reply, answer, text, options, tolerance):
         return options["abcdefgh".index(reply.lower())] == answer
     if isinstance(answer, (int, float)) and not isinstance(answer, bool):
         readings = {reply.replace(",", "."), reply.replace(",", "")}  # 0,5 and 1,024
-        numbers = [float(text) for text in readings if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text.strip())]
+        numbers = [
+            float(text)
+            for text in readings
+            if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text.strip())
+        ]
         return any(abs(number - answer) <= tolerance for number in numbers)
     return reply.lower() == text.lower() or (isinstance(answer, bool) and reply.lower() == text[0])
 
 
 def compare(left, a, right, b, tolerance=1e-9, same=True):
-    """The largest difference of two arrays. Where the lesson's claim (`same`) fails, the lesson fails."""
+    """The largest difference of two arrays. Where the lesson's claim (`same`) fails, the lesson
+    fails.
+    """
     a, b = host(a), host(b)
     if a.shape != b.shape:
         raise LessonError(f"compare: {left} is {a.shape}, {right} is {b.shape}")
     difference = float(abs(a - b).max()) if a.size else 0.0
     if (difference <= tolerance) != same:
         claim = f"equal within {tolerance:g}" if same else f"further apart than {tolerance:g}"
-        raise LessonError(f"compare: {left} and {right} differ by {difference:.3g}; the lesson says they are {claim}")
+        raise LessonError(
+            f"compare: {left} and {right} differ by {difference:.3g}; the lesson says they are {claim}"
+        )
     emit("compare", left=left, right=right, difference=difference, equal=same)
 
 
@@ -184,19 +205,25 @@ def memory(**arrays):
 
 
 def cache_step(cache, config, new=1):
-    """One line on what a decode step of `new` tokens just wrote and read, from `nbytes`, held against the closed form."""
+    """One line on what a decode step of `new` tokens just wrote and read, from `nbytes`, held
+    against the closed form.
+    """
     from ..variants import VariantSpec
 
     spec, itemsize = VariantSpec.parse(config.variant), cache.keys[0].dtype.itemsize
     per_token = spec.cache_bytes_per_token(config, itemsize) * len(cache.keys[0])
     if per_token * len(cache) != cache.nbytes:
-        raise LessonError(f"the cache holds {cache.nbytes} bytes, the formula says {per_token * len(cache)}")
+        raise LessonError(
+            f"the cache holds {cache.nbytes} bytes, the formula says {per_token * len(cache)}"
+        )
     text = f"t={len(cache)} write {per_token * new:,} B read {cache.nbytes:,} B cache {cache.nbytes:,} B"
     say(text + (f" (two arrays: {2 * cache.nbytes:,} B)" if spec.streams == 1 else ""))
 
 
 def source(thing, at=None):
-    """Point at the real implementation: file and line of a function or class, or of the line in it that contains `at`."""
+    """Point at the real implementation: file and line of a function or class, or of the line in it
+    that contains `at`.
+    """
     thing = inspect.unwrap(thing)
     rows, line = inspect.getsourcelines(thing)
     if at is not None:
@@ -211,8 +238,10 @@ def source(thing, at=None):
 
 
 def gradients(function, inputs, cotangent):
-    """(output, [gradient of each input]) of a function on Tensors, called with these NumPy arrays: for checks."""
-    from ..ops import Tensor
+    """(output, [gradient of each input]) of a function on Tensors, called with these NumPy arrays:
+    for checks.
+    """
+    from ..tensor import Tensor
 
     leaves = [Tensor(x, requires_grad=True) for x in inputs]
     out = function(*leaves)

@@ -4,8 +4,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import EnvironmentFault
-from ..files import read_json, write_json
+from ..runtime.errors import EnvironmentFault
+from ..runtime.files import read_json, write_json
 
 SCHEMA = 1
 WORK = Path("minqkv-work")
@@ -28,7 +28,9 @@ class Progress:
         try:
             stored = read_json(self.path)
             schema, lessons = stored["schema"], stored["lessons"]
-            if not isinstance(schema, int) or not all(isinstance(entry, dict) for entry in lessons.values()):
+            if not isinstance(schema, int) or not all(
+                isinstance(entry, dict) for entry in lessons.values()
+            ):
                 raise ValueError("it has another form")
         except (EnvironmentFault, KeyError, AttributeError, ValueError):
             aside = self.path.with_name(f"progress.unreadable-{os.getpid()}.json")
@@ -38,7 +40,9 @@ class Progress:
                 self.message += f"; what it held is now {aside}"
             return
         if schema > SCHEMA:
-            raise EnvironmentFault(f"{self.path} was written by a newer minqkv", "pip install --upgrade minqkv")
+            raise EnvironmentFault(
+                f"{self.path} was written by a newer minqkv", "pip install --upgrade minqkv"
+            )
         self.lessons = lessons
 
     def of(self, lesson):
@@ -49,7 +53,9 @@ class Progress:
         """Change an entry and save; a field set to None is forgotten."""
         self._read()  # another terminal may have written since
         entry = {**self.of(lesson), **fields}
-        self.lessons[lesson.name] = {name: value for name, value in entry.items() if value is not None}
+        self.lessons[lesson.name] = {
+            name: value for name, value in entry.items() if value is not None
+        }
         self._write()
 
     def forget(self, lesson):
@@ -63,7 +69,7 @@ class Progress:
 
     def file(self, lesson):
         """The learner's own file."""
-        return self.work / lesson.path.name
+        return self.work / f"{lesson.name}.py"
 
     def seen(self, lesson):
         """Steps of the lesson that were seen, never more than it has."""

@@ -1,4 +1,6 @@
-"""Plays a lesson: a step at a time, its prose, its code, and what the code shows; then a line from the learner."""
+"""Plays a lesson: a step at a time, its prose, its code, and what the code shows; then a line from
+the learner.
+"""
 
 import ast
 import code
@@ -7,8 +9,8 @@ import linecache
 import traceback
 from contextlib import suppress
 
-from ..errors import MinqkvError
 from ..render.lesson import Recorder
+from ..runtime.errors import MinqkvError
 from .events import LessonError, Quit, emit, on
 
 KEYS = """Enter  next step
@@ -24,7 +26,8 @@ q      quit; the position is kept"""
 class Player:
     """Runs the steps of one lesson in one namespace.
 
-    `stage` draws and asks; `saw(n)` is called when n steps have been seen; `hint()` gives the text of the next hint.
+    `stage` draws and asks; `saw(n)` is called when n steps have been seen; `hint()` gives the text
+    of the next hint.
     """
 
     def __init__(self, lesson, stage, saw=lambda n: None, hint=lambda: None):
@@ -67,7 +70,9 @@ class Player:
         except (Quit, KeyboardInterrupt, BrokenPipeError):
             raise
         except BaseException as error:
-            hint = str(error) if isinstance(error, LessonError) else f"{type(error).__name__}: {error}"
+            hint = (
+                str(error) if isinstance(error, LessonError) else f"{type(error).__name__}: {error}"
+            )
             where = "; ".join(frames(error.__traceback__, path))
             raise MinqkvError(f"{self.lesson.name}, step {at + 1}, {where}", hint) from error
         self.ran = at + 1
@@ -97,7 +102,9 @@ class Player:
         elif key == "p":
             banner = "a copy of the lesson's variables; exit() or Ctrl-D comes back"
             with suppress(SystemExit):
-                code.interact(banner, local={**self.namespace, "exit": _leave, "quit": _leave}, exitmsg="")
+                code.interact(
+                    banner, local={**self.namespace, "exit": _leave, "quit": _leave}, exitmsg=""
+                )
             self.ran = -1  # the copy shares its arrays: the steps run again before the next one
         elif key == "h":
             emit("say", text=self.hint())
@@ -110,13 +117,21 @@ class Player:
 
     def _source(self, at):
         """The last function of the package, or of the lesson, that the step calls."""
-        calls = [node for node in ast.walk(ast.parse(self.lesson.steps[at].code)) if isinstance(node, ast.Call)]
-        for call in sorted(calls, key=lambda node: (-node.lineno, node.col_offset)):  # on the last line, the outermost
+        calls = [
+            node
+            for node in ast.walk(ast.parse(self.lesson.steps[at].code))
+            if isinstance(node, ast.Call)
+        ]
+        for call in sorted(
+            calls, key=lambda node: (-node.lineno, node.col_offset)
+        ):  # on the last line, the outermost
             thing = inspect.unwrap(_resolve(call.func, self.namespace))
             if not inspect.isroutine(thing) and not inspect.isclass(thing):
                 thing = getattr(type(thing), "forward", None)  # a module that is called
             module = getattr(thing, "__module__", None) or ""
-            if module.split(".")[0] in ("minqkv", "lesson") and not module.startswith(("minqkv.teach", "minqkv.backend")):
+            if module.split(".")[0] in ("minqkv", "lesson") and not module.startswith(
+                ("minqkv.teach", "minqkv.backend")
+            ):
                 try:
                     file, line = inspect.getsourcefile(thing), inspect.getsourcelines(thing)[1]
                 except (OSError, TypeError):  # a class of the lesson itself
@@ -145,5 +160,7 @@ def frames(tb, path):
     for frame in traceback.extract_tb(tb):
         if frame.filename == path:
             where = "" if frame.name == "<module>" else f" (in {frame.name})"
-            found.append(f"line {frame.lineno}{where}: {linecache.getline(path, frame.lineno).strip()}")
+            found.append(
+                f"line {frame.lineno}{where}: {linecache.getline(path, frame.lineno).strip()}"
+            )
     return found

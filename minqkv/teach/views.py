@@ -1,15 +1,16 @@
 """The views of `minqkv trace`: one attention call, a decode, a backward, on any variant, as events.
 
-A small untrained GPT of one layer; what is shown is what its real forward, decode and backward computed.
+A small untrained GPT of one layer; what is shown is what its real forward, decode and backward
+computed.
 """
 
 import numpy as np
 
-from ..errors import UsageError
 from ..functional import cross_entropy
 from ..models import GPT, GPTConfig
+from ..runtime.errors import UsageError
+from ..runtime.tracing import trace
 from ..tensor import Tensor
-from ..tracing import trace
 from ..variants import VariantSpec
 from .events import cache_step, heat, memory, say, show
 
@@ -19,10 +20,14 @@ _AXES = {"q": "queries", "k": "keys", "v": "values", "z": "mixed values, a row p
 
 
 def build(variant, position, rope_value, n_head, n_embd, tokens, seed):
-    """(model, ids (1, T)) for these tokens. Weights are drawn larger than for training, so that patterns are not flat."""
+    """(model, ids (1, T)) for these tokens. Weights are drawn larger than for training, so that
+    patterns are not flat.
+    """
     if not tokens or min(tokens) < 0:
         raise UsageError("tokens are whole numbers from 0", "for instance: --tokens 3,1,4,1")
-    config = GPTConfig(max(tokens) + 1, max(8, len(tokens)), 1, n_head, n_embd, variant, position, rope_value)
+    config = GPTConfig(
+        max(tokens) + 1, max(8, len(tokens)), 1, n_head, n_embd, variant, position, rope_value
+    )
     model = GPT(config, seed)
     for name, p in model.named_parameters():
         if ".attn.w" in name and name.endswith("weight"):
@@ -35,13 +40,19 @@ def forward(model, ids):
     _headline(model)
     with trace() as t:
         model(ids)
-    arrays = {name.rpartition("attn.")[2]: t[name][0] for name in t if ".attn." in name}  # the batch's only row
+    arrays = {
+        name.rpartition("attn.")[2]: t[name][0] for name in t if ".attn." in name
+    }  # the batch's only row
     _draw(arrays, ids[0])
     layer, spec = model.blocks[0].attn, VariantSpec.parse(model.config.variant)
     if spec.streams == 1:
         say(f"one projection, {layer.wk.weight.size} numbers, makes keys and values")
         same = np.array_equal(arrays["k"], arrays["v"])
-        say("v is k, number by number" if same else "v is the unturned k: rotary positions turn only what is compared")
+        say(
+            "v is k, number by number"
+            if same
+            else "v is the unturned k: rotary positions turn only what is compared"
+        )
     if not spec.own_query:
         difference = abs(arrays["scores"] - arrays["scores"].swapaxes(-1, -2)).max()
         say(f"Q = K: scores before the mask and their transpose differ by {difference:.1e} at most")
@@ -49,7 +60,9 @@ def forward(model, ids):
 
 def _headline(model):
     spec = VariantSpec.parse(model.config.variant)
-    say(f"{spec.name}: {spec.formula}, {model.config.n_head} heads, {spec.stored_heads(model.config.n_head)} stored")
+    say(
+        f"{spec.name}: {spec.formula}, {model.config.n_head} heads, {spec.stored_heads(model.config.n_head)} stored"
+    )
 
 
 def _draw(arrays, tokens, first=0):
@@ -60,13 +73,21 @@ def _draw(arrays, tokens, first=0):
         if base in ("scores", "plus", "pattern"):
             seen = np.arange(array.shape[-1]) <= first + np.arange(array.shape[-2])[:, None]
             draw = heat if name == "pattern" else show
-            draw(name, array, rows=keys[first : first + array.shape[-2]], columns=keys[: array.shape[-1]], mask=seen)
+            draw(
+                name,
+                array,
+                rows=keys[first : first + array.shape[-2]],
+                columns=keys[: array.shape[-1]],
+                mask=seen,
+            )
         else:
             show(name, array, rows=keys if array.shape[-2] == len(keys) else keys[first:])
 
 
 def decode(model, ids):
-    """Token by token: what is written, what is read, which memory it is, and the bytes beside the formula."""
+    """Token by token: what is written, what is read, which memory it is, and the bytes beside the
+    formula.
+    """
     _headline(model)
     cache = model.new_cache(1, ids.shape[1])
     whole = model(ids).numpy()  # (1, T, V)
@@ -77,7 +98,9 @@ def decode(model, ids):
         arrays = {name.rpartition("attn.")[2]: t[name][0] for name in t if ".attn." in name}
         streams = ("cache.k",) if cache.values is None else ("cache.k", "cache.v")
         _draw({name: arrays[name] for name in ("q", *streams, "pattern")}, ids[0, : i + 1], first=i)
-        say(f"largest difference to the same position without a cache: {abs(logits[:, 0] - whole[:, i]).max():.1e}")
+        say(
+            f"largest difference to the same position without a cache: {abs(logits[:, 0] - whole[:, i]).max():.1e}"
+        )
     keys = cache.keys[0]
     memory(keys=keys, values=keys if cache.values is None else cache.values[0])
 

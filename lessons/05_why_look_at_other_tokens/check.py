@@ -1,0 +1,37 @@
+"""Check 05: `mix` against the package's softmax and product."""
+
+import numpy as np
+
+import minqkv as mq
+
+TOLERANCE = 1e-9
+
+HINTS = (
+    "Two steps: turn each row of scores into weights that add up to one, then one matrix product with the rows.",
+    "The weights are e / e.sum(...), with e the exponential of the scores. Each row of scores has a sum of its own: axis=-1 "
+    "runs along a row, and keepdims=True keeps the sums as a column, so that the division fits.",
+    "e = np.exp(scores - scores.max(axis=-1, keepdims=True)); weights = e / e.sum(axis=-1, keepdims=True); "
+    "return weights @ rows.",
+)
+
+EXPLANATION = """
+The package does the same in another order. It multiplies the rows with the exponentials first, and divides the result
+by their sum afterwards: the numbers come out equal, and the division touches d columns of the result instead of S
+columns of weights. For a long sequence S is far larger than d.
+
+It also leaves out the subtraction of the maximum where it can prove that no exponential overflows; and it holds the
+weights of only so many tokens at a time as fit, so that the whole table of pairs need not exist at once.
+"""
+
+
+def cases(rng):
+    """scores (T, S) and rows (S, d), with T, S and d all different."""
+    T, S, d = (int(n) for n in rng.permutation(np.arange(2, 8))[:3])
+    return 2 * rng.standard_normal((T, S)), rng.standard_normal((S, d))
+
+
+def reference(scores, rows):
+    """Softmax along each row, then the product."""
+    return (
+        mq.functional.softmax(mq.Tensor(scores)) @ mq.Tensor(rows)
+    ).data  # (T, S) @ (S, d) -> (T, d)

@@ -1,0 +1,340 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["minqkv"]
+#
+# [tool.minqkv.lesson]
+# title = "One cache for K and V"
+# question = "Keys and values are one array: what if the keys have to turn?"
+# needs = ["positions", "attention", "pattern", "heads", "q-k=v", "qkv", "cache bytes", "cache", "decode"]
+# teaches = ["rope", "one buffer"]
+# minutes = 20
+# budget_s = 4
+# exercise = ["raw_step", "unrotate_step"]
+# uses = [
+#     "minqkv.Attention", "minqkv.GPT", "minqkv.GPTConfig", "minqkv.KVCache", "minqkv.Tensor", "minqkv.use_backend",
+#     "minqkv.functional.rotate", "minqkv.nn.Init", "minqkv.positions.rope_table", "minqkv.trace",
+# ]
+# ///
+
+# %% [markdown]
+# In lesson 08 one projection made keys and values, and the two were the same array. In lesson 10
+# keys and values of the past were kept in two arrays for each layer. Put together: with `q-k=v`
+# there is nothing to keep twice.
+#
+# We let two models read the same prompt, one with `qkv` and one with `q-k=v`, and look at what they
+# keep. Then one more row goes into the second cache by hand, to see what it gives back.
+
+# %% One buffer
+import numpy as np
+
+import minqkv as mq
+from minqkv import backend, reading
+from minqkv import functional as F
+from minqkv.attention import rope_table
+from minqkv.teach import cache_step, compare, memory, predict, say, show, source, table
+
+size = {"vocab_size": 10, "block_size": 16, "n_layer": 1}
+size |= {"n_head": 2, "n_embd": 8}
+prompt = np.array([[3, 1, 4, 1, 5]])  # (1, T)
+caches = {}
+for variant in ("qkv", "q-k=v"):
+    model = mq.GPT(mq.GPTConfig(**size, variant=variant))
+    caches[variant] = model.new_cache()
+    model(prompt, cache=caches[variant])
+
+two, one = caches["qkv"], caches["q-k=v"]
+predict(f"With qkv the five tokens take {two.nbytes} bytes. And with q-k=v?", one.nbytes)
+row = backend.upload(np.ones((1, 2, 1, 4), np.float32))  # (B, h, T, d)
+keys, values = one.append(0, row)
+cache_step(one, model.config)
+memory(keys=keys, values=values)
+say("The cache has no second array at all. What it returns as values is what it returns as keys.")
+
+# %% [markdown]
+# So far positions were rows that are added to the tokens before the first layer. Many models do
+# something else: they leave the tokens alone and **turn** queries and keys by an angle that grows
+# with the position, just before the two are compared. This is called rotary positions, `rope` for
+# short.
+#
+# Two numbers are an arrow in the plane. For a pencil, let us turn it by a quarter of a circle for
+# each position; this takes the arrow (x, y) to (-y, x). The function is the package's own.
+
+# %% Turning an arrow
+cos = backend.upload(np.array([[1.0], [0.0], [-1.0], [0.0]]))  # (T, 1), T = 4
+sin = backend.upload(np.array([[0.0], [1.0], [0.0], [-1.0]]))
+
+
+def turned(arrow):
+    arrows = mq.Tensor(np.tile(arrow, (4, 1)))  # (T, 2)
+    return F.rotate(arrows, cos, sin).numpy()
+
+
+k = turned([3.0, 4.0])
+predict(
+    "The arrow (3, 4) stands at position 1. What is its first number when it is turned?",
+    float(k[1, 0]),
+)
+show("(3, 4) at positions 0, 1, 2 and later", k, columns=["x", "y"], digits=0)
+say(
+    f"Turning changes no length: {', '.join(f'{length:g}' for length in np.sqrt((k**2).sum(axis=1)))}."
+)
+
+# %% [markdown]
+# Why turn? Take the same query at every position and the same key at every position, and compare
+# all of them with all.
+#
+# The dot product of two arrows hangs on their lengths and on the angle between them. Turn both by
+# the same angle: the lengths stay, and so does the angle between them.
+
+# %% Only the distance counts
+q = turned([2.0, 1.0])
+scores = q @ k.T  # (T, T), a row for each position of the query
+predict(
+    f"Query at 1, key at 0: the score is {scores[1, 0]:g}. What is it with the query at 2 and the key at 1?",
+    scores[2, 1],
+)
+names = [f"q at {i}" for i in range(4)]
+show("scores", scores, rows=names, columns=[f"k at {i}" for i in range(4)], digits=0)
+say(
+    "Along each diagonal the numbers are equal: the score knows how far apart the two are, and not where they stand."
+)
+
+# %% [markdown]
+# A quarter of a circle comes round again after four positions. So real tables use slower angles,
+# and several at once: the columns of a head are taken in pairs, and each pair has a speed of its
+# own. Quick pairs tell neighbours apart, slow ones tell near from far.
+
+# %% The real speeds
+cos, sin = rope_table(16, 8, "float64")  # (16, 4) each: 16 positions, d = 8
+speed = np.arctan2(backend.to_host(sin)[1], backend.to_host(cos)[1])  # (4,)
+
+axis = mq.Tensor(np.eye(8)[:1])  # (1, 8), all in column 0
+moved = F.rotate(axis, cos[1:2], sin[1:2]).numpy()[0]  # (8,), at position 1
+with_zero = np.flatnonzero(abs(moved) > 1e-9).tolist()
+
+predict(f"The first two of four pairs turn by {speed[0]:g} and {speed[1]:g} radians a position. And the third?", float(speed[2]),
+        tolerance=1e-6)  # fmt: skip
+show("radians a position", speed)
+say(
+    f"Column 0 turns with column {with_zero[1]}: a pair is a column of the first half and its fellow in the second."
+)
+
+# %% [markdown]
+# A whole layer, then. It has one head with d = 2, so its queries, keys and values are arrows; `wk`,
+# `wv` and `wo` are the identity, for easy reading. `at` lets it read a text that begins at some
+# position: filler comes first, into the cache, and a mask hides it.
+#
+# In the `qkv` layer queries and keys turn, values do not: they are not compared with anything.
+
+
+# %% The same text, somewhere else
+def make(variant, **options):
+    options |= {"init": mq.nn.Init(dtype="float64"), "bias": False}
+    layer = mq.Attention(variant, 2, 1, 16, position="rope", **options)
+    state = dict.fromkeys(layer.state_dict(), np.eye(2))  # (d, d) each
+    state["wq.weight"] = np.array([[1.0, 1.0], [0.0, 1.0]])
+    layer.load_state_dict(state)
+    return layer
+
+
+def at(start, layer, x):
+    cache = mq.KVCache(1, 1, 1, 16, 2, layer.spec.streams, "float64")
+    if start:
+        layer(mq.Tensor(np.ones((1, start, 2))), cache=cache)  # filler
+    own = backend.xp.arange(start + len(x)) >= start
+    seen = cache.mask(len(x)) & own  # (T, start + T), filler hidden
+    return layer(mq.Tensor(x[None]), seen, cache).numpy()[0]  # (T, 2)
+
+
+x = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])  # (T, 2)
+usual = make("qkv")
+here, later = at(0, usual, x), at(5, usual, x)
+predict(
+    "A text begins at position 0, then five places later. Does the layer answer the same?",
+    bool(np.allclose(here, later)),
+)
+show("answers", here, columns=["x", "y"])
+compare("answers at 0", here, "answers five places later", later)
+
+# %% [markdown]
+# Now the trap. With K = V there is one array. It is natural to turn the key, store it, and use what
+# is stored for both purposes. The scores are right. But what is mixed now are turned arrows.
+#
+# Let a text have a single token, the arrow (3, 4). It sees only itself, with weight 1, so its
+# answer is its own value. We put it at four positions, one after another. To get this layer we must
+# break one of the package's: `turn_back` is a cure that comes two steps from here.
+
+# %% The trap
+naive = make("q-k=v", rope_value="unrotate")
+naive.turn_back = False
+
+token = np.array([[3.0, 4.0]])  # (1, 2)
+answers, proper = (
+    np.concatenate([at(start, layer, token) for start in range(4)])  # (4, 2)
+    for layer in (naive, usual)
+)
+
+predict("Is the answer the same wherever the token stands?", bool(np.allclose(answers, answers[0])))
+show("one array, nothing undone", answers, rows=[f"at {i}" for i in range(4)], columns=["x", "y"])
+show("two arrays", proper, rows=[f"at {i}" for i in range(4)], columns=["x", "y"])
+compare("a longer text at 0", at(0, naive, x), "the same text at 5", at(5, naive, x), same=False)
+say(
+    "Turned values say where they stand. The same text a few places on gets other answers, and no error is raised."
+)
+
+# %% [markdown]
+# First cure: store the key **raw**, not turned. When the cache is read, a turned copy is made for
+# the comparison and then thrown away, while the raw array is mixed. Each key is turned by its own
+# position, again at every step.
+#
+# Does that give what two arrays would give? Our `qkv` layer has the same matrix in `wk` and `wv`,
+# so we can ask. The text stands behind five rows of filler here; its own rows are shown.
+
+# %% Cure one: store it raw
+raw = make("q-k=v", rope_value="raw")
+with mq.trace() as t:
+    at(5, raw, x)
+stored, compared, mixed = (t[name][0, 0] for name in ("cache.k", "k", "v"))
+candidates = {"the keys that are compared": compared}  # (8, 2), as the others
+candidates["the values that are mixed"] = mixed
+found = [name for name in candidates if np.allclose(candidates[name], stored)]
+
+predict("Which array of the step holds the same numbers as the cache?", found[0], list(candidates))
+show("stored", stored[5:], rows=["5", "6", "7"], columns=["x", "y"])
+show("compared", compared[5:], rows=["5", "6", "7"], columns=["x", "y"])
+compare("raw at 0", at(0, raw, x), "raw at 5", at(5, raw, x))
+compare("raw", at(5, raw, x), "two arrays with equal weights", at(5, usual, x))
+
+# %% [markdown]
+# Second cure: store the key turned, mix what is stored, and turn the **answer** back, by the
+# position of the query. Write R_j for the turn at position j, and p for the weights of one query,
+# at position i:
+#
+#     R_i⁻¹ Σ p_j R_j k_j  =  Σ p_j R_(j−i) k_j
+#
+# Turning by j and then back by i is turning by the distance. The answer is made of values as they
+# are seen from where the query stands.
+
+# %% Cure two: turn the answer back
+back = make("q-k=v", rope_value="unrotate")
+
+predict(
+    "Is the answer now the same, wherever the text begins?",
+    bool(np.allclose(at(0, back, x), at(5, back, x))),
+)
+compare("unrotate at 0", at(0, back, x), "unrotate at 5", at(5, back, x))
+compare("a token alone, at 3", at(3, back, token), "its value", token)
+show("raw", at(0, raw, x), columns=["x", "y"])
+show("unrotate", at(0, back, x), columns=["x", "y"])
+compare("raw", at(0, raw, x), "unrotate", at(0, back, x), same=False)
+say(
+    "Both are sound, yet they are two different functions: a model is trained with one, and must be decoded with it."
+)
+
+# %% [markdown]
+# What does each cost? We count the rows that are turned in one decode step, by listening to the
+# layer's own `turn`, with seven positions stored before it. Then we gather all forms in one table,
+# with the bytes that a position takes.
+
+
+# %% What each costs
+def cost(layer):
+    same = np.allclose(at(0, layer, x), at(5, layer, x))
+    rows, turn = [], layer.turn
+
+    def listen(x, *args, **kwargs):
+        rows.append(x.shape[2])
+        return turn(x, *args, **kwargs)
+
+    cache = mq.KVCache(1, 1, 1, 16, 2, layer.spec.streams, "float64")
+    layer(mq.Tensor(np.ones((1, 7, 2))), cache=cache)  # what was before
+    layer.turn = listen
+    layer(mq.Tensor(token[None]), cache=cache)  # (1, 1, 2)
+    return cache.nbytes // len(cache), sum(rows), "yes" if same else "no"
+
+
+forms = {"two arrays": usual, "naive": naive, "raw": raw, "unrotate": back}
+costs = {name: cost(layer) for name, layer in forms.items()}
+predict("How many rows does the step turn in the raw form?", costs["raw"][1])
+predict("And in the unrotate form?", costs["unrotate"][1])
+table(
+    "costs",
+    ["form", "bytes a position", "rows turned", "same when moved"],
+    [[name, *costs[name]] for name in forms],
+)
+
+# %% [markdown]
+# So `raw` turns every stored key again at every step, and `unrotate` three rows, however long the
+# text is. One form is missing in the table: to store the turned key and, beside it, the raw value.
+# It is sound and cheap, but then there are two arrays again, and K = V has saved a matrix of
+# weights and no cache.
+#
+# Lesson 10 asked that a cache change nothing. Here is the whole GPT in both forms of one buffer:
+# token by token beside everything at once.
+
+# %% Step by step in a model
+apart = {}
+options = {"variant": "q-k=v", "position": "rope", "dtype": "float64"}
+for form in ("raw", "unrotate"):
+    config = mq.GPTConfig(**size, **options, rope_value=form)
+    model = mq.GPT(config, seed=1)
+    whole = model(prompt).numpy()[0]  # (T, V)
+    cache, rows = model.new_cache(), []
+    for n in range(5):
+        logits = model(prompt[:, n : n + 1], cache=cache)  # (1, 1, V)
+        rows.append(logits.numpy()[0, 0])
+    apart[form] = np.array(rows), whole
+
+cache_step(cache, config)
+compare("raw: token by token", apart["raw"][0], "all at once", apart["raw"][1])
+compare("unrotate: token by token", apart["unrotate"][0], "all at once", apart["unrotate"][1])
+
+# %% [markdown]
+# All of this runs on a GPU with one switch. `mq.use_backend("cupy")` puts models and caches that
+# are made inside it there, and with `MINQKV_BACKEND=cupy` in the environment this very lesson plays
+# on one.
+#
+# An honest word about speed. We halved the memory that is **held**. How often is it **read**? A
+# step in one layer asks for some products of stacked matrices; we listen to those.
+
+# %% One flag, and how often the array is read
+place = backend.current.name  # "cupy", to use a GPU
+products = []
+with mq.use_backend(place):
+    bmm = backend.bmm
+
+    def listen(a, b):
+        products.append(b.shape)
+        return bmm(a, b)
+
+    backend.bmm = listen  # the end of the `with` takes it back
+    config = mq.GPTConfig(**size, variant="q-k=v")
+    model = mq.GPT(config)
+    cache = model.new_cache()
+    model(prompt, cache=cache)
+    products.clear()
+    model([[9]], cache=cache)  # one token, on five stored
+
+predict("How many of these products does the step make with the stored array?", len(products))
+say(f"This ran on {place}. The array went in as {products[0]}, the keys on their side for the scores, and as {products[1]}, "
+    "the values for the mix.")  # fmt: skip
+say("Two products read the one array one after the other, here and on a GPU. Whether the second read is cheap depends on "
+    "whether the array is still near.")  # fmt: skip
+
+# %% [markdown]
+# On NumPy the package helps where it can: a long cache is taken a head at a time, so that a head is
+# still near when it is read again as values. (With `raw` and rotary positions there is one read
+# more: the turned copy must first be made from the array.) To read it truly once would take a GPU
+# kernel that does both products in one pass, and this package has none. So: half the bytes held,
+# always; half the bytes moved, not without more work.
+#
+# In the exercise you write both cures: `raw_step` and `unrotate_step`, a decode step each, with
+# `turn` given.
+
+# %% Where it is done
+source(mq.KVCache.append, at="return keys, keys if v is None")
+source(mq.Attention.forward, at="turned = k if self.turn_late")
+source(mq.Attention.forward, at="if self.turn_late:")
+source(mq.Attention.forward, at="if self.turn_back:")
+source(F.rotate)
+source(reading.part)

@@ -1,0 +1,25 @@
+"""Exercise 12: a perplexity and an interval. Check it with `minqkv lesson check 12`."""
+
+import numpy as np  # noqa: F401
+
+from minqkv.study.stats import t_quantile  # noqa: F401  t_quantile(freedom), for 95 percent on both sides
+
+
+def perplexity(losses, counted):
+    """The perplexity of a model, padding left out.
+
+    losses (n, T) holds the loss of each target, in n documents; counted (n, T) is True where the
+    target is a real one and False where it is padding. Each real target counts alike, however long
+    its document is. Return a number.
+    """
+    raise NotImplementedError
+
+
+def paired(a, b):
+    """The difference a − b with its 95 percent interval: return the mean and the half width, (mean,
+    half).
+
+    a and b (n,) are results of two variants; a[i] and b[i] were trained with the same seed. Use
+    Student's t.
+    """
+    raise NotImplementedError

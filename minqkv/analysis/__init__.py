@@ -1,0 +1,1 @@
+"""Questions asked of operations and models; nothing here is needed to train one."""

@@ -1,0 +1,10 @@
+"""Models, one a file, all of the same Block."""
+
+from .block import PROTOCOLS, Block, Positions, Style
+from .gpt import GPT, PRESETS, GPTConfig
+from .tagger import Tagger, TaggerConfig
+
+__all__ = [
+    "GPT", "PRESETS", "PROTOCOLS", "Block", "GPTConfig", "Positions", "Style", "Tagger",
+    "TaggerConfig",
+]  # fmt: skip

@@ -1,0 +1,102 @@
+"""GPT: a decoder in the style of GPT-2, with any variant of attention."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..attention import causal_mask
+from ..cache import KVCache
+from ..functional import linear, transpose
+from ..nn import Embedding, Init, LayerNorm, Module
+from ..runtime import backend
+from ..runtime.claims import decoding
+from ..runtime.errors import UsageError
+from ..tensor import no_grad
+from ..variants import VariantSpec
+from .block import PROTOCOLS, Block, Positions, check_config, checked_ids
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """A GPT-2 style decoder: pre-norm, GELU, tied head (paper, section 5). `d_ff` is 4·n_embd
+    unless given.
+    """
+
+    vocab_size: int
+    block_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    variant: str = "qkv"
+    position: str = "learned"
+    rope_value: str = "raw"
+    d_ff: int | None = None
+    bias: bool = True
+    dropout: float = 0.0
+    plus_start: float | None = None
+    dtype: str = "float32"
+
+    plus_channels = PROTOCOLS["2026"].plus_channels
+
+    def __post_init__(self):
+        if self.d_ff is None:
+            object.__setattr__(self, "d_ff", 4 * self.n_embd)
+        check_config(self)
+
+
+class GPT(Module):
+    """A decoder: ids (B, T) -> logits (B, T, V). `seed` sets the start of the parameters."""
+
+    def __init__(self, cfg, seed=0):
+        self.config = cfg
+        init = Init(seed, cfg.dtype, "gpt2")
+        style = replace(PROTOCOLS["2026"], dropout=cfg.dropout, attention_scheme="gpt2")
+        self.wte = Embedding(cfg.vocab_size, cfg.n_embd, init / "wte")
+        self.wpe = Positions(cfg, init / "wpe", std=0.02)
+        self.blocks = [
+            Block(cfg, style, cfg.d_ff, init / f"blocks.{i}", cfg.bias) for i in range(cfg.n_layer)
+        ]
+        self.ln_f = LayerNorm(cfg.n_embd, init / "ln_f")
+
+    def forward(self, ids, cache=None):
+        """Logits (B, T, V) for ids (B, T), integers on the host.
+
+        With a `cache` they continue what it holds, without a graph. An interrupted step leaves
+        nothing behind in any layer.
+        """
+        if cache is None:
+            steps = backend.xp.arange(np.shape(ids)[-1])
+            return self._forward(ids, 0, causal_mask(steps, steps), [None] * len(self.blocks))
+        if len(cache.layers) != len(self.blocks):
+            why = f"a cache of {len(cache.layers)} layers in a model of {len(self.blocks)}"
+            raise UsageError(why, "model.new_cache()")
+        start, macs = len(cache), np.size(ids) * self.config.n_embd * self.config.d_ff
+        try:
+            with decoding(self), no_grad(), backend.cores_for(macs):
+                return self._forward(ids, start, None, cache.layers)
+        except BaseException:
+            cache.trim(start)
+            raise
+
+    def _forward(self, ids, start, mask, caches):
+        ids = checked_ids(ids, self.config, start)
+        x = self.wpe(self.wte(ids), start)  # (B, T, C)
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x = block(x, mask, cache)
+        return linear(self.ln_f(x), transpose(self.wte.weight))  # (B, T, V): the head is tied
+
+    def new_cache(self, batch=1, capacity=None, dtype=None):
+        """An empty KVCache for this model.
+
+        `capacity` is block_size unless given, `dtype` the model's.
+        """
+        cfg = self.config
+        stored = VariantSpec.parse(cfg.variant).stored(cfg)
+        capacity = cfg.block_size if capacity is None else capacity
+        return KVCache(cfg.n_layer, batch, stored, capacity, dtype or cfg.dtype)
+
+
+PRESETS = {
+    "300m": GPTConfig(vocab_size=50304, block_size=2048, n_layer=20, n_head=16, n_embd=1024),
+    "1.2b": GPTConfig(vocab_size=50304, block_size=2048, n_layer=22, n_head=32, n_embd=2048),
+}  # the paper's language models (section 5)

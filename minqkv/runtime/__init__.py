@@ -1,0 +1,1 @@
+"""What the book stands on: arrays, cores, random streams, probes, files, errors."""

@@ -1,0 +1,282 @@
+"""Where arrays live: NumPy on the host or CuPy on a GPU. The only file that knows which.
+
+Other modules write `backend.xp.exp(x)`: the attribute is looked up at each call, so that a switch
+takes effect at once; never `from .backend import xp`. What the two libraries do differently, or
+what several cores do faster, is a method of `Backend`, with one meaning: all its public names can
+be reached as `backend.name`. A method that may be faster returns None where it is not, and the
+readable lines of the caller follow.
+"""
+
+import ctypes
+import math
+import os
+import platform
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
+
+import numpy as np
+
+from .errors import EnvironmentFault, UsageError, unknown
+
+LARGE_PRODUCT = 1 << 21  # multiply-adds from which BLAS's own threads pay
+
+
+@lru_cache(64)
+def ones(n, dtype):
+    """(n,) ones, read-only."""
+    array = np.ones(n, dtype)
+    array.flags.writeable = False
+    return array
+
+
+class Backend:
+    """NumPy. The methods are all that this package asks of an array library beyond the shared `xp`
+    functions.
+    """
+
+    name = "numpy"
+    on_host = True  # in this process's memory, computed on its cores
+    threads = 1  # cores in use: parallel.set_threads
+    xp = np
+    ndarray = np.ndarray
+
+    def upload(self, array, dtype=None):
+        """A host array (or list, or number) as an array of this backend; no copy where none is
+        needed.
+        """
+        return np.asarray(array, dtype)
+
+    def empty(self, shape, dtype):
+        """An array for what is read again and again: it begins at a cache line, so its rows lie in
+        as few as they can.
+        """
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        whole = np.empty(size + 64, np.uint8)
+        start = -whole.ctypes.data % 64
+        return whole[start : start + size].view(dtype).reshape(shape)
+
+    def to_host(self, array):
+        """An array of this backend as a NumPy array. On a GPU this waits for the device."""
+        return array
+
+    def bmm(self, a, b):
+        """Batched product over the last two axes: (..., n, k) @ (..., k, m)."""
+        return np.matmul(a, b)
+
+    def row_sum(self, a):
+        """Sums over the last axis, kept: (..., n) -> (..., 1). A product with ones: several times
+        faster on short rows.
+        """
+        n = a.shape[-1]
+        if a.size <= 1024:  # NumPy's own sum has less to set up
+            return a.sum(-1, keepdims=True)
+        return (a.reshape(-1, n) @ ones(n, a.dtype)).reshape(*a.shape[:-1], 1)
+
+    def column_sum(self, a):
+        """Sums over all axes but the last: (..., n) -> (n,)."""
+        flat = a.reshape(-1, a.shape[-1])
+        return ones(flat.shape[0], a.dtype) @ flat
+
+    def row_dot(self, a, b):
+        """Inner products of matching rows, kept as an axis: (..., n), (..., n) -> (..., 1)."""
+        if a.shape[-1] < 32:  # a call of BLAS for each row does not pay
+            return np.einsum("...i,...i->...", a, b)[..., None]
+        return np.vecdot(a, b, keepdims=True)
+
+    def visible(self, mask):
+        """How many columns of a boolean mask (t, S) matter: up to the last that is True anywhere."""
+        return mask.shape[1] - int(mask.any(axis=0)[::-1].argmax())
+
+    def bounded(self, a, b):
+        """Whether exp of the inner products of rows of a and b keeps to half the range of
+        exponents: by their lengths.
+        """
+        limit = math.log(np.finfo(a.dtype).max) / 2
+        return bool(self.row_dot(a, a).max() * self.row_dot(b, b).max() <= limit**2)
+
+    def add_rows(self, ids, rows, n):
+        """Sum `rows` (N, d) by their ids (N,) into (n, d): the gradient of a lookup."""
+        if n <= 512:  # a small vocabulary: one product with the one-hot matrix
+            onehot = np.zeros((len(ids), n), rows.dtype)
+            onehot[np.arange(len(ids)), ids] = 1
+            return onehot.T @ rows  # (n, N) @ (N, d)
+        order = np.argsort(ids, kind="stable")
+        present, starts = np.unique(ids[order], return_index=True)
+        out = np.zeros((n, rows.shape[1]), rows.dtype)
+        out[present] = np.add.reduceat(rows[order], starts, axis=0)
+        return out
+
+    def each(self, function, items):
+        """[function(item) for item in items], on several cores at a time."""
+        if self.threads == 1:
+            return [function(item) for item in items]
+        return _parallel().each(function, items)
+
+    def in_shards(self, model, x, run):
+        """run(model, rows) for shards of a batch x, a core each; None: better in one piece."""
+        return None if self.threads == 1 else _parallel().in_shards(model, x, run)
+
+    def attend_alone(self, q, k, v, bias):
+        """A single token's attention to a long cache, in parts; None: better in one piece."""
+        if k.nbytes < 1 << 20:
+            return None
+        from . import split_k
+
+        return split_k.attend(q, k, v, bias)
+
+    def cores_for(self, macs):
+        """`with`: the cores that products of so many multiply-adds deserve while decoding."""
+        if self.threads == 1:
+            return nullcontext()
+        return _parallel().blas_threads(self.threads if macs >= LARGE_PRODUCT else 1)
+
+    def describe(self):
+        """One line for `minqkv doctor`."""
+        return f"NumPy {np.__version__}"
+
+
+def _parallel():
+    from . import parallel
+
+    return parallel
+
+
+class GpuBackend(Backend):
+    """CuPy, or anything with its surface: the tests drive this class with a NumPy stand-in as
+    strict as CuPy.
+    """
+
+    name = "cupy"
+    on_host = False
+    threads = 1
+
+    def __init__(self, xp):
+        self.xp, self.ndarray = xp, xp.ndarray
+
+    def upload(self, array, dtype=None):
+        return self.xp.asarray(array, dtype)
+
+    def empty(self, shape, dtype):
+        return self.xp.empty(shape, dtype)
+
+    def to_host(self, array):
+        return self.xp.asnumpy(array)
+
+    def bmm(self, a, b):
+        return self.xp.matmul(a, b)
+
+    def row_sum(self, a):
+        return a.sum(-1, keepdims=True)
+
+    def column_sum(self, a):
+        return a.reshape(-1, a.shape[-1]).sum(0)
+
+    def row_dot(self, a, b):
+        return (a * b).sum(-1, keepdims=True)
+
+    def visible(self, mask):
+        return mask.shape[1]  # to know better, the host would have to wait
+
+    def bounded(self, a, b):
+        return False  # likewise
+
+    def add_rows(self, ids, rows, n):
+        out = self.xp.zeros((n, rows.shape[1]), rows.dtype)
+        self.xp.add.at(
+            out, ids, rows
+        )  # atomics: float32 sums differ from run to run in the last bits
+        return out
+
+    def attend_alone(self, q, k, v, bias):
+        return None
+
+    def describe(self):
+        properties = self.xp.cuda.runtime.getDeviceProperties(0)
+        return f"CuPy {self.xp.__version__} on {properties['name'].decode()}"
+
+
+def _cupy():
+    try:
+        import cupy
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"the cupy backend needs CuPy, and importing it failed: {error}",
+            "pip install 'minqkv[cuda13]' (or cuda12, rocm7), or use --backend numpy",
+        ) from error
+    if not cupy.is_available():
+        raise EnvironmentFault(
+            "CuPy is installed, but it finds no usable GPU",
+            "check nvidia-smi, or use --backend numpy",
+        )
+    return GpuBackend(cupy)
+
+
+_makers = {"numpy": Backend, "cupy": _cupy}
+
+
+def register(name, maker):
+    """Add a backend: `maker()` returns a `Backend`. The tests add `strict` this way."""
+    _makers[name] = maker
+
+
+def set_backend(name):
+    """Use this backend from now on, for the whole process. Raises UsageError or EnvironmentFault."""
+    if name not in _makers:
+        raise unknown("backend", name, _makers)
+    _use(_makers[name]())
+
+
+@contextmanager
+def use_backend(name):
+    """`with use_backend("cupy"): ...`; the one before comes back at the end."""
+    before = current
+    set_backend(name)
+    try:
+        yield current
+    finally:
+        _use(before)
+
+
+def _use(backend):
+    global current
+    current = backend
+    for name in vars(Backend):
+        if not name.startswith("_"):
+            globals()[name] = getattr(backend, name)
+
+
+def upload_ids(ids, limit, what, ignore=None):
+    """Check integer ids on the host, where it is free, and upload them: on a GPU a wrong id would
+    wrap around silently.
+
+    Raises UsageError for device arrays, other dtypes, or an id outside [0, limit) that is not
+    `ignore`.
+    """
+    if isinstance(ids, current.ndarray) and not isinstance(ids, np.ndarray):
+        raise UsageError(f"{what} must be a host (NumPy) array: it is range-checked, then uploaded")
+    ids = np.asarray(ids)
+    if ids.dtype.kind not in "iu":
+        raise UsageError(f"{what} must be integers, not {ids.dtype}")
+    bad = (ids < 0) | (ids >= limit)
+    if ignore is not None:
+        bad &= ids != ignore
+    if bad.any():
+        raise UsageError(f"{what}: id {ids[bad].flat[0]} is outside 0..{limit - 1}")
+    return current.upload(ids)
+
+
+def tame_allocator():
+    """Keep freed memory in the process instead of giving it back to the kernel (glibc only).
+
+    Large temporaries are otherwise mapped and page-faulted anew at every use, which can double the
+    time of a step. `set_threads` calls this. Returns whether it took effect.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    m_mmap_threshold, m_trim_threshold, m_arena_max = -3, -1, -8
+    settings = ((m_mmap_threshold, 1 << 30), (m_trim_threshold, (1 << 31) - 1), (m_arena_max, 1))
+    return [mallopt(option, value) for option, value in settings] == [1, 1, 1]
+
+
+set_backend(os.environ.get("MINQKV_BACKEND") or "numpy")

@@ -1,0 +1,69 @@
+"""`MINQKV_DEBUG=1`: every operation watched. Slow, and worth it when a gradient is wrong.
+
+The first NaN names the operation that made it; each gradient's shape and dtype is checked; an error
+in backward shows where its forward ran; arrays a vjp has captured are read-only until it has run or
+is dropped (NumPy only).
+"""
+
+import traceback
+import weakref
+from contextlib import suppress
+
+import numpy as np
+
+from . import backend
+
+
+def guard(vjp, data, inputs):
+    """Wrap one operation's vjp; `data` is its result, `inputs` what it was given (Tensors or not)."""
+    name = vjp.__qualname__.split(".")[0]
+    stack = "".join(traceback.format_list(traceback.extract_stack(limit=8)[:-2]))
+    tensors = [x if hasattr(x, "node") else None for x in inputs]
+    _no_nan(data, f"{name} (forward)", stack)
+    arrays = [data] + [x.data for x in tensors if x is not None]
+    locked = [a for a in arrays if isinstance(a, np.ndarray) and a.flags.writeable]
+    for array in locked:
+        array.flags.writeable = False
+    expected = [None if x is None else (x.data.shape, x.data.dtype) for x in tensors]
+
+    def guarded(g, wanted):
+        try:
+            grads = vjp(g, wanted)
+            _check(name, grads, expected, stack)
+        except FloatingPointError:
+            raise
+        except Exception as error:
+            raise RuntimeError(
+                f"backward of {name}: {error}\nits forward ran here:\n{stack}"
+            ) from error
+        finally:
+            _unlock(locked)
+        return grads
+
+    guarded.__qualname__ = vjp.__qualname__
+    weakref.finalize(
+        guarded, _unlock, locked
+    ).atexit = False  # a graph that is thrown away lets its arrays go
+    return guarded
+
+
+def _unlock(arrays):
+    for array in reversed(arrays):
+        with suppress(ValueError):  # a view whose base another operation still holds locked
+            array.flags.writeable = True
+
+
+def _check(name, grads, expected, stack):
+    for i, (grad, want) in enumerate(zip(grads, expected, strict=True)):
+        if grad is None or want is None:
+            continue
+        if (grad.shape, grad.dtype) != want:
+            raise TypeError(
+                f"gradient {i} is {grad.shape} {grad.dtype}, its input {want[0]} {want[1]}"
+            )
+        _no_nan(grad, f"{name} (backward, gradient {i})", stack)
+
+
+def _no_nan(array, where, stack):
+    if np.isnan(backend.to_host(array)).any():
+        raise FloatingPointError(f"first NaN in {where}; forward stack:\n{stack}")

@@ -1,0 +1,113 @@
+"""Files that are whole or absent: written aside, flushed to disk, then renamed over the old one."""
+
+import errno
+import io
+import json
+import os
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import EnvironmentFault
+
+
+@contextmanager
+def replacing(path, mode="wb"):
+    """Open a temporary file beside `path`; at the end it takes its place. On any error the old file
+    stays as it was.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            aside.unlink()
+
+
+def make_folder(path):
+    """The folder, made if need be. Raises EnvironmentFault where that fails."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path, error):
+    """An OSError met while writing, as an error with a cure."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    cure = "choose another place: with --out, or from another folder"
+    cure = f"free some space, or {cure}" if full else cure
+    return EnvironmentFault(f"cannot write {path}: {error.strerror or error}", cure)
+
+
+def write_text(path, text):
+    """Replace a text file."""
+    with replacing(path, "w") as file:
+        file.write(text)
+
+
+def write_json(path, value):
+    """Replace a JSON file."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path):
+    """A JSON object from a file. Raises EnvironmentFault when it is missing, corrupt, or holds
+    something else.
+    """
+    try:
+        value = json.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise EnvironmentFault(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise EnvironmentFault(f"{path} holds no JSON object")
+    return value
+
+
+def write_arrays(path, kind, meta, arrays):
+    """Replace an .npz of named arrays; `kind` and `meta` (JSON) travel inside it."""
+    import numpy as np  # here, because reading a JSON file must not wait for it
+
+    label = np.frombuffer(json.dumps({"kind": kind, **meta}).encode(), np.uint8)
+    packed = (
+        io.BytesIO()
+    )  # first whole in memory: an archive that meets a full disk half-way cannot even be closed
+    np.savez(packed, __meta__=label, **arrays)
+    with replacing(path) as file:
+        file.write(packed.getbuffer())
+
+
+def read_arrays(path, kind):
+    """(meta, arrays) of a file written by `write_arrays` with this kind; never unpickles.
+
+    Raises EnvironmentFault when it is missing, truncated, corrupt, or of another kind.
+    """
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if damaged := file.zip.testzip():  # NumPy alone may stop reading before the checksum
+                raise ValueError(f"{damaged} fails its checksum")
+            arrays = {name: file[name] for name in file.files}
+        meta = json.loads(arrays.pop("__meta__").tobytes())
+        found = meta.pop("kind")
+    except FileNotFoundError as error:
+        raise EnvironmentFault(
+            f"{path} does not exist", "a run stopped too early for it goes on with --resume"
+        ) from error
+    except Exception as error:  # a damaged archive raises nearly anything: tokenize.TokenError, NotImplementedError, ...
+        raise EnvironmentFault(
+            f"{path} is corrupt, truncated or no {kind}: {error}", "delete it and train again"
+        ) from error
+    if found != kind:
+        raise EnvironmentFault(f"{path} is a {found}, not a {kind}")
+    return meta, arrays

@@ -1,0 +1,27 @@
+"""Random streams keyed by (seed, purpose, name or step). All randomness is drawn here, on the host.
+
+A stream depends on its key alone: not on what was drawn before, nor on the backend, nor on how many
+processes work. So two variants share the start of every parameter they share, and a resumed run
+needs no generator state.
+"""
+
+import zlib
+from contextvars import ContextVar
+
+import numpy as np
+
+first_row = ContextVar("first_row", default=0)  # of a batch: where the shard at hand begins
+
+
+def stream(seed, *key):
+    """A fresh generator for this key; strings are hashed (CRC-32), so the same words give the same
+    numbers everywhere.
+    """
+    words = [zlib.crc32(part.encode()) if isinstance(part, str) else int(part) for part in key]
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([int(seed), *words])))
+
+
+def skip(rng, n):
+    """Take a fresh generator past its first n float32 numbers, without drawing them."""
+    rng.bit_generator.advance(n // 2)  # one 64-bit number makes two of them
+    rng.random(n % 2, dtype=np.float32)

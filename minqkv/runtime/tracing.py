@@ -1,0 +1,92 @@
+"""Probe points: look at the arrays inside a real forward, backward or decode.
+
+    with trace() as t:
+        model(ids)
+    t["blocks.0.attn.pattern"]        # (B, H, T, S), a NumPy copy
+    t.all("blocks.0.attn.pattern")    # one per call, for instance one per decoded token
+
+Off, a probe costs one `is None` test. Names: `q k v scores pattern z out`, `cache.k cache.v`,
+`grad.<any of them>`.
+"""
+
+from contextlib import contextmanager, nullcontext
+
+from . import backend
+
+active = None  # the Trace being recorded, or None
+_nothing = nullcontext()
+
+
+class Trace:
+    """Arrays by name, in the order they were seen."""
+
+    def __init__(self):
+        self.seen = {}
+        self.watched = {}  # Node -> its names (with K = V there are two), so that backward can report its gradient
+        self.scopes = []
+
+    def __getitem__(self, name):
+        return self.seen[name][-1]
+
+    def __contains__(self, name):
+        return name in self.seen
+
+    def __iter__(self):
+        return iter(self.seen)
+
+    def all(self, name):
+        """Every array recorded under this name, oldest first."""
+        return self.seen.get(name, [])
+
+    def record(self, name, array):
+        """Keep a host copy."""
+        self.seen.setdefault(name, []).append(backend.to_host(array).copy())
+
+
+@contextmanager
+def trace():
+    """Record every probe inside the `with` block."""
+    global active
+    before, active = active, Trace()
+    try:
+        yield active
+    finally:
+        active = before
+
+
+def scope(name):
+    """`with scope(name):` prefixes the probes inside with `name.`; modules use their own name."""
+    return _nothing if active is None or not name else _inside(name)
+
+
+@contextmanager
+def _inside(name):
+    active.scopes.append(name)
+    try:
+        yield
+    finally:
+        active.scopes.pop()
+
+
+def here():
+    """The prefix in force, for a backward that will run later: "" outside any scope."""
+    return "".join(f"{name}." for name in active.scopes) if active is not None else ""
+
+
+def probe(name, value, prefix=None):
+    """Show `value` (an array or a Tensor) to the trace being recorded, if there is one."""
+    if active is None:
+        return
+    name = (here() if prefix is None else prefix) + name
+    if hasattr(value, "node"):
+        if value.node is not None:
+            active.watched.setdefault(value.node, []).append(name)
+        value = value.data
+    active.record(name, value)
+
+
+def saw_gradient(node, gradient):
+    """Called by backward for each node as its gradient is complete."""
+    for name in active.watched.get(node, ()):
+        head, dot, last = name.rpartition(".")
+        active.record(f"{head}{dot}grad.{last}", gradient)

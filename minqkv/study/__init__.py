@@ -1,0 +1,1 @@
+"""A study: variants × tasks × seeds, run where a record is missing, then read with intervals."""
