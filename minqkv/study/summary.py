@@ -109,9 +109,9 @@ def published_accuracies(config):
     """The authors' accuracies, one per seed, for exactly this configuration; an empty list where
     they published none.
     """
-    plain = RunConfig(config.task, config.variant, seq_len=config.seq_len, n_layer=config.n_layer, n_head=config.n_head,
-                      n_embd=config.n_embd, seed=config.seed)  # fmt: skip
-    if config != plain:
+    names = ("task", "variant", "seq_len", "n_layer", "n_head", "n_embd", "seed")
+    plain = RunConfig(**{name: getattr(config, name) for name in names})
+    if config.resolved() != plain.resolved():
         return []
     dims = (config.seq_len, config.n_embd, config.n_layer, config.n_head)
     return synthetic_2026().get((config.variant, config.task, *dims), [])

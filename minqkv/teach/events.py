@@ -210,8 +210,8 @@ def cache_step(cache, config, new=1):
     """
     from ..variants import VariantSpec
 
-    spec, itemsize = VariantSpec.parse(config.variant), cache.keys[0].dtype.itemsize
-    per_token = spec.cache_bytes_per_token(config, itemsize) * len(cache.keys[0])
+    spec, itemsize = VariantSpec.parse(config.variant), cache.layers[0].rows[0].dtype.itemsize
+    per_token = spec.cache_bytes_per_token(config, itemsize) * cache.batch
     if per_token * len(cache) != cache.nbytes:
         raise LessonError(
             f"the cache holds {cache.nbytes} bytes, the formula says {per_token * len(cache)}"

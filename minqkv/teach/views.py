@@ -96,13 +96,13 @@ def decode(model, ids):
             logits = model(ids[:, i : i + 1], cache=cache).numpy()  # (1, 1, V)
         cache_step(cache, model.config)
         arrays = {name.rpartition("attn.")[2]: t[name][0] for name in t if ".attn." in name}
-        streams = ("cache.k",) if cache.values is None else ("cache.k", "cache.v")
+        streams = ("cache.k",) if len(cache.stored) == 1 else ("cache.k", "cache.v")
         _draw({name: arrays[name] for name in ("q", *streams, "pattern")}, ids[0, : i + 1], first=i)
         say(
             f"largest difference to the same position without a cache: {abs(logits[:, 0] - whole[:, i]).max():.1e}"
         )
-    keys = cache.keys[0]
-    memory(keys=keys, values=keys if cache.values is None else cache.values[0])
+    rows = cache.layers[0].rows
+    memory(keys=rows[0], values=rows[-1])
 
 
 def backward(model, ids):
