@@ -26,7 +26,7 @@ class LayerCache:
     @property
     def rows(self):
         """What is stored, a view (B, heads, S, width) of each buffer."""
-        return tuple(buffer[:, :, : self.length] for buffer in self.buffers)
+        return tuple([buffer[:, :, : self.length] for buffer in self.buffers])
 
     def attend(self, attention, q, rows, mask=None):
         """Append new rows, then answer queries q (B, H, T, d) with all that is stored.
@@ -49,17 +49,17 @@ class LayerCache:
         Raises UsageError, before anything is changed, when they do not fit.
         """
         start, end = self.length, self.length + rows[0].shape[2]
-        wanted = [(*b.shape[:2], end - start, b.shape[3]) for b in self.buffers]
-        if [row.shape for row in rows] != wanted:
-            shapes = ", ".join(str(row.shape) for row in rows)
-            kept = ", ".join(str(shape) for shape in wanted)
-            raise UsageError(f"the cache stores {kept} of these positions; {shapes} do not fit")
+        if len(rows) != len(self.buffers):
+            raise UsageError(f"the cache keeps {len(self.buffers)} rows of a token, not {len(rows)}")
+        for row, buffer in zip(rows, self.buffers, strict=True):
+            B, h, _, width = buffer.shape
+            if row.shape != (B, h, end - start, width):
+                kept = f"{B} x {h} heads of {width} numbers"
+                raise UsageError(f"the cache stores {kept} a position; {row.shape} does not fit")
         if end > self.capacity:
-            raise UsageError(
-                f"the cache holds {self.capacity} positions; {end} are needed",
-                "ask for a larger capacity",
-            )
-        for buffer, row in zip(self.buffers, rows, strict=True):
+            why = f"the cache holds {self.capacity} positions; {end} are needed"
+            raise UsageError(why, "ask for a larger capacity")
+        for row, buffer in zip(rows, self.buffers, strict=True):
             buffer[:, :, start:end] = row
         self.length = end
         return self.rows

@@ -38,12 +38,11 @@ from .tensor import (  # noqa: F401  # noqa
 
 def linear(x, w, b=None):
     """x @ w + b over the last axis: (..., n) @ (n, m) + (m,) -> (..., m)."""
-    flat = x.data.reshape(-1, x.shape[-1])  # (N, n)
-    weight = w.data
+    shape, weight = x.data.shape, w.data
+    flat = x.data.reshape(-1, shape[-1])  # (N, n)
     y = flat @ weight  # (N, m)
     if b is not None:
         y += b.data
-    shape = x.data.shape
 
     def vjp(g, wanted):
         g = g.reshape(-1, g.shape[-1])  # (N, m)
@@ -69,8 +68,8 @@ def embedding(ids, w):
 
 def layer_norm(x, w, b, eps=1e-5):
     """Each row to mean 0 and variance 1, then times w plus b: (..., d), (d,), (d,) -> (..., d)."""
-    shape, d = x.shape, x.shape[-1]
-    weight = w.data
+    shape, weight = x.data.shape, w.data
+    d = shape[-1]
     flat = x.data.reshape(-1, d)  # (N, d)
     unit = flat - backend.row_sum(flat) * (1 / d)
     inv_std = math.sqrt(d) / backend.xp.sqrt(backend.row_dot(unit, unit) + d * eps)  # (N, 1)
@@ -176,14 +175,14 @@ def rotate(x, cos, sin):
 
 def split_heads(x, n):
     """A row of n heads as n rows: (B, T, n·d_h) -> (B, n, T, d_h)."""
-    B, T, C = x.shape
+    B, T, C = x.data.shape
     y = x.data.reshape(B, T, n, -1).transpose(0, 2, 1, 3)  # (B, n, T, d_h)
     return make(y, (x,), lambda g, wanted: (g.transpose(0, 2, 1, 3).reshape(B, T, C),))
 
 
 def merge_heads(x):
     """The other way: (B, n, T, d_h) -> (B, T, n·d_h)."""
-    B, n, T, _ = x.shape
+    B, n, T, _ = x.data.shape
     y = x.data.transpose(0, 2, 1, 3).reshape(B, T, -1)  # (B, T, n·d_h)
     return make(y, (x,), lambda g, wanted: (g.reshape(B, T, n, -1).transpose(0, 2, 1, 3),))
 
@@ -204,9 +203,10 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
     Queries come in blocks of rows, and a block ends at the last key that any of its rows may see:
     a causal mask halves the work, and no (T, S) array of all heads exists for long sequences.
     """
-    _check_attention(q, k, v, mask)
-    T, S = q.shape[2], k.shape[2]
-    scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
+    q_shape, k_shape, v_shape = q.data.shape, k.data.shape, v.data.shape
+    _check_attention(q_shape, k_shape, v_shape, mask)
+    T, S = q_shape[2], k_shape[2]
+    scale = 1 / math.sqrt(q_shape[3]) if scale is None else float(scale)
     strength = scale if temperature is None else temperature.data * scale
     traced, needed = tracing.active is not None, grad_wanted(q, k, v, temperature, bias)
     call = _Attention(q.data * strength, k.data, v.data, mask, bias)
@@ -216,7 +216,7 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
             return make(alone, (), None)
     blocks = _blocks(T, S, mask, T if traced else BLOCK)  # traced arrays are shown in one piece
     keep = needed and (traced or T * S <= KEEP)
-    kept, out = [], _heads_last(q, v.shape[3])  # (B, H, T, d_v)
+    kept, out = [], _heads_last(call.q, v_shape[3])  # (B, H, T, d_v)
     for rows, end in blocks:
         weights, inv_sum = call.weights(rows, end)
         call.mix(weights, inv_sum, end, out[:, :, rows])
@@ -224,7 +224,7 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
     unscaled, prefix = None if temperature is None else q.data, tracing.here() if traced else None
 
     def vjp(g, wanted):
-        dq, dk, dv, db = _heads_last(call.q, call.q.shape[3]), None, None, None
+        dq, dk, dv, db = _heads_last(call.q, q_shape[3]), None, None, None
         dt = backend.xp.zeros((), out.dtype) if wanted[3] else None
         for rows, end in reversed(blocks):
             saved = kept.pop() if keep else call.weights(rows, end)
@@ -255,7 +255,7 @@ class _Attention:
         self.shift = bias is not None or few or not backend.bounded(q, k)
 
     def fold(self, a):
-        """(B, H, t, n) -> (B, h, G·t, n): queries that share a head are more rows of one product."""
+        """(B, H, t, n) -> (B, h, G·t, n): queries of one stored head are rows of one product."""
         return a.reshape(a.shape[0], self.k.shape[1], -1, a.shape[-1])
 
     def weights(self, rows, end):
@@ -314,17 +314,12 @@ class _Attention:
 
 
 def _check_attention(q, k, v, mask):
-    fits = q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3] and k.shape[:3] == v.shape[:3]
-    if not fits or q.shape[1] % k.shape[1]:
-        raise UsageError(f"attention: q {q.shape} does not fit k {k.shape} and v {v.shape}")
-    square = q.shape[2], k.shape[2]
-    if (
-        not q.size
-        or not k.size
-        or (mask is not None and (mask.shape != square or mask.dtype != bool))
-    ):
-        why = f"batch and sequences must not be empty, and a mask is boolean, of shape {square}"
-        raise UsageError(f"attention: {why}")
+    if q[0] != k[0] or q[3] != k[3] or k[:3] != v[:3] or q[1] % k[1]:
+        raise UsageError(f"attention: q {q} does not fit k {k} and v {v}")
+    if 0 in q or 0 in k:
+        raise UsageError("attention: batch and sequences must not be empty")
+    if mask is not None and (mask.shape != (q[2], k[2]) or mask.dtype != bool):
+        raise UsageError(f"attention: a mask is boolean, of shape {(q[2], k[2])}")
 
 
 def _blocks(T, S, mask, step):
@@ -340,7 +335,7 @@ def _heads_last(x, width):
 
 
 def _add_head(total, part, n, axis=2):
-    """Add `part` to the first places of a total of n along `axis`; a whole part may be the total."""
+    """Add `part` to the first places of a total of n along `axis`; a whole part may become it."""
     if part is None or (total is None and part.shape[axis] == n):
         return part
     if total is None:

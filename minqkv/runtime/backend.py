@@ -18,6 +18,7 @@ import numpy as np
 
 from .errors import EnvironmentFault, UsageError, unknown
 
+LONG = 1 << 20  # bytes of keys below which a single pass is as fast
 LARGE_PRODUCT = 1 << 21  # multiply-adds from which BLAS's own threads pay
 
 
@@ -118,7 +119,7 @@ class Backend:
 
     def attend_alone(self, q, k, v, bias):
         """A single token's attention to a long cache, in parts; None: better in one piece."""
-        if k.nbytes < 1 << 20:
+        if k.nbytes < LONG:
             return None
         from . import split_k
 

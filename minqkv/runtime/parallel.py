@@ -92,7 +92,7 @@ def in_shards(model, x, run):
     None where one shard is best: a small batch, or a trace that wants to see all of it. If a shard
     fails, no gradient is added.
     """
-    parameters = model.parameters()
+    parameters = _parameters(model)
     work = sum(p.data.size for p in parameters) * x.size
     n = min(backend.current.threads, len(x), work // SMALLEST)
     if n < 2 or _inside.get() or tracing.active is not None:
@@ -105,11 +105,16 @@ def in_shards(model, x, run):
         return run(replicas[i], slice(ends[i], ends[i + 1]))
 
     results = each(shard, range(n))
-    for p, *twins in zip(parameters, *[r.parameters() for r in replicas], strict=True):
+    for p, *twins in zip(parameters, *map(_parameters, replicas), strict=True):
         for twin in twins:  # in the order of the shards, so that the same bits come out every time
             if twin.grad is not None:
                 p.add_gradient(twin.grad)
     return results
+
+
+def _parameters(model):
+    """Each of them once: a tied parameter has two names."""
+    return list({id(p): p for p in model.parameters()}.values())
 
 
 def _replica(value, twins):
