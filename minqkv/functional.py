@@ -5,38 +5,26 @@ the twin first. A vjp may overwrite only scratch: arrays made here that nobody e
 runs once. Usually imported as F; the small operations of tensor.py can be reached here, too.
 """
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
 
 from .runtime import backend, tracing
+from .runtime.backend import Array
 from .runtime.errors import UsageError
-from .tensor import (  # noqa: F401  # noqa
-    add,
-    concat,
-    div,
-    exp,
-    getitem,
-    grad_wanted,
-    log,
-    make,
-    matmul,
-    max,
-    mean,
-    mul,
-    neg,
-    pow,
-    reshape,
-    sqrt,
-    sub,
-    sum,
-    tanh,
-    transpose,
-    where,
-)
+from .tensor import Tensor, grad_wanted, make
+
+# isort: off
+# fmt: off
+from .tensor import add, concat, div, exp, getitem, log, matmul, max, mean, mul  # noqa: F401
+from .tensor import neg, pow, reshape, sqrt, sub, sum, tanh, transpose, where  # noqa: F401
+# fmt: on
+# isort: on
 
 
-def linear(x, w, b=None):
+def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """x @ w + b over the last axis: (..., n) @ (n, m) + (m,) -> (..., m)."""
     shape, weight = x.data.shape, w.data
     flat = x.data.reshape(-1, shape[-1])  # (N, n)
@@ -53,7 +41,7 @@ def linear(x, w, b=None):
     return make(y.reshape(*shape[:-1], -1), (x, w, b), vjp)
 
 
-def embedding(ids, w):
+def embedding(ids: np.ndarray, w: Tensor) -> Tensor:
     """Rows of w (n, d) by integer host ids (...) -> (..., d). Raises UsageError for an id outside
     0..n-1.
     """
@@ -66,7 +54,7 @@ def embedding(ids, w):
     return make(w.data[ids], (w,), vjp)
 
 
-def layer_norm(x, w, b, eps=1e-5):
+def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float = 1e-5) -> Tensor:
     """Each row to mean 0 and variance 1, then times w plus b: (..., d), (d,), (d,) -> (..., d)."""
     shape, weight = x.data.shape, w.data
     d = shape[-1]
@@ -96,13 +84,13 @@ def layer_norm(x, w, b, eps=1e-5):
     return make(y.reshape(shape), (x, w, b), vjp)
 
 
-def relu(x):
+def relu(x: Tensor) -> Tensor:
     """max(x, 0)."""
     positive = x.data > 0
     return make(x.data * positive, (x,), lambda g, wanted: (g * positive,))
 
 
-def gelu(x):
+def gelu(x: Tensor) -> Tensor:
     """x Φ(x) in its tanh form (Hendrycks and Gimpel, 2016): within 1e-3 of the exact one, which
     NumPy cannot compute.
     """
@@ -128,7 +116,7 @@ def gelu(x):
     return make(y, (x,), lambda g, wanted: (g * slope,))
 
 
-def softmax(x):
+def softmax(x: Tensor) -> Tensor:
     """exp(x) over its sum, along the last axis, shifted by the row maximum so that nothing
     overflows.
     """
@@ -144,7 +132,7 @@ def softmax(x):
     return make(y, (x,), vjp)
 
 
-def dropout(x, rate, rng):
+def dropout(x: Tensor, rate: float, rng: np.random.Generator) -> Tensor:
     """Each element kept with probability 1 - rate and scaled by 1 / (1 - rate); `rng` is a host
     generator.
     """
@@ -155,7 +143,7 @@ def dropout(x, rate, rng):
     return make(x.data * kept * scale, (x,), lambda g, wanted: (g * kept * scale,))
 
 
-def rotate(x, cos, sin):
+def rotate(x: Tensor, cos: Array, sin: Array) -> Tensor:
     """Turn pairs (x_i, x_{i + n/2}) of the last axis: (..., T, n) by angles whose cos and sin are
     (T, n/2).
 
@@ -173,14 +161,14 @@ def rotate(x, cos, sin):
     return make(turn(x.data, sin), (x,), lambda g, wanted: (turn(g, -sin),))
 
 
-def split_heads(x, n):
+def split_heads(x: Tensor, n: int) -> Tensor:
     """A row of n heads as n rows: (B, T, n·d_h) -> (B, n, T, d_h)."""
     B, T, C = x.data.shape
     y = x.data.reshape(B, T, n, -1).transpose(0, 2, 1, 3)  # (B, n, T, d_h)
     return make(y, (x,), lambda g, wanted: (g.transpose(0, 2, 1, 3).reshape(B, T, C),))
 
 
-def merge_heads(x):
+def merge_heads(x: Tensor) -> Tensor:
     """The other way: (B, n, T, d_h) -> (B, T, n·d_h)."""
     B, n, T, _ = x.data.shape
     y = x.data.transpose(0, 2, 1, 3).reshape(B, T, -1)  # (B, T, n·d_h)
@@ -191,7 +179,16 @@ BLOCK = 128  # rows of queries whose scores are held at once; a shorter sequence
 KEEP = 1 << 18  # scores a head, T·S, up to which backward finds the weights kept, not recomputed
 
 
-def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=None, bias=None):
+def scaled_dot_product_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Array | None = None,
+    *,
+    scale: float | None = None,
+    temperature: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
     """softmax(temperature · scale · q kᵀ + bias, masked) v: the middle of every variant.
 
     q (B, H, T, d_k), k (B, h, S, d_k), v (B, h, S, d_v) with h dividing H: query head i reads
@@ -346,7 +343,7 @@ def _add_head(total, part, n, axis=2):
     return total
 
 
-def cross_entropy(logits, targets, ignore_index=-100):
+def cross_entropy(logits: Tensor, targets: np.ndarray, ignore_index: int = -100) -> Tensor:
     """Mean of -log softmax(logits)[target] over the positions whose target is not `ignore_index`.
 
     logits (..., V); targets (...) integers on the host. Raises UsageError for a target outside

@@ -36,9 +36,8 @@ class VariantSpec:
         if self.kv_heads is not None and self.kv_heads < 1:
             raise UsageError(f"{self.kv_heads} KV heads: there must be at least one")
         if self.kv_heads is not None and not self.own_query:
-            raise UsageError(
-                "Q = K with fewer KV heads is undefined: there would be more queries than projections of them"
-            )
+            why = "there would be more queries than projections of them"
+            raise UsageError(f"Q = K with fewer KV heads is undefined: {why}")
         if self.plus not in _PLUS.values():
             raise unknown("plus", self.plus, [p for p in _PLUS.values() if p])
         if self.plus and self.own_query:

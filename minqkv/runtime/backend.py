@@ -18,6 +18,8 @@ import numpy as np
 
 from .errors import EnvironmentFault, UsageError, unknown
 
+Array = np.ndarray  # in type hints: an array of the backend in use, so cupy.ndarray on a GPU
+
 LONG = 1 << 20  # bytes of keys below which a single pass is as fast
 LARGE_PRODUCT = 1 << 21  # multiply-adds from which BLAS's own threads pay
 
