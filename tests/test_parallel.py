@@ -169,9 +169,7 @@ def test_a_replica_shares_arrays_and_nothing_else():
     twin = parallel._replica(model, {})
     assert twin is not model
     assert twin.config is model.config
-    for (name, p), (same, q) in zip(
-        model.named_parameters(), twin.named_parameters(), strict=True
-    ):
+    for (name, p), (same, q) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
         assert name == same
         assert q is not p
         assert q.data is p.data
@@ -388,9 +386,7 @@ def test_nested_use_runs_inline():
 def test_blas_has_one_thread_while_shards_run_and_its_own_afterwards(monkeypatch):
     parallel.set_threads(2)
     seen, part = [], parallel._part
-    monkeypatch.setattr(
-        parallel, "_part", lambda f, i: (seen.append(blas_now()), part(f, i))[1]
-    )
+    monkeypatch.setattr(parallel, "_part", lambda f, i: (seen.append(blas_now()), part(f, i))[1])
     before = blas_now()
     trained(MODELS["qkv"]())
     assert len(seen) == 2
@@ -654,7 +650,8 @@ def test_interrupts_at_any_moment_leave_blas_and_the_claims_as_they_were():
             except KeyboardInterrupt:
                 pass
             killer.join()
-        print(before == blas(), len(parallel._asked), len(claims._training), len(claims._decoding[model]))
+        left = parallel._asked, claims._training, claims._decoding[model]
+        print(before == blas(), *map(len, left))
         mq.train_step(model, optimizer, x, x)
     """
     done = run_alone(program)

@@ -54,12 +54,10 @@ def test_parts_joined_are_the_whole(size, one_stream, with_bias, rng):
         *map(Tensor, (q, k, v)), scale=1.0, bias=None if bias is None else Tensor(bias)
     )
     for cuts in ([0, 11], [0, 5, 11], [0, 1, 2, 10, 11]):
-        found = [
-            split_k.unfinished(
-                q.reshape(2, 2, 2, 8), k[:, :, a:b], v[:, :, a:b], bias if bias is None else bias[a:b]
-            )
-            for a, b in itertools.pairwise(cuts)
-        ]
+        rows, found = q.reshape(2, 2, 2, 8), []
+        for a, b in itertools.pairwise(cuts):
+            some_bias = None if bias is None else bias[a:b]
+            found.append(split_k.unfinished(rows, k[:, :, a:b], v[:, :, a:b], some_bias))
         joined = split_k.join(found).reshape(whole.shape)
         np.testing.assert_allclose(joined, whole.data, rtol=0, atol=1e-12)
 
@@ -76,9 +74,7 @@ def test_cached_is_uncached_in_parts(variant, scheme, threads, rng, parts):
     for step in [4, 1, 1, 2, *[1] * 4]:
         start = len(cache)
         logits.append(host(model(ids[:, start : start + step], cache=cache)))
-    np.testing.assert_allclose(
-        np.concatenate(logits, axis=1), host(model(ids)), rtol=0, atol=1e-10
-    )
+    np.testing.assert_allclose(np.concatenate(logits, axis=1), host(model(ids)), rtol=0, atol=1e-10)
     assert bool(parts) == (threads > 1 or (len(cache.stored) == 1 and scheme != "rope raw"))
 
 

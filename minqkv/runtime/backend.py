@@ -87,7 +87,7 @@ class Backend:
         return np.vecdot(a, b, keepdims=True)
 
     def visible(self, mask):
-        """How many columns of a boolean mask (t, S) matter: up to the last that is True anywhere."""
+        """How many columns of a boolean mask (t, S) matter: up to the last that is ever True."""
         return mask.shape[1] - int(mask.any(axis=0)[::-1].argmax())
 
     def bounded(self, a, b):
@@ -223,7 +223,10 @@ def register(name, maker):
 
 
 def set_backend(name):
-    """Use this backend from now on, for the whole process. Raises UsageError or EnvironmentFault."""
+    """Use this backend from now on, in the whole process.
+
+    Raises UsageError for an unknown name, EnvironmentFault where it cannot run.
+    """
     if name not in _makers:
         raise unknown("backend", name, _makers)
     _use(_makers[name]())

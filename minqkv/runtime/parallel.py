@@ -1,8 +1,7 @@
-"""Several cores, by threads: NumPy lets go of the interpreter's lock in its products and in
-operations on large arrays, so a batch can be trained in shards, one a thread.
+"""Several cores, by threads. NumPy releases the interpreter's lock in products and in operations on
+large arrays, so a batch can be trained in shards, one in each thread.
 
-Nothing here is imported until `set_threads`. What it does shows in no result but by rounding: with
-n threads, results depend on n alone.
+Results differ from those of one thread in rounding only; with n threads, they depend on n alone.
 """
 
 import copy
