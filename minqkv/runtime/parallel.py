@@ -84,8 +84,7 @@ def _wait(futures):
 
 
 def in_shards(model, x, run):
-    """[run(replica, slice of rows)] for shards of the batch x, their gradients added to the
-    model's.
+    """[run(replica, rows)] for shards of the batch x; their gradients are added to the model's.
 
     None where one shard is best: a small batch, or a trace that wants to see all of it. If a shard
     fails, no gradient is added.
@@ -106,9 +105,9 @@ def in_shards(model, x, run):
     results = each(shard, range(n))
     for p in parameters:
         for mine in twins:  # in the order of the shards, so that the same bits come out every time
-            gradient = mine[id(p)].grad
-            if gradient is not None:
-                p.add_gradient(gradient)
+            twin = mine.get(id(p))  # none where no gradient is required
+            if twin is not None and twin.grad is not None:
+                p.add_gradient(twin.grad)
     return results
 
 
