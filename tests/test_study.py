@@ -5,6 +5,7 @@ its tables.
 import csv
 import json
 import math
+import multiprocessing
 import os
 import signal
 import xml.dom.minidom
@@ -194,6 +195,27 @@ def test_a_long_run_does_not_hold_up_the_end(how, jobs, tmp_path):
     child.communicate(timeout=60)
     assert child.returncode == (-signal.SIGKILL if how == "SIGKILL" else 130)
     wait_until(lambda: not _processes_with(token))
+
+
+@pytest.mark.slow
+def test_whatever_the_caller_raises_no_process_is_left_behind(tmp_path):
+    def on_record(*_):
+        raise Full
+
+    class Full(Exception):
+        """Of a disk, for instance."""
+
+    short, *long = small_grid()
+    configs = [short, *(replace(config, steps=10_000_000) for config in long)]
+    with pytest.raises(Full) as caught:
+        run_study(configs, tmp_path, jobs=2, on_record=on_record)
+    try:  # `caught` keeps all frames alive, as the command line does while it reports the error
+        wait_until(lambda: not multiprocessing.active_children(), 60)
+    finally:
+        for process in multiprocessing.active_children():
+            process.kill()
+    assert caught
+    assert len(list(tmp_path.glob("runs/*.json"))) == 1
 
 
 def _workers(token):
