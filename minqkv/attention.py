@@ -12,15 +12,7 @@ from .nn import Init, Linear, Module
 from .runtime import backend, tracing
 from .runtime.errors import UsageError, unknown
 from .tensor import Tensor
-from .variants import VariantSpec
-
-POSITIONS = {
-    "learned": "a table, added to the embeddings",
-    "sinusoidal": "fixed sines and cosines, added to the embeddings",
-    "none": "no positions",
-    "rope": "queries and keys are turned by an angle that grows with the position",
-}
-ROPE_VALUES = ("raw", "unrotate")
+from .variants import POSITIONS, ROPE_VALUES, VariantSpec
 
 
 def sinusoids(n, channels, width=None, dtype="float32"):

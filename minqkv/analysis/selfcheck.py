@@ -10,19 +10,7 @@ from ..nn import Init
 from ..runtime import backend
 from ..runtime.rng import stream
 from ..tensor import Tensor
-
-VARIANTS = (
-    "qkv",
-    "q=k-v",
-    "q-k=v",
-    "q=k=v",
-    "q=k-v+",
-    "q=k=v+",
-    "gqa-2",
-    "mqa",
-    "q-gqa-2",
-    "q-mqa",
-)
+from ..variants import variant_names
 
 
 def checks(seed=0):
@@ -89,7 +77,7 @@ def _cases(seed):
         lambda x: f.scaled_dot_product_attention(x, x, x, mask),
         (t(2, 4, 5, 3),),
     )
-    for name in VARIANTS:
+    for name in variant_names(groups=2):
         layer = Attention(name, 8, 4, 5, Init(seed, "float64", "uniform"), position="rope")
         yield (
             f"Attention {name}",

@@ -2,7 +2,8 @@
 
 import click
 
-from .options import Listed, computes, stages
+from ..variants import POSITIONS, ROPE_VALUES, VARIANTS
+from .options import Listed, computes, either, stages
 
 
 @click.group()
@@ -12,20 +13,18 @@ def trace():
 
 def _view(name, about):
     @trace.command(name, help=about)
-    @click.option(
-        "--variant", default="qkv", show_default=True, help="`minqkv variants` lists them."
-    )
+    @click.option("--variant", default="qkv", show_default=True, help=f"{either(VARIANTS)}.")
     @click.option(
         "--position",
         default="learned",
         show_default=True,
-        help="learned, sinusoidal, none or rope.",
+        help=f"{either(POSITIONS)}.",
     )
     @click.option(
         "--rope-value",
         default="raw",
         show_default=True,
-        help="What K = V stores under rope: raw or unrotate.",
+        help=f"What K = V stores under rope: {either(ROPE_VALUES)}.",
     )
     @click.option(
         "--tokens", type=Listed(int), default="3,1,4,1", show_default=True, help="The input."

@@ -5,18 +5,23 @@ from dataclasses import replace
 
 from ..runs import RunConfig
 from ..runtime.errors import UsageError
-from ..variants import VariantSpec
+from ..tasks.rules import RULES
+from ..variants import PLUS, VARIANTS, VariantSpec, variant_names
+from .published import synthetic_2026
 
-PROJECTIONS = ("qkv", "q=k-v", "q-k=v", "q=k=v", "q=k-v+", "q=k=v+")
+_authors = synthetic_2026()  # what the authors ran: (variant, task, and the size)
+PROJECTIONS = tuple(name for name in VARIANTS if any(name == key[0] for key in _authors))
+_TASKS = tuple(name for name in RULES if any(name == key[1] for key in _authors))
 PRESETS = {
     "quick": {
-        "tasks": ("reverse", "sort"), "variants": (*PROJECTIONS, "gqa-2", "mqa", "q-gqa-2", "q-mqa"), "seeds": (0, 1, 2),
-        "seq_len": (16,), "n_embd": (64,), "n_layer": (2,), "n_head": (4,), "protocol": "2026", "form": "encoder",
+        "tasks": ("reverse", "sort"), "variants": variant_names(groups=2), "seeds": (0, 1, 2),
+        "seq_len": (16,), "n_embd": (64,), "n_layer": (2,), "n_head": (4,),
+        "protocol": "2026", "form": "encoder",
     },
     "paper": {
-        "tasks": ("reverse", "sort", "sub", "swap", "copy"), "variants": PROJECTIONS, "seeds": (0, 1, 2),
-        "seq_len": (16, 64, 128), "n_embd": (32, 64, 256), "n_layer": (2, 4), "n_head": (2, 4), "protocol": "2026",
-        "form": "encoder",
+        "tasks": _TASKS, "variants": PROJECTIONS, "seeds": (0, 1, 2),
+        "seq_len": (16, 64, 128), "n_embd": (32, 64, 256), "n_layer": (2, 4), "n_head": (2, 4),
+        "protocol": "2026", "form": "encoder",
     },
 }  # fmt: skip
 
@@ -60,10 +65,8 @@ def fitting(variants, n_head):
 def ablation(tasks, seeds, **dims):
     """What in "+" helps: each Q = K variant without it, with it, with either half, with it starting
     at temperature -1, and without it but with the diagonal masked."""
-    suffixes = ("", "+", "+temperature", "+bias")
-    configs = grid(
-        tasks, [base + s for base in ("q=k-v", "q=k=v") for s in suffixes], seeds, **dims
-    )
+    bases = [name for name in VARIANTS if f"{name}+" in VARIANTS]
+    configs = grid(tasks, [base + half for base in bases for half in PLUS], seeds, **dims)
     started = [replace(c, plus_start=-1.0) for c in configs if c.variant.endswith("+")]
     return configs + started + [replace(c, hide_self=True) for c in configs if "+" not in c.variant]
 
