@@ -68,7 +68,7 @@ def study(preset, ablate, jobs, out, accept_code, dry_run, as_json, steps, **fla
     """
     from ..render import study as view
     from ..render.console import duration, say, stderr, stdout, write_svg
-    from ..study.execute import estimate_seconds, other_code, recorded
+    from ..study.execute import estimate_seconds
     from ..study.grid import PRESETS, ablation, fitting, grid
     from ..study.summary import as_results, summarise, unresolved, write_results
 
@@ -93,21 +93,15 @@ def study(preset, ablate, jobs, out, accept_code, dry_run, as_json, steps, **fla
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, not a folder", "choose another place with --out")
     messages = stderr()
-    missing = [config for config in configs if recorded(config, out, accept_code) is None]
-    others = other_code(configs, out)  # code version -> usable records
+    missing, others = _missing(configs, out, accept_code)
     seconds = estimate_seconds(missing, jobs) if missing else 0
     plan = f"{len(configs)} runs, {len(configs) - len(missing)} of them on record in {out}"
     plan += f"; about {duration(seconds)} on {jobs} process{'es' if jobs > 1 else ''}"
-    if others:
-        found = f"{sum(others.values())} of the {len(configs)} runs are on record from other code"
-        use = "used here" if accept_code else "--accept-code uses them"
-        say(messages, f"{found} ({', '.join(others)}); {use}")
     if dry_run:
         if as_json:
-            plan = {"runs": len(configs), "recorded": len(configs) - len(missing)}
-            print_json(
-                {**plan, "other_code": others, "seconds": seconds, "jobs": jobs, "out": str(out)}
-            )
+            counts = {"runs": len(configs), "recorded": len(configs) - len(missing)}
+            counts |= {"other_code": others, "seconds": seconds, "jobs": jobs}
+            print_json({**counts, "out": str(out)})
         else:
             _dry_run(configs, plan)
         return None
@@ -147,6 +141,22 @@ def study(preset, ablate, jobs, out, accept_code, dry_run, as_json, steps, **fla
         say(messages, f"{len(diverged)} of {len(records)} runs diverged; the first: {diverged[0]}")
         return Exit.DIVERGED
     return None
+
+
+def _missing(configs, out, accept_code):
+    """(runs to do, records of other code by version); one line on stderr where there are such."""
+    from ..render.console import say, stderr
+    from ..study.execute import other_code, recorded
+
+    missing = [config for config in configs if recorded(config, out) is None]
+    others = other_code(configs, out)
+    if others:
+        unknown = [config for config in missing if recorded(config, out, accept_code=True) is None]
+        found = f"{len(missing) - len(unknown)} of the {len(configs)} runs are on record"
+        use = "they are used here" if accept_code else "--accept-code uses them"
+        say(stderr(), f"{found} from other code ({', '.join(others)}); {use}")
+        missing = unknown if accept_code else missing
+    return missing, others
 
 
 def _dry_run(configs, plan):

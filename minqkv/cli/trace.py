@@ -2,8 +2,7 @@
 
 import click
 
-from ..variants import POSITIONS, ROPE_VALUES, VARIANTS
-from .options import Listed, computes, either, stages
+from .options import Listed, computes, stages
 
 
 @click.group()
@@ -13,18 +12,20 @@ def trace():
 
 def _view(name, about):
     @trace.command(name, help=about)
-    @click.option("--variant", default="qkv", show_default=True, help=f"{either(VARIANTS)}.")
+    @click.option(
+        "--variant", default="qkv", show_default=True, help="`minqkv variants` lists them."
+    )
     @click.option(
         "--position",
         default="learned",
         show_default=True,
-        help=f"{either(POSITIONS)}.",
+        help="learned, sinusoidal, none or rope.",
     )
     @click.option(
         "--rope-value",
         default="raw",
         show_default=True,
-        help=f"What K = V stores under rope: {either(ROPE_VALUES)}.",
+        help="What K = V stores under rope: raw or unrotate.",
     )
     @click.option(
         "--tokens", type=Listed(int), default="3,1,4,1", show_default=True, help="The input."
