@@ -8,10 +8,16 @@ Variants and position schemes are registered here and nowhere else: help texts, 
 and tests go through VARIANTS and POSITIONS. This file imports no NumPy, so `--help` can list them.
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 from .runtime.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from .models import GPTConfig
 
 VARIANTS = {  # canonical name -> what differs from qkv; N is any number of KV heads
     "qkv": {},
@@ -70,7 +76,7 @@ class VariantSpec:
             raise UsageError(why, "q=k-v+ or q=k=v+")
 
     @classmethod
-    def parse(cls, name):
+    def parse(cls, name: str | Self) -> Self:
         """The spec behind a name of VARIANTS, with a number for N; the paper's spellings (Q≠K=V,
         (Q=K-V)+, GQA-4), aliases, and the halves of "+" (q=k=v+bias) are understood too.
 
@@ -98,7 +104,7 @@ class VariantSpec:
         raise unknown("variant", name, NAMES)
 
     @property
-    def name(self):
+    def name(self) -> str:
         """The canonical name. Raises UsageError for a combination that VARIANTS does not name."""
         if self.plus in ("temperature", "bias"):
             return replace(self, plus="full").name + self.plus
@@ -108,7 +114,7 @@ class VariantSpec:
                     return name.replace("N", str(self.kv_heads))
         raise UsageError(f"{self} has no name in minqkv.variants.VARIANTS")
 
-    def for_heads(self, n_head):
+    def for_heads(self, n_head: int) -> Self:
         """The same variant among models of n_head heads: gqa-H is qkv. Raises UsageError where H
         does not divide.
         """
@@ -122,12 +128,12 @@ class VariantSpec:
             raise UsageError(why, f"KV heads that fit: {fits}")
         return self
 
-    def stored_heads(self, n_head):
+    def stored_heads(self, n_head: int) -> int:
         """h, the heads whose keys (and values) are computed and stored."""
         return self.for_heads(n_head).kv_heads or n_head
 
     @property
-    def formula(self):
+    def formula(self) -> str:
         """Scores and output, in the paper's letters; α = 1/√d_h, and head i of a group of G reads
         KV head ⌊i/G⌋.
         """
@@ -145,12 +151,12 @@ class VariantSpec:
         }[self.plus]
         return f"softmax({inside}){value}"
 
-    def stored(self, cfg):
+    def stored(self, cfg: GPTConfig) -> list[tuple[int, int]]:
         """(heads, width) of each array that the cache keeps of a token, in every layer."""
         return [(self.stored_heads(cfg.n_head), cfg.n_embd // cfg.n_head)] * self.streams
 
-    def params(self, cfg):
-        """Numbers in a GPT of this variant; `cfg` has the fields of GPTConfig. The head is tied."""
+    def params(self, cfg: GPTConfig) -> int:
+        """Numbers in a GPT of this variant. The head is tied."""
         d, f, beta = cfg.n_embd, cfg.d_ff, int(cfg.bias)
         stored = sum(heads * width for heads, width in self.stored(cfg))  # σ · h · d_h
         attention = (self.own_query + 1) * (d * d + beta * d) + d * stored + beta * stored
@@ -159,7 +165,7 @@ class VariantSpec:
         positions = cfg.block_size * d if cfg.position == "learned" else 0
         return cfg.n_layer * block + 2 * d + cfg.vocab_size * d + positions
 
-    def macs(self, cfg, n, causal=False):
+    def macs(self, cfg: GPTConfig, n: int, causal: bool = False) -> int:
         """Multiply-accumulates of a prefill of n tokens.
 
         The full n × n scores, as the paper counts, or the causal half. Not counted: the "+" (its n
@@ -172,12 +178,12 @@ class VariantSpec:
         layer = projections + scores_and_mix + 2 * n * d * f
         return cfg.n_layer * layer + n * d * cfg.vocab_size
 
-    def cache_bytes_per_token(self, cfg, itemsize):
+    def cache_bytes_per_token(self, cfg: GPTConfig, itemsize: int) -> int:
         """L · σ · h · d_h · itemsize (paper, section 4)."""
         numbers = sum(heads * width for heads, width in self.stored(cfg))
         return cfg.n_layer * numbers * itemsize
 
-    def reduction(self, n_head):
+    def reduction(self, n_head: int) -> float:
         """The share of qkv's cache that is saved: 1 - σh / 2H."""
         return 1 - self.streams * self.stored_heads(n_head) / (2 * n_head)
 
@@ -193,6 +199,6 @@ def _fields(name):
     return VARIANTS.get(name)
 
 
-def variant_names(groups):
+def variant_names(groups: int) -> tuple[str, ...]:
     """Every registered name, with this number of KV heads for N."""
     return tuple(name.replace("N", str(groups)) for name in VARIANTS)

@@ -1,5 +1,7 @@
 """Every backward, asked whether it is the transpose of its forward: `minqkv gradcheck`."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from .. import functional
@@ -13,7 +15,7 @@ from ..tensor import Tensor
 from ..variants import variant_names
 
 
-def checks(seed=0):
+def checks(seed: int = 0) -> Iterator[tuple[str, float | None, str | None]]:
     """Yields (name, relative error or None, fault or None) for operations, each variant's
     Attention, and a GPT.
     """

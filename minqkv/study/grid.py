@@ -1,6 +1,7 @@
 """Which runs a study is made of: variants × tasks × seeds × sizes."""
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import replace
 
 from ..runs import RunConfig
@@ -27,19 +28,20 @@ PRESETS = {
 
 
 def grid(
-    tasks,
-    variants,
-    seeds,
-    seq_len,
-    n_embd,
-    n_layer,
-    n_head,
-    protocol="2026",
-    form="encoder",
+    tasks: Iterable[str],
+    variants: Iterable[str],
+    seeds: Iterable[int],
+    seq_len: Iterable[int],
+    n_embd: Iterable[int],
+    n_layer: Iterable[int],
+    n_head: Iterable[int],
+    protocol: str = "2026",
+    form: str = "encoder",
     **other,
-):
-    """Every RunConfig of the product, cell by cell, each once (with H heads, gqa-H is qkv). Raises
-    UsageError.
+) -> list[RunConfig]:
+    """Every RunConfig of the product, cell by cell, each once (with H heads, gqa-H is qkv).
+
+    `other` are further fields of RunConfig. Raises UsageError.
     """
     cells = itertools.product(seq_len, n_embd, n_layer, n_head, tasks, variants, seeds)
     configs = {}
@@ -52,7 +54,7 @@ def grid(
     return list(configs)
 
 
-def fitting(variants, n_head):
+def fitting(variants: Iterable[str], n_head: Iterable[int]) -> tuple[str, ...]:
     """Those of `variants` whose KV heads divide every one of these head counts."""
 
     def fits(name):
@@ -62,7 +64,7 @@ def fitting(variants, n_head):
     return tuple(name for name in variants if fits(name))
 
 
-def ablation(tasks, seeds, **dims):
+def ablation(tasks: Iterable[str], seeds: Iterable[int], **dims) -> list[RunConfig]:
     """What in "+" helps: each Q = K variant without it, with it, with either half, with it starting
     at temperature -1, and without it but with the diagonal masked."""
     bases = [name for name in VARIANTS if f"{name}+" in VARIANTS]
@@ -71,7 +73,7 @@ def ablation(tasks, seeds, **dims):
     return configs + started + [replace(c, hide_self=True) for c in configs if "+" not in c.variant]
 
 
-def arm(config):
+def arm(config: RunConfig) -> str:
     """What a row of a table is named after: the variant, and what was changed about it."""
     changed = [" (diagonal masked)"] if config.hide_self else []
     changed += [f" (s₀ = {config.plus_start:g})"] if config.plus_start is not None else []
