@@ -11,15 +11,15 @@ import minqkv as mq
 from minqkv.runs import RunConfig, train_run
 from minqkv.study import stats
 
-variant, baseline, task = (*sys.argv[1:], *("q-k=v", "qkv", "sort")[len(sys.argv) - 1 :])
-SEEDS = range(3)
+given = sys.argv[1:]
+variant, baseline, task = given + ["q-k=v", "qkv", "sort"][len(given) :]
 SIZE = {"seq_len": 8, "n_embd": 32, "n_layer": 1, "n_head": 4, "lr": 5e-3, "steps": 50}
 
 
 def accuracies(name):
     """Seed -> token accuracy on the test split."""
     scores = {}
-    for seed in SEEDS:
+    for seed in range(3):
         _, result = train_run(RunConfig(task, name, seed=seed, **SIZE))
         scores[seed] = result["accuracy"]
     return scores
@@ -29,9 +29,8 @@ found = {name: accuracies(name) for name in (variant, baseline)}
 for name, scores in found.items():
     mean = stats.estimate(list(scores.values()))
     each = " ".join(f"{value:.3f}" for value in scores.values())
-    spec, n_head = mq.VariantSpec.parse(name), SIZE["n_head"]
-    print(f"{name:8} {mean.mean:.3f} ± {mean.half:.3f}   seeds: {each}")
-    print(f"{'':8} {spec.formula}, {spec.reduction(n_head):.0%} of the cache saved")
+    saved = mq.VariantSpec.parse(name).reduction(SIZE["n_head"])
+    print(f"{name:8} {mean.mean:.3f} ± {mean.half:.3f} ({each}), {saved:.0%} of the cache saved")
 
 difference = stats.paired(found[variant], found[baseline])
 print(f"{variant} - {baseline}: {difference.mean:+.3f} ± {difference.half:.3f} (95 % interval)")
