@@ -15,15 +15,7 @@ from .runtime import backend, tracing
 from .runtime.backend import Array
 from .runtime.errors import UsageError, unknown
 from .tensor import Tensor
-from .variants import VariantSpec
-
-POSITIONS = {
-    "learned": "a table, added to the embeddings",
-    "sinusoidal": "fixed sines and cosines, added to the embeddings",
-    "none": "no positions",
-    "rope": "queries and keys are turned by an angle that grows with the position",
-}
-ROPE_VALUES = ("raw", "unrotate")
+from .variants import POSITIONS, ROPE_VALUES, VariantSpec
 
 
 def sinusoids(n: int, channels: int, width: int | None = None, dtype="float32") -> np.ndarray:
