@@ -51,7 +51,7 @@ def chosen(parser, name, known, kind=str):
         nargs="+",
         type=kind,
         choices=known,
-        metavar=name[:-1].upper(),
+        metavar=name.upper(),
         help=f"only these, of {', '.join(map(str, known))}; writes a file only with --out",
     )
 

@@ -67,4 +67,7 @@ def first_results(kind, step, steps=10):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # the other end of the pipe has it, too
+        sys.exit(130)
