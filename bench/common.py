@@ -297,10 +297,15 @@ def write(folder, part, compared, options, rows, summary):
 
 
 def command(part):
-    """The command as typed; a folder that was compared against is called FOLDER."""
-    words = list(sys.argv[1:])
+    """The command as typed, but for folders of this machine: FOLDER after --against, no --out."""
+    words = []
+    for word in sys.argv[1:]:
+        words += word.split("=", 1) if word.startswith("--") else [word]  # not the "=" of q-k=v
     if "--against" in words:
         words[words.index("--against") + 1] = "FOLDER"
+    if "--out" in words:
+        at = words.index("--out")
+        words[at : at + 2] = []
     return " ".join(["python -m", f"bench.{part}", shlex.join(words)]).strip()
 
 

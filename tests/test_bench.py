@@ -234,3 +234,17 @@ def test_interleaved_takes_turns():
     )
     assert order == [*"aabb", *"ababab"]
     assert samples == {"a": [2.0] * 3, "b": [2.0] * 3}
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        ("--threads 2", "--threads 2"),
+        ("--out /a/b --threads 2", "--threads 2"),
+        ("--threads=2 --out=/a/b", "--threads 2"),
+        ("--against /a/b --variants q-k=v", "--against FOLDER --variants q-k=v"),
+    ],
+)
+def test_recorded_commands_name_no_folder(typed, kept, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bench", *typed.split()])
+    assert common.command("step") == f"python -m bench.step {kept}"
