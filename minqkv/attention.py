@@ -1,8 +1,8 @@
-"""Attention, every variant of it, in one forward. Before it: positions, the mask, and the "+".
+"""Every variant of attention in one forward method, preceded by positions, the mask and the "+".
 
 What differs between variants is which projections exist and which array is used as key and value.
 With K = V the same array *is* both: in training, where the gradients of its two uses add up, and
-in the cache.
+in the cache. (With rotary positions and "raw", the key is that array, turned when it is read.)
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def causal_mask(queries: Array, keys: Array) -> Array:
 
 
 class Plus(Module):
-    """What the softmax leaves of the paper's "+": a temperature and a bias for each key position.
+    """What survives the softmax of the paper's "+": a temperature, and a bias per key position.
 
     The temperature is s = Σw, the bias g_j = Σ_c w_c P_jc. The literal form
     (reference.literal_plus; paper, section 3.3) adds a row part and a constant too; both are equal
@@ -119,11 +119,12 @@ class Attention(Module):
     def forward(self, x: Tensor, mask: Array | None = None, cache=None) -> Tensor:
         """x (B, T, C) -> (B, T, C).
 
-        `mask` (T, S) booleans, True where a key may be seen. With `cache`, that of this layer, its
-        rows come before those of x, and no key ahead of a query is seen in any case.
+        `mask` (T, S) booleans, True where a key may be seen; without one, each token sees all of
+        them. With `cache`, that of this layer, its rows come before those of x, and attention is
+        causal, whatever `mask` says.
         """
         with tracing.scope(self.name):
-            start = len(cache) if cache is not None else 0  # absolute position of x[:, 0]
+            start = 0 if cache is None else len(cache)  # absolute position of x[:, 0]
             rows = self.store(x, start)  # of each new token, one or two arrays (B, h, T, d_h)
             q = self.query(x, rows, start)  # (B, H, T, d_h)
             if cache is None:

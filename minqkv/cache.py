@@ -1,8 +1,8 @@
 """The cache of a decoder: what attention would otherwise compute again for every earlier token.
 
 A layer's cache holds the rows that `Attention.store` gives, one buffer for each: (B, heads,
-capacity, width), allocated once. Designs with K = V store one row a token: there is no second
-buffer, and what is read as values is the very array that is read as keys.
+capacity, width), allocated once. Designs with K = V store one row per token and head: there is no
+second buffer, and `Attention.read` makes both keys and values from it.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ class LayerCache:
         """Append new rows, then answer queries q (B, H, T, d) with all that is stored.
 
         Each query sees the keys that are not ahead of it; of these, `mask` (T, S + T) may hide
-        some. The plain cache stores rows as they are and has `attention` read them.
+        some. This plain cache stores rows as they are and has `attention` read them; a window, or
+        rows of fewer bits, would be another class with the same methods.
         """
+        # Before `append`, because the positions of new tokens follow those already stored.
         if q.shape[2] > 1:  # a single token sees everything
             mask = self.mask(q.shape[2]) if mask is None else self.mask(q.shape[2]) & mask
         stored = self.append(*[row.data for row in rows])
@@ -99,7 +101,7 @@ class KVCache:
         self.layers = [LayerCache(batch, self.stored, capacity, dtype) for _ in range(n_layer)]
 
     def __len__(self) -> int:
-        """Positions that every layer holds: after an interrupted step, those stored whole."""
+        """Positions that all layers hold; an interrupted step may leave some layers ahead."""
         return min(len(layer) for layer in self.layers)
 
     @property

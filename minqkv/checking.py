@@ -1,9 +1,8 @@
-"""Is a backward the transpose of its forward? Ask with random vectors: ⟨u, J v⟩ must equal ⟨Jᵀ u,
-v⟩.
+"""Is a backward the transpose of its forward? Ask with random vectors u and v.
 
-J v is a central difference of the forward along v; Jᵀ u is what backward returns for the cotangent
-u. A cotangent of ones would be blind: every row of a softmax sums to one, so a softmax backward of
-zeros passes it.
+⟨u, J v⟩ must equal ⟨Jᵀ u, v⟩. J v is a central difference of the forward along v; Jᵀ u is what
+backward returns for the cotangent u. Checking with all ones would miss errors: every row of a
+softmax sums to one, so a softmax backward that returns zeros would pass.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from .tensor import Tensor, grad_wanted, make
 
 # isort: off
 # fmt: off
+# So that F.exp and the like work; `max`, `pow` and `sum` are these below, not Python's own.
 from .tensor import add, concat, div, exp, getitem, log, matmul, max, mean, mul  # noqa: F401
 from .tensor import neg, pow, reshape, sqrt, sub, sum, tanh, transpose, where  # noqa: F401
 # fmt: on
@@ -59,9 +60,10 @@ def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float = 1e-5) -> Tensor:
     shape, weight = x.data.shape, w.data
     d = shape[-1]
     flat = x.data.reshape(-1, d)  # (N, d)
-    unit = flat - backend.row_sum(flat) * (1 / d)
+    unit = flat - backend.row_sum(flat) * (1 / d)  # (N, d), of mean 0 ...
+    # 1 / √(variance + eps), the variance being row_dot / d; √d is taken out of the root.
     inv_std = math.sqrt(d) / backend.xp.sqrt(backend.row_dot(unit, unit) + d * eps)  # (N, 1)
-    unit *= inv_std
+    unit *= inv_std  # ... and of variance 1
 
     def vjp(g, wanted):
         g = g.reshape(-1, d)  # (N, d)
@@ -93,21 +95,24 @@ def relu(x: Tensor) -> Tensor:
 def gelu(x: Tensor) -> Tensor:
     """x Φ(x) in its tanh form (Hendrycks and Gimpel, 2016): within 1e-3 of the exact one, which
     NumPy cannot compute.
+
+    In place, y goes from u = c (x + a x³) to tanh u, Φ = (1 + tanh u) / 2 and x Φ, and slope from
+    x² to 2 u' and Φ + 2 x u' Φ (1 - Φ), the derivative.
     """
     data, a, c = x.data, 0.044715, math.sqrt(2 / math.pi)
     square = data * data
     y = square * (a * c)
     y += c
-    y *= data  # u = c (x + a x³)
+    y *= data  # u
     backend.xp.tanh(y, out=y)
     y += 1
-    y *= 0.5  # Φ = (1 + tanh u) / 2, of which the derivative by u is 2 Φ (1 - Φ)
+    y *= 0.5  # Φ, of which the derivative by u is 2 Φ (1 - Φ)
     if not grad_wanted(x):
         y *= data
         return make(y, (x,), None)
-    slope = square  # becomes Φ + x Φ' = Φ + 2 x u' Φ (1 - Φ), so that backward is one product
+    slope = square  # computed now, so that backward is one product
     slope *= 6 * a * c
-    slope += 2 * c
+    slope += 2 * c  # 2 u'
     slope *= 1 - y
     slope *= y
     slope *= data
@@ -176,7 +181,7 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 BLOCK = 128  # rows of queries whose scores are held at once; a shorter sequence is one block
-KEEP = 1 << 18  # scores a head, T·S, up to which backward finds the weights kept, not recomputed
+KEEP = 1 << 18  # scores per head, T·S, up to which the weights are kept for backward
 
 
 def scaled_dot_product_attention(
@@ -194,11 +199,12 @@ def scaled_dot_product_attention(
     q (B, H, T, d_k), k (B, h, S, d_k), v (B, h, S, d_v) with h dividing H: query head i reads
     stored head ⌊i / (H/h)⌋. q, k and v may be the same Tensor. `mask` is a boolean array (T, S),
     True where a key may be seen; each query must see at least one. `scale` is 1/√d_k unless given.
-    `temperature` () and `bias` (S,), Tensors, are what the softmax leaves of the paper's "+".
+    `temperature` () and `bias` (S,), Tensors, are what survives the softmax of the paper's "+".
     Returns (B, H, T, d_v). Raises UsageError for shapes that do not fit. (Paper, section 3.)
 
-    Queries come in blocks of rows, and a block ends at the last key that any of its rows may see:
-    a causal mask halves the work, and no (T, S) array of all heads exists for long sequences.
+    Queries come in blocks of rows, and a block ends at the last key that any of its rows may see: a
+    causal mask halves the work. Beyond KEEP, backward computes the weights of each block again, so
+    that no (T, S) array of all heads exists at any time.
     """
     q_shape, k_shape, v_shape = q.data.shape, k.data.shape, v.data.shape
     _check_attention(q_shape, k_shape, v_shape, mask)
@@ -223,15 +229,15 @@ def scaled_dot_product_attention(
     def vjp(g, wanted):
         dq, dk, dv, db = _heads_last(call.q, q_shape[3]), None, None, None
         dt = backend.xp.zeros((), out.dtype) if wanted[3] else None
-        for rows, end in reversed(blocks):
+        for rows, end in reversed(blocks):  # under a causal mask, the last block reaches all keys
             saved = kept.pop() if keep else call.weights(rows, end)
             mine = g[:, :, rows], out[:, :, rows]
-            d, *parts = call.gradients(rows, end, *saved, *mine, wanted, prefix)
-            backend.xp.multiply(d, strength, out=dq[:, :, rows])
-            if wanted[3]:
-                dt += (d * unscaled[:, :, rows]).sum() * scale  # Σ d·S without keeping S
-            dk, dv = _add_head(dk, parts[0], S), _add_head(dv, parts[1], S)  # (B, h, S, d)
-            db = _add_head(db, parts[2], S, axis=0)  # (S,)
+            d_scaled, *parts = call.gradients(rows, end, *saved, *mine, wanted, prefix)
+            backend.xp.multiply(d_scaled, strength, out=dq[:, :, rows])
+            if wanted[3]:  # Σ dS · scale q kᵀ = scale Σ q · (dS k): the scores are not needed
+                dt += (d_scaled * unscaled[:, :, rows]).sum() * scale
+            dk, dv = _add_first(dk, parts[0], S), _add_first(dv, parts[1], S)  # (B, h, S, d)
+            db = _add_first(db, parts[2], S, axis=0)  # (S,)
         return dq, dk, dv, dt, db
 
     return make(out, (q, k, v, temperature, bias), vjp)
@@ -246,8 +252,8 @@ class _Attention:
     def __init__(self, q, k, v, mask, bias):
         self.q, self.k, self.v, self.mask = q, k, v, mask
         self.bias = None if bias is None else bias.data  # (S,)
-        # Scores that cannot overflow need no shift; to find out costs a query as much as d_k
-        # scores.
+        # Scores that cannot overflow need no shift by their maximum. To find out, each query and
+        # key is read once, which pays where there are more queries than numbers in a key.
         few = q.shape[2] < q.shape[3]
         self.shift = bias is not None or few or not backend.bounded(q, k)
 
@@ -286,28 +292,31 @@ class _Attention:
     def gradients(self, rows, end, weights, inv_sum, g, out, wanted, prefix):
         """Of the scaled queries of a block, and of keys, values and bias up to `end`.
 
-        g, out (B, H, t, d_v). `prefix` is where a trace shows what it sees; None: nowhere.
+        g, out (B, H, t, d_v). `prefix` is where a trace shows what it sees; None: nowhere. With
+        p = weights · inv_sum, the gradient of the pattern is dP = g vᵀ, that of the scores
+        dS = p (dP - rowsum(dP p)), as in `softmax`; and rowsum(dP p) = rowsum(g out), which has d_v
+        terms in place of `end`.
         """
         fold, bmm, dk, dv, db = self.fold, backend.bmm, None, None, None
         g_scaled = g * inv_sum  # (B, H, t, d_v)
         g_rows = fold(g_scaled)  # (B, h, G·t, d_v)
         if wanted[2]:
             dv = bmm(fold(weights).swapaxes(-1, -2), g_rows)  # (B, h, end, d_v)
-        # d: inv_sum · the gradient of the pattern ...
-        d = bmm(g_rows, self.v[:, :, :end].swapaxes(-1, -2)).reshape(weights.shape)
+        d = bmm(g_rows, self.v[:, :, :end].swapaxes(-1, -2))  # inv_sum · dP: (B, h, G·t, end)
+        d_scores = d.reshape(weights.shape)  # (B, H, t, end), to become dS in place
         if prefix is not None:
-            tracing.probe("grad.pattern", d / inv_sum, prefix)
-        d -= backend.row_dot(g_scaled, out)  # its row sums Σ_j d_ij p_ij, where rows are short
-        d *= weights  # ... now the gradient of the scores (B, H, t, end)
+            tracing.probe("grad.pattern", d_scores / inv_sum, prefix)
+        d_scores -= backend.row_dot(g_scaled, out)
+        d_scores *= weights
         if prefix is not None:
-            tracing.probe("grad.scores", d, prefix)
+            tracing.probe("grad.scores", d_scores, prefix)
         if wanted[4]:
-            db = backend.column_sum(d)  # (end,)
-        d = fold(d)  # (B, h, G·t, end)
+            db = backend.column_sum(d_scores)  # (end,)
+        d = fold(d_scores)  # (B, h, G·t, end)
         if wanted[1]:
             dk = bmm(d.swapaxes(-1, -2), fold(self.q[:, :, rows]))  # (B, h, end, d_k)
-        dq = bmm(d, self.k[:, :, :end])  # (B, h, G·t, d_k)
-        return dq.reshape(*g.shape[:3], -1), dk, dv, db
+        d_scaled = bmm(d, self.k[:, :, :end])  # (B, h, G·t, d_k)
+        return d_scaled.reshape(*g.shape[:3], -1), dk, dv, db
 
 
 def _check_attention(q, k, v, mask):
@@ -331,15 +340,18 @@ def _heads_last(x, width):
     return backend.xp.empty((B, T, H, width), x.dtype).swapaxes(1, 2)
 
 
-def _add_head(total, part, n, axis=2):
-    """Add `part` to the first places of a total of n along `axis`; a whole part may become it."""
+def _add_first(total, part, n, axis=2):
+    """Add `part` to the first places of `total`, which has n along `axis`.
+
+    A first part that has n of them becomes the total.
+    """
     if part is None or (total is None and part.shape[axis] == n):
         return part
     if total is None:
         shape = *part.shape[:axis], n, *part.shape[axis + 1 :]
         total = backend.xp.zeros(shape, part.dtype)
-    head = total[(slice(None),) * axis + (slice(part.shape[axis]),)]
-    head += part
+    places = total[(slice(None),) * axis + (slice(part.shape[axis]),)]
+    places += part
     return total
 
 

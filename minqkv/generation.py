@@ -49,11 +49,11 @@ def iter_tokens(
     """A generator of new ids (B,), one for each prompt in ids (B, T), as they are chosen.
 
     `temperature` 0 is greedy; otherwise tokens are drawn from softmax(logits / temperature) over
-    the `top_k` likeliest (None: all), token i with the stream (seed, i). With `use_cache` the
-    prompt is read once and then a token at a time; without, the whole prefix is computed again at
-    every step. `cache` is an empty `model.new_cache`, given to look at it meanwhile or afterwards.
-    Raises UsageError, before the first token, on an empty or ragged prompt, ids out of range, or
-    more tokens than the model has positions.
+    the `top_k` likeliest (None: all), token i of all prompts with the stream (seed, i). With
+    `use_cache` the prompt is read once and then a token at a time; without, the whole prefix is
+    computed again at every step. `cache` is an empty `model.new_cache`, given to look at it
+    meanwhile or afterwards. Raises UsageError, before the first token, on an empty or ragged
+    prompt, ids out of range, or more tokens than the model has positions.
     """
     ids = _as_batch(ids)
     _check(ids.shape[1], max_new_tokens, temperature, top_k, model.config.block_size)
@@ -94,7 +94,7 @@ def pick(
 
 
 def compare_cache(model: GPT, ids: Sequence, max_new_tokens: int, **kwargs) -> dict:
-    """Decode with and without the cache: for each ids, seconds, tokens/s, and live cache bytes."""
+    """Decode with and without the cache; for each: ids, seconds, tokens/s, bytes in the cache."""
     report = {}
     generate(model, ids, 1, **kwargs)  # the first call pays for what the later ones share
     for name, use_cache in (("cached", True), ("uncached", False)):

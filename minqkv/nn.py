@@ -27,7 +27,8 @@ class Parameter(Tensor):
 class Init:
     """Where parameters come from: a seed, a dtype, a scheme, and the name reached so far.
 
-    A parameter's start depends on (seed, its full name) alone, so variants share what they share.
+    A parameter's random numbers depend on the seed and its full name alone, so weights that two
+    variants have in common start equal (under "xavier", up to a factor).
     `init / "attn"` goes one name down. Schemes, for a weight (fan_in, fan_out) and its bias:
     "gpt2": N(0, 0.02), bias 0. "uniform": both uniform in ±1/√fan_in. "xavier": uniform in
     ±√(6/(fan_in + fused)), `fused` the width of the matrix this one would be part of; bias 0.
@@ -57,20 +58,16 @@ class Init:
         """A (fan_in, fan_out) matrix by the scheme."""
         if self.scheme == "gpt2":
             return self.normal((fan_in, fan_out), 0.02)
-        bound = (
-            math.sqrt(6 / (fan_in + (fused or fan_out)))
-            if self.scheme == "xavier"
-            else 1 / math.sqrt(fan_in)
-        )
+        bound = 1 / math.sqrt(fan_in)
+        if self.scheme == "xavier":
+            bound = math.sqrt(6 / (fan_in + (fused or fan_out)))
         return self.uniform((fan_in, fan_out), bound)
 
     def bias(self, fan_in: int, fan_out: int) -> Parameter:
         """A (fan_out,) vector by the scheme."""
-        return (
-            self.uniform((fan_out,), 1 / math.sqrt(fan_in))
-            if self.scheme == "uniform"
-            else self.constant((fan_out,), 0.0)
-        )
+        if self.scheme == "uniform":
+            return self.uniform((fan_out,), 1 / math.sqrt(fan_in))
+        return self.constant((fan_out,), 0.0)
 
     def uniform(self, shape: tuple, bound: float) -> Parameter:
         """Independent numbers, uniform in ±bound."""
@@ -86,8 +83,9 @@ class Init:
 
 
 class Module:
-    """A tree of modules with parameters at its leaves, found by attribute name; lists of modules
-    count by index.
+    """A tree of modules with parameters at its leaves, found by attribute name.
+
+    A module in a list is named by its index.
     """
 
     training = True
@@ -102,14 +100,12 @@ class Module:
             if isinstance(value, Module):
                 yield name, value
             elif isinstance(value, list):
-                yield from (
-                    (f"{name}.{i}", item)
-                    for i, item in enumerate(value)
-                    if isinstance(item, Module)
-                )
+                for i, item in enumerate(value):
+                    if isinstance(item, Module):
+                        yield f"{name}.{i}", item
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-        """(full name, Parameter), in a fixed order; a shared projection exists once."""
+        """(full name, Parameter), in a fixed order; K = V, or Q = K, is one module."""
         for name, value in vars(self).items():
             if isinstance(value, Parameter):
                 yield prefix + name, value

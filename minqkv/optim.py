@@ -19,7 +19,7 @@ from .runtime.errors import UsageError
 class Optimizer:
     """Common to all: the flat buffer, the gathered gradient, the step count, the state dict."""
 
-    slots = ()  # names of the state arrays, one number per parameter each
+    slots = ()  # names of the state arrays, each as long as the flat buffer
 
     def __init__(self, parameters: Iterable[Parameter], lr: float):
         self.parameters = sorted(parameters, key=lambda p: p.ndim < 2)  # stable: matrices first
@@ -28,9 +28,8 @@ class Optimizer:
             raise UsageError("an optimiser needs parameters, all of one dtype")
         if len(set(map(id, self.parameters))) < len(self.parameters):
             raise UsageError("an optimiser was given the same parameter twice")
-        self.data = backend.current.empty(
-            (sum(p.size for p in self.parameters),), self.parameters[0].dtype
-        )  # (N,)
+        size = sum(p.size for p in self.parameters)
+        self.data = backend.empty((size,), self.parameters[0].dtype)  # (N,)
         backend.xp.concatenate([p.data.reshape(-1) for p in self.parameters], out=self.data)
         self.n_decayed = sum(p.size for p in self.parameters if p.ndim >= 2)
         start = 0
@@ -50,8 +49,8 @@ class Optimizer:
     def step(self, max_norm: float | None = None) -> Array | None:
         """Move every parameter by its gradient; one that has none counts as zero.
 
-        With `max_norm`, gradients are first scaled so that their joint norm is at most that; what
-        the parameters hold stays as it is. Returns the norm before, a 0-d array that stays on the
+        With `max_norm`, gradients are first scaled so that their joint norm is at most that; the
+        parameters' own `.grad` is left unscaled. Returns the norm before, a 0-d array that stays on the
         device, or None without a bound. Raises RuntimeError when parameters no longer live in this
         optimiser's buffer: it would move nothing; UsageError for a bound that is not positive.
         """

@@ -5,8 +5,8 @@
     checkpoint.npz   the model, the optimiser and how many steps they have made: replaced whole
     result.json      the score on the test split: written last
 
-A run resumes from its checkpoint. Metrics of later steps are cut off, and the loop goes on with
-the step after it. Nothing else has to be remembered: the examples, their order, the learning rate
+A run resumes from its checkpoint: metrics beyond it are cut off, and the loop continues with the
+first step that the checkpoint does not contain. Nothing else has to be remembered: the examples, their order, the learning rate
 and the dropout masks depend on the configuration and the step alone. So a run that was killed ends
 with the same bits as one that was not.
 """
@@ -144,7 +144,7 @@ def train_run(
     start = folder.restore(model, optimizer) if folder else 0
     if folder and start == config.steps and folder.result.exists():
         return model.eval(), files.read_json(folder.result)
-    with blas_threads(1):  # the cores are for shards, and the bits do not depend on the machine's
+    with blas_threads(1):  # shards use the cores; bits do not depend on how many there are
         _train(config, model, optimizer, start, folder, progress)
         test = evaluate(model, *config.data.draw(config.seed, "test", config.recipe.n_test))
     if not math.isfinite(test["loss"]):

@@ -1,5 +1,6 @@
-"""Reverse mode in one file. A Tensor is an array and a Node; the Nodes, which hold no data, are the
-graph.
+"""Reverse-mode automatic differentiation, in one file.
+
+A Tensor is an array and a Node; the Nodes, which hold no data, are the graph.
 
 Each operation computes its result and hands `make` a vjp, the vector-Jacobian product: a function
 that turns the gradient of the result into the gradients of the inputs. `backward` calls these in
@@ -22,7 +23,7 @@ from .runtime.backend import Array
 from .runtime.errors import UsageError
 
 _sequence = itertools.count()
-_grad_on = ContextVar("grad", default=True)  # every thread starts with its own
+_grad_on = ContextVar("grad", default=True)  # of each thread; parts of a batch copy the caller's
 DEBUG = os.environ.get("MINQKV_DEBUG", "0") not in ("", "0")
 
 
@@ -71,7 +72,7 @@ class Tensor:
         self.node.grad, self.node.owned = None, False
 
     def add_gradient(self, g: Array) -> None:
-        """Add an array to the gradient of a leaf, which keeps it: nobody else may hold it."""
+        """Add `g` to the gradient of a leaf, which takes ownership: do not use `g` afterwards."""
         if self.node.grad is None:
             self.node.grad, self.node.owned = g, True
         else:
@@ -147,11 +148,12 @@ def make(data: Array, inputs: Sequence, vjp: Callable | None) -> Tensor:
 
 
 def _run_backward(root, grad):
-    # Creation order is topological: nobody is older than its inputs.
+    # A node is newer than its inputs. So, newest first, its gradient is complete when its turn
+    # comes. Recursion would visit a node once for each path to it, and overflow on deep graphs.
     order = sorted(_reachable(root), key=lambda node: node.seq, reverse=True)
     _accumulate(root, grad)
     for node in order:
-        if node.grad is None:
+        if node.grad is None:  # its consumers had no gradient to send
             continue
         if tracing.active is not None:
             tracing.saw_gradient(node, node.grad)
@@ -178,7 +180,11 @@ def _reachable(root):
 
 
 def _accumulate(node, g):
-    """Gradients add up: the first is borrowed, the second allocates, later ones add in place."""
+    """Add `g` to what a node has received so far.
+
+    A vjp may hand one array, or a read-only view, to several inputs. So the first gradient is only
+    referenced; the second makes an array of our own, and later ones add into it.
+    """
     if node.grad is None:
         node.grad, node.owned = g, False
     elif not node.owned:

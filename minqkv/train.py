@@ -56,9 +56,10 @@ def train_step(
 ) -> float:
     """One step on inputs and targets (integers, on the host); returns the loss before it, a float.
 
-    That number is the only thing that waits for a GPU. Targets of -100 do not count; `clip` bounds
-    the norm of the gradient (None: no bound). Dropout masks depend on how many steps the optimiser
-    has made. Raises UsageError while another thread trains this model or decodes with it.
+    Fetching that number is the only time the host waits for a GPU. Targets of -100 do not count;
+    `clip` bounds the norm of the gradient (None: no bound). Dropout masks depend on how many steps
+    the optimiser has made. Raises UsageError while another thread trains this model or decodes with
+    it.
     """
     with training(model):
         model.train(optimizer.steps)
@@ -71,9 +72,10 @@ def train_step(
 def loss_and_gradients(model: Module, x: np.ndarray, y: np.ndarray) -> float:
     """Mean cross-entropy of model(x) over the targets that count, a float.
 
-    Gradients are added to those of the parameters. On several cores a batch is cut into shards,
-    each counted by its share of the targets. Raises UsageError when x and y differ in shape, or no
-    target counts.
+    Gradients are added to those of the parameters. With several threads the batch is cut into
+    shards: each runs on a replica of the model (the same weights, gradients of its own) and counts
+    by its share of the targets; then the gradients are added up. Raises UsageError when x and y
+    differ in shape, or no target counts.
     """
     x, y = np.asarray(x), np.asarray(y)
     if x.shape != y.shape:
@@ -82,16 +84,16 @@ def loss_and_gradients(model: Module, x: np.ndarray, y: np.ndarray) -> float:
     if not counted:
         raise UsageError("cross_entropy: every target is ignored")
 
-    def shard(model, rows):
+    def run(replica, rows):
         share = int((y[rows] != IGNORE).sum()) / counted
         if not share:
             return 0.0
-        loss = cross_entropy(model(x[rows]), y[rows], IGNORE)
-        loss.backward(backend.xp.full((), share, loss.dtype))
+        loss = cross_entropy(replica(x[rows]), y[rows], IGNORE)
+        loss.backward(backend.xp.full((), share, loss.dtype))  # its share of the mean
         return loss.item() * share
 
-    losses = backend.in_shards(model, x, shard)
-    return shard(model, slice(None)) if losses is None else sum(losses)
+    losses = backend.in_shards(model, x, run)  # None: better in one piece
+    return run(model, slice(None)) if losses is None else sum(losses)
 
 
 @no_grad()

@@ -1,8 +1,9 @@
 """The paper's table as data: what a variant projects, what it stores, and what that costs.
 
 "-" and "=" in a name read "separate" and "shared": `q-k=v` has its own Q, and one projection for K
-and V. The hyphen is not a minus sign, so every table prints the formula too. Formulas, parameters,
-MACs and bytes are derived from the fields of VariantSpec.
+and V. Because the hyphen is easily read as a minus sign, every table also prints the formula.
+Formulas, parameters, MACs and bytes are derived from the fields of VariantSpec. "The paper" is "Do
+Transformers Need Three Projections?", arXiv 2606.04032.
 
 Variants and position schemes are registered here and nowhere else: help texts, suggestions, tables
 and tests go through VARIANTS and POSITIONS. This file imports no NumPy, so `--help` can list them.
@@ -41,9 +42,9 @@ POSITIONS = {
     "none": "no positions",
     "rope": "queries and keys are turned by an angle that grows with the position",
 }
-ROPE_VALUES = {  # what K = V stores under rope; the value must not depend on its position
-    "raw": "keys as they are, turned when they are read",
-    "unrotate": "turned keys; the answer is turned back",
+ROPE_VALUES = {  # with K = V under rope, two different models: what is stored, what is the value
+    "raw": "unturned rows: the row is the value, and turned when it is read, the key",
+    "unrotate": "turned rows: the row is key and value, and the answer is turned back",
 }
 
 
@@ -108,7 +109,8 @@ class VariantSpec:
         """The canonical name. Raises UsageError for a combination that VARIANTS does not name."""
         if self.plus in ("temperature", "bias"):
             return replace(self, plus="full").name + self.plus
-        for wanted in (vars(self), {**vars(self), "kv_heads": "N"}):  # gqa-1 is mqa
+        # An exact entry first, so that one KV head is "mqa"; then one with N for their number.
+        for wanted in (vars(self), {**vars(self), "kv_heads": "N"}):
             for name, fields in VARIANTS.items():
                 if wanted == {**vars(_QKV), **fields}:
                     return name.replace("N", str(self.kv_heads))
@@ -134,8 +136,9 @@ class VariantSpec:
 
     @property
     def formula(self) -> str:
-        """Scores and output, in the paper's letters; α = 1/√d_h, and head i of a group of G reads
-        KV head ⌊i/G⌋.
+        """Scores and output, in the paper's letters: α = 1/√d_h.
+
+        Query heads share in groups of G: head i reads KV head ⌊i/G⌋.
         """
         q = "K" if not self.own_query else "Q"
         value = "V" if self.streams == 2 else "K"
@@ -152,7 +155,7 @@ class VariantSpec:
         return f"softmax({inside}){value}"
 
     def stored(self, cfg: GPTConfig) -> list[tuple[int, int]]:
-        """(heads, width) of each array that the cache keeps of a token, in every layer."""
+        """(heads, width) of each array that the cache keeps per token, the same in every layer."""
         return [(self.stored_heads(cfg.n_head), cfg.n_embd // cfg.n_head)] * self.streams
 
     def params(self, cfg: GPTConfig) -> int:

@@ -1,4 +1,4 @@
-"""Models, one a file, all of the same Block."""
+"""One model per file, all built from the same Block."""
 
 from .block import PROTOCOLS, Block, Positions, Style
 from .gpt import GPT, PRESETS, GPTConfig

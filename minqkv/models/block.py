@@ -18,18 +18,18 @@ from ..variants import VariantSpec
 
 @dataclass(frozen=True)
 class Style:
-    """How the blocks of a protocol are built (paper.md, section 3)."""
+    """How the blocks of a protocol are built (paper, section 4.1)."""
 
     norm_first: bool
     activation: str
     mlp_ratio: int
-    dropout: float  # on what each sublayer adds, inside the MLP, and in the head
+    dropout: float  # on what each sublayer adds; in a Tagger also inside the MLP and in the head
     attention_scheme: str  # of nn.Init
     plus_channels: tuple  # row, column, width of the frequencies
     position: str
 
 
-PROTOCOLS = {
+PROTOCOLS = {  # how the paper (2026) and its predecessor (arXiv 2305.19129, 2023) trained
     "2023": Style(False, "relu", 2, 0.1, "xavier", (6, 4, 6), "sinusoidal"),
     "2026": Style(True, "gelu", 4, 0.0, "uniform", (5, 5, 5), "learned"),
 }
@@ -72,9 +72,9 @@ class Block(Module):
 
 
 class Positions(Module):
-    """Adds to (B, T, C) what tells positions apart: a learned table, or sinusoids.
+    """Adds position information to (B, T, C): a learned table, or sinusoids.
 
-    For "none" it adds nothing, nor for "rope", which turns queries and keys instead.
+    For "none" and "rope" it adds nothing; "rope" turns queries and keys instead.
     """
 
     def __init__(self, cfg, init, std):

@@ -80,7 +80,8 @@ class GPT(Module):
         if len(cache.layers) != len(self.blocks):
             why = f"a cache of {len(cache.layers)} layers in a model of {len(self.blocks)}"
             raise UsageError(why, "model.new_cache()")
-        start, macs = len(cache), np.size(ids) * self.config.n_embd * self.config.d_ff
+        start = len(cache)
+        macs = np.size(ids) * self.config.n_embd * self.config.d_ff  # of one product of an MLP
         try:
             with decoding(self), no_grad(), backend.cores_for(macs):
                 return self._forward(ids, start, None, cache.layers)

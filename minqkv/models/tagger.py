@@ -62,7 +62,7 @@ class Tagger(Module):
         self.config = cfg
         style, d = PROTOCOLS[cfg.protocol], cfg.n_embd
         init = Init(seed, cfg.dtype, "uniform")
-        # On one-hot inputs, so it is a lookup plus a bias.
+        # Its inputs are one-hot, so it amounts to a lookup plus a bias.
         self.embed = Linear(cfg.vocab_size, d, init / "embed")
         self.wpe = Positions(cfg, init / "wpe", std=1.0)
         self.blocks = [
