@@ -50,9 +50,9 @@ class Optimizer:
         """Move every parameter by its gradient; one that has none counts as zero.
 
         With `max_norm`, gradients are first scaled so that their joint norm is at most that; the
-        parameters' own `.grad` is left unscaled. Returns the norm before, a 0-d array that stays on the
-        device, or None without a bound. Raises RuntimeError when parameters no longer live in this
-        optimiser's buffer: it would move nothing; UsageError for a bound that is not positive.
+        parameters' own `.grad` is left unscaled. Returns the norm before, a 0-d array that stays on
+        the device, or None without a bound. Raises RuntimeError when parameters no longer live in
+        this optimiser's buffer: it would move nothing; UsageError for a bound that is not positive.
         """
         if max_norm is not None and not max_norm > 0:
             raise UsageError(

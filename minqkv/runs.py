@@ -6,9 +6,9 @@
     result.json      the score on the test split: written last
 
 A run resumes from its checkpoint: metrics beyond it are cut off, and the loop continues with the
-first step that the checkpoint does not contain. Nothing else has to be remembered: the examples, their order, the learning rate
-and the dropout masks depend on the configuration and the step alone. So a run that was killed ends
-with the same bits as one that was not.
+first step that the checkpoint does not contain. Nothing else has to be remembered: the examples,
+their order, the learning rate and the dropout masks depend on the configuration and the step alone.
+So a run that was killed ends with the same bits as one that was not.
 """
 
 import json
