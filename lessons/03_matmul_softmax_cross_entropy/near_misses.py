@@ -24,8 +24,8 @@ def softmax__shift_by_the_largest_of_all(x):
 
 
 def softmax__shift_by_column(x):
-    """You subtract the maximum of each column; only a shift that is the same within a row cancels
-    (axis=-1).
+    """You subtract the maximum of each column; only a shift that is the same within a row
+    cancels (axis=-1).
     """
     return _share(np.exp(x - x.max(axis=0)))
 
@@ -74,8 +74,8 @@ def softmax__not_divided(x):
 
 
 def softmax__no_exponential(x):
-    """You divide scores by their sum without taking exponentials: shares of negative scores would
-    be negative.
+    """You divide scores by their sum without taking exponentials: shares of negative scores
+    would be negative.
     """
     return _share(x)
 
@@ -87,14 +87,14 @@ def softmax__logarithm(x):
 
 
 def softmax_vjp__diagonal_only(y, g):
-    """Your backward knows the diagonal of the Jacobian only, y (1 - y): each score moves the other
-    shares, too.
+    """Your backward knows the diagonal of the Jacobian only, y (1 - y): each score moves the
+    other shares as well.
     """
     return g * y * (1 - y)
 
 
 def softmax_vjp__no_average(y, g):
-    """You return g * y: the weighted average of g is not taken away."""
+    """You return g * y: the weighted average of g has to be subtracted."""
     return g * y
 
 
@@ -104,26 +104,24 @@ def softmax_vjp__zeros(y, g):
 
 
 def softmax_vjp__sign(y, g):
-    """Your backward has the wrong sign: a score gains where its g lies above the average, g - sum,
-    not below it.
+    """Your backward has the wrong sign: a score gains where its g lies above the average, g -
+    sum, not below it.
     """
     return y * ((g * y).sum(axis=-1, keepdims=True) - g)
 
 
 def softmax_vjp__average_added(y, g):
-    """You add the weighted average of g; it is taken away."""
+    """You add the weighted average of g; it has to be subtracted."""
     return y * (g + (g * y).sum(axis=-1, keepdims=True))
 
 
 def softmax_vjp__plain_sum(y, g):
-    """You take away the sum of g; it is the sum of g * y, an average weighted by the shares."""
+    """You subtract the sum of g; it is the sum of g * y, an average weighted by the shares."""
     return y * (g - g.sum(axis=-1, keepdims=True))
 
 
 def softmax_vjp__plain_mean(y, g):
-    """You take away the mean of g, in which all count alike; weigh it by the shares: the sum of g *
-    y.
-    """
+    """You take away the plain mean of g; weight it by the shares: the sum of g * y."""
     return y * (g - g.mean(axis=-1, keepdims=True))
 
 
@@ -150,20 +148,22 @@ def softmax_vjp__not_weighed(y, g):
 
 
 def softmax_vjp__average_not_weighed(y, g):
-    """Only your first term is multiplied by y: it is y * (g - sum), so the sum gets its share, too."""
+    """Only your first term is multiplied by y: it is y * (g - sum), so the sum is multiplied as
+    well.
+    """
     return y * g - (g * y).sum(axis=-1, keepdims=True)
 
 
 def softmax_vjp__no_cotangent(y, g):
-    """Your backward does not use g: y (1 - y) is a slope, and a backward weighs slopes by the
+    """Your backward does not use g: y (1 - y) is a slope, and a backward weights slopes by the
     cotangent.
     """
     return y * (1 - y)
 
 
 def softmax_vjp__cross_entropy(y, g):
-    """You return y - g. That is the backward of cross-entropy, with g a row of 0 and 1; here it is
-    softmax alone.
+    """You return y - g. That is the backward of cross-entropy, with g a row of 0 and 1; here it
+    is softmax alone.
     """
     return y - g
 
@@ -175,7 +175,7 @@ def softmax_vjp__softmax_again(y, g):
 
 
 def softmax_vjp__one_jacobian_for_all(y, g):
-    """You use the Jacobian of the first row for every row; each row has its own, and you need none
-    of them.
+    """You use the Jacobian of the first row for every row; each row has its own, and you need
+    none of them.
     """
     return g @ (np.diag(y[0]) - np.outer(y[0], y[0]))

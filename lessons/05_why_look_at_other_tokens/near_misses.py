@@ -18,27 +18,29 @@ def mix__plain_mean(scores, rows):
 
 
 def mix__scores_as_weights(scores, rows):
-    """You use the scores as weights: they may be negative, and do not add up to one. Softmax comes
-    first.
+    """You use the scores as weights: they may be negative, and do not add up to one. Softmax
+    comes first.
     """
     return scores @ rows
 
 
 def mix__divided_scores(scores, rows):
-    """You divide the scores by their sum without taking exponentials: weights must not be negative."""
+    """You divide the scores by their sum without taking exponentials: weights must not be
+    negative.
+    """
     return scores / scores.sum(axis=-1, keepdims=True) @ rows
 
 
 def mix__absolute_scores(scores, rows):
-    """You make the scores positive by dropping their sign, so that a very low score weighs much.
-    Take the exponential.
+    """You make the scores positive by dropping their sign, so that a very low score gets a large
+    weight. Take the exponential.
     """
     return abs(scores) / abs(scores).sum(axis=-1, keepdims=True) @ rows
 
 
 def mix__clipped_scores(scores, rows):
-    """You set negative scores to 0 and normalise: a low score still has a weight, a small one. Take
-    the exponential.
+    """You set negative scores to 0 and normalise: a low score still has a weight, a small one.
+    Take the exponential.
     """
     positive = np.maximum(scores, 0)
     return positive / np.maximum(positive.sum(axis=-1, keepdims=True), 1e-12) @ rows
@@ -50,22 +52,22 @@ def mix__not_normalised(scores, rows):
 
 
 def mix__shifted_not_normalised(scores, rows):
-    """Your largest weight is always one: shift by the maximum, then still divide the exponentials
-    by their sum.
+    """Your largest weight is always one: shift by the maximum, then still divide the
+    exponentials by their sum.
     """
     return _exp(scores) @ rows
 
 
 def mix__divided_by_count(scores, rows):
-    """You divide the exponentials by how many there are, not by their sum: the weights do not add
-    up to one.
+    """You divide the exponentials by how many there are, not by their sum: the weights do not
+    add up to one.
     """
     return np.exp(scores) @ rows / len(rows)
 
 
 def mix__over_tokens_that_look(scores, rows):
-    """Your softmax runs over the wrong axis: each row (a token that looks) must add up to one, not
-    each column.
+    """Your softmax runs over the wrong axis: each row (a token that looks) must add up to one,
+    not each column.
     """
     return _softmax(scores, axis=0) @ rows
 
@@ -83,8 +85,8 @@ def mix__averaged_again(scores, rows):
 
 
 def mix__keeps_the_last(scores, rows):
-    """You write each weighted row over the one before, so that only the last is left: add them up
-    (+=).
+    """You write each weighted row over the one before, so that only the last is left: add them
+    up (+=).
     """
     return _softmax(scores)[:, -1:] * rows[-1]
 
@@ -110,7 +112,7 @@ def mix__hard_pick(scores, rows):
 
 def mix__largest_score_times_row(scores, rows):
     """You keep only the row with the largest weight, times that weight; the others belong to the
-    average, too.
+    average as well.
     """
     weights = _softmax(scores)
     return rows[weights.argmax(axis=-1)] * weights.max(axis=-1, keepdims=True)
@@ -122,14 +124,16 @@ def mix__softmax_twice(scores, rows):
 
 
 def mix__softmax_of_rows(scores, rows):
-    """You apply softmax to the rows as well; only the scores become weights, the rows are mixed as
-    they are.
+    """You apply softmax to the rows as well; only the scores become weights, the rows are mixed
+    as they are.
     """
     return _softmax(scores) @ _softmax(rows)
 
 
 def mix__softmax_at_the_end(scores, rows):
-    """You mix first and apply softmax to the result. It belongs on the scores, before the product."""
+    """You mix first and apply softmax to the result. It belongs on the scores, before the
+    product.
+    """
     return _softmax(scores @ rows)
 
 
@@ -153,7 +157,7 @@ def mix__sigmoid(scores, rows):
 
 
 def mix__squared_scores(scores, rows):
-    """You square the scores to make them positive, so that a very low score weighs much. Take the
-    exponential.
+    """You square the scores to make them positive, so that a very low score gets a large weight.
+    Take the exponential.
     """
     return scores**2 / (scores**2).sum(axis=-1, keepdims=True) @ rows

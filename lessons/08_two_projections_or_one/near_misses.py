@@ -45,37 +45,39 @@ def tied_gradient__no_value(x, w, g):
 
 
 def tied_gradient__no_key(x, w, g):
-    """The key's path is missing: the scores k @ k.T hold k twice, on the left as queries and on the
-    right as keys.
+    """The key's path is missing: the scores k @ k.T hold k twice, on the left as queries and on
+    the right as keys.
     """
     query, _, value = _parts(x, w, g)
     return query + value
 
 
 def tied_gradient__no_query(x, w, g):
-    """The query's path is missing: the scores k @ k.T hold k twice, on the left as queries and on
-    the right as keys.
+    """The query's path is missing: the scores k @ k.T hold k twice, on the left as queries and
+    on the right as keys.
     """
     _, key, value = _parts(x, w, g)
     return key + value
 
 
 def tied_gradient__average(x, w, g):
-    """You average the three uses: they add up. (Nudge one entry of w: the output moves by the sum.)"""
+    """You average the three uses: they add up. (Nudge one entry of w: the output moves by the
+    sum.)
+    """
     return sum(_parts(x, w, g)) / 3
 
 
 def tied_gradient__scores_averaged(x, w, g):
-    """You take half of the query's and the key's part, as if they shared one gradient: each counts
-    in full.
+    """You take half of the query's and the key's part, as if they shared one gradient: each
+    counts in full.
     """
     query, key, value = _parts(x, w, g)
     return (query + key) / 2 + value
 
 
 def tied_gradient__difference(x, w, g):
-    """You subtract the key's part: all three are added. (The `-` in a variant's name is no
-    subtraction either.)
+    """You subtract the key's part: all three are added. (The `-` in a variant's name is not a
+    minus sign either.)
     """
     query, key, value = _parts(x, w, g)
     return query - key + value
@@ -98,8 +100,8 @@ def tied_gradient__key_twice(x, w, g):
 
 
 def tied_gradient__no_scale_backward(x, w, g):
-    """You forgot the scale on the way back: the scores were divided by the root of d, so their
-    gradient is, too.
+    """You leave out the scale on the way back: the scores were divided by the root of d, so
+    their gradient is as well.
     """
     query, key, value = _parts(x, w, g)
     return (query + key) * np.sqrt(w.shape[1]) + value
@@ -116,22 +118,22 @@ def tied_gradient__no_scale(x, w, g):
 
 
 def tied_gradient__scale_squared(x, w, g):
-    """You scale twice on the way back: the gradient of the scores is divided by the root of d once,
-    not by d.
+    """You scale twice on the way back: the gradient of the scores is divided by the root of d
+    once, not by d.
     """
     query, key, value = _parts(x, w, g)
     return (query + key) / np.sqrt(w.shape[1]) + value
 
 
 def tied_gradient__everything_scaled(x, w, g):
-    """You scale the value's part, too: the root of d stands in the scores alone."""
+    """You scale the value's part as well: the root of d stands in the scores alone."""
     query, key, value = _parts(x, w, g)
     return query + key + value / np.sqrt(w.shape[1])
 
 
 def tied_gradient__no_softmax(x, w, g):
-    """You left out the softmax on the way back: g @ k.T is the gradient of the pattern, not yet of
-    the scores.
+    """You leave out the softmax on the way back: g @ k.T is the gradient of the pattern, not yet
+    of the scores.
     """
     k, pattern, scale = _forward(x, w)
     d = g @ k.T * scale
@@ -139,8 +141,8 @@ def tied_gradient__no_softmax(x, w, g):
 
 
 def tied_gradient__softmax_by_product(x, w, g):
-    """Your softmax's backward is pattern * dp alone: take the sum of dp * pattern, row by row, off
-    dp first.
+    """Your softmax's backward is pattern * dp alone: first subtract from dp the sum of dp *
+    pattern, row by row.
     """
     k, pattern, scale = _forward(x, w)
     d = pattern * (g @ k.T) * scale
@@ -148,8 +150,8 @@ def tied_gradient__softmax_by_product(x, w, g):
 
 
 def tied_gradient__softmax_diagonal(x, w, g):
-    """Your softmax's backward is the diagonal, p * (1 - p): each weight of a row depends on every
-    score of it.
+    """Your softmax's backward is the diagonal, p * (1 - p): each weight of a row depends on
+    every score of it.
     """
     k, pattern, scale = _forward(x, w)
     d = pattern * (1 - pattern) * (g @ k.T) * scale
@@ -157,7 +159,9 @@ def tied_gradient__softmax_diagonal(x, w, g):
 
 
 def tied_gradient__softmax_over_columns(x, w, g):
-    """Your softmax's backward sums over the wrong axis: the softmax ran along the rows (axis=-1)."""
+    """Your softmax's backward sums over the wrong axis: the softmax ran along the rows
+    (axis=-1).
+    """
     k, pattern, scale = _forward(x, w)
     d = g @ k.T
     d = pattern * (d - (d * pattern).sum(axis=0)) * scale
@@ -165,7 +169,7 @@ def tied_gradient__softmax_over_columns(x, w, g):
 
 
 def tied_gradient__softmax_axis_not_kept(x, w, g):
-    """Your softmax's backward takes each row's sum off a column: keep the axis when you sum
+    """Your softmax's backward subtracts each row's sum from a column: keep the axis when you sum
     (keepdims=True).
     """
     k, pattern, scale = _forward(x, w)
@@ -175,8 +179,8 @@ def tied_gradient__softmax_axis_not_kept(x, w, g):
 
 
 def tied_gradient__stops_at_k(x, w, g):
-    """That is the gradient of k, with a row for each token. w made it by x @ w: one product more,
-    with x.T on the left.
+    """That is the gradient of k, with a row for each token. w made it by x @ w: one product
+    more, with x.T on the left.
     """
     k, pattern, scale = _forward(x, w)
     d = _softmax(pattern, g @ k.T) * scale
@@ -184,8 +188,8 @@ def tied_gradient__stops_at_k(x, w, g):
 
 
 def tied_gradient__value_untransposed(x, w, g):
-    """The value's part is pattern.T @ g: what token j handed over gathers the gradients of all who
-    looked at it.
+    """The value's part is pattern.T @ g: what token j handed over gathers the gradients of all
+    who looked at it.
     """
     k, pattern, scale = _forward(x, w)
     d = _softmax(pattern, g @ k.T) * scale
@@ -193,7 +197,9 @@ def tied_gradient__value_untransposed(x, w, g):
 
 
 def tied_gradient__pattern_transposed(x, w, g):
-    """The gradient of the pattern is turned round: row i belongs to query i (g @ k.T, not k @ g.T)."""
+    """The gradient of the pattern is the wrong way round: row i belongs to query i (g @ k.T, not
+    k @ g.T).
+    """
     k, pattern, scale = _forward(x, w)
     d = _softmax(pattern, k @ g.T) * scale
     return x.T @ (d @ k + d.T @ k + pattern.T @ g)
@@ -209,8 +215,8 @@ def tied_gradient__masked(x, w, g):
 
 
 def tied_gradient__softmax_over_queries(x, w, g):
-    """Your pattern is normalised along the wrong axis: each row (a query) must add up to one, not
-    each column.
+    """Your pattern is normalised along the wrong axis: each row (a query) must add up to one,
+    not each column.
     """
     k, scale = x @ w, 1 / np.sqrt(w.shape[1])
     e = np.exp(k @ k.T * scale)
@@ -229,8 +235,8 @@ def tied_gradient__scale_by_d(x, w, g):
 
 
 def tied_gradient__query_unscaled(x, w, g):
-    """The query's part lacks the scale: the root of d divides the scores, so both of its sides get
-    it.
+    """The query's part lacks the scale: the root of d divides the scores, so both of its sides
+    get it.
     """
     query, key, value = _parts(x, w, g)
     return query * np.sqrt(w.shape[1]) + key + value

@@ -32,7 +32,9 @@ def _append(cache, k, v):
 
 
 def step__position_restarts(x, wq, wk, wv, wp, cache):
-    """Your positions start again at 0 in each call: the new tokens stand at cache["n"] and after."""
+    """Your positions start again at 0 in each call: the new tokens stand at cache["n"] and
+    after.
+    """
     q, k, v = _project(x, wq, wk, wv, wp, 0)
     start, end, k, v = _append(cache, k, v)
     return _attend(q, k, v, _seen(start, end))
@@ -48,8 +50,8 @@ def step__position_late(x, wq, wk, wv, wp, cache):
 
 
 def step__position_from_one(x, wq, wk, wv, wp, cache):
-    """Your positions are one too many: the first token of a sequence stands at 0, and with n stored
-    the next at n.
+    """Your positions are one too many: the first token of a sequence stands at 0, and with n
+    stored the next at n.
     """
     q, k, v = _project(x, wq, wk, wv, wp, cache["n"] + 1)
     start, end, k, v = _append(cache, k, v)
@@ -57,8 +59,8 @@ def step__position_from_one(x, wq, wk, wv, wp, cache):
 
 
 def step__one_position(x, wq, wk, wv, wp, cache):
-    """All tokens of a call get the position of its first one: they stand at start, start + 1 and so
-    on.
+    """All tokens of a call get the position of its first one: they stand at start, start + 1 and
+    so on.
     """
     q, k, v = _project(x, wq, wk, wv, np.repeat(wp[cache["n"]][None], len(wp), axis=0), 0)
     start, end, k, v = _append(cache, k, v)
@@ -73,8 +75,8 @@ def step__no_position(x, wq, wk, wv, wp, cache):
 
 
 def step__position_for_query_only(x, wq, wk, wv, wp, cache):
-    """Only your queries know their positions: keys and values are made from x with its positions,
-    too.
+    """Only your queries know their positions: keys and values are made from x with its positions
+    as well.
     """
     q, _, _ = _project(x, wq, wk, wv, wp, cache["n"])
     start, end, k, v = _append(cache, x @ wk, x @ wv)
@@ -105,7 +107,7 @@ def step__mask_one_far(x, wq, wk, wv, wp, cache):
 
 
 def step__no_mask(x, wq, wk, wv, wp, cache):
-    """Nothing is masked: when several tokens come at once, each looks at those after it, too."""
+    """Nothing is masked: when several tokens come at once, each also looks at those after it."""
     q, k, v = _project(x, wq, wk, wv, wp, cache["n"])
     _, _, k, v = _append(cache, k, v)
     return _attend(q, k, v, True)
@@ -131,7 +133,7 @@ def step__attends_before_appending(x, wq, wk, wv, wp, cache):
 
 def step__attends_to_the_cache_only(x, wq, wk, wv, wp, cache):
     """After the first call you attend to what was stored before: the new tokens must see
-    themselves, too.
+    themselves as well.
     """
     q, k, v = _project(x, wq, wk, wv, wp, cache["n"])
     start, end, k, v = _append(cache, k, v)
@@ -147,8 +149,8 @@ def step__attends_to_the_new_only(x, wq, wk, wv, wp, cache):
 
 
 def step__empty_places(x, wq, wk, wv, wp, cache):
-    """A single token attends to the empty places of the arrays as well: only the first n rows are
-    filled.
+    """A single token attends to the empty places of the arrays as well: only the first n rows
+    are filled.
     """
     q, k, v = _project(x, wq, wk, wv, wp, cache["n"])
     start, end, k, v = _append(cache, k, v)
@@ -191,8 +193,8 @@ def step__value_as_key(x, wq, wk, wv, wp, cache):
 
 
 def step__key_as_value(x, wq, wk, wv, wp, cache):
-    """You store the keys in both arrays: cache["v"] takes the values. (One array for both is lesson
-    11.)
+    """You store the keys in both arrays: cache["v"] takes the values. (One array for both is
+    lesson 11.)
     """
     q, k, _ = _project(x, wq, wk, wv, wp, cache["n"])
     start, end, k, v = _append(cache, k, k)
