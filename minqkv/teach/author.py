@@ -185,17 +185,16 @@ def untaught_variants(lessons):
 
 @dataclass
 class Played:
-    """A lesson played twice: its events as plain Python and step by step; CPU seconds of the first
-    way, and of the calibration beside it.
+    """A lesson played step by step: its events, the CPU seconds it took, and what the calibration
+    took beside it.
     """
 
-    whole: list
-    stepped: list
+    events: list
     seconds: float
     calibration: float
 
 
-CALIBRATION_S = 0.04  # CPU seconds of `calibrate` on a machine on which budgets are as stated
+CALIBRATION_S = 0.04  # CPU seconds of `calibrate` on the machine that budgets are stated for
 
 
 def calibrate():
@@ -211,21 +210,10 @@ def calibrate():
 
 def play(lesson):
     """The lesson, Played."""
-    before = calibrate()
-    whole, seconds = events_of(lesson)
-    calibration = max(before, calibrate())
-    stepped = Recorder()
-    Player(lesson, stepped).play(pause=False)
-    return Played(whole, stepped.drawn, seconds, calibration)
-
-
-def events_of(lesson):
-    """(events, CPU seconds) of the lesson as plain Python: the file at once, nothing asked."""
-    recorder, began = Recorder(), time.thread_time()
-    with on(recorder), contextlib.redirect_stdout(io.StringIO()):
-        code = compile(lesson.text, str(lesson.path), "exec")
-        exec(code, {"__name__": "lesson", "__file__": str(lesson.path)})
-    return recorder.drawn, time.thread_time() - began
+    before, recorder, began = calibrate(), Recorder(), time.thread_time()
+    Player(lesson, recorder).play(pause=False)
+    seconds = time.thread_time() - began
+    return Played(recorder.drawn, seconds, max(before, calibrate()))
 
 
 def spoken(events):
@@ -233,15 +221,25 @@ def spoken(events):
     return [event for event in events if event["event"] not in ("step", "prose", "code")]
 
 
-def runs(lesson, played=None):
+def events_of(lesson):
+    """The events of the lesson as plain Python: the whole file at once, nothing asked."""
+    recorder = Recorder()
+    with on(recorder), contextlib.redirect_stdout(io.StringIO()):
+        code = compile(lesson.text, str(lesson.path), "exec")
+        exec(code, {"__name__": "lesson", "__file__": str(lesson.path)})
+    return recorder.drawn
+
+
+def runs(lesson, played=None, whole=None):
     """It runs whole and step by step, within its budget, with something to predict and the place of
-    the real code.
+    the real code. What has been played already may be given.
 
     The budget is in CPU seconds, which other processes do not spend; a slow machine, where the
     calibration takes longer, gets more of them, and every machine twice as many.
     """
+    whole = whole or events_of(lesson)
     played = played or play(lesson)
-    kinds = [event["event"] for event in played.whole]
+    kinds = [event["event"] for event in whole]
     pace = played.calibration / CALIBRATION_S
     if played.seconds > 2 * pace * lesson.budget_s:
         on_this = f"{lesson.budget_s} s, on a machine {pace:.1f} times as slow as the one it means"
@@ -250,9 +248,9 @@ def runs(lesson, played=None):
         yield "asks for fewer than two predictions"
     if "source" not in kinds:
         yield "does not point at the real implementation"
-    if "\x1b" in str(played.whole):
+    if "\x1b" in str(whole):
         yield "an event holds an escape code"
-    if spoken(played.stepped) != played.whole:
+    if spoken(played.events) != whole:
         why = "is something random without a seed, or a time?"
         yield f"gives other events step by step than as a whole: {why}"
     if not 6 <= len(lesson.steps) <= 14:
