@@ -26,6 +26,7 @@ MOVED = {"minqkv.stats": stats}  # where learners' files of 0.1.0 import somethi
 def main(lesson_path, file, report, seconds):
     """Check one file and write the report."""
     check = Check(lessons.read(Path(lesson_path)))
+    sys.modules.update(MOVED)
     with open(f"{report}.frames", "w", encoding="utf-8") as stuck:
         # From here on the learner's code runs. Where an endless loop is, this says in the end.
         faulthandler.dump_traceback_later(float(seconds), exit=True, file=stuck)
@@ -62,7 +63,6 @@ def examine(check, file):
 
 def _load(source, file):
     """The learner's file as a module."""
-    sys.modules.update(MOVED)
     learner = sys.modules["exercise"] = ModuleType("exercise")  # a dataclass looks itself up there
     learner.__file__ = file
     rows = source.splitlines(True)
