@@ -56,8 +56,8 @@ class Number__overwrites(_Number):
 
 
 class Number__keeps_the_first(_Number):
-    """You hand something on only to a parent that has nothing yet: a Number used twice keeps
-    only what arrives first.
+    """You hand something on only to a parent that has nothing yet: a Number used twice keeps only
+    what arrives first.
     """
 
     def _hand_on(self):
@@ -66,8 +66,8 @@ class Number__keeps_the_first(_Number):
 
 
 class Number__own_factor(_Number):
-    """In `*` each factor gets its own value as its slope; a * b moves by b when a moves, so it
-    is the other one's.
+    """In `*` each factor gets its own value as its slope; a * b moves by b when a moves, so it is
+    the other one's.
     """
 
     def _slopes(self, other):
@@ -112,8 +112,8 @@ class Number__product_as_slope(_Number):
 
 
 class Number__oldest_first(_Number):
-    """Only the parents of the result receive anything: the youngest Number must run first, and
-    all older ones after it.
+    """Only the parents of the result receive anything: the youngest Number must run first, and all
+    older ones after it.
     """
 
     def _order(self):
@@ -121,8 +121,8 @@ class Number__oldest_first(_Number):
 
 
 class Number__first_in_first_out(_Number):
-    """A Number hands on as soon as its turn comes in a queue, before all that uses it has run:
-    sort by `serial` first.
+    """A Number hands on as soon as its turn comes in a queue, before all that uses it has run: sort
+    by `serial` first.
     """
 
     def _order(self):
@@ -136,8 +136,8 @@ class Number__first_in_first_out(_Number):
 
 
 class Number__last_in_first_out(_Number):
-    """You run Numbers as they come off the stack, before all that uses them has run: collect
-    first, then sort by `serial`.
+    """You run Numbers as they come off the stack, before all that uses them has run: collect first,
+    then sort by `serial`.
     """
 
     def _order(self):
@@ -152,8 +152,8 @@ class Number__last_in_first_out(_Number):
 
 
 class Number__depth_first(_Number):
-    """Your recursion goes down into a Number at its first visit, before its gradient is
-    complete, and never returns.
+    """Your recursion goes down into a Number at its first visit, before its gradient is complete,
+    and never returns.
     """
 
     def backward(self):
@@ -196,8 +196,8 @@ class Number__starts_every_number(_Number):
 
 
 class Number__hands_on_the_sum_so_far(_Number):
-    """Each time a gradient arrives you hand on the whole sum so far, and so its first part
-    again: wait until it is complete.
+    """Each time a gradient arrives you hand on the whole sum so far, and so its first part again:
+    wait until it is complete.
     """
 
     def backward(self):
@@ -224,8 +224,8 @@ class Number__runs_twice(_Number):
 
 
 class Number__queues_twice(_Number):
-    """A Number used twice goes into your queue twice, and hands on twice what it has: put it
-    there only if it is new.
+    """A Number used twice goes into your queue twice, and hands on twice what it has: put it there
+    only if it is new.
     """
 
     def backward(self):
@@ -237,8 +237,8 @@ class Number__queues_twice(_Number):
 
 
 class Number__forgets_what_arrived(_Number):
-    """You hand on the slope alone; it is the slope times what has arrived at the Number itself
-    (its `grad`).
+    """You hand on the slope alone; it is the slope times what has arrived at the Number itself (its
+    `grad`).
     """
 
     def _hand_on(self):
@@ -247,8 +247,8 @@ class Number__forgets_what_arrived(_Number):
 
 
 class Number__forgets_the_slope(_Number):
-    """Your products hand on their gradient as it is, as a sum would; a factor receives it times
-    the other factor.
+    """Your products hand on their gradient as it is, as a sum would; a factor receives it times the
+    other factor.
     """
 
     def _hand_on(self):

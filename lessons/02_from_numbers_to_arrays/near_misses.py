@@ -27,15 +27,15 @@ def unbroadcast__drops_the_stretched_axes(g, shape):
 
 
 def unbroadcast__only_added(g, shape):
-    """You undo the axes added in front, but not the stretched ones: where `shape` has a 1, g
-    must be summed as well.
+    """You undo the axes added in front, but not the stretched ones: where `shape` has a 1, g must
+    be summed as well.
     """
     return np.asarray(g.sum(axis=_added(g, shape)))
 
 
 def unbroadcast__only_stretched(g, shape):
-    """You undo the stretched axes, but the axes that were added in front are still there, at
-    full length.
+    """You undo the stretched axes, but the axes that were added in front are still there, at full
+    length.
     """
     return g.sum(axis=tuple(i + g.ndim - len(shape) for i in _stretched(shape)), keepdims=True)
 
@@ -63,16 +63,16 @@ def unbroadcast__by_their_lengths(g, shape):
 
 
 def unbroadcast__aligned_left(g, shape):
-    """You take the missing axes to be the last ones of g; shapes are lined up at the right, so
-    they are the first.
+    """You take the missing axes to be the last ones of g; shapes are lined up at the right, so they
+    are the first.
     """
     g = g.sum(axis=tuple(range(len(shape), g.ndim)))
     return g.sum(axis=_stretched(shape), keepdims=True)
 
 
 def unbroadcast__axes_not_shifted(g, shape):
-    """You look for the 1s in `shape`, but sum over those axes of g while g still has more axes
-    in front: the numbers differ.
+    """You look for the 1s in `shape`, but sum over those axes of g while g still has more axes in
+    front: the numbers differ.
     """
     g = g.sum(axis=_stretched(shape), keepdims=True)
     return g.sum(axis=_added(g, shape))
@@ -84,8 +84,8 @@ def unbroadcast__mean(g, shape):
 
 
 def unbroadcast__mean_of_added(g, shape):
-    """You average over the added axes (the rows of a batch, say) and sum over the others; both
-    have to be summed.
+    """You average over the added axes (the rows of a batch, say) and sum over the others; both have
+    to be summed.
     """
     return np.asarray(g.mean(axis=_added(g, shape))).sum(axis=_stretched(shape), keepdims=True)
 
@@ -109,22 +109,22 @@ def unbroadcast__all_but_the_last(g, shape):
 
 
 def unbroadcast__first_axis(g, shape):
-    """You sum over the first axis, whatever `shape` is: compare it with g.shape to see which
-    axes to sum over.
+    """You sum over the first axis, whatever `shape` is: compare it with g.shape to see which axes
+    to sum over.
     """
     return np.asarray(g.sum(axis=0))
 
 
 def unbroadcast__everything(g, shape):
-    """You sum over the whole of g and fill `shape` with it: sum only over the axes that were
-    added or stretched.
+    """You sum over the whole of g and fill `shape` with it: sum only over the axes that were added
+    or stretched.
     """
     return np.full(shape, g.sum())
 
 
 def unbroadcast__kept_axes(g, shape):
-    """You sum over the axes that have to stay, and keep those that were stretched: it is the
-    other way round.
+    """You sum over the axes that have to stay, and keep those that were stretched: it is the other
+    way round.
     """
     g = g.sum(axis=_added(g, shape))
     return g.sum(axis=tuple(i for i, n in enumerate(shape) if n != 1), keepdims=True)
@@ -136,7 +136,7 @@ def unbroadcast__unchanged(g, shape):
 
 
 def unbroadcast__reshaped(g, shape):
-    """You fill `shape` with the first numbers of g: they have to be summed, a reshape or a cut
-    does not add.
+    """You fill `shape` with the first numbers of g: they have to be summed, a reshape or a cut does
+    not add.
     """
     return np.resize(g, shape)

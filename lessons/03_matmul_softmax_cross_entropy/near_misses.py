@@ -24,8 +24,8 @@ def softmax__shift_by_the_largest_of_all(x):
 
 
 def softmax__shift_by_column(x):
-    """You subtract the maximum of each column; only a shift that is the same within a row
-    cancels (axis=-1).
+    """You subtract the maximum of each column; only a shift that is the same within a row cancels
+    (axis=-1).
     """
     return _share(np.exp(x - x.max(axis=0)))
 
@@ -74,8 +74,8 @@ def softmax__not_divided(x):
 
 
 def softmax__no_exponential(x):
-    """You divide scores by their sum without taking exponentials: shares of negative scores
-    would be negative.
+    """You divide scores by their sum without taking exponentials: shares of negative scores would
+    be negative.
     """
     return _share(x)
 
@@ -87,8 +87,8 @@ def softmax__logarithm(x):
 
 
 def softmax_vjp__diagonal_only(y, g):
-    """Your backward knows the diagonal of the Jacobian only, y (1 - y): each score moves the
-    other shares as well.
+    """Your backward knows the diagonal of the Jacobian only, y (1 - y): each score moves the other
+    shares as well.
     """
     return g * y * (1 - y)
 
@@ -104,8 +104,8 @@ def softmax_vjp__zeros(y, g):
 
 
 def softmax_vjp__sign(y, g):
-    """Your backward has the wrong sign: a score gains where its g lies above the average, g -
-    sum, not below it.
+    """Your backward has the wrong sign: a score gains where its g lies above the average, g - sum,
+    not below it.
     """
     return y * ((g * y).sum(axis=-1, keepdims=True) - g)
 
@@ -162,8 +162,8 @@ def softmax_vjp__no_cotangent(y, g):
 
 
 def softmax_vjp__cross_entropy(y, g):
-    """You return y - g. That is the backward of cross-entropy, with g a row of 0 and 1; here it
-    is softmax alone.
+    """You return y - g. That is the backward of cross-entropy, with g a row of 0 and 1; here it is
+    softmax alone.
     """
     return y - g
 
@@ -175,7 +175,7 @@ def softmax_vjp__softmax_again(y, g):
 
 
 def softmax_vjp__one_jacobian_for_all(y, g):
-    """You use the Jacobian of the first row for every row; each row has its own, and you need
-    none of them.
+    """You use the Jacobian of the first row for every row; each row has its own, and you need none
+    of them.
     """
     return g @ (np.diag(y[0]) - np.outer(y[0], y[0]))

@@ -17,8 +17,8 @@ def _move(w, m, v, t, lr, beta1, beta2, eps):
 
 
 def adam__nothing_corrected(w, g, state, lr, beta1, beta2, eps):
-    """Your averages are not corrected: both start at zero, so divide m by `1 - beta1**t` and v
-    by `1 - beta2**t`.
+    """Your averages are not corrected: both start at zero, so divide m by `1 - beta1**t` and v by
+    `1 - beta2**t`.
     """
     m, v, _ = _averages(g, state, beta1, beta2)
     return w - lr * m / (np.sqrt(v) + eps)
@@ -49,8 +49,8 @@ def adam__beta_times_t(w, g, state, lr, beta1, beta2, eps):
 
 
 def adam__beta_without_power(w, g, state, lr, beta1, beta2, eps):
-    """You correct by 1 - beta at every step, which is right in the first only: it is `1 -
-    beta**t`, and t has to grow in `state`.
+    """You correct by 1 - beta at every step, which is right in the first only: it is `1 - beta**t`,
+    and t has to grow in `state`.
     """
     m, v, _ = _averages(g, state, beta1, beta2)
     return _move(w, m, v, 1, lr, beta1, beta2, eps)
@@ -63,8 +63,8 @@ def adam__power_of_the_difference(w, g, state, lr, beta1, beta2, eps):
 
 
 def adam__steps_counted_from_zero(w, g, state, lr, beta1, beta2, eps):
-    """Your t is 0 in the first step, so that `1 - beta**t` is 0. Count the step before you use
-    t.
+    """Your t is 0 in the first step, so that `1 - beta**t` is 0. Count the step before you
+    use t.
     """
     m, v, t = _averages(g, state, beta1, beta2)
     return _move(w, m, v, np.float64(t - 1), lr, beta1, beta2, eps)
@@ -77,8 +77,8 @@ def adam__one_step_ahead(w, g, state, lr, beta1, beta2, eps):
 
 
 def adam__corrected_averages_kept(w, g, state, lr, beta1, beta2, eps):
-    """You keep the corrected averages in state, so that they are corrected again at each step.
-    Keep m and v as they were.
+    """You keep the corrected averages in state, so that they are corrected again at each step. Keep
+    m and v as they were.
     """
     m, v, t = _averages(g, state, beta1, beta2)
     state.update(m=m / (1 - beta1**t), v=v / (1 - beta2**t))
@@ -98,8 +98,8 @@ def adam__corrections_swapped(w, g, state, lr, beta1, beta2, eps):
 
 
 def adam__v_corrected_outside_the_root(w, g, state, lr, beta1, beta2, eps):
-    """You take the root of v and correct it afterwards by `1 - beta2**t`: correct v, then take
-    the root.
+    """You take the root of v and correct it afterwards by `1 - beta2**t`: correct v, then take the
+    root.
     """
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * (m / (1 - beta1**t)) / (np.sqrt(v) / (1 - beta2**t) + eps)
@@ -149,8 +149,8 @@ def adam__weights_swapped(w, g, state, lr, beta1, beta2, eps):
 
 
 def adam__whole_gradient_added(w, g, state, lr, beta1, beta2, eps):
-    """You add the whole gradient, so that m and v are sums, not averages: multiply what is new
-    by 1 - beta.
+    """You add the whole gradient, so that m and v are sums, not averages: multiply what is new by 1
+    - beta.
     """
     m, v = beta1 * state.get("m", 0) + g, beta2 * state.get("v", 0) + g**2
     t = state.get("t", 0) + 1
@@ -175,8 +175,8 @@ def adam__average_squared(w, g, state, lr, beta1, beta2, eps):
 
 
 def adam__squares_added_up(w, g, state, lr, beta1, beta2, eps):
-    """You square the sum over all parameters; each parameter has a v of its own (g**2, not g @
-    g).
+    """You square the sum over all parameters; each parameter has a v of its own (g**2, not g
+    @ g).
     """
     return _move(w, *_averages(g, state, beta1, beta2, square=g @ g), lr, beta1, beta2, eps)
 

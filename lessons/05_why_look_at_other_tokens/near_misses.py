@@ -18,8 +18,8 @@ def mix__plain_mean(scores, rows):
 
 
 def mix__scores_as_weights(scores, rows):
-    """You use the scores as weights: they may be negative, and do not add up to one. Softmax
-    comes first.
+    """You use the scores as weights: they may be negative, and do not add up to one. Softmax comes
+    first.
     """
     return scores @ rows
 
@@ -39,8 +39,8 @@ def mix__absolute_scores(scores, rows):
 
 
 def mix__clipped_scores(scores, rows):
-    """You set negative scores to 0 and normalise: a low score still has a weight, a small one.
-    Take the exponential.
+    """You set negative scores to 0 and normalise: a low score still has a weight, a small one. Take
+    the exponential.
     """
     positive = np.maximum(scores, 0)
     return positive / np.maximum(positive.sum(axis=-1, keepdims=True), 1e-12) @ rows
@@ -52,22 +52,22 @@ def mix__not_normalised(scores, rows):
 
 
 def mix__shifted_not_normalised(scores, rows):
-    """Your largest weight is always one: shift by the maximum, then still divide the
-    exponentials by their sum.
+    """Your largest weight is always one: shift by the maximum, then still divide the exponentials
+    by their sum.
     """
     return _exp(scores) @ rows
 
 
 def mix__divided_by_count(scores, rows):
-    """You divide the exponentials by how many there are, not by their sum: the weights do not
-    add up to one.
+    """You divide the exponentials by how many there are, not by their sum: the weights do not add
+    up to one.
     """
     return np.exp(scores) @ rows / len(rows)
 
 
 def mix__over_tokens_that_look(scores, rows):
-    """Your softmax runs over the wrong axis: each row (a token that looks) must add up to one,
-    not each column.
+    """Your softmax runs over the wrong axis: each row (a token that looks) must add up to one, not
+    each column.
     """
     return _softmax(scores, axis=0) @ rows
 
@@ -85,8 +85,8 @@ def mix__averaged_again(scores, rows):
 
 
 def mix__keeps_the_last(scores, rows):
-    """You write each weighted row over the one before, so that only the last is left: add them
-    up (+=).
+    """You write each weighted row over the one before, so that only the last is left: add them up
+    (+=).
     """
     return _softmax(scores)[:, -1:] * rows[-1]
 
@@ -124,8 +124,8 @@ def mix__softmax_twice(scores, rows):
 
 
 def mix__softmax_of_rows(scores, rows):
-    """You apply softmax to the rows as well; only the scores become weights, the rows are mixed
-    as they are.
+    """You apply softmax to the rows as well; only the scores become weights, the rows are mixed as
+    they are.
     """
     return _softmax(scores) @ _softmax(rows)
 

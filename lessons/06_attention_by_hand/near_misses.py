@@ -78,23 +78,23 @@ def attend__strict_mask_large(x, wq, wk, wv):
 
 
 def attend__one_ahead(x, wq, wk, wv):
-    """Your mask is off by one: each token also sees the one after it. The diagonal is the last
-    that may be seen (k=0).
+    """Your mask is off by one: each token also sees the one after it. The diagonal is the last that
+    may be seen (k=0).
     """
     _, _, v, scores, seen = _parts(x, wq, wk, wv)
     return _softmax(np.where(np.tril(np.ones(seen.shape, bool), 1), scores, -np.inf)) @ v
 
 
 def attend__mask_times_infinity(x, wq, wk, wv):
-    """You multiply a mask of 0 and 1 by infinity, and 0 times infinity is nan. Use
-    np.where(mask, scores, -np.inf).
+    """You multiply a mask of 0 and 1 by infinity, and 0 times infinity is nan. Use np.where(mask,
+    scores, -np.inf).
     """
     return np.full((len(x), wv.shape[1]), np.nan)
 
 
 def attend__mask_smaller_than_some(x, wq, wk, wv):
-    """You set hidden scores to -1, which still has a weight, and more than a seen score below
-    it. Set them to minus infinity.
+    """You set hidden scores to -1, which still has a weight, and more than a seen score below it.
+    Set them to minus infinity.
     """
     _, _, v, scores, seen = _parts(x, wq, wk, wv)
     return _softmax(np.where(seen, scores, -1)) @ v
@@ -115,8 +115,8 @@ def attend__mask_added_as_numbers(x, wq, wk, wv):
 
 
 def attend__mask_multiplied(x, wq, wk, wv):
-    """You set hidden scores to 0, but the exponential of 0 is 1: they still take part. Set them
-    to minus infinity.
+    """You set hidden scores to 0, but the exponential of 0 is 1: they still take part. Set them to
+    minus infinity.
     """
     _, _, v, scores, seen = _parts(x, wq, wk, wv)
     return _softmax(scores * seen) @ v
@@ -145,8 +145,8 @@ def attend__swapped(x, wq, wk, wv):
 
 
 def attend__keys_as_values(x, wq, wk, wv):
-    """You mix keys, not values. (That is the variant q-k=v, of lesson 08; here values have a
-    matrix of their own.)
+    """You mix keys, not values. (That is the variant q-k=v, of lesson 08; here values have a matrix
+    of their own.)
     """
     _, k, _, scores, seen = _parts(x, wq, wk, wv)
     return _softmax(np.where(seen, scores, -np.inf)) @ k

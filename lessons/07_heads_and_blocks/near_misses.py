@@ -71,8 +71,8 @@ def split__heads_in_reverse(x, n_head):
 
 
 def merge__reshape_only(z):
-    """merge reshapes without transposing back: a row then holds several tokens of one head.
-    Bring the tokens to the front.
+    """merge reshapes without transposing back: a row then holds several tokens of one head. Bring
+    the tokens to the front.
     """
     H, T, d = z.shape
     return z.reshape(T, H * d)
@@ -84,8 +84,8 @@ def merge__not_reshaped(z):
 
 
 def merge__interleaved(z):
-    """merge takes one column of each head in turn; all columns of head 0 come first, then those
-    of head 1.
+    """merge takes one column of each head in turn; all columns of head 0 come first, then those of
+    head 1.
     """
     H, T, d = z.shape
     return z.transpose(1, 2, 0).reshape(T, H * d)

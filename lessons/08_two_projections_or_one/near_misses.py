@@ -45,16 +45,16 @@ def tied_gradient__no_value(x, w, g):
 
 
 def tied_gradient__no_key(x, w, g):
-    """The key's path is missing: the scores k @ k.T hold k twice, on the left as queries and on
-    the right as keys.
+    """The key's path is missing: the scores k @ k.T hold k twice, on the left as queries and on the
+    right as keys.
     """
     query, _, value = _parts(x, w, g)
     return query + value
 
 
 def tied_gradient__no_query(x, w, g):
-    """The query's path is missing: the scores k @ k.T hold k twice, on the left as queries and
-    on the right as keys.
+    """The query's path is missing: the scores k @ k.T hold k twice, on the left as queries and on
+    the right as keys.
     """
     _, key, value = _parts(x, w, g)
     return key + value
@@ -68,16 +68,16 @@ def tied_gradient__average(x, w, g):
 
 
 def tied_gradient__scores_averaged(x, w, g):
-    """You take half of the query's and the key's part, as if they shared one gradient: each
-    counts in full.
+    """You take half of the query's and the key's part, as if they shared one gradient: each counts
+    in full.
     """
     query, key, value = _parts(x, w, g)
     return (query + key) / 2 + value
 
 
 def tied_gradient__difference(x, w, g):
-    """You subtract the key's part: all three are added. (The `-` in a variant's name is not a
-    minus sign either.)
+    """You subtract the key's part: all three are added. (The `-` in a variant's name is not a minus
+    sign either.)
     """
     query, key, value = _parts(x, w, g)
     return query - key + value
@@ -100,8 +100,8 @@ def tied_gradient__key_twice(x, w, g):
 
 
 def tied_gradient__no_scale_backward(x, w, g):
-    """You leave out the scale on the way back: the scores were divided by the root of d, so
-    their gradient is as well.
+    """You leave out the scale on the way back: the scores were divided by the root of d, so their
+    gradient is as well.
     """
     query, key, value = _parts(x, w, g)
     return (query + key) * np.sqrt(w.shape[1]) + value
@@ -118,8 +118,8 @@ def tied_gradient__no_scale(x, w, g):
 
 
 def tied_gradient__scale_squared(x, w, g):
-    """You scale twice on the way back: the gradient of the scores is divided by the root of d
-    once, not by d.
+    """You scale twice on the way back: the gradient of the scores is divided by the root of d once,
+    not by d.
     """
     query, key, value = _parts(x, w, g)
     return (query + key) / np.sqrt(w.shape[1]) + value
@@ -132,8 +132,8 @@ def tied_gradient__everything_scaled(x, w, g):
 
 
 def tied_gradient__no_softmax(x, w, g):
-    """You leave out the softmax on the way back: g @ k.T is the gradient of the pattern, not yet
-    of the scores.
+    """You leave out the softmax on the way back: g @ k.T is the gradient of the pattern, not yet of
+    the scores.
     """
     k, pattern, scale = _forward(x, w)
     d = g @ k.T * scale
@@ -150,8 +150,8 @@ def tied_gradient__softmax_by_product(x, w, g):
 
 
 def tied_gradient__softmax_diagonal(x, w, g):
-    """Your softmax's backward is the diagonal, p * (1 - p): each weight of a row depends on
-    every score of it.
+    """Your softmax's backward is the diagonal, p * (1 - p): each weight of a row depends on every
+    score of it.
     """
     k, pattern, scale = _forward(x, w)
     d = pattern * (1 - pattern) * (g @ k.T) * scale
@@ -179,8 +179,8 @@ def tied_gradient__softmax_axis_not_kept(x, w, g):
 
 
 def tied_gradient__stops_at_k(x, w, g):
-    """That is the gradient of k, with a row for each token. w made it by x @ w: one product
-    more, with x.T on the left.
+    """That is the gradient of k, with a row for each token. w made it by x @ w: one product more,
+    with x.T on the left.
     """
     k, pattern, scale = _forward(x, w)
     d = _softmax(pattern, g @ k.T) * scale
@@ -188,8 +188,8 @@ def tied_gradient__stops_at_k(x, w, g):
 
 
 def tied_gradient__value_untransposed(x, w, g):
-    """The value's part is pattern.T @ g: what token j handed over gathers the gradients of all
-    who looked at it.
+    """The value's part is pattern.T @ g: what token j handed over gathers the gradients of all who
+    looked at it.
     """
     k, pattern, scale = _forward(x, w)
     d = _softmax(pattern, g @ k.T) * scale
@@ -197,8 +197,8 @@ def tied_gradient__value_untransposed(x, w, g):
 
 
 def tied_gradient__pattern_transposed(x, w, g):
-    """The gradient of the pattern is the wrong way round: row i belongs to query i (g @ k.T, not
-    k @ g.T).
+    """The gradient of the pattern is the wrong way round: row i belongs to query i (g @ k.T, not k
+    @ g.T).
     """
     k, pattern, scale = _forward(x, w)
     d = _softmax(pattern, k @ g.T) * scale
@@ -215,8 +215,8 @@ def tied_gradient__masked(x, w, g):
 
 
 def tied_gradient__softmax_over_queries(x, w, g):
-    """Your pattern is normalised along the wrong axis: each row (a query) must add up to one,
-    not each column.
+    """Your pattern is normalised along the wrong axis: each row (a query) must add up to one, not
+    each column.
     """
     k, scale = x @ w, 1 / np.sqrt(w.shape[1])
     e = np.exp(k @ k.T * scale)
@@ -235,8 +235,8 @@ def tied_gradient__scale_by_d(x, w, g):
 
 
 def tied_gradient__query_unscaled(x, w, g):
-    """The query's part lacks the scale: the root of d divides the scores, so both of its sides
-    get it.
+    """The query's part lacks the scale: the root of d divides the scores, so both of its sides get
+    it.
     """
     query, key, value = _parts(x, w, g)
     return query * np.sqrt(w.shape[1]) + key + value

@@ -27,8 +27,8 @@ def bytes_per_token__one_stream_more(n_layer, n_head, n_embd, kv_heads, streams,
 
 
 def bytes_per_token__with_queries(n_layer, n_head, n_embd, kv_heads, streams, itemsize):
-    """You also count the queries of all n_head heads. A query is used once, by its own token,
-    and never kept.
+    """You also count the queries of all n_head heads. A query is used once, by its own token, and
+    never kept.
     """
     return n_layer * (n_embd + streams * _kept(n_head, kv_heads) * (n_embd // n_head)) * itemsize
 
@@ -39,8 +39,8 @@ def bytes_per_token__streams_divide(n_layer, n_head, n_embd, kv_heads, streams, 
 
 
 def bytes_per_token__query_heads(n_layer, n_head, n_embd, kv_heads, streams, itemsize):
-    """You count n_embd numbers a stream, those of all query heads. What is kept: kv_heads heads
-    of n_embd / n_head numbers.
+    """You count n_embd numbers a stream, those of all query heads. What is kept: kv_heads heads of
+    n_embd / n_head numbers.
     """
     return n_layer * streams * n_embd * itemsize
 
@@ -93,8 +93,8 @@ def saved__percent(n_head, kv_heads, streams):
 
 
 def saved__no_streams(n_head, kv_heads, streams):
-    """`saved` forgets the streams: where keys and values are one, half is saved before any head
-    is shared.
+    """`saved` forgets the streams: where keys and values are one, half is saved before any head is
+    shared.
     """
     return 1 - _kept(n_head, kv_heads) / n_head
 

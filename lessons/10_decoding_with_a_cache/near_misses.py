@@ -50,8 +50,8 @@ def step__position_late(x, wq, wk, wv, wp, cache):
 
 
 def step__position_from_one(x, wq, wk, wv, wp, cache):
-    """Your positions are one too many: the first token of a sequence stands at 0, and with n
-    stored the next at n.
+    """Your positions are one too many: the first token of a sequence stands at 0, and with n stored
+    the next at n.
     """
     q, k, v = _project(x, wq, wk, wv, wp, cache["n"] + 1)
     start, end, k, v = _append(cache, k, v)
@@ -59,8 +59,8 @@ def step__position_from_one(x, wq, wk, wv, wp, cache):
 
 
 def step__one_position(x, wq, wk, wv, wp, cache):
-    """All tokens of a call get the position of its first one: they stand at start, start + 1 and
-    so on.
+    """All tokens of a call get the position of its first one: they stand at start, start + 1 and so
+    on.
     """
     q, k, v = _project(x, wq, wk, wv, np.repeat(wp[cache["n"]][None], len(wp), axis=0), 0)
     start, end, k, v = _append(cache, k, v)
@@ -75,8 +75,8 @@ def step__no_position(x, wq, wk, wv, wp, cache):
 
 
 def step__position_for_query_only(x, wq, wk, wv, wp, cache):
-    """Only your queries know their positions: keys and values are made from x with its positions
-    as well.
+    """Only your queries know their positions: keys and values are made from x with its positions as
+    well.
     """
     q, _, _ = _project(x, wq, wk, wv, wp, cache["n"])
     start, end, k, v = _append(cache, x @ wk, x @ wv)
@@ -132,8 +132,8 @@ def step__attends_before_appending(x, wq, wk, wv, wp, cache):
 
 
 def step__attends_to_the_cache_only(x, wq, wk, wv, wp, cache):
-    """After the first call you attend to what was stored before: the new tokens must see
-    themselves as well.
+    """After the first call you attend to what was stored before: the new tokens must see themselves
+    as well.
     """
     q, k, v = _project(x, wq, wk, wv, wp, cache["n"])
     start, end, k, v = _append(cache, k, v)
@@ -149,8 +149,8 @@ def step__attends_to_the_new_only(x, wq, wk, wv, wp, cache):
 
 
 def step__empty_places(x, wq, wk, wv, wp, cache):
-    """A single token attends to the empty places of the arrays as well: only the first n rows
-    are filled.
+    """A single token attends to the empty places of the arrays as well: only the first n rows are
+    filled.
     """
     q, k, v = _project(x, wq, wk, wv, wp, cache["n"])
     start, end, k, v = _append(cache, k, v)
@@ -193,8 +193,8 @@ def step__value_as_key(x, wq, wk, wv, wp, cache):
 
 
 def step__key_as_value(x, wq, wk, wv, wp, cache):
-    """You store the keys in both arrays: cache["v"] takes the values. (One array for both is
-    lesson 11.)
+    """You store the keys in both arrays: cache["v"] takes the values. (One array for both is lesson
+    11.)
     """
     q, k, _ = _project(x, wq, wk, wv, wp, cache["n"])
     start, end, k, v = _append(cache, k, k)

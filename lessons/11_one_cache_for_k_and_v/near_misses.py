@@ -51,8 +51,8 @@ def raw_step__turned_values(x, wq, wk, cache):
 
 
 def raw_step__turned_values_and_back(x, wq, wk, cache):
-    """raw_step: you mix the turned copy and turn the answer back. That is the other form; here
-    mix what is stored.
+    """raw_step: you mix the turned copy and turn the answer back. That is the other form; here mix
+    what is stored.
     """
     n, stored, places = _write(cache, x @ wk)
     keys = _turn(stored, places)
@@ -66,8 +66,8 @@ def raw_step__answer_turned_back(x, wq, wk, cache):
 
 
 def raw_step__turned_in_place(x, wq, wk, cache):
-    """raw_step: you write the turned keys back into the cache, so they turn further at each
-    step. Turn a copy.
+    """raw_step: you write the turned keys back into the cache, so they turn further at each step.
+    Turn a copy.
     """
     n, stored, places = _write(cache, x @ wk)
     keys = _turn(stored, places)
@@ -95,16 +95,16 @@ def raw_step__keys_not_turned(x, wq, wk, cache):
 
 
 def raw_step__keys_at_the_query(x, wq, wk, cache):
-    """raw_step: you turn all keys by the position of the query, so that no distance is left.
-    Each has its own.
+    """raw_step: you turn all keys by the position of the query, so that no distance is left. Each
+    has its own.
     """
     n, stored, _ = _write(cache, x @ wk)
     return _attend(_turn(x @ wq, n), _turn(stored, n), stored)
 
 
 def raw_step__keys_turned_back(x, wq, wk, cache):
-    """raw_step: query and keys turn in opposite directions: both turn forward, and the distance
-    is what remains.
+    """raw_step: query and keys turn in opposite directions: both turn forward, and the distance is
+    what remains.
     """
     n, stored, places = _write(cache, x @ wk)
     return _attend(_turn(x @ wq, n), _turn(stored, places, back=True), stored)
@@ -131,8 +131,8 @@ def raw_step__no_scale(x, wq, wk, cache):
 
 
 def raw_step__scaled_by_the_token(x, wq, wk, cache):
-    """raw_step: you scale by the width C of the token: it is d, the columns of a query, whose
-    root divides the scores.
+    """raw_step: you scale by the width C of the token: it is d, the columns of a query, whose root
+    divides the scores.
     """
     n, stored, places = _write(cache, x @ wk)
     q = _turn(x @ wq, n)
@@ -159,24 +159,24 @@ def unrotate_step__wrong_sign(x, wq, wk, cache):
 
 
 def unrotate_step__back_too_far(x, wq, wk, cache):
-    """unrotate_step: you turn the answer back by n + 1; the query stands at n, as it was before
-    you counted.
+    """unrotate_step: you turn the answer back by n + 1; the query stands at n, as it was before you
+    counted.
     """
     n, stored, _ = _write(cache, _turn(x @ wk, cache["n"]))
     return _turn(_attend(_turn(x @ wq, n), stored, stored), n + 1, back=True)
 
 
 def unrotate_step__values_turned_back(x, wq, wk, cache):
-    """unrotate_step: you turn each value back by its own position: the raw form, at its cost.
-    Turn the answer, by n.
+    """unrotate_step: you turn each value back by its own position: the raw form, at its cost. Turn
+    the answer, by n.
     """
     n, stored, places = _write(cache, _turn(x @ wk, cache["n"]))
     return _attend(_turn(x @ wq, n), stored, _turn(stored, places, back=True))
 
 
 def unrotate_step__stored_raw(x, wq, wk, cache):
-    """unrotate_step: you store raw keys and mix them, as in raw_step. Here the cache holds
-    turned keys, and they are mixed.
+    """unrotate_step: you store raw keys and mix them, as in raw_step. Here the cache holds turned
+    keys, and they are mixed.
     """
     n, stored, places = _write(cache, x @ wk)
     return _attend(_turn(x @ wq, n), _turn(stored, places), stored)
@@ -211,8 +211,8 @@ def unrotate_step__all_late(x, wq, wk, cache):
 
 
 def unrotate_step__misses_itself(x, wq, wk, cache):
-    """unrotate_step: the new token is missing from its own attention: write first, then read n +
-    1 rows.
+    """unrotate_step: the new token is missing from its own attention: write first, then read n + 1
+    rows.
     """
     n, stored, _ = _write(cache, _turn(x @ wk, cache["n"]))
     return _turn(_attend(_turn(x @ wq, n), stored[:n], stored[:n]), n, back=True)

@@ -66,8 +66,8 @@ def perplexity__base_two(losses, counted):
 
 
 def perplexity__inverse(losses, counted):
-    """You return the exponential of minus the mean loss, which is a probability. The perplexity
-    is one over it.
+    """You return the exponential of minus the mean loss, which is a probability. The perplexity is
+    one over it.
     """
     return np.exp(-losses[counted].mean())
 
@@ -79,8 +79,8 @@ def _interval(d, half=None, freedom=0, factor=None, below=None, ddof=1):
 
 
 def paired__sd_for_sem(a, b):
-    """Your half width uses the spread of single differences. The spread of a mean of n is
-    smaller: divide by √n.
+    """Your half width uses the spread of single differences. The spread of a mean of n is smaller:
+    divide by √n.
     """
     return _interval(a - b, below=1)
 
@@ -91,8 +91,8 @@ def paired__divided_by_n(a, b):
 
 
 def paired__n_for_n_minus_1(a, b):
-    """Your spread divides by n (np.std does, unless told ddof=1). With n − 1 it makes up for a
-    mean from the same data.
+    """Your spread divides by n (np.std does, unless told ddof=1). With n − 1 it makes up for a mean
+    from the same data.
     """
     return _interval(a - b, ddof=0)
 
@@ -125,8 +125,8 @@ def paired__unpaired_spread(a, b):
 
 
 def paired__difference_of_spreads(a, b):
-    """You subtract the spread of b from that of a. Subtract the results, seed by seed, and take
-    the spread of that.
+    """You subtract the spread of b from that of a. Subtract the results, seed by seed, and take the
+    spread of that.
     """
     n = len(a)
     return (a - b).mean(), t_quantile(n - 1) * abs(a.std(ddof=1) - b.std(ddof=1)) / np.sqrt(n)
@@ -160,8 +160,8 @@ def paired__two(a, b):
 
 
 def paired__no_factor(a, b):
-    """Your half width is s / √n, one standard error. For 95 percent it is t_quantile(n - 1)
-    times that.
+    """Your half width is s / √n, one standard error. For 95 percent it is t_quantile(n - 1) times
+    that.
     """
     return _interval(a - b, factor=1)
 
@@ -219,8 +219,8 @@ def paired__absolute(a, b):
 
 
 def paired__sorted(a, b):
-    """You sort both lists first, and that tears the pairs apart: a[i] and b[i] share a seed as
-    they stand.
+    """You sort both lists first, and that tears the pairs apart: a[i] and b[i] share a seed as they
+    stand.
     """
     return _interval(np.sort(a) - np.sort(b))
 

@@ -43,8 +43,8 @@ def _view(name, about):
             export(svg, f"minqkv trace {name}", stage.drawn)
 
 
-_view("forward", "Queries, keys, values, scores, pattern, output, in the order they are computed.")
-_view("decode", "Token by token: the cache, its bytes beside the formula, and which memory it is.")
+_view("forward", "Queries, keys, values, scores, pattern and output, in order.")
+_view("decode", "Token by token: the cache, its bytes, and which memory it is.")
 _view("backward", "The gradient of each array, then of each weight.")
 
 COMMANDS = (trace,)
