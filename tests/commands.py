@@ -8,13 +8,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-_OURS = (
-    "COLUMNS",
-    "NO_COLOR",
-    "FORCE_COLOR",
-    "MINQKV_BACKEND",
-    "PYTHONIOENCODING",
-)  # what would change the output
+PATIENCE_S = 600.0  # when a test gives up on something that should have happened: no test is timed
+_OURS = (  # what would change the output
+    "COLUMNS", "NO_COLOR", "FORCE_COLOR", "MINQKV_BACKEND", "PYTHONIOENCODING",
+)  # fmt: skip
 
 
 def start(*args, env=None, **options):
@@ -38,11 +35,11 @@ def start(*args, env=None, **options):
 def run(*args, env=None, **options):
     """(exit code, stdout, stderr) of the command."""
     with start(*args, env=env, **options) as child:
-        out, err = child.communicate(timeout=120)
+        out, err = child.communicate(timeout=PATIENCE_S)
     return child.returncode, out, err
 
 
-def wait_until(condition, seconds=20.0):
+def wait_until(condition, seconds=PATIENCE_S):
     """Poll until `condition()` is true; fails the test when it never is."""
     limit = time.monotonic() + seconds
     while not condition():

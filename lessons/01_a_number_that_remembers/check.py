@@ -1,6 +1,4 @@
-"""Check 01: gradients of random little programs, by the learner's `Number` and by the package's
-Tensor.
-"""
+"""Check 01: gradients of random programs, by the learner's `Number` and the package's Tensor."""
 
 import numpy as np
 
@@ -9,35 +7,37 @@ import minqkv as mq
 TOLERANCE = 1e-9
 
 HINTS = (
-    "`*` is one line, like `+`: only the slopes differ. How far does `a * b` move when `a` moves? As far as `b` says. For "
-    "`backward` you need three things: all Numbers that led here, an order, and a loop that adds.",
-    "To collect: keep a set of what you have seen and a stack of whose parents to look at; put a parent on the stack only if "
-    "it is new. To order: `sorted(seen, key=lambda n: n.serial, reverse=True)`, the youngest first.",
+    "`*` is one line, like `+`: only the slopes differ. How far does `a * b` move when `a` moves? "
+    "As far as `b` says. For `backward` you need three things: all Numbers that led here, an "
+    "order, and a loop that adds.",
+    "To collect: keep a set of what you have seen and a stack of whose parents to look at; put a "
+    "parent on the stack only if it is new. To order: `sorted(seen, key=lambda n: n.serial, "
+    "reverse=True)`, the youngest first.",
     "Set `self.grad = 1.0`. Then for each `number` in that order, and for each `parent, slope` of "
     "`zip(number.parents, number.slopes)`: `parent.grad += slope * number.grad`.",
 )
 
 EXPLANATION = """
-What you wrote is the heart of the package: collect what can be reached, find an order, add up. If your order came from
-going down to the parents first, that is right as well; but as a recursion it ends where Python's stack does, after about
-a thousand Numbers in a row. A serial number needs no recursion. Two more things differ.
+What you wrote is the heart of the package: collect what can be reached, find an order, add up. If
+your order came from going down to the parents first, that is right as well; but as a recursion it
+ends where Python's stack does, after about a thousand Numbers in a row. A serial number needs no
+recursion. Two more things differ.
 
-You keep each slope as a number. The package keeps, for each operation, a function from the gradient of the result to the
-gradients of its inputs. For arrays that is needed: the slopes of a large product would be a table far larger than the
-arrays themselves, and the function never writes it down.
+You keep each slope as a number. The package keeps, for each operation, a function from the gradient
+of the result to the gradients of its inputs. For arrays that is needed: the slopes of a large
+product would be a table far larger than the arrays themselves, and the function never writes it
+down.
 
-And you keep `grad` in every Number, and every Number as long as the result lives. The package keeps the gradient of an
-input only, and lets go of everything else as soon as it has been used.
+And you keep `grad` in every Number, and every Number as long as the result lives. The package keeps
+only the gradient of an input, and releases everything else as soon as it has been used.
 """
 
 
-ENDS, ENDLESS = "ends", "does not end: it goes down every path anew"
+ENDS, ENDLESS = "ends", "does not end: it goes down every path again"
 
 
 def cases(rng):
-    """The values of some inputs, a program of products and sums that makes y out of them, and how
-    often to double y.
-    """
+    """Values of inputs, a program of products and sums that makes y, how often to double y."""
     n = int(rng.integers(2, 6))
     names, lines = list("abcde"[:n]), []
     for name in "pqrstuvw"[: n + 1]:

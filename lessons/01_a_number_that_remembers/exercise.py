@@ -6,14 +6,13 @@ _made = itertools.count()
 
 
 class Number:
-    """A number that remembers how it was made, so that `backward` can tell what it owes to each of
-    its inputs.
+    """A number that remembers how it was made, so that `backward` can find its gradients.
 
     `+` is there already. Write `*` in the same way, then `backward`. Nothing else needs to change.
 
-    The check makes inputs a, b, c ... of the numbers in `x`, runs a small random program such as "p
-    = a * b; y = p + a", calls y.backward(), and compares y and the gradients of the inputs with the
-    package's.
+    The check makes inputs a, b, c ... of the numbers in `x`, runs a small random program such as
+    "p = a * b; y = p + a", calls y.backward(), and compares y and the gradients of the inputs with
+    the package's.
     """
 
     def __init__(self, value, parents=(), slopes=()):
@@ -31,11 +30,9 @@ class Number:
         raise NotImplementedError
 
     def backward(self):
-        """Put into `grad` of every Number that led to this one, how fast this one grows as that one
-        grows.
+        """Put into `grad` of each Number that led here how fast this one grows as that one does.
 
-        A Number used twice, be it by two others or twice by one, adds up what it receives. In some
-        of the cases y is then doubled sixty times, y = y + y: going down every path anew would not
-        come to an end there.
+        A Number used twice, by two others or twice by one, adds up what it receives. In some of the
+        cases y is then doubled sixty times, y = y + y: going down every path would never end there.
         """
         raise NotImplementedError

@@ -10,14 +10,14 @@
 # minutes = 20
 # budget_s = 4
 # exercise = "Number"
-# uses = ["minqkv.Tensor", "minqkv.trace", "minqkv.tracing.probe", "minqkv.gradcheck"]
+# uses = ["minqkv.Tensor", "minqkv.trace", "minqkv.runtime.tracing.probe", "minqkv.gradcheck"]
 # ///
 
 # %% [markdown]
-# A program makes one number `y` out of three others. Turn one of the three a little: how far does
+# A program makes one number `y` out of three others. Change one of the three a little: how far does
 # `y` move? That rate is the **gradient** of `y` with respect to it: the slope, how fast `y` grows
 # as that number grows. A model that learns needs this for each of its numbers, because it says
-# which way to turn them.
+# which way to change them.
 #
 # The plain way to find a slope is to nudge one number, run the program again, and look at the
 # difference.
@@ -46,9 +46,7 @@ table(
     "by nudging", ["input", "value", "slope"], [[name, here[name], slopes[name]] for name in here]
 )
 say(f"That took {len(here) + 1} runs of f: one to start from, and one for each input.")
-say(
-    "A model has millions of inputs of this kind. Millions of runs for one step of learning: too many."
-)
+say("A model has millions of such inputs. Millions of runs for one step of learning are too many.")
 
 # %% [markdown]
 # All the slopes can be had from one run, if each number remembers how it was made. In this package
@@ -87,7 +85,8 @@ table(
     [[name, numbers[name].item(), made_from[name]] for name in numbers],
 )
 say(
-    "A number remembers one step back, no more. Step by step that leads to the inputs, which were made from nothing."
+    "A number remembers one step back, no more. Step by step that leads to the inputs, which were "
+    "made from nothing."
 )
 
 # %% [markdown]
@@ -108,7 +107,7 @@ y.backward()
 predict("What is the gradient of `b`?", b.grad.item())
 by_backward = [numbers[name].grad.item() for name in here]
 table(
-    "twice the same slopes",
+    "the same slopes, computed two ways",
     ["input", "nudging", "backward"],
     list(zip(here, slopes.values(), by_backward, strict=True)),
 )
@@ -116,14 +115,14 @@ compare("by nudging", list(slopes.values()), "by backward", by_backward)
 say("One run forward and one back, however many inputs there are.")
 
 # %% [markdown]
-# On a longer way the factors multiply. In `y = (a * b) * c` the product `p = a * b` stands in the
-# middle: `p` receives what `y` has, times `c`, and hands that on to `a`, times `b`.
+# Along a longer path the factors multiply. In `y = (a * b) * c` the product `p = a * b` stands in
+# the middle: `p` receives what `y` has, times `c`, and hands that on to `a`, times `b`.
 #
 # `mq.trace` records what passes through the package while it runs, and `probe` gives a name to a
 # number we want to follow. That lets us see the gradient of `p`, which `backward` throws away once
 # it has been used.
 
-# %% A longer way
+# %% A longer path
 a, b, c = leaves()
 with mq.trace() as t:
     p = a * b
@@ -144,10 +143,10 @@ table(
 )
 
 # %% [markdown]
-# And if a number is used twice? In `y = a * b + a` there are two ways from `a` to `y`. To see them
+# And if a number is used twice? In `y = a * b + a` there are two paths from `a` to `y`. To see them
 # apart, give the two uses names of their own, `first` and `second`, both with the value of `a`.
 #
-# Turning `a` turns both at once, and `y` moves by what each of them causes. So the two gradients
+# Changing `a` changes both at once, and `y` moves by what each of them causes. So the two gradients
 # **add up**. This is called accumulation, and the course will come back to it again and again:
 # whatever is used in several places gets a gradient from each place, and the sum is what counts.
 
@@ -159,7 +158,7 @@ first, b, c = leaves()
 second, _, _ = leaves()
 (first * b + second).backward()
 
-predict("Two ways lead from `a` to `y = a * b + a`. What is the gradient of `a`?", a.grad.item())
+predict("Two paths lead from `a` to `y = a * b + a`. What is the gradient of `a`?", a.grad.item())
 table(
     "two uses",
     ["number", "gradient", "use"],
@@ -177,7 +176,8 @@ predict(
     square.grad.item(),
 )
 say(
-    "Each of the two factors receives the other one. To keep only what arrives last would lose half of it."
+    "Each of the two factors receives the other one. Keeping only what arrives last would lose "
+    "half of it."
 )
 
 # %% [markdown]
@@ -186,11 +186,12 @@ say(
 #     p = a * b,    q = p * c,    r = p + q
 #
 # where `p` is used by `q` and by `r`. The sum `r` comes first on the way back and gives 1 to each
-# of its parts. Now `p` has a gradient. Suppose it handed that on to `a` at once, and was then done
-# with.
+# of its parts. Now `p` has a gradient. Suppose it handed that on to `a` at once, and was then
+# finished.
 #
-# The rule of an operation can be called by hand: `node.vjp(g)` takes the gradient of a result and
-# returns one for each number it was made from. (Lesson 03 explains the name.)
+# The rule of an operation can be called by hand: `node.vjp(g, wanted)` takes the gradient of a
+# result and returns one for each number it was made from, if it is wanted. (Lesson 03 explains the
+# name.)
 
 # %% Too early
 one = mq.Tensor(1.0).data  # a gradient of 1
@@ -200,10 +201,12 @@ with mq.trace() as t:
     q = p * c
     r = p + q
     probe("p", p)
-    early = p.node.vjp(one)
+    early = p.node.vjp(one, (True, True))
     r.backward()
 
-predict("Once `q` has handed on its share, too, what is the gradient of `p`?", t["grad.p"].item())
+predict(
+    "Once `q` has handed on its share as well, what is the gradient of `p`?", t["grad.p"].item()
+)
 table(
     "when p hands on",
     ["p does so", "p has", "a receives"],
@@ -212,8 +215,8 @@ table(
 say("A number must wait until everything that uses it has had its say.")
 
 # %% [markdown]
-# There is a way without waiting: hand on each gradient as it arrives, and do so again for the next
-# one. All the parts reach the inputs in the end, and add up there. As a recursion it is only a few
+# It can be done without waiting: hand on each gradient as it arrives, and again when the next one
+# does. All the parts reach the inputs in the end, and add up there. As a recursion it is only a few
 # lines long.
 #
 # The function below walks over the nodes of the package and uses their own rules. We let it count
@@ -229,7 +232,8 @@ def recurse(node, g, found):
     if node.vjp is None:  # an input: add up
         found[node] = found.get(node, 0) + g
         return
-    for parent, part in zip(node.parents, node.vjp(g), strict=True):
+    wanted = [True] * len(node.parents)
+    for parent, part in zip(node.parents, node.vjp(g, wanted), strict=True):
         recurse(parent, part, found)
 
 
@@ -249,8 +253,8 @@ predict(
 say(f"{calls} calls: p was called twice, by r and by q, and with it everything below it.")
 
 # %% [markdown]
-# A few calls too many do no harm. But watch what happens in a chain where each number is used twice
-# by the next:
+# A few extra calls do no harm. But watch what happens in a chain where each number is used twice by
+# the next:
 #
 #     b = a + a,    c = b + b,    d = c + c,   ...
 #
@@ -275,16 +279,17 @@ predict("How many calls does the recursion make for three such lines?", rows[2][
 table("calls of the recursion, nodes run by backward", ["lines", "calls", "nodes"], rows)
 say(f"With sixty lines it would be {2 ** (60 + 1) - 1:,} calls, against {60 + 1} nodes.")
 say(
-    "This is no odd case. Each layer of the models to come computes x = x + f(x): its input is used twice."
+    "This is not an odd case. Each layer of the models to come computes x = x + f(x): its input is "
+    "used twice."
 )
 
 # %% [markdown]
-# So run each node **once**, when all that uses it has been run. How do we know? A number can only
-# be used after it was made. Whatever uses `p` is younger than `p`.
+# So run each node **once**, when everything that uses it has been run. How do we know? A number can
+# only be used after it was made. Whatever uses `p` is younger than `p`.
 #
 # That gives the **backward order** almost for free. Each node takes a serial number `seq` when it
 # is made. `backward` collects the nodes that lead to the result, sorts them, and runs the youngest
-# first. No recursion, and no waiting: when the turn of a node comes, its gradient is complete.
+# first. No recursion, and no waiting: when it is a node's turn, its gradient is complete.
 
 # %% An order
 a, b, c = leaves()
@@ -312,12 +317,12 @@ table(
 )
 
 # %% [markdown]
-# What remains afterwards? The inputs keep their `grad`. Everything else that the graph has kept for
-# the way back is let go as soon as it has been used: in a large model that is most of the memory.
-# So a graph can be run back only once.
+# What remains afterwards? The inputs keep their `grad`. Everything else that the graph kept for the
+# way back is released as soon as it has been used: in a large model that is most of the memory. So
+# a graph can be run back only once.
 #
-# To run again means to build the graph again, from the same inputs. And since gradients add up,
-# those of the second run are added to those of the first, unless you say `zero_grad` in between.
+# To run back again, build the graph again, from the same inputs. And since gradients add up, those
+# of the second run are added to those of the first, unless you say `zero_grad` in between.
 # Sometimes that is wanted. In a loop that learns, forgetting it is a classic mistake.
 
 # %% Afterwards
@@ -336,15 +341,16 @@ a.zero_grad()
 
 say(f"A second y.backward() is refused: {message}")
 predict(
-    f"The gradient of `a` was {once:g} after the first graph. What is it after the new one has run back, too?",
+    f"The gradient of `a` was {once:g} after the first graph. What is it after the new one has run "
+    "back as well?",
     again,
 )
 say(f"And after zero_grad: {a.grad}. There is none, until the next backward.")
 
 # %% [markdown]
 # Why believe all this? Because nudging, slow as it is, knows nothing of graphs: where the two
-# agree, the backward is right. For `a * a * a` a nudge is no longer exact, for its slope changes
-# along the way. We nudge to both sides and make the step smaller and smaller.
+# agree, the backward is right. For `a * a * a` a nudge is no longer exact, because the slope
+# changes along the way. We nudge to both sides and make the step smaller and smaller.
 
 # %% Believing it
 x = mq.Tensor(here["a"], dtype="float64", requires_grad=True)
@@ -369,18 +375,20 @@ table(
     [[size, f"{errors[size]:.0e}"] for size in errors],
 )
 say(
-    "Too large a step sees the bend. Too small a one is lost in rounding: two nearly equal numbers are subtracted."
+    "Too large a step picks up the curvature. Too small a step is lost in rounding: two nearly "
+    "equal numbers are subtracted."
 )
 say(
-    f"The package checks each of its operations in this way: mq.gradcheck finds an error of {worst} here."
+    "The package checks each of its operations in this way: mq.gradcheck finds an error of "
+    f"{worst} here."
 )
 
 # %% [markdown]
-# You have seen reverse mode whole: numbers that remember their parents, a rule for each operation,
-# sums where ways meet, and an order. What follows in this course changes the rules and puts arrays
-# in place of numbers. The loop stays as it is.
+# You have now seen all of reverse mode: numbers that remember their parents, a rule for each
+# operation, sums where paths meet, and an order. The rest of the course changes the rules and puts
+# arrays in place of numbers. The loop stays as it is.
 #
-# Now write one yourself: in the exercise, `Number` can add and lacks `*` and `backward`.
+# Now write one yourself: in the exercise, `Number` can add but lacks `*` and `backward`.
 
 # %% Where it is done
 source(mq.Tensor)

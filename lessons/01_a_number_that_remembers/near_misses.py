@@ -46,7 +46,9 @@ class _Number:
 
 
 class Number__overwrites(_Number):
-    """You write into `grad` where you should add: a Number used twice keeps only what arrives last."""
+    """You write into `grad` where you should add: a Number used twice keeps only what arrives
+    last.
+    """
 
     def _hand_on(self):
         for parent, slope in zip(self.parents, self.slopes, strict=True):
@@ -73,8 +75,8 @@ class Number__own_factor(_Number):
 
 
 class Number__one_factor(_Number):
-    """In `*` only the first factor has a slope; the second one moves the product, too, by the value
-    of the first.
+    """In `*` only the first factor has a slope; the second one moves the product as well, by the
+    value of the first.
     """
 
     def _slopes(self, other):
@@ -151,7 +153,7 @@ class Number__last_in_first_out(_Number):
 
 class Number__depth_first(_Number):
     """Your recursion goes down into a Number at its first visit, before its gradient is complete,
-    and never comes again.
+    and never returns.
     """
 
     def backward(self):

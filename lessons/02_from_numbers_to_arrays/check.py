@@ -7,27 +7,27 @@ import minqkv as mq
 TOLERANCE = 1e-9
 
 HINTS = (
-    "Two sums, one after the other: over the axes that were added in front (they disappear), then over the axes that have "
-    "length 1 in `shape` (they stay).",
-    "`g.ndim - len(shape)` axes were added, and they are the first of g: sum over `axis=tuple(range(g.ndim - len(shape)))`. "
-    "A sum over an empty tuple of axes changes nothing, so no case needs an `if`.",
-    "After the first sum, axis i of g is axis i of `shape`. So: `stretched = tuple(i for i, n in enumerate(shape) if n == 1)`, "
-    "and return `g.sum(axis=stretched, keepdims=True)`.",
+    "Two sums, one after the other: over the axes that were added in front (they disappear), then "
+    "over the axes that have length 1 in `shape` (they stay).",
+    "`g.ndim - len(shape)` axes were added, and they are the first of g: sum over "
+    "`axis=tuple(range(g.ndim - len(shape)))`. A sum over an empty tuple of axes changes nothing, "
+    "so no case needs an `if`.",
+    "After the first sum, axis i of g is axis i of `shape`. So: `stretched = tuple(i for i, n in "
+    "enumerate(shape) if n == 1)`, and return `g.sum(axis=stretched, keepdims=True)`.",
 )
 
 EXPLANATION = """
-The package's `unbroadcast` takes the same two steps. It first asks whether the shapes are equal, which they nearly always
-are, and then returns `g` itself: no sum, no copy. A sum over no axes would copy the whole array each time.
+The package's `unbroadcast` takes the same two steps. It first asks whether the shapes are equal,
+which they nearly always are, and then returns `g` itself: no sum, no copy. A sum over no axes would
+copy the whole array each time.
 
-That is safe because a gradient that is handed on is only borrowed: the loop of lesson 01 never adds into an array that it
-does not own, and gives each input an array of its own in the end.
+That is safe because a gradient that is handed on is only borrowed: the loop of lesson 01 never adds
+into an array that it does not own, and gives each input an array of its own in the end.
 """
 
 
 def cases(rng):
-    """g of one to four axes, and a shape that broadcasts to g's. The lengths differ; now and then
-    one of them comes twice.
-    """
+    """g of one to four axes, and a shape that broadcasts to g's. Lengths differ, but for a few."""
     lengths = [int(n) for n in rng.permutation([2, 3, 4, 5])[: rng.integers(1, 5)]]
     if rng.random() < 0.2:  # for who would tell axes apart by their lengths
         lengths.insert(0, lengths[-1])

@@ -49,9 +49,9 @@ compare("gradient of w", w.grad, "x", x)
 # Then somebody has to say how much each entry counts. This array of weights, of the shape of the
 # result, is called the **cotangent**. We will write `g` for it.
 #
-# Nothing new is behind it. To run back from an array with the cotangent `g` is to run back from the
-# single number `(y * g).sum()`. Inside a graph every operation is in this position: what comes down
-# to it is its `g`.
+# There is nothing new in it. To run back from an array with the cotangent `g` is to run back from
+# the single number `(y * g).sum()`. Inside a graph every operation is in this position: what comes
+# down to it is its `g`.
 
 # %% Starting from an array
 g_data = np.float32([[1, 2, 3], [4, 0, 5]])
@@ -75,11 +75,11 @@ show("gradient of w", w.grad, digits=0)
 compare("from y with g", w.grad, "from (y * g).sum()", again.grad)
 
 # %% [markdown]
-# Arrays of different shapes can be combined, too, if the smaller one can be **broadcast**: repeated
-# until it fits. NumPy lines the two shapes up at their right ends, and then goes from right to
-# left.
+# Arrays of different shapes can be combined as well, if the smaller one can be **broadcast**:
+# repeated until it fits. NumPy lines the two shapes up at their right ends, and then goes from
+# right to left.
 #
-# - Where the two lengths are the same, all is well.
+# - Where the two lengths are the same, they fit.
 # - Where one of them is 1, that axis is stretched to the length of the other.
 # - Where one shape has run out of axes, an axis is added in front, and stretched.
 # - Anything else is an error.
@@ -116,7 +116,8 @@ stretched = np.broadcast_to(b_data, (2, 3))
 
 show("b, stretched", stretched, digits=0)
 predict(
-    f"From one column to the next NumPy moves on by {stretched.strides[1]} bytes, the length of a float32. "
+    f"From one column to the next NumPy moves on by {stretched.strides[1]} bytes, the length of a "
+    "float32. "
     "By how many does it move from one row to the next?",
     stretched.strides[0],
 )
@@ -171,7 +172,8 @@ predict(
 show("gradient of c", c.grad, digits=0)
 compare("gradient of c", c.grad, "g.sum(axis=1, keepdims=True)", right)
 say(
-    f"Without keepdims it would be {g_data.sum(axis=1).shape}. And c minus that would be no column any more: "
+    f"Without keepdims it would be {g_data.sum(axis=1).shape}. And c minus that would be no column "
+    "any more: "
     f"broadcasting makes {(c.numpy() - g_data.sum(axis=1)).shape} of it, without a complaint."
 )
 
@@ -243,7 +245,8 @@ predict(
     sum(right(np.ones((3, 3)))),
 )
 say(
-    "A square and a g of ones are blind. A check takes lengths that all differ, and g at random: so do the exercises."
+    "A square and a g of ones hide mistakes. A good check takes lengths that all differ and a "
+    "random g: so do the exercises."
 )
 
 # %% [markdown]
@@ -287,26 +290,28 @@ compare("gradient of x", x.grad, "the row, stretched", stretched)
 
 # %% [markdown]
 # One trap has nothing to do with shapes. The numbers of a model are float32, four bytes each, and
-# an array divided by a Python number stays what it is. But what if the number comes from NumPy, as
+# an array divided by a Python number keeps its type. But what if the number comes from NumPy, as
 # the root of a length will in lesson 06?
 
 # %% A number of the wrong type
 half = x_data / 2.0
 rooted = x_data / np.sqrt(4)  # the same numbers
-tensor = mq.Tensor(x_data) / np.sqrt(4)
+in_tensor = mq.Tensor(x_data) / np.sqrt(4)
 
 predict("`x_data` is float32. What type is `rooted`?", str(rooted.dtype), ["float32", "float64"])
-results = {"half": half, "rooted": rooted, "tensor": tensor.data}
+results = {"half": half, "rooted": rooted, "in a Tensor": in_tensor.data}
 table(
     "types",
     ["result", "type", "bytes"],
     [[name, str(array.dtype), array.nbytes] for name, array in results.items()],
 )
 say(
-    "The root is a NumPy number of type float64, and that wins over float32: here, and in all that is computed from it."
+    "The root is a NumPy number of type float64, and that wins over float32: here, and in all that "
+    "is computed from it."
 )
 say(
-    "The package turns such a number back into a Python number first, so that a Tensor keeps its type."
+    "The package turns such a number back into a Python number first, so that a Tensor keeps its "
+    "type."
 )
 
 # %% [markdown]
@@ -320,4 +325,4 @@ say(
 source(mq.tensor.unbroadcast)
 source(mq.Tensor.__mul__, at="unbroadcast(g * y")
 source(mq.Tensor.sum, at="broadcast_to")
-source(mq.ops._operands, at="np.generic")
+source(mq.tensor._operands, at="np.generic")

@@ -28,7 +28,7 @@ def unbroadcast__drops_the_stretched_axes(g, shape):
 
 def unbroadcast__only_added(g, shape):
     """You undo the axes added in front, but not the stretched ones: where `shape` has a 1, g must
-    be summed, too.
+    be summed as well.
     """
     return np.asarray(g.sum(axis=_added(g, shape)))
 
@@ -56,8 +56,8 @@ def unbroadcast__one_or_the_other(g, shape):
 
 
 def unbroadcast__by_their_lengths(g, shape):
-    """You look for lengths that `shape` lacks; two axes can be equally long. Compare the axes by
-    their places.
+    """You look for lengths that `shape` lacks; two axes can be equally long. Compare axes by
+    position.
     """
     return np.resize(g.sum(axis=tuple(i for i, n in enumerate(g.shape) if n not in shape)), shape)
 
@@ -96,7 +96,9 @@ def unbroadcast__mean_of_stretched(g, shape):
 
 
 def unbroadcast__first_copy(g, shape):
-    """You take one of the copies; each of them received a gradient, and the sum of all is wanted."""
+    """You take one of the copies; each of them received a gradient, and the sum of all is
+    wanted.
+    """
     g = g[(0,) * (g.ndim - len(shape))]
     return np.asarray(g)[tuple(slice(0, 1) if n == 1 else slice(None) for n in shape)].copy()
 

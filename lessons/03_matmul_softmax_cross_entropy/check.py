@@ -8,19 +8,22 @@ from minqkv.teach import gradients
 TOLERANCE = 1e-9
 
 HINTS = (
-    "Work row by row: whatever is subtracted, added up or averaged belongs to one row, so axis=-1 and keepdims=True.",
-    "Forward: before the exponential, subtract from each row its own maximum. Backward: from g take away its average, "
-    "weighted by y, and multiply what is left by y.",
-    "e = np.exp(x - x.max(axis=-1, keepdims=True)), then e / e.sum(axis=-1, keepdims=True). Backward: "
-    "y * (g - (g * y).sum(axis=-1, keepdims=True)).",
+    "Work row by row: whatever is subtracted, added up or averaged belongs to one row, so axis=-1 "
+    "and keepdims=True.",
+    "Forward: before the exponential, subtract from each row its own maximum. Backward: from g "
+    "subtract its average, weighted by y, and multiply what is left by y.",
+    "e = np.exp(x - x.max(axis=-1, keepdims=True)), then e / e.sum(axis=-1, keepdims=True). "
+    "Backward: y * (g - (g * y).sum(axis=-1, keepdims=True)).",
 )
 
 EXPLANATION = """
-The package does the same, and keeps only `y` for its backward: the scores are not needed again. It works in place on
-arrays that nobody else can see, and on a CPU it takes the sum of `g * y` in one pass, without storing the product.
+The package does the same, and keeps only `y` for its backward: the scores are not needed again. It
+works in place on arrays that nobody else can see, and on a CPU it takes the sum of `g * y` in one
+pass, without storing the product.
 
-Your backward was tried with random cotangents. With ones in `g`, one that returns zeros, or the wrong sign, would have
-passed. In the package `mq.gradcheck` asks every operation in this way; `minqkv gradcheck` runs them all.
+Your backward was tried with random cotangents. With ones in `g`, one that returns zeros, or the
+wrong sign, would have passed. In the package `mq.gradcheck` asks every operation in this way;
+`minqkv gradcheck` runs them all.
 """
 
 
@@ -28,9 +31,8 @@ def cases(rng):
     """x and g (T, V): small ones with ordinary scores, and larger ones of which the rows lie far
     from zero and from each other, or the scores far apart in a row."""
     kind = rng.integers(4)
-    T, V = (
-        int(n) for n in rng.permutation(np.arange(4, 8) if kind in (1, 2) else np.arange(2, 6))[:2]
-    )
+    lengths = np.arange(4, 8) if kind in (1, 2) else np.arange(2, 6)
+    T, V = (int(n) for n in rng.permutation(lengths)[:2])
     x, g = rng.standard_normal((2, T, V)).round(1)
     if kind == 1:
         x = x + rng.permutation(np.resize([2000.0, -2000.0], T))[:, None]
@@ -48,7 +50,5 @@ def reference(x, g):
 def use(learner, x, g):
     """Forward, then backward on what forward gave."""
     y = learner.softmax(x)
-    return {
-        "softmax": y,
-        "softmax_vjp": learner.softmax_vjp(y, g) if isinstance(y, np.ndarray) else None,
-    }
+    dx = learner.softmax_vjp(y, g) if isinstance(y, np.ndarray) else None
+    return {"softmax": y, "softmax_vjp": dx}

@@ -6,7 +6,7 @@ import numpy as np  # noqa: F401
 def softmax(x):
     """Shares along the last axis: each row of x (T, V) becomes positive numbers that add up to one.
 
-    Scores may be very large, very small, or far apart; the shares must come out all the same.
+    Scores may be very large, very small, or far apart; the shares must still be right.
     Return an array (T, V). Leave x as it is.
     """
     raise NotImplementedError

@@ -10,7 +10,10 @@
 # minutes = 20
 # budget_s = 4
 # exercise = ["softmax", "softmax_vjp"]
-# uses = ["minqkv.Tensor", "minqkv.gradcheck", "minqkv.functional.softmax", "minqkv.functional.cross_entropy"]
+# uses = [
+#   "minqkv.Tensor", "minqkv.gradcheck", "minqkv.functional.softmax",
+#   "minqkv.functional.cross_entropy",
+# ]
 # ///
 
 # %% [markdown]
@@ -44,7 +47,8 @@ show("w", w, rows=["x0", "x1", "x2"], columns=["y0", "y1"], digits=0)
 show("jacobian", jacobian.round(6), rows=["y0", "y1"], columns=["x0", "x1", "x2"], digits=0)
 compare("jacobian", jacobian, "w.T", w.T)
 say(
-    "y0 grows twice as fast as x1, because that is the weight between them. For a matrix product the slopes are w itself."
+    "y0 grows twice as fast as x1, because that is the weight between them. For a matrix product "
+    "the slopes are w itself."
 )
 
 # %% [markdown]
@@ -73,7 +77,8 @@ sizes = (6, 64, 4096)
 rows = [[f"{n:,}", f"{n:,}", f"{n * n:,}"] for n in sizes]
 table("how many numbers", ["inputs and outputs", "cotangent", "Jacobian"], rows)
 say(
-    "A Jacobian has a number for each pair. At the sizes of a real model it would never fit into memory."
+    "A Jacobian has a number for each pair. At the sizes of a real model it would never fit into "
+    "memory."
 )
 
 # %% [markdown]
@@ -122,8 +127,8 @@ say("A factor common to all cancels in the division: only differences between sc
 
 # %% [markdown]
 # So it should make no difference if every score is a thousand larger. On paper it makes none. A
-# float, though, ends somewhere: the largest one that float64 can hold has about three hundred
-# digits, and the exponential of a thousand has more. (NumPy would warn; `errstate` keeps it quiet.)
+# float, though, has a largest value: the one of float64 has about three hundred digits, and the
+# exponential of a thousand has more. (NumPy would warn; `errstate` keeps it quiet.)
 
 # %% Overflow
 far = scores + 1000  # (1, 3)
@@ -132,16 +137,16 @@ with np.errstate(over="ignore", invalid="ignore"):
     naive = e / e.sum(axis=-1, keepdims=True)
 answers = {str(0 * y): "zeros", str(y): "as before", str(y * np.nan): "nan"}
 predict(
-    "What does the softmax called naive make of these scores?",
+    "What does the naive softmax make of these scores?",
     answers[str(naive)],
     list(answers.values()),
 )
 show("exp(far)", e)
 show("naive", naive)
 shifted = np.exp(far - far.max(axis=-1, keepdims=True))  # (1, 3), 1 at most
-mended = shifted / shifted.sum(axis=-1, keepdims=True)
-show("mended", mended)
-compare("mended", mended, "F.softmax", F.softmax(mq.Tensor(far)))
+stable = shifted / shifted.sum(axis=-1, keepdims=True)
+show("stable", stable)
+compare("stable", stable, "F.softmax", F.softmax(mq.Tensor(far)))
 say(
     "Each row is shifted by its own maximum. That cancels, and nothing is left that could overflow."
 )
@@ -171,7 +176,7 @@ compare("diag(y) - outer(y, y)", np.diag(y[0]) - np.outer(y[0], y[0]), "jacobian
 # by its share `y` of that. So every share loses its size times `y`, and the one that was raised
 # gains `y` besides: y (1 - y) on the diagonal, minus the product of two shares elsewhere. Multiply
 # a cotangent `g` by that array: the gain makes `g * y`, and the losses together take away `y` times
-# the sum of `g * y`. The Jacobian falls away once more:
+# the sum of `g * y`. Once more no Jacobian is needed:
 #
 #     gradient of the scores = y * (g - sum(g * y))
 #
@@ -193,7 +198,7 @@ compare("y * (g - average)", gradient, "in the package", s.grad)
 
 # %% [markdown]
 # Suppose you wrote that backward. How would you test it? The usual way is to add up the outputs,
-# call `backward`, and compare with what nudges say. To add up is to send a cotangent of ones.
+# call `backward`, and compare with what nudges say. Adding up means sending a cotangent of ones.
 
 # %% The usual test
 s = mq.Tensor(scores, requires_grad=True)
@@ -209,17 +214,17 @@ say("The shares add up to one, whatever the scores: their sum has no slope at al
 
 # %% [markdown]
 # So a test with ones expects zeros from every softmax, and a backward that returns nothing but
-# zeros passes it. Here is a small bench for backwards. It takes a direction `v`, and compares two
-# numbers that must agree:
+# zeros passes it. Here is a small test bench for backward functions. It takes a direction `v`, and
+# compares two numbers that must agree:
 #
 # - nudge the scores along `v`, see how the outputs move, and weigh that by `u`;
 # - send `u` backward, and weigh what comes out by `v`.
 #
-# The first time `u` is all ones, the second time random. The last backward on the bench knows the
-# diagonal of the Jacobian only.
+# The first time `u` is all ones, the second time random. The last backward on the bench knows only
+# the diagonal of the Jacobian.
 
 
-# %% Blind to zeros
+# %% A test that zeros pass
 def exact(u):
     return y * (u - (u * y).sum(axis=-1, keepdims=True))
 
@@ -242,7 +247,8 @@ passed = sum(row[1] == 0 for row in rows)
 predict(f"How many of these {len(rows)} pass with ones: {', '.join(results)}?", passed)
 table("error of each backward", ["backward", "ones", "random"], rows)
 say(
-    "With ones every multiple of the right one passes, zero times and minus one times too. Random numbers leave one."
+    "With ones every multiple of the right one passes, zero times and minus one times too. Random "
+    "numbers leave one."
 )
 
 # %% [markdown]
@@ -259,7 +265,7 @@ say(
 # %% The gradient check
 def lazy_softmax(x):
     y = F.softmax(x).data
-    return make(y, (x,), lambda g: (0 * g,))
+    return make(y, (x,), lambda g, wanted: (0 * g,))
 
 
 s = mq.Tensor(scores, requires_grad=True)
@@ -272,11 +278,12 @@ except AssertionError as complaint:
 say(f"F.softmax passes, with an error of {np.round(error, 12)}")
 say(f"lazy_softmax {verdict}")
 say(
-    "In that message J is the Jacobian, and ⟨a, b⟩ multiplies a and b entry by entry and adds up: the bench from before."
+    "In that message J is the Jacobian, and ⟨a, b⟩ multiplies a and b entry by entry and adds up: "
+    "the test bench from before."
 )
 
 # %% [markdown]
-# The last of the three turns shares into one number that says how wrong they are. **Cross-entropy**
+# The third operation turns shares into one number that says how wrong they are. **Cross-entropy**
 # looks at the share of the right answer, and takes minus its logarithm: nothing for a share of one,
 # more and more as the share shrinks. Over several rows it is the mean.
 #
@@ -319,7 +326,7 @@ with np.errstate(divide="ignore"):
     careless = -np.log(F.softmax(mq.Tensor(lost)).numpy()[0, 0])
 careful = F.cross_entropy(mq.Tensor(lost), np.array([0])).item()
 say(f"minus the logarithm of the share: {careless}; from the scores: {careful}")
-source(F.matmul, at="unbroadcast(backend.bmm(g")
+source(mq.tensor.matmul, at="unbroadcast(backend.bmm(g")
 source(F.softmax, at="x.data.max")
 source(F.softmax, at="dx = g -")
 source(F.cross_entropy, at="p[index] -= 1")

@@ -88,13 +88,13 @@ def softmax__logarithm(x):
 
 def softmax_vjp__diagonal_only(y, g):
     """Your backward knows the diagonal of the Jacobian only, y (1 - y): each score moves the other
-    shares, too.
+    shares as well.
     """
     return g * y * (1 - y)
 
 
 def softmax_vjp__no_average(y, g):
-    """You return g * y: the weighted average of g is not taken away."""
+    """You return g * y: the weighted average of g has to be subtracted."""
     return g * y
 
 
@@ -111,19 +111,17 @@ def softmax_vjp__sign(y, g):
 
 
 def softmax_vjp__average_added(y, g):
-    """You add the weighted average of g; it is taken away."""
+    """You add the weighted average of g; it has to be subtracted."""
     return y * (g + (g * y).sum(axis=-1, keepdims=True))
 
 
 def softmax_vjp__plain_sum(y, g):
-    """You take away the sum of g; it is the sum of g * y, an average weighted by the shares."""
+    """You subtract the sum of g; it is the sum of g * y, an average weighted by the shares."""
     return y * (g - g.sum(axis=-1, keepdims=True))
 
 
 def softmax_vjp__plain_mean(y, g):
-    """You take away the mean of g, in which all count alike; weigh it by the shares: the sum of g *
-    y.
-    """
+    """You take away the plain mean of g; weight it by the shares: the sum of g * y."""
     return y * (g - g.mean(axis=-1, keepdims=True))
 
 
@@ -150,12 +148,14 @@ def softmax_vjp__not_weighed(y, g):
 
 
 def softmax_vjp__average_not_weighed(y, g):
-    """Only your first term is multiplied by y: it is y * (g - sum), so the sum gets its share, too."""
+    """Only your first term is multiplied by y: it is y * (g - sum), so the sum is multiplied as
+    well.
+    """
     return y * g - (g * y).sum(axis=-1, keepdims=True)
 
 
 def softmax_vjp__no_cotangent(y, g):
-    """Your backward does not use g: y (1 - y) is a slope, and a backward weighs slopes by the
+    """Your backward does not use g: y (1 - y) is a slope, and a backward weights slopes by the
     cotangent.
     """
     return y * (1 - y)

@@ -5,9 +5,8 @@ import numpy as np
 
 def softmax(x):
     """Shares along the last axis: (T, V) -> (T, V)."""
-    e = np.exp(
-        x - x.max(axis=-1, keepdims=True)
-    )  # (T, V) - (T, 1): the largest in each row is exp(0)
+    shifted = x - x.max(axis=-1, keepdims=True)  # (T, V) - (T, 1): the largest of a row is 0
+    e = np.exp(shifted)  # (T, V)
     return e / e.sum(axis=-1, keepdims=True)
 
 

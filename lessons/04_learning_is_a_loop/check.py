@@ -9,21 +9,23 @@ from minqkv.optim import Adam
 TOLERANCE = 1e-9
 
 HINTS = (
-    "Five lines: count the step, update m, update v, mend both, move. m, v and the count must outlive the call: in state.",
-    'The first time, state is empty: state.get("m", 0) is then 0. t is 1 in the first step. m is mended by 1 - beta1**t, '
-    "v by 1 - beta2**t; keep the unmended ones.",
+    "Five lines: count the step, update m, update v, correct both, move. m, v and the count must "
+    "outlive the call: in state.",
+    'The first time, state is empty: state.get("m", 0) is then 0. t is 1 in the first step. m is '
+    "corrected by 1 - beta1**t, v by 1 - beta2**t; keep the uncorrected ones.",
     'm = beta1 * state.get("m", 0) + (1 - beta1) * g; v the same with beta2 and g**2; then return '
     "w - lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps).",
 )
 
 EXPLANATION = """
-The package keeps all parameters of a model in one long array, and m and v beside it: a step is a handful of passes over
-three arrays, however many layers there are. It mends `v` after the root, and `m` together with the learning rate, by a
-number each: the same function, in fewer passes.
+The package keeps all parameters of a model in one long array, and m and v beside it: a step is a
+handful of passes over three arrays, however many layers there are. It corrects `v` after the root,
+and `m` together with the learning rate, by a single number each: the same function, in fewer
+passes.
 
-Where eps stands matters more than its size suggests. Inside the root, or added before `v` is mended, it is another
-optimiser: alike where gradients are large, not where they are small. And weight decay is no part of Adam: `mq.AdamW`
-shrinks the matrices first, apart from both averages.
+Where eps stands matters more than its size suggests. Inside the root, or added before `v` is
+corrected, it is another optimiser: alike where gradients are large, not where they are small. And
+weight decay is not part of Adam: `mq.AdamW` shrinks the matrices first, apart from both averages.
 """
 
 
@@ -32,12 +34,10 @@ def cases(rng):
     n, steps = (int(k) for k in rng.permutation(np.arange(2, 7))[:2])
     w = rng.standard_normal(n).round(1)
     gs = rng.standard_normal((steps, n)) * 10 ** rng.uniform(-2, 1, n)
-    beta1, beta2 = (
-        float(round(beta, 3)) for beta in (rng.uniform(0.5, 0.9), rng.uniform(0.91, 0.99))
-    )
-    lr, eps = (
-        float(round(number, 4)) for number in (rng.uniform(0.05, 0.5), 10 ** rng.uniform(-3, -1))
-    )
+    betas = rng.uniform(0.5, 0.9), rng.uniform(0.91, 0.99)
+    beta1, beta2 = (float(round(beta, 3)) for beta in betas)
+    lr, eps = rng.uniform(0.05, 0.5), 10 ** rng.uniform(-3, -1)
+    lr, eps = float(round(lr, 4)), float(round(eps, 4))
     return w, gs, lr, beta1, beta2, eps
 
 

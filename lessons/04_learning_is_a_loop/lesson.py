@@ -10,7 +10,10 @@
 # minutes = 20
 # budget_s = 4
 # exercise = "adam"
-# uses = ["minqkv.train_step", "minqkv.optim.SGD", "minqkv.optim.Adam", "minqkv.nn.Embedding", "minqkv.functional.embedding"]
+# uses = [
+#   "minqkv.train_step", "minqkv.optim.SGD", "minqkv.optim.Adam", "minqkv.nn.Embedding",
+#   "minqkv.functional.embedding",
+# ]
 # ///
 
 # %% [markdown]
@@ -18,9 +21,9 @@
 # looks at one digit, and the row of that digit holds a score for each possible answer.
 # `F.embedding(ids, w)` picks the rows.
 #
-# The task is called `sub`: a digit is answered by the largest digit minus it. The table knows
-# nothing yet, all its scores are zero. How wrong that is, is said by one number, the **loss**: here
-# the cross-entropy of lesson 03, averaged over all digits.
+# The task is called `sub`: the answer to a digit is the largest digit minus it. The table knows
+# nothing yet, all its scores are zero. One number says how wrong that is, the **loss**: here the
+# cross-entropy of lesson 03, averaged over all digits.
 
 # %% One number to make small
 import numpy as np
@@ -53,13 +56,14 @@ loss.backward()
 slope = backend.to_host(w.grad)  # (4, 4), as w
 show("gradient of w", slope, rows=digits, columns=digits, digits=4)
 say(
-    "To raise the score of a right answer lowers the loss: its gradient is negative. All others are positive."
+    "Raising the score of a right answer lowers the loss: its gradient is negative. All others are "
+    "positive."
 )
 
 # %% [markdown]
 # The gradient points uphill, so we walk the other way. How far? The gradient does not say that: it
-# is a slope, and holds only where we stand. We choose a number, the **learning rate**, and take it
-# times the gradient. This is gradient descent; with data drawn at random it is called **SGD**,
+# is a slope, and holds only where we stand. We choose a number, the **learning rate**, and multiply
+# the gradient by it. This is gradient descent; with data drawn at random it is called **SGD**,
 # stochastic gradient descent.
 
 # %% One step down
@@ -74,7 +78,8 @@ say(f"the loss was {round(loss.item(), 3)} and is {round(after, 3)}")
 
 # %% [markdown]
 # A training step is four lines: forget the old gradient, look how wrong the model is, ask which way
-# is up, move. Learning is to repeat them. All else in training is about doing these four well.
+# is up, move. Learning is to repeat them. Everything else in training is about doing these four
+# well.
 #
 # The package has the same step as `mq.train_step`, for any model and any optimiser. There a table
 # is `nn.Embedding`.
@@ -123,7 +128,8 @@ for forget in (True, False):
 say(f"with zero_grad the number ends at {ends[True]:g}")
 predict("Where does it end without?", ends[False])
 say(
-    "Without it the steps grow by one each time. Nothing fails, and the loss even falls: that is why it is hard to see."
+    "Without it the steps grow by one each time. Nothing fails, and the loss even falls: that is "
+    "why it is hard to see."
 )
 
 # %% [markdown]
@@ -157,20 +163,21 @@ say(
     f"With lr {max(paths)} each step multiplies the steep number by {paths[0.03][1, 1].round(6):g}."
 )
 say(
-    "A rate that suits the steep direction crawls in the flat one; a larger rate is thrown from side to side."
+    "A rate that suits the steep direction crawls in the flat one; a larger rate is thrown from "
+    "side to side."
 )
 
 # %% [markdown]
-# **Adam** mends this with two running averages for every single parameter. The first, `m`, averages
+# **Adam** fixes this with two running averages for every single parameter. The first, `m`, averages
 # the gradients:
 #
 #     m = beta1 * m + (1 - beta1) * g
 #
 # With the usual `beta1` that is nine tenths of the old average and one tenth of the new gradient.
-# What points the same way at each step stays, what goes to and fro cancels.
+# What points the same way at each step stays; what goes back and forth cancels.
 #
 # But `m` starts at zero, so at first it is far too small. After t steps the weights given to
-# gradients add up to `1 - beta1**t`; to divide by that makes it an average again.
+# gradients add up to `1 - beta1**t`; dividing by that makes it an average again.
 
 # %% The first average
 p = mq.nn.Parameter(np.zeros(2))
@@ -182,21 +189,21 @@ for t, slope in enumerate(slopes, start=1):
     (p * mq.Tensor(np.array(slope))).sum().backward()
     adam.step()
     m = backend.to_host(adam.m).copy()  # (2,), the package's own
-    mended = m / (1 - adam.betas[0] ** t)
-    seen.append([str(t), m[0], mended[0], f"{slope[1]:+g}", m[1], mended[1]])
+    fixed = m / (1 - adam.betas[0] ** t)
+    seen.append([str(t), m[0], fixed[0], f"{slope[1]:+g}", m[1], fixed[1]])
 predict(
     f"The gradient is {slopes[0][0]:g} at every step. What is m after the first?", float(seen[0][1])
 )
-table("a steady gradient, and a zigzag", ["t", "m", "mended", "zigzag", "m", "mended"], seen)
+table("a steady gradient, and a zigzag", ["t", "m", "corrected", "zigzag", "m", "corrected"], seen)
 
 # %% [markdown]
 # The second average, `v`, is of the squares of the gradients, over a longer time: it knows how
-# large they usually are, not which way they point. It is mended in the same way, with its own
+# large they usually are, not which way they point. It is corrected in the same way, with its own
 # `beta2`:
 #
 #     v = beta2 * v + (1 - beta2) * g * g
 #
-# With both of them mended, the step is
+# With both of them corrected, the step is
 #
 #     w = w - lr * m / (sqrt(v) + eps)
 #
@@ -222,15 +229,15 @@ table(
 say("The first step has the length of the learning rate, in every direction that has a slope.")
 
 # %% [markdown]
-# Back to the valley, where one rate has to do for both directions of SGD. From two over the steep
-# curvature on, the steep number no longer shrinks. We take two over the sum of the curvatures, just
-# below that, and as good as one rate can be.
+# Back to the valley, where SGD has a single rate for both directions. From two divided by the steep
+# curvature upwards, the steep number no longer shrinks. We take two divided by the sum of the
+# curvatures, just below that: no single rate does better.
 
 # %% The valley again
 with_sgd = descend(SGD, 60, lr=2 / c.sum())  # (61, 2)
 with_adam = descend(Adam, 60, lr=0.1)  # (61, 2)
 lead = np.round(abs(with_adam[10, 0]) - abs(with_adam[10, 1]), 5)
-answers = {1: "the steep one", -1: "the flat one", 0: "both at one pace"}
+answers = {1: "the steep one", -1: "the flat one", 0: "both at the same pace"}
 predict(
     "Which number comes down first under Adam?", answers[int(np.sign(lead))], list(answers.values())
 )
@@ -238,10 +245,12 @@ heights = {"SGD": with_sgd**2 @ c / 2, "Adam": with_adam**2 @ c / 2}
 curve("height above the bottom", heights, log=True)
 compare("flat under Adam", with_adam[:, 0], "steep under Adam", with_adam[:, 1], tolerance=1e-5)
 say(
-    f"A slope {c[1]:g} times as steep makes m and the root of v {c[1]:g} times as large: it cancels."
+    f"A slope {c[1]:g} times as steep makes m and the root of v {c[1]:g} times as large: it "
+    "cancels."
 )
 say(
-    "It cancels so exactly because this valley lies along the two numbers: Adam rescales each of them, and cannot turn."
+    "It cancels so exactly because this valley lies along the two numbers: Adam rescales each of "
+    "them, and cannot rotate."
 )
 say("Near the end it swings past the bottom and back: m remembers where it was going.")
 
@@ -271,7 +280,8 @@ table("loss on sub", ["seed", "first", "last"], [[str(s), runs[s][0], runs[s][-1
 compare("losses of seed 0", np.array(runs[0]), "seed 0 again", np.array(again), tolerance=0)
 compare("losses of seed 0", np.array(runs[0]), "seed 1", np.array(runs[1]), same=False)
 say(
-    "Who compares two ideas by one run each may be comparing two seeds. Lesson 12 says what to do about it."
+    "If you compare two ideas with one run each, you may be comparing two seeds. Lesson 12 says "
+    "what to do about it."
 )
 
 # %% [markdown]
@@ -313,7 +323,8 @@ shares = counts / counts.sum(axis=1, keepdims=True)  # (4, 4)
 best = -(counts * np.log(shares)).sum() / counts.sum()
 heat("counted shares", shares, rows=digits, columns=digits)
 say(
-    f"the best table: {round(best, 4)}; guessing: {round(guessing, 4)}. Chance made some answers a little more frequent."
+    f"the best table: {round(best, 4)}; guessing: {round(guessing, 4)}. Chance made some answers a "
+    "little more frequent."
 )
 compare("loss after training", on_reverse[-1], "best table", best, tolerance=1e-3)
 compare("shares after training", reverse_table, "counted shares", shares, tolerance=2e-2)

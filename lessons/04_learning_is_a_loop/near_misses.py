@@ -16,40 +16,40 @@ def _move(w, m, v, t, lr, beta1, beta2, eps):
     return w - lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
 
 
-def adam__nothing_mended(w, g, state, lr, beta1, beta2, eps):
-    """Your averages are not mended: both start at zero, so divide m by `1 - beta1**t` and v by `1 -
-    beta2**t`.
+def adam__nothing_corrected(w, g, state, lr, beta1, beta2, eps):
+    """Your averages are not corrected: both start at zero, so divide m by `1 - beta1**t` and v by
+    `1 - beta2**t`.
     """
     m, v, _ = _averages(g, state, beta1, beta2)
     return w - lr * m / (np.sqrt(v) + eps)
 
 
-def adam__only_m_mended(w, g, state, lr, beta1, beta2, eps):
-    """You mend m, but not v: it starts at zero, too, so divide it by `1 - beta2**t`."""
+def adam__only_m_corrected(w, g, state, lr, beta1, beta2, eps):
+    """You correct m, but not v: it starts at zero as well, so divide it by `1 - beta2**t`."""
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * (m / (1 - beta1**t)) / (np.sqrt(v) + eps)
 
 
-def adam__only_v_mended(w, g, state, lr, beta1, beta2, eps):
-    """You mend v, but not m: it starts at zero, too, so divide it by `1 - beta1**t`."""
+def adam__only_v_corrected(w, g, state, lr, beta1, beta2, eps):
+    """You correct v, but not m: it starts at zero as well, so divide it by `1 - beta1**t`."""
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * m / (np.sqrt(v / (1 - beta2**t)) + eps)
 
 
-def adam__mended_by_multiplying(w, g, state, lr, beta1, beta2, eps):
+def adam__corrected_by_multiplying(w, g, state, lr, beta1, beta2, eps):
     """You multiply by `1 - beta**t`; the averages are too small at first, so divide."""
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * (m * (1 - beta1**t)) / (np.sqrt(v * (1 - beta2**t)) + eps)
 
 
 def adam__beta_times_t(w, g, state, lr, beta1, beta2, eps):
-    """You mend by `1 - beta * t`; it is beta to the power of t (`beta**t`)."""
+    """You correct by `1 - beta * t`; it is beta to the power of t (`beta**t`)."""
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * (m / (1 - beta1 * t)) / (np.sqrt(v / (1 - beta2 * t)) + eps)
 
 
 def adam__beta_without_power(w, g, state, lr, beta1, beta2, eps):
-    """You mend by 1 - beta at every step, which is right in the first only: it is `1 - beta**t`,
+    """You correct by 1 - beta at every step, which is right in the first only: it is `1 - beta**t`,
     and t has to grow in `state`.
     """
     m, v, _ = _averages(g, state, beta1, beta2)
@@ -57,14 +57,14 @@ def adam__beta_without_power(w, g, state, lr, beta1, beta2, eps):
 
 
 def adam__power_of_the_difference(w, g, state, lr, beta1, beta2, eps):
-    """You mend by `(1 - beta)**t`; only beta is raised to the power, so it is `1 - beta**t`."""
+    """You correct by `(1 - beta)**t`; only beta is raised to the power, so it is `1 - beta**t`."""
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * (m / (1 - beta1) ** t) / (np.sqrt(v / (1 - beta2) ** t) + eps)
 
 
 def adam__steps_counted_from_zero(w, g, state, lr, beta1, beta2, eps):
-    """Your t is 0 in the first step, so that `1 - beta**t` is 0, too. Count the step before you use
-    t.
+    """Your t is 0 in the first step, so that `1 - beta**t` is 0. Count the step before you
+    use t.
     """
     m, v, t = _averages(g, state, beta1, beta2)
     return _move(w, m, v, np.float64(t - 1), lr, beta1, beta2, eps)
@@ -76,29 +76,31 @@ def adam__one_step_ahead(w, g, state, lr, beta1, beta2, eps):
     return _move(w, m, v, t + 1, lr, beta1, beta2, eps)
 
 
-def adam__mended_averages_kept(w, g, state, lr, beta1, beta2, eps):
-    """You keep the mended averages in state, so that they are mended again at each step. Keep m and
-    v as they were.
+def adam__corrected_averages_kept(w, g, state, lr, beta1, beta2, eps):
+    """You keep the corrected averages in state, so that they are corrected again at each step. Keep
+    m and v as they were.
     """
     m, v, t = _averages(g, state, beta1, beta2)
     state.update(m=m / (1 - beta1**t), v=v / (1 - beta2**t))
     return w - lr * state["m"] / (np.sqrt(state["v"]) + eps)
 
 
-def adam__one_beta_for_mending(w, g, state, lr, beta1, beta2, eps):
-    """You mend v with beta1; its average was made with beta2, so it is `1 - beta2**t`."""
+def adam__one_beta_for_correcting(w, g, state, lr, beta1, beta2, eps):
+    """You correct v with beta1; its average was made with beta2, so it is `1 - beta2**t`."""
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta1**t)) + eps)
 
 
-def adam__mending_swapped(w, g, state, lr, beta1, beta2, eps):
-    """You mend m with beta2 and v with beta1; each average is mended with its own."""
+def adam__corrections_swapped(w, g, state, lr, beta1, beta2, eps):
+    """You correct m with beta2 and v with beta1; each average is corrected with its own."""
     m, v, t = _averages(g, state, beta1, beta2)
     return _move(w, m, v, t, lr, beta2, beta1, eps)
 
 
-def adam__v_mended_outside_the_root(w, g, state, lr, beta1, beta2, eps):
-    """You take the root of v and mend it afterwards by `1 - beta2**t`: mend v, then take the root."""
+def adam__v_corrected_outside_the_root(w, g, state, lr, beta1, beta2, eps):
+    """You take the root of v and correct it afterwards by `1 - beta2**t`: correct v, then take the
+    root.
+    """
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * (m / (1 - beta1**t)) / (np.sqrt(v) / (1 - beta2**t) + eps)
 
@@ -109,9 +111,9 @@ def adam__eps_inside_the_root(w, g, state, lr, beta1, beta2, eps):
     return w - lr * (m / (1 - beta1**t)) / np.sqrt(v / (1 - beta2**t) + eps)
 
 
-def adam__eps_before_mending(w, g, state, lr, beta1, beta2, eps):
-    """You add eps to the root of v before v is mended, so that eps is mended with it. (The shortcut
-    in Adam's paper does so.)
+def adam__eps_before_correcting(w, g, state, lr, beta1, beta2, eps):
+    """You add eps to the root of v before v is corrected, so that eps is corrected with it. (The
+    shortcut in Adam's paper does so.)
     """
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * (m / (1 - beta1**t)) * np.sqrt(1 - beta2**t) / (np.sqrt(v) + eps)
@@ -136,7 +138,9 @@ def adam__one_beta_for_both(w, g, state, lr, beta1, beta2, eps):
 
 
 def adam__weights_swapped(w, g, state, lr, beta1, beta2, eps):
-    """Old and new are swapped: the old average is multiplied by beta, the new gradient by 1 - beta."""
+    """Old and new are swapped: the old average is multiplied by beta, the new gradient by 1 -
+    beta.
+    """
     m = (1 - beta1) * state.get("m", 0) + beta1 * g
     v = (1 - beta2) * state.get("v", 0) + beta2 * g**2
     t = state.get("t", 0) + 1
@@ -171,7 +175,9 @@ def adam__average_squared(w, g, state, lr, beta1, beta2, eps):
 
 
 def adam__squares_added_up(w, g, state, lr, beta1, beta2, eps):
-    """You square the sum over all parameters; each parameter has a v of its own (g**2, not g @ g)."""
+    """You square the sum over all parameters; each parameter has a v of its own (g**2, not g
+    @ g).
+    """
     return _move(w, *_averages(g, state, beta1, beta2, square=g @ g), lr, beta1, beta2, eps)
 
 
@@ -193,7 +199,7 @@ def adam__no_learning_rate(w, g, state, lr, beta1, beta2, eps):
 
 
 def adam__uphill(w, g, state, lr, beta1, beta2, eps):
-    """You add the step; the gradient points uphill, so take it away."""
+    """You add the step; the gradient points uphill, so subtract it."""
     return 2 * w - _move(w, *_averages(g, state, beta1, beta2), lr, beta1, beta2, eps)
 
 
@@ -205,7 +211,7 @@ def adam__nothing_remembered(w, g, state, lr, beta1, beta2, eps):
 
 
 def adam__only_the_count_remembered(w, g, state, lr, beta1, beta2, eps):
-    """You count the steps, but m and v begin at zero each time: keep them in state, too."""
+    """You count the steps, but m and v begin at zero each time: keep them in state as well."""
     state.update(m=0, v=0)
     return _move(w, *_averages(g, state, beta1, beta2), lr, beta1, beta2, eps)
 
@@ -223,7 +229,9 @@ def adam__v_not_kept(w, g, state, lr, beta1, beta2, eps):
 
 
 def adam__decay_in_the_gradient(w, g, state, lr, beta1, beta2, eps):
-    """You add one hundredth of w to the gradient, which is a form of weight decay. Adam has none."""
+    """You add one hundredth of w to the gradient, which is a form of weight decay. Adam has
+    none.
+    """
     return _move(w, *_averages(g + 0.01 * w, state, beta1, beta2), lr, beta1, beta2, eps)
 
 

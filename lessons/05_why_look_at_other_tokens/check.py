@@ -7,20 +7,23 @@ import minqkv as mq
 TOLERANCE = 1e-9
 
 HINTS = (
-    "Two steps: turn each row of scores into weights that add up to one, then one matrix product with the rows.",
-    "The weights are e / e.sum(...), with e the exponential of the scores. Each row of scores has a sum of its own: axis=-1 "
-    "runs along a row, and keepdims=True keeps the sums as a column, so that the division fits.",
-    "e = np.exp(scores - scores.max(axis=-1, keepdims=True)); weights = e / e.sum(axis=-1, keepdims=True); "
-    "return weights @ rows.",
+    "Two steps: turn each row of scores into weights that add up to one, then one matrix product "
+    "with the rows.",
+    "The weights are e / e.sum(...), with e the exponential of the scores. Each row of scores has "
+    "a sum of its own: axis=-1 runs along a row, and keepdims=True keeps the sums as a column, so "
+    "that the division fits.",
+    "e = np.exp(scores - scores.max(axis=-1, keepdims=True)); weights = e / e.sum(axis=-1, "
+    "keepdims=True); return weights @ rows.",
 )
 
 EXPLANATION = """
-The package does the same in another order. It multiplies the rows with the exponentials first, and divides the result
-by their sum afterwards: the numbers come out equal, and the division touches d columns of the result instead of S
-columns of weights. For a long sequence S is far larger than d.
+The package does the same in another order. It multiplies the rows with the exponentials first, and
+divides the result by their sum afterwards: the numbers come out equal, and the division touches d
+columns of the result instead of S columns of weights. For a long sequence S is far larger than d.
 
-It also leaves out the subtraction of the maximum where it can prove that no exponential overflows; and it holds the
-weights of only so many tokens at a time as fit, so that the whole table of pairs need not exist at once.
+It also leaves out the subtraction of the maximum where it can prove that no exponential overflows;
+and it holds the weights of only so many tokens at a time as fit, so that the whole table of pairs
+need not exist at once.
 """
 
 
@@ -32,6 +35,5 @@ def cases(rng):
 
 def reference(scores, rows):
     """Softmax along each row, then the product."""
-    return (
-        mq.functional.softmax(mq.Tensor(scores)) @ mq.Tensor(rows)
-    ).data  # (T, S) @ (S, d) -> (T, d)
+    weights = mq.functional.softmax(mq.Tensor(scores))  # (T, S)
+    return (weights @ mq.Tensor(rows)).data  # (T, d)

@@ -18,16 +18,16 @@
 # ///
 
 # %% [markdown]
-# Read a row of digits, write it backwards. For us that is nothing. For a model that looks at one
-# digit at a time, it cannot be done: lesson 04 ended there. This lesson finds out what is missing,
-# and the smallest thing that mends it.
+# Read a row of digits, write it backwards. For us that is easy. A model that looks at one digit at
+# a time cannot do it: lesson 04 ended there. This lesson finds out what is missing, and the
+# smallest thing that supplies it.
 #
 # What stands in one place of a sequence is called a **token**; here each token is one digit. The
 # package draws such tasks. Ours has four places, five digits (the smallest is 0), and an answer for
 # each place.
 #
-# In the comments beside the code `T` is the number of tokens, `V` that of different digits, and `N`
-# that of sequences.
+# In the comments beside the code, `T` is the number of tokens, `V` the number of different digits,
+# and `N` the number of sequences.
 
 # %% A row backwards
 import numpy as np
@@ -46,7 +46,7 @@ show("y", y, columns=places)
 
 # %% [markdown]
 # How often can a rule be right that sees its own digit and its own place, and nothing else? There
-# are few enough sequences to ask all of them: five digits in each of four places.
+# are few enough sequences to try all of them: five digits in each of four places.
 #
 # `best_share` is generous. It sorts all tokens by what they know, and in each group it takes the
 # answer that is most frequent there. No rule, however it was trained, gets more of them right.
@@ -70,11 +70,11 @@ predict(
     float(alone),
 )
 right = round(alone * answers.size)
-say(f"Of {answers.size:,} answers it gets {right:,}, as many as a guess with closed eyes.")
+say(f"Of {answers.size:,} answers it gets {right:,}, as many as a blind guess.")
 
 # %% [markdown]
-# So a token needs something of the others. What could they hand over? Not the digits as numbers,
-# for numbers that are mixed turn into other numbers, which nobody has sent.
+# So a token needs something of the others. What could they hand over? Not the digits as numbers:
+# numbers that are mixed turn into other numbers, which nobody has sent.
 #
 # Instead a digit becomes a row with a single one, in the column of that digit, and zeros beside it.
 # This is called **one-hot**. A mix of such rows still says what went into it.
@@ -82,7 +82,8 @@ say(f"Of {answers.size:,} answers it gets {right:,}, as many as a guess with clo
 # %% Digits as rows
 a, b = x[0, :2]
 say(
-    f"Half of {a} and half of {b}, as numbers, is {(a + b) // 2}: a digit that does not occur in the sequence."
+    f"Half of {a} and half of {b}, as numbers, is {(a + b) // 2}: a digit that does not occur in "
+    "the sequence."
 )
 rows = np.eye(5)[x[0]]  # (T, V), V digits there are
 digits = ["0", "1", "2", "3", "4"]
@@ -101,7 +102,8 @@ other = np.eye(5)[[1, 1, 4, 3]].mean(axis=0)  # (V,)
 same = bool(np.array_equal(average, other))
 predict("Another sequence, `(1, 1, 4, 3)`. Is its average the same?", same)
 say(
-    "The same digits in another order: the average cannot tell them apart, and backwards they are not the same."
+    "The same digits in another order: the average cannot tell them apart, and backwards they are "
+    "not the same."
 )
 
 crowd = np.eye(5)[every].mean(axis=1, keepdims=True)  # (N, 1, V)
@@ -114,7 +116,8 @@ table(
     [["itself", alone], ["and the average", helped]],
 )
 say(
-    "Better than nothing: it knows which digits there are. It still has to guess which of them is its own."
+    "Better than nothing: it knows which digits there are. It still has to guess which of them is "
+    "its own."
 )
 
 # %% [markdown]
@@ -157,10 +160,9 @@ say(
 )
 
 # %% [markdown]
-# A word of care, in the spirit of lesson 03. Mirror the weights of this task along their diagonal,
-# and they are the same: whoever confuses rows and columns still gets everything right. So try
-# another set, where each token looks at the one before it (the first, having none, looks at
-# itself).
+# A warning, in the spirit of lesson 03. Mirror the weights of this task along their diagonal, and
+# they are the same: if you confuse rows and columns, you still get everything right. So try another
+# set, where each token looks at the one before it (the first, having none, looks at itself).
 
 # %% Who looks at whom
 before = np.eye(4, k=-1)  # (T, T)
@@ -171,15 +173,15 @@ show("before @ rows", before @ rows, rows=places, columns=digits, digits=0)
 compare("weights.T @ rows", weights.T @ rows, "weights @ rows", weights @ rows)
 compare("before.T @ rows", before.T @ rows, "before @ rows", before @ rows, same=False)
 say(
-    "An example that is too regular lets a wrong line pass. The check of your exercise uses nothing regular."
+    "An example that is too regular lets a wrong line pass. The check of your exercise uses "
+    "nothing regular."
 )
 
 # %% [markdown]
-# Who sets the weights? A gradient should. But numbers that are moved a little at each step do not
-# stay positive with a sum of one by themselves. So we keep a free number for each pair, a
-# **score**, and let softmax turn each row of scores into weights. (Picking the place with the
-# largest score would not do: a small change of a score would change nothing, and the gradient would
-# be zero.)
+# Who sets the weights? A gradient should. But numbers that are moved a little at each step will not
+# stay positive with a sum of one. So we keep a free number for each pair, a **score**, and let
+# softmax turn each row of scores into weights. (Picking the place with the largest score would not
+# do: a small change of a score would change nothing, and the gradient would be zero.)
 #
 # Say the score of the right place is s, and the others are 0. At s = 0 the weights are equal; as s
 # grows, nearly all of the weight moves to one place. How large must it be?
@@ -195,7 +197,8 @@ for s in (0.0, 0.5, 1.0, np.log(3), 1.2, 3.0):
     leads = (mixed * asked).sum(axis=-1) > wrong + 1e-9
     lines.append([f"{s:.3f}", soft[0, 3], soft[0, 0], leads.mean()])
 predict(
-    "Take the s whose exponential is three; the exponential of 0 is 1. What does the right place weigh?",
+    "Take the s whose exponential is three; the exponential of 0 is 1. What does the right place "
+    "weigh?",
     lines[3][1],
 )
 table(
@@ -204,13 +207,14 @@ table(
     lines,
 )
 say(
-    "Beyond a weight of one half the right digit leads in every sequence: even three equal rivals cannot outweigh it."
+    "Beyond a weight of one half the right digit leads in every sequence: even three equal rivals "
+    "cannot outweigh it."
 )
 
 # %% [markdown]
 # Now let a gradient find them. All scores start at zero. A weighted average of one-hot rows is
 # itself a probability for each digit, so the loss is the cross-entropy of lesson 03: minus the
-# logarithm of what the right digit has got.
+# logarithm of what the right digit has received.
 
 
 # %% Learned, not set
@@ -250,18 +254,19 @@ heat("learned for sort", sorting, rows=places, columns=places)
 curves = {"reverse": losses, "swap": swap_losses, "sort": sort_losses}
 table("loss", ["task", "at first", "at last"], [[name, c[0], c[-1]] for name, c in curves.items()])
 say(
-    "The smallest digit is as often in one place as in another: no place deserves more weight, and nothing moves."
+    "The smallest digit is as often in one place as in another: no place deserves more weight, and "
+    "nothing moves."
 )
 
 # %% [markdown]
 # To sort, a token has to choose its weights after seeing the digits. So weights must be worked out
-# from the rows, anew for each sequence. But then a row must hold all that matters, and one thing it
-# does not hold: the two 1s in `(3, 1, 4, 1)` have equal rows, so whatever is worked out from them
-# is equal, too; and their answers differ.
+# from the rows, again for each sequence. But then a row must hold all that matters, and something
+# is missing: the two 1s in `(3, 1, 4, 1)` have equal rows, so whatever is worked out from them is
+# equal as well, although their answers differ.
 #
-# The cure is to write the **position** into the row. The package keeps a row for each place and
-# adds it to the token's own. Here it has columns to itself, `at 0` and so on; in a trained model
-# its numbers are learned.
+# The fix is to write the **position** into the row. The package keeps a row for each place and adds
+# it to the token's own. Here it has columns to itself, `at 0` and so on; in a trained model its
+# numbers are learned.
 
 # %% Where a token stands
 sizes = {"vocab_size": 5, "block_size": 4, "n_embd": 9}
@@ -286,5 +291,5 @@ show("rows and positions", placed, rows=places, columns=columns, digits=0)
 # %% Where it is done
 source(Synthetic.encode, at="RULES")
 source(mq.functional.softmax)
-source(mq.functional.scaled_dot_product_attention, at="bmm(fold(weights), values")
+source(mq.functional.scaled_dot_product_attention, at="call.mix(")
 source(Positions.forward, at="x + self.weight")

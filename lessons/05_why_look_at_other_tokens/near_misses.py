@@ -25,13 +25,15 @@ def mix__scores_as_weights(scores, rows):
 
 
 def mix__divided_scores(scores, rows):
-    """You divide the scores by their sum without taking exponentials: weights must not be negative."""
+    """You divide the scores by their sum without taking exponentials: weights must not be
+    negative.
+    """
     return scores / scores.sum(axis=-1, keepdims=True) @ rows
 
 
 def mix__absolute_scores(scores, rows):
-    """You make the scores positive by dropping their sign, so that a very low score weighs much.
-    Take the exponential.
+    """You make the scores positive by dropping their sign, so that a very low score gets a large
+    weight. Take the exponential.
     """
     return abs(scores) / abs(scores).sum(axis=-1, keepdims=True) @ rows
 
@@ -110,7 +112,7 @@ def mix__hard_pick(scores, rows):
 
 def mix__largest_score_times_row(scores, rows):
     """You keep only the row with the largest weight, times that weight; the others belong to the
-    average, too.
+    average as well.
     """
     weights = _softmax(scores)
     return rows[weights.argmax(axis=-1)] * weights.max(axis=-1, keepdims=True)
@@ -129,7 +131,9 @@ def mix__softmax_of_rows(scores, rows):
 
 
 def mix__softmax_at_the_end(scores, rows):
-    """You mix first and apply softmax to the result. It belongs on the scores, before the product."""
+    """You mix first and apply softmax to the result. It belongs on the scores, before the
+    product.
+    """
     return _softmax(scores @ rows)
 
 
@@ -153,7 +157,7 @@ def mix__sigmoid(scores, rows):
 
 
 def mix__squared_scores(scores, rows):
-    """You square the scores to make them positive, so that a very low score weighs much. Take the
-    exponential.
+    """You square the scores to make them positive, so that a very low score gets a large weight.
+    Take the exponential.
     """
     return scores**2 / (scores**2).sum(axis=-1, keepdims=True) @ rows

@@ -6,11 +6,16 @@
 # title = "Attention by hand"
 # question = "How does a token find out which of the earlier ones matter to it?"
 # needs = ["softmax", "weighted average"]
-# teaches = ["query", "key", "value", "scores", "scale", "causal mask", "pattern", "attention", "qkv"]
+# teaches = [
+#   "query", "key", "value", "scores", "scale", "causal mask", "pattern", "attention", "qkv",
+# ]
 # minutes = 15
 # budget_s = 4
 # exercise = "attend"
-# uses = ["minqkv.Attention", "minqkv.Tensor", "minqkv.trace", "minqkv.functional.scaled_dot_product_attention"]
+# uses = [
+#   "minqkv.Attention", "minqkv.Tensor", "minqkv.trace",
+#   "minqkv.functional.scaled_dot_product_attention",
+# ]
 # ///
 
 # %% [markdown]
@@ -18,11 +23,10 @@
 # every sequence. Here it works them out itself, from what stands in the rows.
 #
 # We follow three tokens, `cat sat it`, through one attention layer of the package. Its weights are
-# set by hand to small whole numbers, so that every array can be checked with a pencil. The four
-# columns of `x` say how much of a noun, a verb and a pronoun a token is; the last one is always
-# there.
+# set by hand to small whole numbers, so that you can check every array by hand. The four columns of
+# `x` say how much of a noun, a verb and a pronoun a token is; the last one is the same for all.
 #
-# In the comments `T` is the number of tokens, `C` that of the columns of `x`, and `d` that of
+# In the comments `T` is the number of tokens, `C` the number of columns of `x`, and `d` that of
 # queries, keys and values.
 
 # %% Three tokens
@@ -44,8 +48,8 @@ show("x", x, rows=tokens, columns=features, digits=0)
 # - Its **key** says what it can be found by.
 # - Its **value** is what it hands over when it is found.
 #
-# All three are made from the same `x`, by three matrices. Look at `wq`: a pronoun looks for nouns,
-# and with force; a verb looks for nouns (its subject) and verbs. Query and key share their columns,
+# All three are made from the same `x`, by three matrices. Look at `wq`: a pronoun looks strongly
+# for nouns; a verb looks for nouns (its subject) and verbs. Query and key share their columns,
 # because they will be compared.
 
 # %% Three matrices
@@ -94,7 +98,8 @@ predict("What is the dot product of the query of `it` with the key of `cat`?", f
 predict("And the query of `cat` with the key of `it`?", float(q[0] @ k[2]))
 show("q @ k.T", q @ k.T, rows=tokens, columns=tokens, digits=0)
 say(
-    "The two differ: looking for and being found are separate things, because wq and wk are separate matrices."
+    "The two differ: looking for and being found are separate things, because wq and wk are "
+    "separate matrices."
 )
 
 # %% [markdown]
@@ -114,7 +119,8 @@ for d in (4, 64, 1024):
     rows.append([str(d), *(y.std() for y in (dots, dots / d**0.5, dots / d))])
 table("spread of random dot products", ["d", "q·k", "/ root d", "/ d"], rows)
 say(
-    "Divided by d itself they would shrink towards zero instead, and every pattern would be nearly flat."
+    "Divided by d itself they would shrink towards zero instead, and every pattern would be nearly "
+    "flat."
 )
 
 # %% [markdown]
@@ -140,7 +146,7 @@ show("masked scores", masked, rows=tokens, columns=tokens, mask=seen, digits=1)
 
 # %% [markdown]
 # Softmax turns each row of scores into weights that are positive and add up to one. Each row on its
-# own: every query has one whole attention to give away.
+# own: every query has a total weight of one to give away.
 
 # %% The pattern
 pattern = t["pattern"][0, 0]  # (T, T)
@@ -186,13 +192,14 @@ predict(
 show("pattern @ v", pattern @ v, rows=tokens, columns=features)
 compare("pattern @ v", pattern @ v, "z in the layer", t["z"][0, 0], tolerance=1e-6)
 say(
-    "`it` came in with nothing in its noun column, and leaves with nearly all that `cat` had to give."
+    "`it` came in with nothing in its noun column, and leaves with nearly all that `cat` had to "
+    "give."
 )
 
 # %% [markdown]
 # That is attention: compare, scale, mask, normalise, mix. One more matrix, `wo`, then writes the
 # result back into the model; here it is the identity. In the package the middle is one function,
-# where each of these is a visible line.
+# and each of these is a line you can find.
 #
 # Now write it yourself, as one function of `x` and the three matrices: the exercise asks for
 # `attend`.
@@ -200,6 +207,7 @@ say(
 # %% Where it is done
 show("out", out, rows=tokens, columns=features)
 source(mq.Attention.forward)
-source(mq.functional.scaled_dot_product_attention, at="scores = bmm")
-source(mq.functional.scaled_dot_product_attention, at="-math.inf")
-source(mq.functional.scaled_dot_product_attention, at="xp.exp(scores")
+source(mq.functional.scaled_dot_product_attention)
+source(mq.functional._Attention.weights, at="scores = backend.bmm")
+source(mq.functional._Attention.weights, at="-math.inf")
+source(mq.functional._Attention.weights, at="xp.exp(scores")

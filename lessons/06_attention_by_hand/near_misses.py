@@ -50,7 +50,7 @@ def attend__multiplied_by_the_root(x, wq, wk, wv):
 
 
 def attend__no_mask(x, wq, wk, wv):
-    """Nothing is masked: each token looks at those after it, too."""
+    """Nothing is masked: each token also looks at those after it."""
     _, _, v, scores, _ = _parts(x, wq, wk, wv)
     return _softmax(scores) @ v
 
@@ -62,13 +62,17 @@ def attend__mask_after_softmax(x, wq, wk, wv):
 
 
 def attend__strict_mask(x, wq, wk, wv):
-    """Your mask hides the diagonal: a token must see itself, and the first one sees nothing else."""
+    """Your mask hides the diagonal: a token must see itself, and the first one sees nothing
+    else.
+    """
     _, _, v, scores, seen = _parts(x, wq, wk, wv)
     return _softmax(np.where(np.tril(seen, -1), scores, -np.inf)) @ v
 
 
 def attend__strict_mask_large(x, wq, wk, wv):
-    """Your mask hides the diagonal; the first token, which then sees nothing, averages everything."""
+    """Your mask hides the diagonal; the first token, which then sees nothing, averages
+    everything.
+    """
     _, _, v, scores, seen = _parts(x, wq, wk, wv)
     return _softmax(np.where(np.tril(seen, -1), scores, -1e30)) @ v
 

@@ -1,5 +1,6 @@
-"""Check 07: `split` and `merge` against the package's own. In each array the hundreds say the
-token, the rest the column.
+"""Check 07: `split` and `merge` against the package's own.
+
+In each array the hundreds say the token, the rest the column.
 """
 
 from types import SimpleNamespace
@@ -9,19 +10,23 @@ import numpy as np
 TOLERANCE = 0.0
 
 HINTS = (
-    "split: cut the last axis in two by a reshape, then bring the heads to the front. merge: the same, backwards.",
-    "A reshape never moves a number past another; transpose(1, 0, 2) exchanges the first two axes. Each function needs one "
-    "of each: split reshapes first, merge reshapes last.",
-    "split: x.reshape(T, n_head, C // n_head).transpose(1, 0, 2). merge: z.transpose(1, 0, 2).reshape(T, H * d).",
+    "split: cut the last axis in two by a reshape, then bring the heads to the front. merge: the "
+    "same, backwards.",
+    "A reshape never moves a number past another; transpose(1, 0, 2) exchanges the first two "
+    "axes. Each function needs one of each: split reshapes first, merge reshapes last.",
+    "split: x.reshape(T, n_head, C // n_head).transpose(1, 0, 2). merge: z.transpose(1, 0, "
+    "2).reshape(T, H * d).",
 )
 
 EXPLANATION = """
-In the package a batch comes first: (B, T, C) becomes (B, H, T, d), and the transpose is (0, 2, 1, 3). Otherwise the two
-moves are the ones you wrote, and the products that follow run over all sequences and heads at once.
+In the package a batch comes first: (B, T, C) becomes (B, H, T, d), and the transpose is (0, 2, 1,
+3). Otherwise the two moves are the ones you wrote, and the products that follow run over all
+sequences and heads at once.
 
-A transpose copies nothing; it only notes in which order to walk through the same memory. A reshape of such an array
-must copy, because its numbers no longer lie in the order it needs. So the package writes the result of the attention
-with the tokens before the heads in memory, though it is indexed the other way: merging it is free.
+A transpose copies nothing; it only notes in which order to walk through the same memory. A reshape
+of such an array must copy, because its numbers no longer lie in the order it needs. So the package
+writes the result of the attention with the tokens before the heads in memory, though it is indexed
+the other way: merging it is free.
 """
 
 _WAITING = "merge is looked at once split is right"
@@ -34,21 +39,17 @@ def cases(rng):
 
 
 def _split(x, n_head):
-    return (
-        x[None].reshape(1, len(x), n_head, -1).transpose(0, 2, 1, 3)[0]
-    )  # (H, T, d), as in F.split_heads
+    heads = x[None].reshape(1, len(x), n_head, -1)  # (1, T, H, d)
+    return heads.transpose(0, 2, 1, 3)[0]  # (H, T, d), as in F.split_heads
 
 
 def _merge(z):
-    return (
-        z[None].transpose(0, 2, 1, 3).reshape(1, z.shape[1], -1)[0]
-    )  # (T, C), as in F.merge_heads
+    rows = z[None].transpose(0, 2, 1, 3)  # (1, T, H, d)
+    return rows.reshape(1, z.shape[1], -1)[0]  # (T, C), as in F.merge_heads
 
 
 def reference(x, n_head):
-    """The package's own moves, put to work as the learner's are: so that the cost of both is
-    comparable.
-    """
+    """The package's own moves, used as the learner's are, so that their costs are comparable."""
     return use(SimpleNamespace(split=_split, merge=_merge), x, n_head)
 
 

@@ -6,16 +6,18 @@
 # title = "Heads and blocks"
 # question = "Why several small attentions, and what stands around them in a model?"
 # needs = [
-#   "attention", "pattern", "weighted average", "positions", "reverse task", "accumulation", "training step", "Adam", "seed",
+#   "attention", "pattern", "weighted average", "positions", "reverse task", "accumulation",
+#   "training step", "Adam", "seed",
 # ]
 # teaches = ["heads", "split", "merge", "residual", "layer norm", "MLP", "block", "parameters"]
 # minutes = 18
 # budget_s = 5
 # exercise = ["split", "merge"]
 # uses = [
-#   "minqkv.Attention", "minqkv.Tensor", "minqkv.trace", "minqkv.Tagger", "minqkv.TaggerConfig", "minqkv.GPT",
-#   "minqkv.GPTConfig", "minqkv.VariantSpec", "minqkv.train_step", "minqkv.nn.LayerNorm", "minqkv.nn.Init",
-#   "minqkv.optim.Adam", "minqkv.models.Block", "minqkv.tasks.synthetic.Synthetic", "minqkv.train.evaluate",
+#   "minqkv.Attention", "minqkv.Tensor", "minqkv.trace", "minqkv.Tagger", "minqkv.TaggerConfig",
+#   "minqkv.GPT", "minqkv.GPTConfig", "minqkv.VariantSpec", "minqkv.train_step",
+#   "minqkv.nn.LayerNorm", "minqkv.nn.Init", "minqkv.optim.Adam", "minqkv.models.Block",
+#   "minqkv.tasks.synthetic.Synthetic", "minqkv.train.evaluate",
 # ]
 # ///
 
@@ -49,7 +51,8 @@ first, second = np.eye(2)[:, None] @ rows  # (1, V) each
 apart = np.hstack([first, second])  # (1, 2V)
 show("two averages, side by side", apart, digits=0)
 say(
-    "One average says which digits there were, not which came from where. Two, kept apart, say both."
+    "One average says which digits there were, not which came from where. Two, kept apart, say "
+    "both."
 )
 
 # %% [markdown]
@@ -125,15 +128,16 @@ hasty = z.reshape(4, 8)  # without bringing the tokens back first
 compare("z.reshape(4, 8)", hasty, "merged", merged, same=False)
 show("z.reshape(4, 8)", hasty, rows=places, digits=0)
 say(
-    "Its first row is what head 0 found for place 0 and for place 1: a token has got another one's answer."
+    "Its first row is what head 0 found for place 0 and for place 1: a token has got another one's "
+    "answer."
 )
 
 # %% [markdown]
-# Look again at `merged`: place 0 knows two other digits now, and its own is gone. The cure is a
+# Look again at `merged`: place 0 knows two other digits now, and its own is gone. The fix is a
 # **residual**: add what the layer found to what came in. Each layer then only has to say what
 # should change; in which columns, `wo` decides, the last matrix of the layer.
 #
-# A second gift comes on the way back. In `x + layer(x)` the array `x` is used twice, so its
+# There is a second benefit on the way back. In `x + layer(x)` the array `x` is used twice, so its
 # gradient is a sum, as in lesson 01: what comes through the layer, and the incoming gradient as it
 # is.
 
@@ -163,7 +167,8 @@ for n in (1, 2, 4, 8, 16):
     lines.append([str(n), *(f"{size:.1e}" for size in sizes)])
 table("mean size of the gradient at the start", ["layers", "without", "with"], lines)
 say(
-    "Without them next to nothing arrives, and the first layers hardly learn. A sum has a way around every layer."
+    "Without them next to nothing arrives, and the first layers hardly learn. A sum gives a path "
+    "around every layer."
 )
 
 # %% [markdown]
@@ -194,8 +199,8 @@ compare(
 
 # %% [markdown]
 # One part is missing. Attention moves numbers from token to token, but all it does with them is to
-# average. What is to be made of them is worked out by an **MLP**: a matrix, a bend (a function that
-# is not linear), and a matrix back. It looks at each token by itself.
+# average. What is to be made of them is worked out by an **MLP**: a matrix, a function that is not
+# linear, and a matrix back. It looks at each token by itself.
 #
 # A **block** is these two, each with a norm before it and a residual around it. That is two lines.
 
@@ -221,8 +226,8 @@ predict(
 table("rows that change", ["part", "rows"], [[name, n] for name, n in moved.items()])
 
 # %% [markdown]
-# How many numbers does such a model learn? It can be counted with a pencil: C columns, an MLP of
-# width f, V digits, P places. A matrix comes with a row of biases, a norm with a scale and a shift.
+# How many numbers does such a model learn? You can count them by hand: C columns, an MLP of width
+# f, V digits, P places. A matrix comes with a row of biases, a norm with a scale and a shift.
 #
 # - attention: four matrices (C, C), each with C biases
 # - MLP: a matrix (C, f) with f biases, one (f, C) with C
@@ -287,7 +292,8 @@ curve("loss", {"with positions": losses, "without": blind_losses})
 table("right answers", ["model", "share"], [["with positions", right], ["without", blind]])
 new = len(every) - len(np.unique(task.draw(0, "train", 6400)[0], axis=0))
 say(
-    f"Of {len(every):,} sequences {new:,} did not occur in the training: it has learned the rule, not the list."
+    f"Of {len(every):,} sequences {new:,} did not occur in the training: it has learned the rule, "
+    "not the list."
 )
 
 # %% [markdown]
@@ -310,7 +316,8 @@ for seed, (run, share) in enumerate(runs):
     lines.append([str(seed), share, *mirrored])
 table("weight on the mirrored place", ["seed", "right", "head 0", "head 1"], lines)
 say(
-    "Nobody tells the heads who does what. Another seed, another division of labour, and the task is solved all the same."
+    "Nobody tells the heads who does what. Another seed, another division of labour, and the task "
+    "is solved all the same."
 )
 
 # %% [markdown]

@@ -7,7 +7,7 @@ import numpy as np
 
 def split__reshape_only(x, n_head):
     """split reshapes straight to (H, T, d): that moves no number, so a head gets whole tokens.
-    Transpose, too.
+    Transpose as well.
     """
     T, C = x.shape
     return x.reshape(n_head, T, C // n_head)
@@ -34,7 +34,9 @@ def split__takes_heads_for_width(x, n_head):
 
 
 def split__columns_first(x, n_head):
-    """In each head, split has columns where tokens belong: the shape is (H, T, d), not (H, d, T)."""
+    """In each head, split has columns where tokens belong: the shape is (H, T, d), not (H, d,
+    T).
+    """
     T, C = x.shape
     return x.reshape(T, n_head, C // n_head).transpose(1, 2, 0)
 
@@ -104,7 +106,9 @@ def merge__columns_first(z):
 
 
 def merge__stacked_below(z):
-    """merge lays the heads below one another; they belong side by side (axis=1 in np.concatenate)."""
+    """merge lays the heads below one another; they belong side by side (axis=1 in
+    np.concatenate).
+    """
     return np.concatenate(list(z), axis=0)
 
 

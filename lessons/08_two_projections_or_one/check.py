@@ -8,36 +8,36 @@ from minqkv import functional as F
 TOLERANCE = 1e-9
 
 HINTS = (
-    "Keep three uses apart first: k as queries, k as keys, k as values. Find the gradient of each, then add the three, "
-    "and go through x @ w once.",
-    "Forward: k = x @ w, the pattern, z = pattern @ k. As values: pattern.T @ g. The gradient of the pattern is g @ k.T; "
-    "the softmax's backward of lesson 03, row by row, makes it that of the scores, d. Scores are q @ k.T, scaled: from d "
-    "come the queries' and the keys' part. To see which part is off, let the package make them one by one: with q, k and v "
-    "each mq.Tensor((x @ w)[None, None], requires_grad=True), call "
-    "mq.functional.scaled_dot_product_attention(q, k, v).backward(g[None, None]); they are then in q.grad, k.grad, v.grad.",
-    "With scores = k @ k.T / np.sqrt(w.shape[1]) and their softmax, pattern: dp = g @ k.T; "
-    "ds = pattern * (dp - (dp * pattern).sum(axis=-1, keepdims=True)) / np.sqrt(w.shape[1]); "
-    "return x.T @ (pattern.T @ g + ds @ k + ds.T @ k).",
+    "Keep three uses apart first: k as queries, k as keys, k as values. Find the gradient of "
+    "each, then add the three, and go through x @ w once.",
+    "Forward: k = x @ w, the pattern, z = pattern @ k. As values: pattern.T @ g. The gradient of "
+    "the pattern is g @ k.T; the softmax's backward of lesson 03, row by row, makes it that of "
+    "the scores, d. Scores are q @ k.T, scaled: from d come the queries' and the keys' part. To "
+    "see which part is off, let the package make them one by one: with q, k and v each "
+    "mq.Tensor((x @ w)[None, None], requires_grad=True), call "
+    "mq.functional.scaled_dot_product_attention(q, k, v).backward(g[None, None]); they are then "
+    "in q.grad, k.grad, v.grad.",
+    "With scores = k @ k.T / np.sqrt(w.shape[1]) and their softmax, pattern: dp = g @ k.T; ds = "
+    "pattern * (dp - (dp * pattern).sum(axis=-1, keepdims=True)) / np.sqrt(w.shape[1]); return "
+    "x.T @ (pattern.T @ g + ds @ k + ds.T @ k).",
 )
 
 EXPLANATION = """
-Nowhere in the package does it say that the gradients of a shared projection add up. With Q = K = V the attention gets
-one Tensor three times; its backward returns three gradients, and the loop of lesson 01 adds them where they meet.
+Nowhere in the package does it say that the gradients of a shared projection add up. With Q = K = V
+the attention gets one Tensor three times; its backward returns three gradients, and the loop of
+lesson 01 adds them where they meet.
 
-You added before the product with `x.T`, and so does the package: one product for the weight, where three matrices need
-three. A mean instead of the sum is a mistake that training hardly shows, because Adam divides a gradient by its own size:
-only a check like this one does.
+You added before the product with `x.T`, and so does the package: one product for the weight, where
+three matrices need three. A mean instead of the sum is a mistake that training hardly shows,
+because Adam divides a gradient by its own size: only a check like this one does.
 """
 
 
 def cases(rng):
     """x (T, C), w (C, d) and the gradient g (T, d) of the result, with T, C and d all different."""
     T, C, d = (int(n) for n in rng.permutation(np.arange(3, 10))[:3])
-    return (
-        rng.standard_normal((T, C)),
-        rng.standard_normal((C, d)) / np.sqrt(C),
-        rng.standard_normal((T, d)),
-    )
+    x, w = rng.standard_normal((T, C)), rng.standard_normal((C, d)) / np.sqrt(C)
+    return x, w, rng.standard_normal((T, d))
 
 
 def reference(x, w, g):

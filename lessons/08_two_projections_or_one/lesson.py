@@ -5,14 +5,21 @@
 # [tool.minqkv.lesson]
 # title = "Two projections, or one"
 # question = "What is lost when one matrix does the work of two, or of three?"
-# needs = ["accumulation", "gradient check", "softmax", "Adam", "attention", "qkv", "heads", "parameters"]
-# teaches = ["tied gradient", "reversibility", "curl", "gauge freedom", "temperature", "column bias",
-#     "q=k-v", "q-k=v", "q=k=v", "q=k-v+", "q=k=v+"]
+# needs = [
+#   "accumulation", "gradient check", "softmax", "Adam", "attention", "qkv", "heads", "parameters",
+# ]
+# teaches = [
+#   "tied gradient", "reversibility", "curl", "gauge freedom", "temperature", "column bias",
+#   "q=k-v", "q-k=v", "q=k=v", "q=k-v+", "q=k=v+",
+# ]
 # minutes = 20
 # budget_s = 5
 # exercise = "tied_gradient"
-# uses = ["minqkv.Attention", "minqkv.Tensor", "minqkv.VariantSpec", "minqkv.trace", "minqkv.diagnose.cycle_curl",
-#     "minqkv.composed.literal_plus", "minqkv.optim.Adam", "minqkv.nn.Init", "minqkv.positions.sinusoids"]
+# uses = [
+#   "minqkv.Attention", "minqkv.Tensor", "minqkv.VariantSpec", "minqkv.trace",
+#   "minqkv.analysis.diagnose.cycle_curl", "minqkv.reference.literal_plus", "minqkv.optim.Adam",
+#   "minqkv.nn.Init", "minqkv.attention.sinusoids",
+# ]
 # ///
 
 # %% [markdown]
@@ -21,15 +28,14 @@
 # looks for and what it is found by.
 #
 # Each way to share has a name, from the paper that this package is about. In a name `-` separates
-# and `=` shares; nothing is subtracted. So `q-k=v` reads: a projection for queries, and one for
-# keys and values together. In the formulas α is one over the root of d.
+# and `=` shares; the hyphen is not a minus sign. So `q-k=v` reads: a projection for queries, and
+# one for keys and values together. In the formulas α is one over the root of d.
 
 # %% Four ways to share
 import numpy as np
 
 import minqkv as mq
-from minqkv import backend
-from minqkv import reference as composed
+from minqkv import backend, reference
 from minqkv.analysis.diagnose import cycle_curl
 from minqkv.attention import sinusoids
 from minqkv.nn import Init
@@ -104,10 +110,10 @@ compare("pattern of qkv", three, "pattern of q-k=v", two)
 show("z of qkv: pattern @ v", z3, rows=tokens, columns=features)
 show("z of q-k=v: pattern @ k", z2, rows=tokens, columns=features)
 compare("pattern @ k", two @ k, "z in the layer", z2)
-say("The looking is untouched. What a token says is now what it is found by, no more and no less.")
+say("Who looks at whom is unchanged. But a token now hands over exactly what it is found by.")
 
 # %% [markdown]
-# How does such a matrix learn? It is used twice, and lesson 01 knew a number that was used twice.
+# How does such a matrix learn? It is used twice, and in lesson 01 we met a number used twice.
 #
 # First keep the uses apart: a layer of `qkv` whose `wk` and `wv` hold equal numbers, but are two
 # matrices. It computes what `q-k=v` computes. We ask for one number of its output, the noun column
@@ -121,13 +127,15 @@ as_key = mq.Tensor(apart.wk.weight.grad).numpy()  # (C, d)
 as_value = mq.Tensor(apart.wv.weight.grad).numpy()
 compare("out of two equal matrices", out, "out of one", out_tied)
 say(
-    f"`it` gives `cat` the weight {round(two[2, 0], 3)}, and the noun column of `cat` in `x` is {int(x[0, 0])}."
+    f"`it` gives `cat` the weight {round(two[2, 0], 3)}, and the noun column of `cat` in `x` is "
+    f"{int(x[0, 0])}."
 )
 predict("So what does the value gradient hold in row noun, column noun?", float(as_value[0, 0]))
 show("gradient of wv: used as a value", as_value, rows=features, columns=features)
 show("gradient of wk: used as a key", as_key, rows=features, columns=features)
 say(
-    "Through the value it asks what is handed over, through the key who is listened to. The two look unlike."
+    "The value path changes what is handed over; the key path changes who is attended to. The two "
+    "gradients look quite different."
 )
 
 # %% [markdown]
@@ -195,21 +203,21 @@ flow = w[:, None] * pattern  # (T, T)
 show("walkers from row to column", flow, rows=tokens, columns=tokens, digits=1)
 compare("walkers there", flow, "walkers back", flow.T)
 say("As many go from i to j as from j to i: a film of the walk, shown backwards, looks the same.")
-predict("Where is a walker most often to be met?", tokens[int(w.argmax())], tokens)
+predict("Where is a walker found most often?", tokens[int(w.argmax())], tokens)
 late = np.linalg.matrix_power(pattern, 1000)  # (T, T), a thousand steps
 show("after a thousand steps", late, rows=tokens, columns=tokens)
 compare("w / w.sum()", np.tile(w / w.sum(), (3, 1)), "a thousand steps, from anywhere", late)
 
 # %% [markdown]
-# Such a walk is called **reversible**. It has no sense of rotation: going round `cat`, `sat`, `it`
-# is as likely as going round the other way. Where queries have a matrix of their own that need not
+# Such a walk is called **reversible**. It has no sense of rotation: going around `cat`, `sat`, `it`
+# is as likely as going around the other way. Where queries have a matrix of their own that need not
 # be so, and the logarithm of how much more likely one way is than the other is called the **curl**.
-# On logarithms the row sums cancel round a circle, so the curl is a property of the scores. It is
-# the test of direction: a pattern can look lopsided and still have none.
+# Take logs: around a cycle the row sums cancel, so the curl is a property of the scores. It is the
+# test of direction: a pattern can look lopsided and still have none.
 #
 # (Under a causal mask there is no way back to compare with; take the scores from before the mask.)
 
-# %% Round the circle
+# %% Around the cycle
 with mq.trace() as t:
     run("qkv", wq=wq, wk=wk, wv=wv, wo=wo)
 patterns = {"q=k-v": pattern, "qkv": t["pattern"][0, 0]}  # (T, T) each
@@ -217,11 +225,11 @@ rows = []
 for name, p in patterns.items():
     there = p[0, 1] * p[1, 2] * p[2, 0]
     back = p[0, 2] * p[2, 1] * p[1, 0]
-    curl = cycle_curl(np.log(p))  # the largest over all circles of three
+    curl = cycle_curl(np.log(p))  # the largest over all cycles of three
     shown = f"{there:.5f}", f"{back:.5f}"
     rows.append([name, *shown, abs(np.log(there / back)), curl])
 predict("Is there curl in `q=k-v`?", bool(cycle_curl(np.log(pattern)) > 1e-9))
-table("cat, sat, it, cat", ["variant", "round", "other way", "log ratio", "cycle_curl"], rows)
+table("cat, sat, it, cat", ["variant", "around", "other way", "log ratio", "cycle_curl"], rows)
 
 # %% [markdown]
 # Why measure scores at all? One could take a trained layer of `qkv`, compute the cosine of `wq` and
@@ -259,19 +267,21 @@ compare("out as drawn", drawn, "out, wv and wo negated", negated)
 compare("out as drawn", drawn, "out, wk turned into wv", turned)
 compare("out as drawn", drawn, "out of q-k=v with the turned wq and wk", shared)
 say(
-    "So a cosine of weights says nothing. And one head of full width, whose wk can be inverted, loses nothing by K = V."
+    "So a cosine of weights says nothing. And one head of full width, whose wk can be inverted, "
+    "loses nothing by K = V."
 )
 say(
-    "Several heads do give something up: keys and values of a narrow head may read different parts of x."
+    "Several heads do give something up: keys and values of a narrow head may read different parts "
+    "of x."
 )
 
 # %% [markdown]
 # No A makes `wq` equal to `wk` in that way, for then the scores would be symmetric, and A does not
 # move them. So what can `q=k-v` not do? Something with a direction: let each of three tokens look
-# at the next one round the circle, and at nothing else.
+# at the next one around the cycle, and at nothing else.
 #
 # Suppose each gives `p` to the next one; that leaves at most `1 - p` for the one before. But
-# without curl, the three weights one way round have the same product as the three the other way.
+# without curl, the three weights one way around have the same product as the three the other way.
 #
 # Let a layer of each kind learn it, with Adam. Where `x`, `wv` and `wo` are identities, `out` is
 # the pattern itself.
@@ -303,16 +313,16 @@ predict(
 (_, apart, _), (_, tied, pattern) = learn("qkv"), learn("q=k-v")
 curve("what the next token gets", {"qkv": apart, "q=k-v": tied})
 heat("pattern of q=k-v, learnt", pattern)
-say("Below even that bound. To look at nothing in particular is the best that this layer can do.")
+say("Below even that bound. Looking at nothing in particular is the best this layer can do.")
 
 # %% [markdown]
 # What holds it back is a square. `(k[i] - k[j]) · (k[i] - k[j])` is never negative, so the scores
-# of two tokens with themselves add up to at least twice their score with each other: in the mean, a
+# of two tokens with themselves add up to at least twice their score with each other: on average, a
 # token looks at no other more than at itself.
 #
-# The paper gives Q = K a `+`, to tell queries from keys again. Each score is set beside m fixed
-# channels, the first ones a function of the row i, the others of the column j. One weight per
-# channel and a constant b make them one number:
+# The paper gives Q = K a `+`, so that queries and keys differ again. To each score, add each of m
+# fixed numbers P[i, j, c] (the channels); the first of them depend on the row i, the others on the
+# column j. One weight for each channel and a constant b turn the m sums into one number:
 #
 #     plus[i, j] = b + the sum over all channels c of
 #                  w[c] · (scores[i, j] + P[i, j, c])
@@ -325,8 +335,8 @@ say("Below even that bound. To look at nothing in particular is the best that th
 def with_plus(w, b, row, column):
     row, column = backend.upload(row), backend.upload(column)  # (T, m) each
     lifted = mq.Tensor(scores[None, None])  # (1, 1, T, T)
-    s = composed.literal_plus(lifted, mq.Tensor(w), b, row, column)
-    return composed.softmax(s).numpy()[0, 0]  # (T, T)
+    s = reference.literal_plus(lifted, mq.Tensor(w), b, row, column)
+    return reference.softmax(s).numpy()[0, 0]  # (T, T)
 
 
 w, b = np.array([-2.0, 1.0]), 7.0
@@ -346,9 +356,9 @@ table(
 )
 
 # %% [markdown]
-# A softmax does not notice a number that is added to its whole row. The constant is one, and so is
-# what the row channels add; only their weights count still, for every channel brings the score
-# along. What is left of the `+` are two things:
+# A softmax does not notice a number that is added to its whole row. The constant is such a number,
+# and so is what the row channels add. Only their weights still count, because every channel brings
+# the score along. Two things are left of the `+`:
 #
 #     softmax(s · scores + g)
 #     s    = all w, added up
@@ -358,7 +368,7 @@ table(
 # bias**. So this, not the convolution, is what the package computes, in `q=k-v+` and `q=k=v+`
 # alike.
 
-# %% What a softmax leaves of it
+# %% What survives the softmax
 s, g = w.sum(), column @ w[1:]  # a number, and (T,)
 e = np.exp(s * scores + g)  # (T, T)
 predict(
@@ -377,15 +387,15 @@ show("g in the layer", bias, columns=tokens)
 compare("pattern as written", literal, "pattern in the layer", t["pattern"][0, 0])
 
 # %% [markdown]
-# A number by which symmetric scores are multiplied leaves them symmetric, and a bias per key
-# cancels round a circle as row sums do. So the `+` does not bring back direction. But it can do
-# something else: with s below zero, the largest score becomes the smallest, and a token's own is
-# among the largest.
+# Multiplying symmetric scores by a number leaves them symmetric, and a bias for each key cancels
+# around a cycle as row sums do. So the `+` does not bring back direction. But it can do something
+# else: with s below zero, the largest score becomes the smallest, and a token's own is among the
+# largest.
 #
 # Now write the gradient of a tied weight yourself, for `q=k=v`, where one matrix has three uses.
 # The exercise asks for `tied_gradient`.
 
-# %% What it mends, and what it does not
+# %% What it fixes, and what it does not
 layer, reached, pattern = learn("q=k-v+")
 rows = []
 for name in ("qkv", "q-k=v", "q=k-v", "q=k=v", "q=k-v+", "q=k=v+"):
@@ -396,11 +406,12 @@ for name in ("qkv", "q-k=v", "q=k-v", "q=k=v", "q=k-v+", "q=k=v+"):
 predict("How much does `q=k-v+` learn to give to the next token?", reached[-1])
 heat("pattern of q=k-v+, learnt", pattern)
 say(
-    f"The temperature it found is {round(layer.plus(3)[0].item(), 1)}: not itself, but either neighbour alike."
+    f"The temperature it found is {round(layer.plus(3)[0].item(), 1)}: a token looks not at "
+    "itself, but at both neighbours alike."
 )
-table("which can tell a direction", ["variant", "output, before wo", "curl"], rows)
-source(mq.Attention.forward, at="else k  # (B, h")
+table("which can have a direction", ["variant", "output, before wo", "curl"], rows)
+source(mq.Attention.read, at="with K = V, the same row twice")
 source(mq.Tensor.backward)
 source(cycle_curl)
 source(type(layer.plus).forward)
-source(composed.literal_plus)
+source(reference.literal_plus)

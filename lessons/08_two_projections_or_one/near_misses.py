@@ -61,7 +61,9 @@ def tied_gradient__no_query(x, w, g):
 
 
 def tied_gradient__average(x, w, g):
-    """You average the three uses: they add up. (Nudge one entry of w: the output moves by the sum.)"""
+    """You average the three uses: they add up. (Nudge one entry of w: the output moves by the
+    sum.)
+    """
     return sum(_parts(x, w, g)) / 3
 
 
@@ -74,8 +76,8 @@ def tied_gradient__scores_averaged(x, w, g):
 
 
 def tied_gradient__difference(x, w, g):
-    """You subtract the key's part: all three are added. (The `-` in a variant's name is no
-    subtraction either.)
+    """You subtract the key's part: all three are added. (The `-` in a variant's name is not a minus
+    sign either.)
     """
     query, key, value = _parts(x, w, g)
     return query - key + value
@@ -98,8 +100,8 @@ def tied_gradient__key_twice(x, w, g):
 
 
 def tied_gradient__no_scale_backward(x, w, g):
-    """You forgot the scale on the way back: the scores were divided by the root of d, so their
-    gradient is, too.
+    """You leave out the scale on the way back: the scores were divided by the root of d, so their
+    gradient is as well.
     """
     query, key, value = _parts(x, w, g)
     return (query + key) * np.sqrt(w.shape[1]) + value
@@ -124,13 +126,13 @@ def tied_gradient__scale_squared(x, w, g):
 
 
 def tied_gradient__everything_scaled(x, w, g):
-    """You scale the value's part, too: the root of d stands in the scores alone."""
+    """You scale the value's part as well: the root of d stands in the scores alone."""
     query, key, value = _parts(x, w, g)
     return query + key + value / np.sqrt(w.shape[1])
 
 
 def tied_gradient__no_softmax(x, w, g):
-    """You left out the softmax on the way back: g @ k.T is the gradient of the pattern, not yet of
+    """You leave out the softmax on the way back: g @ k.T is the gradient of the pattern, not yet of
     the scores.
     """
     k, pattern, scale = _forward(x, w)
@@ -139,8 +141,8 @@ def tied_gradient__no_softmax(x, w, g):
 
 
 def tied_gradient__softmax_by_product(x, w, g):
-    """Your softmax's backward is pattern * dp alone: take the sum of dp * pattern, row by row, off
-    dp first.
+    """Your softmax's backward is pattern * dp alone: first subtract from dp the sum of dp *
+    pattern, row by row.
     """
     k, pattern, scale = _forward(x, w)
     d = pattern * (g @ k.T) * scale
@@ -157,7 +159,9 @@ def tied_gradient__softmax_diagonal(x, w, g):
 
 
 def tied_gradient__softmax_over_columns(x, w, g):
-    """Your softmax's backward sums over the wrong axis: the softmax ran along the rows (axis=-1)."""
+    """Your softmax's backward sums over the wrong axis: the softmax ran along the rows
+    (axis=-1).
+    """
     k, pattern, scale = _forward(x, w)
     d = g @ k.T
     d = pattern * (d - (d * pattern).sum(axis=0)) * scale
@@ -165,7 +169,7 @@ def tied_gradient__softmax_over_columns(x, w, g):
 
 
 def tied_gradient__softmax_axis_not_kept(x, w, g):
-    """Your softmax's backward takes each row's sum off a column: keep the axis when you sum
+    """Your softmax's backward subtracts each row's sum from a column: keep the axis when you sum
     (keepdims=True).
     """
     k, pattern, scale = _forward(x, w)
@@ -193,7 +197,9 @@ def tied_gradient__value_untransposed(x, w, g):
 
 
 def tied_gradient__pattern_transposed(x, w, g):
-    """The gradient of the pattern is turned round: row i belongs to query i (g @ k.T, not k @ g.T)."""
+    """The gradient of the pattern is the wrong way round: row i belongs to query i (g @ k.T, not k
+    @ g.T).
+    """
     k, pattern, scale = _forward(x, w)
     d = _softmax(pattern, k @ g.T) * scale
     return x.T @ (d @ k + d.T @ k + pattern.T @ g)

@@ -4,9 +4,7 @@ import numpy as np
 
 
 def tied_gradient(x, w, g):
-    """The gradient (C, d) of w in softmax(k kᵀ / √d) k with k = x w, from g (T, d), that of the
-    result.
-    """
+    """The gradient (C, d) of w, from g (T, d), that of z = softmax(k kᵀ / √d) k, with k = x w."""
     k, scale = x @ w, 1 / np.sqrt(w.shape[1])  # (T, d); q and v are k, too
     scores = k @ k.T * scale  # (T, T)
     e = np.exp(scores - scores.max(axis=-1, keepdims=True))

@@ -5,21 +5,22 @@ import minqkv as mq
 TOLERANCE = 1e-9
 
 HINTS = (
-    "Count what is kept for one token: numbers of one head, then heads, streams, layers; and a number has bytes.",
-    "A head has n_embd // n_head numbers, however few heads are kept. For `saved`, divide by what `qkv` keeps: most of it "
-    "cancels, and two streams of n_head heads remain.",
-    "kept = n_head if kv_heads is None else kv_heads; then n_layer * streams * kept * (n_embd // n_head) * itemsize, and "
-    "1 - streams * kept / (2 * n_head).",
+    "Count what is kept for one token: numbers of one head, then heads, streams, layers; and a "
+    "number has bytes.",
+    "A head has n_embd // n_head numbers, however few heads are kept. For `saved`, divide by what "
+    "`qkv` keeps: most of it cancels, and two streams of n_head heads remain.",
+    "kept = n_head if kv_heads is None else kv_heads; then n_layer * streams * kept * (n_embd // "
+    "n_head) * itemsize, and 1 - streams * kept / (2 * n_head).",
 )
 
 EXPLANATION = """
-The package has your two lines, in `VariantSpec.cache_bytes_per_token` and `VariantSpec.reduction`. The reference did not
-use them: it built a model of each kind, let it read the tokens, and divided `cache.nbytes` by their number. `nbytes`
-is added up over the arrays themselves, so a cache that kept something in secret would be found out. That is why your code
-was so much faster.
+The package has your two lines, in `VariantSpec.cache_bytes_per_token` and `VariantSpec.reduction`.
+The reference did not use them: it built a model of each kind, let it read the tokens, and divided
+`cache.nbytes` by their number. `nbytes` is added up over the arrays themselves, so a cache that
+kept something more would be found out. That is why your code was so much faster.
 
-Two kinds of bytes are left out. A cache is allocated for its whole capacity before it is full (`capacity_nbytes`). And a
-batch keeps as much again for every further sequence.
+Two kinds of bytes are left out. A cache is allocated for its whole capacity before it is full
+(`capacity_nbytes`). And a batch keeps as much again for every further sequence.
 """
 
 
@@ -31,15 +32,8 @@ def cases(rng):
     batch, length, n_layer = (int(n) for n in rng.permutation([2, 3, 4, 5])[:3])
     n_embd = n_head * int(rng.choice([3, 5, 7]))
     ids = rng.integers(0, 10, (batch, length))
-    return (
-        ids,
-        n_layer,
-        n_head,
-        n_embd,
-        kv_heads,
-        int(rng.integers(1, 3)),
-        int(rng.choice([2, 4, 8])),
-    )
+    streams, itemsize = int(rng.integers(1, 3)), int(rng.choice([2, 4, 8]))
+    return ids, n_layer, n_head, n_embd, kv_heads, streams, itemsize
 
 
 def use(learner, ids, n_layer, n_head, n_embd, kv_heads, streams, itemsize):
@@ -50,14 +44,8 @@ def use(learner, ids, n_layer, n_head, n_embd, kv_heads, streams, itemsize):
 
 def reference(ids, n_layer, n_head, n_embd, kv_heads, streams, itemsize):
     """Real models read the ids; their caches are asked."""
-    size = {
-        "vocab_size": 10,
-        "block_size": 8,
-        "n_layer": n_layer,
-        "n_head": n_head,
-        "n_embd": n_embd,
-        "d_ff": 4,
-    }
+    size = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
+    size |= {"vocab_size": 10, "block_size": 8, "d_ff": 4}
     nbytes = []
     for spec in (mq.VariantSpec(streams=streams, kv_heads=kv_heads), mq.VariantSpec()):
         model = mq.GPT(mq.GPTConfig(**size, variant=spec.name))

@@ -16,8 +16,8 @@ def bytes_per_token(n_layer, n_head, n_embd, kv_heads, streams, itemsize):
 
 def saved(n_head, kv_heads, streams):
     """The share of the cache of `qkv` that is saved: 0 where nothing is, 0.5 where half of it is.
-    Return a number.
 
-    `qkv` keeps all n_head heads and two streams, in a model that is the same in all else.
+    `qkv` keeps all n_head heads and two streams, in a model that is otherwise the same. Return a
+    number.
     """
     raise NotImplementedError

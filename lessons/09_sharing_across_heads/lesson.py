@@ -11,16 +11,17 @@
 # budget_s = 4
 # exercise = ["bytes_per_token", "saved"]
 # uses = [
-#   "minqkv.Attention", "minqkv.GPT", "minqkv.GPTConfig", "minqkv.KVCache", "minqkv.Tensor", "minqkv.VariantSpec",
-#   "minqkv.trace", "minqkv.functional.scaled_dot_product_attention", "minqkv.models.PRESETS",
+#   "minqkv.Attention", "minqkv.GPT", "minqkv.GPTConfig", "minqkv.KVCache", "minqkv.Tensor",
+#   "minqkv.VariantSpec", "minqkv.trace", "minqkv.functional.scaled_dot_product_attention",
+#   "minqkv.models.PRESETS",
 # ]
 # ///
 
 # %% [markdown]
 # In lesson 07 every head had queries, keys and values of its own. In lesson 08 keys and values
-# became one. There is another way to have less of them: heads may share with one another.
+# became one. There is another way to keep fewer of them: heads may share with one another.
 #
-# Why would one want less? A model that writes makes one token at a time, and each new token looks
+# Why would one want fewer? A model that writes makes one token at a time, and each new token looks
 # at all those before it. Their keys and values do not change any more, for no token sees what comes
 # after it. So the model keeps them, in its **cache**. Lesson 10 uses it step by step; here we only
 # weigh it.
@@ -98,7 +99,8 @@ reads = t["z"][0, :, -1, 0]  # (H,), of the last token
 predict("We count from 0. Which KV head does query head 2 read?", round(float(reads[2])))
 show("KV head that is read", reads, columns=heads, digits=0)
 say(
-    "Others deal the heads out in turn, i mod h. Weights made for one rule are wrong under the other."
+    "Other programs assign KV heads in turn, i mod h. Weights made for one rule are wrong under "
+    "the other."
 )
 
 # %% [markdown]
@@ -167,7 +169,8 @@ q = traces["gqa-2"]["q"]  # (B, H, T, d_h) = (1, 4, 3, 2)
 k = traces["gqa-2"]["k"]  # (B, h, T, d_h) = (1, 2, 3, 2)
 folded = q.reshape(1, 2, 6, 2)  # (B, h, G·T, d_h)
 predict(
-    "How many bytes does `np.repeat(k, 2, axis=1)` take, where `k` has twelve numbers of four bytes?",
+    "How many bytes does `np.repeat(k, 2, axis=1)` take, where `k` has twelve numbers of four "
+    "bytes?",
     2 * k.nbytes,
 )
 memory(k=k, repeated=np.repeat(k, 2, axis=1), q=q, folded=folded)
@@ -181,7 +184,8 @@ compare(
     tolerance=1e-4,
 )
 say(
-    "The layer does the same: no key or value is ever repeated, nor are those that come from a cache."
+    "The layer does the same: no key or value is ever repeated, nor are those that come from a "
+    "cache."
 )
 
 # %% [markdown]
@@ -216,14 +220,16 @@ say(f"Refused: {refusals[1]}.")
 # KV heads and one stream: what it keeps is keys and values at once. `q-mqa` keeps a single head of
 # a single stream.
 #
-# We put one new position into a cache of each kind and look at what comes back.
+# We put one new position into a cache of each kind, and look at what the layer reads from it.
 
 
 # %% Products
 def first_position(variant):
-    cache = mq.GPT(mq.GPTConfig(**size, variant=variant)).new_cache()
+    model = mq.GPT(mq.GPTConfig(**size, variant=variant))
+    cache = model.new_cache()
     new = backend.xp.zeros((1, 1, 1, 2), "float32")  # (B, h, T, d_h)
-    return cache.append(0, new, new if cache.values else None)
+    rows = cache.layers[0].append(*[new] * len(cache.stored))
+    return model.blocks[0].attn.read(rows)  # keys and values
 
 
 say("A position in the cache of `mqa`:")
@@ -267,16 +273,15 @@ compare("measured", np.array(measured), "the formula", np.array(formula, float))
 
 # %% [markdown]
 # The same at the size of the paper's smaller language model (section 5), with numbers of two bytes.
-# To weigh a cache one does not have to run the model: we allocate real ones, of sixty-four
-# positions, and ask the arrays for their bytes.
+# To weigh a cache you need not run the model: we allocate real ones, of sixty-four positions, and
+# ask the arrays for their bytes.
 
 # %% At the size of a language model
 big = PRESETS["300m"]
 rows = []
 for name in ("qkv", "q-k=v", "gqa-4", "q-gqa-4", "mqa", "q-mqa"):
     spec = mq.VariantSpec.parse(name)
-    h, d_head = spec.stored_heads(big.n_head), big.n_embd // big.n_head
-    cache = mq.KVCache(big.n_layer, 1, h, 64, d_head, spec.streams, "float16")
+    cache = mq.KVCache(big.n_layer, 1, spec.stored(big), 64, "float16")
     per_token = cache.capacity_nbytes // cache.capacity
     long = per_token * 2**15 / 2**20
     share = f"{spec.reduction(big.n_head):.1%}"
@@ -292,7 +297,8 @@ table(
 predict("And a model with thirty-two heads?", parts[32])
 saved = [f"{1 - 1 / part:.1%}" for part in parts.values()]
 say(
-    f"So {saved[0]} is saved with {16} heads and {saved[1]} with {32}. The paper prints {saved[0]} for both of its models."
+    f"So {saved[0]} is saved with {16} heads and {saved[1]} with {32}. The paper prints {saved[0]} "
+    "for both of its models."
 )
 
 # %% [markdown]
@@ -332,7 +338,7 @@ say("What shrinks is the memory that has to be read again for every token that i
 # runs a real model on some tokens and asks its cache.
 
 # %% Where it is done
-source(mq.functional.scaled_dot_product_attention, at="def fold(a)")
-source(mq.Attention, at="k = split_heads(self.wk(x), self.kv_heads)")
+source(mq.functional._Attention.fold)
+source(mq.Attention.store)
 source(mq.VariantSpec.cache_bytes_per_token)
 source(mq.KVCache, at="def nbytes")

@@ -20,12 +20,14 @@ def bytes_per_token__always_two_streams(n_layer, n_head, n_embd, kv_heads, strea
 
 
 def bytes_per_token__one_stream_more(n_layer, n_head, n_embd, kv_heads, streams, itemsize):
-    """You count one stream too many, perhaps for the queries. A query is used once and never kept."""
+    """You count one stream too many, perhaps for the queries. A query is used once and never
+    kept.
+    """
     return _right(n_layer, n_head, n_embd, kv_heads, streams + 1, itemsize)
 
 
 def bytes_per_token__with_queries(n_layer, n_head, n_embd, kv_heads, streams, itemsize):
-    """You count the queries of all n_head heads, too. A query is used once, by its own token, and
+    """You also count the queries of all n_head heads. A query is used once, by its own token, and
     never kept.
     """
     return n_layer * (n_embd + streams * _kept(n_head, kv_heads) * (n_embd // n_head)) * itemsize
@@ -37,7 +39,7 @@ def bytes_per_token__streams_divide(n_layer, n_head, n_embd, kv_heads, streams, 
 
 
 def bytes_per_token__query_heads(n_layer, n_head, n_embd, kv_heads, streams, itemsize):
-    """You count n_embd numbers a stream, those of all query heads. Kept are kv_heads heads of
+    """You count n_embd numbers a stream, those of all query heads. What is kept: kv_heads heads of
     n_embd / n_head numbers.
     """
     return n_layer * streams * n_embd * itemsize
@@ -49,7 +51,9 @@ def bytes_per_token__head_as_wide_as_model(n_layer, n_head, n_embd, kv_heads, st
 
 
 def bytes_per_token__groups(n_layer, n_head, n_embd, kv_heads, streams, itemsize):
-    """You count n_head / kv_heads heads: that is the size of a group, G. Kept are kv_heads heads."""
+    """You count n_head / kv_heads heads: that is the size of a group, G. What is kept: kv_heads
+    heads.
+    """
     return n_layer * streams * (n_head // _kept(n_head, kv_heads)) * (n_embd // n_head) * itemsize
 
 
@@ -96,7 +100,7 @@ def saved__no_streams(n_head, kv_heads, streams):
 
 
 def saved__no_heads(n_head, kv_heads, streams):
-    """`saved` looks at the streams only: fewer KV heads save, too."""
+    """`saved` looks at the streams only: fewer KV heads save as well."""
     return 1 - streams / 2
 
 
@@ -107,18 +111,20 @@ def saved__against_one_stream(n_head, kv_heads, streams):
 
 def saved__adds(n_head, kv_heads, streams):
     """`saved` adds the two savings. They multiply: the second one saves a part of what the first
-    one has left.
+    one leaves.
     """
     return (1 - streams / 2) + (1 - _kept(n_head, kv_heads) / n_head)
 
 
 def saved__factor(n_head, kv_heads, streams):
-    """`saved` returns how many times smaller the cache is; asked for is the share that is saved:
-    one minus what is left.
+    """`saved` returns how many times smaller the cache is. Return the share that is saved: one
+    minus what is left.
     """
     return 2 * n_head / (streams * _kept(n_head, kv_heads))
 
 
 def saved__none_is_one(n_head, kv_heads, streams):
-    """`saved` takes None for one KV head. It means that every head keeps its own: n_head of them."""
+    """`saved` takes None for one KV head. It means that every head keeps its own: n_head of
+    them.
+    """
     return 1 - streams * (kv_heads or 1) / (2 * n_head)

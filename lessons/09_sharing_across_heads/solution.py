@@ -9,6 +9,6 @@ def bytes_per_token(n_layer, n_head, n_embd, kv_heads, streams, itemsize):
 
 
 def saved(n_head, kv_heads, streams):
-    """One minus what is left; layers, d_head and bytes of a number are the same in both and cancel."""
+    """One minus what is left; layers, d_head and bytes of a number are equal in both and cancel."""
     kept = n_head if kv_heads is None else kv_heads
     return 1 - streams * kept / (2 * n_head)

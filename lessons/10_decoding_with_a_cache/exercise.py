@@ -4,8 +4,7 @@ import numpy as np  # noqa: F401
 
 
 def step(x, wq, wk, wv, wp, cache):
-    """Attention of the T tokens that come next in a sequence, with one head: one token, or several
-    at once.
+    """Attention of the T tokens that come next in a sequence, one or several, with one head.
 
     x (T, C) holds a row for each new token, wp (P, C) a row for each position of the sequence: add
     to each token the row of the position at which it stands. Then wq, wk and wv (C, d) make

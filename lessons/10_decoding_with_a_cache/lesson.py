@@ -5,14 +5,17 @@
 # [tool.minqkv.lesson]
 # title = "Decoding with a cache"
 # question = "Must a model read the whole text again for every token it adds?"
-# needs = ["training step", "seed", "gradient", "positions", "attention", "causal mask", "block", "heads", "cache bytes"]
+# needs = [
+#   "training step", "seed", "gradient", "positions", "attention", "causal mask", "block", "heads",
+#   "cache bytes",
+# ]
 # teaches = ["cache", "prefill", "decode"]
 # minutes = 18
 # budget_s = 5
 # exercise = "step"
 # uses = [
-#     "minqkv.GPT", "minqkv.GPTConfig", "minqkv.AdamW", "minqkv.KVCache", "minqkv.VariantSpec", "minqkv.generate",
-#     "minqkv.no_grad", "minqkv.train_step", "minqkv.trace",
+#   "minqkv.GPT", "minqkv.GPTConfig", "minqkv.AdamW", "minqkv.KVCache", "minqkv.VariantSpec",
+#   "minqkv.generate", "minqkv.no_grad", "minqkv.train_step", "minqkv.trace",
 # ]
 # ///
 
@@ -21,7 +24,7 @@
 # token, the best one is put at the end, and the model reads again. This lesson is about that
 # "again".
 #
-# To see at a glance when something goes wrong, we want a model that does something. Here is a small
+# To see at once when something goes wrong, we want a model that can do something. Here is a small
 # GPT: two blocks like those of lesson 07, but with the causal mask, and `qkv` attention. It is
 # trained on tunes of three notes that repeat for ever. A note is a digit. To know the next one, it
 # must look back at the note of three places before.
@@ -32,7 +35,8 @@
 import numpy as np
 
 import minqkv as mq
-from minqkv import backend
+from minqkv import backend, generation
+from minqkv.cache import LayerCache
 from minqkv.teach import cache_step, compare, memory, predict, say, show, source, table
 
 size = {"block_size": 12, "n_layer": 2, "n_head": 2, "n_embd": 16}
@@ -76,7 +80,8 @@ predict(
 compare("k of four tokens, lower layer", read[4][0], "its rows among five", read[5][0][:, :, :4])
 compare("k of four tokens, upper layer", old, "its rows among five", new)
 say(
-    "The mask holds in every layer, so no row of any layer knows what comes after it: rows of the past are final."
+    "The mask holds in every layer, so no row of any layer knows what comes after it: rows of the "
+    "past are final."
 )
 
 # %% [markdown]
@@ -95,7 +100,8 @@ with mq.trace() as t:
 cached = [q.shape[2] for q in t.all("blocks.0.attn.q")]
 
 predict(
-    "The prompt has four tokens and six are added. How many rows are computed in all, without a cache?",
+    "The prompt has four tokens and six are added. How many rows are computed in all, without a "
+    "cache?",
     sum(without),
 )
 predict("And how many if each token is read just once?", sum(cached))
@@ -131,7 +137,8 @@ kept = " and ".join(name for name in "qkv" if reached[name][:-1].any())
 predict("Which rows of the earlier tokens have a say in the next one?", kept, options)
 show("reached", np.array([reached[name] for name in "qkv"]).astype(int), rows=list("qkv"))
 say(
-    "An old query has had its answer. Old keys and values are asked again by each new query: they are the cache."
+    "An old query has had its answer. Old keys and values are asked again by each new query: they "
+    "are the cache."
 )
 
 # %% [markdown]
@@ -145,16 +152,16 @@ say(
 cache = model.new_cache(capacity=12)
 logits = model(prompt, cache=cache).numpy()  # (1, 4, V)
 
-say(
-    f"One layer's keys lie in an array of shape {cache.keys[0].shape}: sequences, heads, positions, d."
-)
-say(f"A number takes {cache.keys[0].dtype.itemsize} bytes.")
+keys = cache.layers[0].buffers[0]
+say(f"One layer's keys lie in an array of shape {keys.shape}: sequences, heads, positions, d.")
+say(f"A number takes {keys.dtype.itemsize} bytes.")
 predict(
     "There are two layers, with keys and values for four tokens so far. How many bytes is that?",
     cache.nbytes,
 )
 say(
-    f"{len(cache)} positions in use: {cache.nbytes:,} bytes. Allocated for {cache.capacity}: {cache.capacity_nbytes:,}."
+    f"{len(cache)} positions in use: {cache.nbytes:,} bytes. Allocated for {cache.capacity}: "
+    f"{cache.capacity_nbytes:,}."
 )
 compare("logits of the prefill", logits, "logits without a cache", model(prompt).numpy())
 
@@ -208,25 +215,25 @@ predict(
 )
 short = model.new_cache()  # once more, with a line for each step
 decode(short, lambda cache: cache_step(cache, config))
-say("However long the text, a step adds one token and computes one row in each layer. What grows is the reading. That is "
-    "why lesson 09 counted bytes.")  # fmt: skip
+say("However long the text, a step adds one token and computes one row in each layer.")
+say("What grows is the reading. That is why lesson 09 counted bytes.")
 
 # %% [markdown]
-# A cache is a promise to go on where one stopped, and it can be broken in small ways. First:
+# A cache is a promise to continue where one stopped, and it can be broken in small ways. First:
 # positions.
 #
 # The embedding of a token gets the row of its position added. A new token comes to the model alone,
 # as an array of length one. If the model counts from the start of what it is given, the token is
 # told that it stands at position 0. The package adds the length of the cache. Here is its forward,
-# written out, so that we may lie to it.
+# written out, so that we can mislead it.
 
 
 # %% Positions go on counting
 def forward(ids, cache, start, mask=None):
     with mq.no_grad():  # remember nothing for a backward
         x = model.wpe(model.wte(ids), start)  # (1, T, C)
-        for layer, block in enumerate(model.blocks):
-            x = block(x, mask, cache, layer)
+        for block, layer in zip(model.blocks, cache.layers, strict=True):
+            x = block(x, mask, layer)  # a layer has its own cache
         logits = model.ln_f(x) @ model.wte.weight.transpose(1, 0)  # (1, T, V)
     return logits.numpy()
 
@@ -283,7 +290,7 @@ say("From the corner a new token does not even see itself.")
 # If a step attends first and appends afterwards, the token is missing from its own attention. Seen
 # from the query, that is a mask that hides the last column.
 #
-# The next note hangs on the one of three places before, hardly on the newest token itself. What
+# The next note depends on the note three places before, and hardly on the newest token itself. What
 # will you hear?
 
 
@@ -301,7 +308,8 @@ compare(
     "scores of a token that misses itself", unseen, "reading everything", whole[:, :1], same=False
 )
 say(
-    "Notes are a coarse test: scores can be wrong and the largest the same. So caches are tested on numbers."
+    "Notes are a coarse test: scores can be wrong and the largest the same. So caches are tested "
+    "on numbers."
 )
 
 # %% [markdown]
@@ -348,10 +356,11 @@ predict(
     "Four tokens were read and six added. How many positions does the cache hold now?", len(cache)
 )
 compare("text with the cache", with_cache, "text without", text)
-keys, values = cache.keys[0], cache.values[0]
+keys, values = cache.layers[0].rows
 memory(keys=keys, values=values)
 say("Keys and values are two arrays here. Lesson 11 makes them one.")
-source(mq.KVCache.append, at="self.keys[layer][:, :, start:end] = k")
-source(mq.KVCache.mask)
-source(mq.GPT.forward, at="cache.mask(new)")
-source(mq.generate.__wrapped__, at="model(unread, cache=cache)")
+source(mq.GPT.forward, at="start, macs = len(cache)")
+source(LayerCache.append, at="buffer[:, :, start:end] = row")
+source(LayerCache.mask)
+source(mq.GPT.forward, at="cache.trim(start)")
+source(generation._tokens, at="model(unread, cache=cache)")

@@ -32,7 +32,9 @@ def _append(cache, k, v):
 
 
 def step__position_restarts(x, wq, wk, wv, wp, cache):
-    """Your positions start again at 0 in each call: the new tokens stand at cache["n"] and after."""
+    """Your positions start again at 0 in each call: the new tokens stand at cache["n"] and
+    after.
+    """
     q, k, v = _project(x, wq, wk, wv, wp, 0)
     start, end, k, v = _append(cache, k, v)
     return _attend(q, k, v, _seen(start, end))
@@ -73,8 +75,8 @@ def step__no_position(x, wq, wk, wv, wp, cache):
 
 
 def step__position_for_query_only(x, wq, wk, wv, wp, cache):
-    """Only your queries know their positions: keys and values are made from x with its positions,
-    too.
+    """Only your queries know their positions: keys and values are made from x with its positions as
+    well.
     """
     q, _, _ = _project(x, wq, wk, wv, wp, cache["n"])
     start, end, k, v = _append(cache, x @ wk, x @ wv)
@@ -105,7 +107,7 @@ def step__mask_one_far(x, wq, wk, wv, wp, cache):
 
 
 def step__no_mask(x, wq, wk, wv, wp, cache):
-    """Nothing is masked: when several tokens come at once, each looks at those after it, too."""
+    """Nothing is masked: when several tokens come at once, each also looks at those after it."""
     q, k, v = _project(x, wq, wk, wv, wp, cache["n"])
     _, _, k, v = _append(cache, k, v)
     return _attend(q, k, v, True)
@@ -130,8 +132,8 @@ def step__attends_before_appending(x, wq, wk, wv, wp, cache):
 
 
 def step__attends_to_the_cache_only(x, wq, wk, wv, wp, cache):
-    """After the first call you attend to what was stored before: the new tokens must see
-    themselves, too.
+    """After the first call you attend to what was stored before: the new tokens must see themselves
+    as well.
     """
     q, k, v = _project(x, wq, wk, wv, wp, cache["n"])
     start, end, k, v = _append(cache, k, v)

@@ -1,34 +1,37 @@
-"""Check 11: both forms of one buffer, decoded token by token, against the package's cache, rotation
-and attention.
-"""
+"""Check 11: both forms of one buffer, token by token, against the package's cache."""
 
 import numpy as np
 
 import minqkv as mq
 from minqkv import functional as F
 from minqkv.attention import rope_table
+from minqkv.cache import LayerCache
 
 TOLERANCE = 1e-9
 
 HINTS = (
-    'The new token stands at n = cache["n"], read before you count it. In both forms its query is turned by n. Write '
-    "first, then read the first n + 1 rows: the token sees itself.",
-    "raw_step: store x @ wk as it is. For the scores alone make a turned copy, turn(stored, np.arange(n + 1)), each row by "
-    "its own position; the weights are applied to `stored`. unrotate_step: store turn(x @ wk, n), and use what is stored "
-    "for the scores and for the mix, without turning it again.",
-    "unrotate_step ends with turn(mixed, n, back=True): back by the position of the query. raw_step ends with the mix, "
-    "where nothing has been turned, so that nothing is to be undone.",
+    'The new token stands at n = cache["n"], read before you count it. In both forms its query is '
+    "turned by n. Write first, then read the first n + 1 rows: the token sees itself.",
+    "raw_step: store x @ wk as it is. For the scores alone make a turned copy, turn(stored, "
+    "np.arange(n + 1)), each row by its own position; the weights are applied to `stored`. "
+    "unrotate_step: store turn(x @ wk, n), and use what is stored for the scores and for the mix, "
+    "without turning it again.",
+    "unrotate_step ends with turn(mixed, n, back=True): back by the position of the query. "
+    "raw_step ends with the mix, where nothing has been turned, so there is nothing to undo.",
 )
 
 EXPLANATION = """
-The package has both in one forward: `rope_value` chooses, and two flags, `turn_late` and `turn_back`, say where a turn is
-made. The raw form is the default, because it is the same function as two arrays with equal weights. Its turned keys are a
-temporary that lives for one step.
+The package has both in one class: `rope_value` chooses, and two flags say where a turn is made,
+`turn_late` in `store` and `read`, `turn_back` in `answer`. The raw form is the default, because it
+is the same function as two arrays with equal weights. Its turned keys are a temporary that lives
+for one step.
 
-Your weights of one query need no mask: a new token sees all that is stored. The package decodes several tokens at once, too,
-and then takes the mask from the cache, as in lesson 10; rows of queries are turned and turned back by their own positions.
+Your weights of one query need no mask: a new token sees all that is stored. The package also
+decodes several tokens at once, and then takes the mask from the cache, as in lesson 10; rows of
+queries are turned and turned back by their own positions.
 
-The cosines and sines are a table there, made once for all positions: you worked them out at each step.
+The cosines and sines are a table there, made once for all positions: you worked them out at each
+step.
 """
 
 
@@ -40,9 +43,7 @@ def cases(rng):
 
 
 def use(learner, x, wq, wk):
-    """A whole sequence, a token at a time, in both forms: the answers, and what the cache holds in
-    the end.
-    """
+    """A sequence, a token at a time, in both forms: the answers, and what the cache holds then."""
     found = {}
     for name in ("raw_step", "unrotate_step"):
         room = (len(x) + 1, wk.shape[1])
@@ -53,10 +54,12 @@ def use(learner, x, wq, wk):
             except ValueError as error:
                 if "zero-size" not in str(error):
                     raise
-                text = f"{name}: a softmax over no keys: at first nothing is stored yet. Write first, then read"
+                text = f"{name}: a softmax over no keys: at first nothing is stored yet. "
+                text += "Write first, then read"
                 raise ValueError(text).with_traceback(error.__traceback__) from None
-            if np.shape(cache["k"]) != room:
-                text = f'{name}: cache["k"] had the shape {room} and is {np.shape(cache["k"])} now: write into it'
+            now = np.shape(cache["k"])
+            if now != room:
+                text = f'{name}: cache["k"] had the shape {room} and is {now} now: write into it'
                 raise ValueError(text)
         found |= {f'{name} cache["n"]': cache["n"], f'{name} cache["k"]': cache["k"][: len(x)]}
     return found
@@ -67,16 +70,16 @@ def reference(x, wq, wk):
     found, d = {}, wk.shape[1]
     cos, sin = rope_table(len(x), d, "float64")  # (T, d/2) each
     for name in ("raw_step", "unrotate_step"):
-        cache = mq.KVCache(1, 1, 1, len(x), d, streams=1, dtype="float64")
+        cache = LayerCache(1, [(1, d)], len(x), "float64")  # one row a token, of one head
         for i, token in enumerate(x):
             q, k = (mq.Tensor((token @ w)[None, None, None]) for w in (wq, wk))  # (1, 1, 1, d) each
             here = cos[i : i + 1], sin[i : i + 1]
             q, turned = F.rotate(q, *here), F.rotate(k, *here)
-            stored, values = cache.append(0, (k if name == "raw_step" else turned).data)
-            stored, values = mq.Tensor(stored), mq.Tensor(values)  # (1, 1, S, d)
+            (rows,) = cache.append((k if name == "raw_step" else turned).data)
+            stored = mq.Tensor(rows)  # (1, 1, S, d)
             keys = F.rotate(stored, cos[: i + 1], sin[: i + 1]) if name == "raw_step" else stored
-            z = F.scaled_dot_product_attention(q, keys, values)  # (1, 1, 1, d)
+            z = F.scaled_dot_product_attention(q, keys, stored)  # (1, 1, 1, d)
             z = z if name == "raw_step" else F.rotate(z, here[0], -here[1])
             found[f"{name} at {i}"] = z.data[0, 0, 0]
-        found |= {f'{name} cache["n"]': len(cache), f'{name} cache["k"]': cache.keys[0][0, 0]}
+        found |= {f'{name} cache["n"]': len(cache), f'{name} cache["k"]': rows[0, 0]}
     return found

@@ -1,14 +1,10 @@
-"""Exercise 11: one cache for K and V, with positions that turn. Check it with `minqkv lesson check
-11`.
-"""
+"""Exercise 11: one cache for K and V, and positions that turn. Check: `minqkv lesson check 11`."""
 
 import numpy as np
 
 
 def turn(x, position, back=False):
-    """Rows of x (..., d) turned by their positions: one number for all rows, or an array with one
-    for each row. Given.
-    """
+    """Rows of x (..., d) turned by their positions, a number or an array of them. It is given."""
     half = x.shape[-1] // 2
     angle = np.asarray(position)[..., None] * 10_000.0 ** (-np.arange(half) / half)  # (..., d/2)
     cos, sin = np.cos(angle), -np.sin(angle) if back else np.sin(angle)
@@ -17,11 +13,10 @@ def turn(x, position, back=False):
 
 
 def raw_step(x, wq, wk, cache):
-    """Attention of the one token that comes next, with K = V and one head. The cache holds RAW
-    keys, not turned.
+    """Attention of the one token that comes next, with K = V, one head, and a cache of RAW keys.
 
     x (C,) is the token; wq and wk (C, d) make its query and its key. What is stored is also the
-    value.
+    value, and it is not turned.
 
     The cache is a dict, made before the first call, with n = 0, and handed to you at each call:
         cache["k"]   an array (P, d), room for every position; the first n rows are filled
@@ -34,9 +29,9 @@ def raw_step(x, wq, wk, cache):
 
 
 def unrotate_step(x, wq, wk, cache):
-    """The same, but the cache holds TURNED keys, and they are mixed as they are stored: turn the
-    answer back.
+    """The same with a cache of TURNED keys.
 
-    Arguments and result as above. Each key is turned once, when it is written.
+    They are mixed as they are stored, so turn the answer back. Arguments and result as above. Each
+    key is turned once, when it is written.
     """
     raise NotImplementedError

@@ -5,14 +5,17 @@
 # [tool.minqkv.lesson]
 # title = "One cache for K and V"
 # question = "Keys and values are one array: what if the keys have to turn?"
-# needs = ["positions", "attention", "pattern", "heads", "q-k=v", "qkv", "cache bytes", "cache", "decode"]
+# needs = [
+#   "positions", "attention", "pattern", "heads", "q-k=v", "qkv", "cache bytes", "cache", "decode",
+# ]
 # teaches = ["rope", "one buffer"]
 # minutes = 20
 # budget_s = 4
 # exercise = ["raw_step", "unrotate_step"]
 # uses = [
-#     "minqkv.Attention", "minqkv.GPT", "minqkv.GPTConfig", "minqkv.KVCache", "minqkv.Tensor", "minqkv.use_backend",
-#     "minqkv.functional.rotate", "minqkv.nn.Init", "minqkv.positions.rope_table", "minqkv.trace",
+#   "minqkv.Attention", "minqkv.GPT", "minqkv.GPTConfig", "minqkv.cache.LayerCache",
+#   "minqkv.Tensor", "minqkv.use_backend", "minqkv.functional.rotate", "minqkv.nn.Init",
+#   "minqkv.attention.rope_table", "minqkv.trace",
 # ]
 # ///
 
@@ -22,15 +25,18 @@
 # there is nothing to keep twice.
 #
 # We let two models read the same prompt, one with `qkv` and one with `q-k=v`, and look at what they
-# keep. Then one more row goes into the second cache by hand, to see what it gives back.
+# keep. Then one more row goes into the second cache by hand, and we look at what the layer reads
+# from it.
 
 # %% One buffer
 import numpy as np
 
 import minqkv as mq
-from minqkv import backend, reading
+from minqkv import backend
 from minqkv import functional as F
 from minqkv.attention import rope_table
+from minqkv.cache import LayerCache
+from minqkv.runtime import split_k
 from minqkv.teach import cache_step, compare, memory, predict, say, show, source, table
 
 size = {"vocab_size": 10, "block_size": 16, "n_layer": 1}
@@ -45,10 +51,11 @@ for variant in ("qkv", "q-k=v"):
 two, one = caches["qkv"], caches["q-k=v"]
 predict(f"With qkv the five tokens take {two.nbytes} bytes. And with q-k=v?", one.nbytes)
 row = backend.upload(np.ones((1, 2, 1, 4), np.float32))  # (B, h, T, d)
-keys, values = one.append(0, row)
+rows = one.layers[0].append(row)  # all that is stored so far: one array
+keys, values = model.blocks[0].attn.read(rows)  # (B, h, S, d) each
 cache_step(one, model.config)
-memory(keys=keys, values=values)
-say("The cache has no second array at all. What it returns as values is what it returns as keys.")
+memory(stored=rows[0], keys=keys, values=values)
+say("The cache has no second array. What the layer reads as values is what it reads as keys.")
 
 # %% [markdown]
 # So far positions were rows that are added to the tokens before the first layer. Many models do
@@ -56,8 +63,9 @@ say("The cache has no second array at all. What it returns as values is what it 
 # with the position, just before the two are compared. This is called rotary positions, `rope` for
 # short.
 #
-# Two numbers are an arrow in the plane. For a pencil, let us turn it by a quarter of a circle for
-# each position; this takes the arrow (x, y) to (-y, x). The function is the package's own.
+# Two numbers are an arrow in the plane. To keep the arithmetic easy, turn it by a quarter of a
+# circle for each position; this takes the arrow (x, y) to (-y, x). The function is the package's
+# own.
 
 # %% Turning an arrow
 cos = backend.upload(np.array([[1.0], [0.0], [-1.0], [0.0]]))  # (T, 1), T = 4
@@ -76,27 +84,30 @@ predict(
 )
 show("(3, 4) at positions 0, 1, 2 and later", k, columns=["x", "y"], digits=0)
 say(
-    f"Turning changes no length: {', '.join(f'{length:g}' for length in np.sqrt((k**2).sum(axis=1)))}."
+    "Turning changes no length: "
+    f"{', '.join(f'{length:g}' for length in np.sqrt((k**2).sum(axis=1)))}."
 )
 
 # %% [markdown]
 # Why turn? Take the same query at every position and the same key at every position, and compare
 # all of them with all.
 #
-# The dot product of two arrows hangs on their lengths and on the angle between them. Turn both by
+# The dot product of two arrows depends on their lengths and on the angle between them. Turn both by
 # the same angle: the lengths stay, and so does the angle between them.
 
 # %% Only the distance counts
 q = turned([2.0, 1.0])
 scores = q @ k.T  # (T, T), a row for each position of the query
 predict(
-    f"Query at 1, key at 0: the score is {scores[1, 0]:g}. What is it with the query at 2 and the key at 1?",
+    f"Query at 1, key at 0: the score is {scores[1, 0]:g}. What is it with the query at 2 and the "
+    "key at 1?",
     scores[2, 1],
 )
 names = [f"q at {i}" for i in range(4)]
 show("scores", scores, rows=names, columns=[f"k at {i}" for i in range(4)], digits=0)
 say(
-    "Along each diagonal the numbers are equal: the score knows how far apart the two are, and not where they stand."
+    "Along each diagonal the numbers are equal: the score knows how far apart the two are, and not "
+    "where they stand."
 )
 
 # %% [markdown]
@@ -112,11 +123,16 @@ axis = mq.Tensor(np.eye(8)[:1])  # (1, 8), all in column 0
 moved = F.rotate(axis, cos[1:2], sin[1:2]).numpy()[0]  # (8,), at position 1
 with_zero = np.flatnonzero(abs(moved) > 1e-9).tolist()
 
-predict(f"The first two of four pairs turn by {speed[0]:g} and {speed[1]:g} radians a position. And the third?", float(speed[2]),
-        tolerance=1e-6)  # fmt: skip
+two = f"{speed[0]:g} and {speed[1]:g}"
+predict(
+    f"The first two of four pairs turn by {two} radians a position. And the third?",
+    float(speed[2]),
+    tolerance=1e-6,
+)
 show("radians a position", speed)
 say(
-    f"Column 0 turns with column {with_zero[1]}: a pair is a column of the first half and its fellow in the second."
+    f"Column 0 turns with column {with_zero[1]}: a pair is a column of the first half and the "
+    "matching one of the second."
 )
 
 # %% [markdown]
@@ -137,8 +153,13 @@ def make(variant, **options):
     return layer
 
 
+def new_cache(layer):
+    rows = [(1, 2)] * layer.spec.streams  # (heads, d) of each row kept
+    return LayerCache(1, rows, 16, "float64")
+
+
 def at(start, layer, x):
-    cache = mq.KVCache(1, 1, 1, 16, 2, layer.spec.streams, "float64")
+    cache = new_cache(layer)
     if start:
         layer(mq.Tensor(np.ones((1, start, 2))), cache=cache)  # filler
     own = backend.xp.arange(start + len(x)) >= start
@@ -162,7 +183,7 @@ compare("answers at 0", here, "answers five places later", later)
 #
 # Let a text have a single token, the arrow (3, 4). It sees only itself, with weight 1, so its
 # answer is its own value. We put it at four positions, one after another. To get this layer we must
-# break one of the package's: `turn_back` is a cure that comes two steps from here.
+# break one of the package's: `turn_back` is a fix explained two steps on.
 
 # %% The trap
 naive = make("q-k=v", rope_value="unrotate")
@@ -179,18 +200,19 @@ show("one array, nothing undone", answers, rows=[f"at {i}" for i in range(4)], c
 show("two arrays", proper, rows=[f"at {i}" for i in range(4)], columns=["x", "y"])
 compare("a longer text at 0", at(0, naive, x), "the same text at 5", at(5, naive, x), same=False)
 say(
-    "Turned values say where they stand. The same text a few places on gets other answers, and no error is raised."
+    "Turned values say where they stand. The same text a few places on gets other answers, and no "
+    "error is raised."
 )
 
 # %% [markdown]
-# First cure: store the key **raw**, not turned. When the cache is read, a turned copy is made for
+# First fix: store the key **raw**, not turned. When the cache is read, a turned copy is made for
 # the comparison and then thrown away, while the raw array is mixed. Each key is turned by its own
 # position, again at every step.
 #
 # Does that give what two arrays would give? Our `qkv` layer has the same matrix in `wk` and `wv`,
-# so we can ask. The text stands behind five rows of filler here; its own rows are shown.
+# so we can ask. Here five rows of filler come before the text; only its own rows are shown.
 
-# %% Cure one: store it raw
+# %% Fix one: store it raw
 raw = make("q-k=v", rope_value="raw")
 with mq.trace() as t:
     at(5, raw, x)
@@ -206,7 +228,7 @@ compare("raw at 0", at(0, raw, x), "raw at 5", at(5, raw, x))
 compare("raw", at(5, raw, x), "two arrays with equal weights", at(5, usual, x))
 
 # %% [markdown]
-# Second cure: store the key turned, mix what is stored, and turn the **answer** back, by the
+# Second fix: store the key turned, mix what is stored, and turn the **answer** back, by the
 # position of the query. Write R_j for the turn at position j, and p for the weights of one query,
 # at position i:
 #
@@ -215,7 +237,7 @@ compare("raw", at(5, raw, x), "two arrays with equal weights", at(5, usual, x))
 # Turning by j and then back by i is turning by the distance. The answer is made of values as they
 # are seen from where the query stands.
 
-# %% Cure two: turn the answer back
+# %% Fix two: turn the answer back
 back = make("q-k=v", rope_value="unrotate")
 
 predict(
@@ -228,7 +250,8 @@ show("raw", at(0, raw, x), columns=["x", "y"])
 show("unrotate", at(0, back, x), columns=["x", "y"])
 compare("raw", at(0, raw, x), "unrotate", at(0, back, x), same=False)
 say(
-    "Both are sound, yet they are two different functions: a model is trained with one, and must be decoded with it."
+    "Both are sound, yet they are two different functions: a model is trained with one, and must "
+    "be decoded with it."
 )
 
 # %% [markdown]
@@ -246,11 +269,12 @@ def cost(layer):
         rows.append(x.shape[2])
         return turn(x, *args, **kwargs)
 
-    cache = mq.KVCache(1, 1, 1, 16, 2, layer.spec.streams, "float64")
+    cache = new_cache(layer)
     layer(mq.Tensor(np.ones((1, 7, 2))), cache=cache)  # what was before
     layer.turn = listen
     layer(mq.Tensor(token[None]), cache=cache)  # (1, 1, 2)
-    return cache.nbytes // len(cache), sum(rows), "yes" if same else "no"
+    kept = sum(row.nbytes for row in cache.rows)
+    return kept // len(cache), sum(rows), "yes" if same else "no"
 
 
 forms = {"two arrays": usual, "naive": naive, "raw": raw, "unrotate": back}
@@ -295,7 +319,7 @@ compare("unrotate: token by token", apart["unrotate"][0], "all at once", apart["
 # on one.
 #
 # An honest word about speed. We halved the memory that is **held**. How often is it **read**? A
-# step in one layer asks for some products of stacked matrices; we listen to those.
+# step in one layer needs some products of stacked matrices; we listen to those.
 
 # %% One flag, and how often the array is read
 place = backend.current.name  # "cupy", to use a GPU
@@ -316,25 +340,26 @@ with mq.use_backend(place):
     model([[9]], cache=cache)  # one token, on five stored
 
 predict("How many of these products does the step make with the stored array?", len(products))
-say(f"This ran on {place}. The array went in as {products[0]}, the keys on their side for the scores, and as {products[1]}, "
-    "the values for the mix.")  # fmt: skip
-say("Two products read the one array one after the other, here and on a GPU. Whether the second read is cheap depends on "
-    "whether the array is still near.")  # fmt: skip
+say(f"This ran on {place}. For the scores the array went in as {products[0]}, transposed.")
+say(f"For the mix it went in as {products[1]}: the same array, as values.")
+say("Two products read the one array one after the other, here and on a GPU.")
+say("The second read is cheap if the array is still in the processor's cache.")
 
 # %% [markdown]
-# On NumPy the package helps where it can: a long cache is taken a head at a time, so that a head is
-# still near when it is read again as values. (With `raw` and rotary positions there is one read
-# more: the turned copy must first be made from the array.) To read it truly once would take a GPU
-# kernel that does both products in one pass, and this package has none. So: half the bytes held,
-# always; half the bytes moved, not without more work.
+# On NumPy the package helps where it can: it reads a long cache in parts, so small that a part is
+# still near when it is read again as values; and a softmax can be left unfinished and put together
+# at the end. (With `raw` and rotary positions there is one more read: the turned copy must first be
+# made from the array.) To read it only once would take a GPU kernel that does both products in one
+# pass, and this package has none. So: half the bytes held, always; half the bytes moved, not
+# without more work.
 #
-# In the exercise you write both cures: `raw_step` and `unrotate_step`, a decode step each, with
+# In the exercise you write both fixes: `raw_step` and `unrotate_step`, a decode step each, with
 # `turn` given.
 
 # %% Where it is done
-source(mq.KVCache.append, at="return keys, keys if v is None")
-source(mq.Attention.forward, at="turned = k if self.turn_late")
-source(mq.Attention.forward, at="if self.turn_late:")
-source(mq.Attention.forward, at="if self.turn_back:")
+source(LayerCache.append)
+source(mq.Attention.store, at="self.turn_late")
+source(mq.Attention.read, at="if self.turn_late:")
+source(mq.Attention.answer, at="self.turn_back")
 source(F.rotate)
-source(reading.part)
+source(split_k.attend)

@@ -1,4 +1,6 @@
-"""Near misses 11: decode steps on one buffer that are almost right, each with what it does wrong."""
+"""Near misses 11: decode steps on one buffer that are almost right, each with what it does
+wrong.
+"""
 
 import numpy as np
 
@@ -58,7 +60,7 @@ def raw_step__turned_values_and_back(x, wq, wk, cache):
 
 
 def raw_step__answer_turned_back(x, wq, wk, cache):
-    """raw_step: you turn the answer back, though nothing that was mixed had been turned."""
+    """raw_step: you turn the answer back, but nothing that was mixed had been turned."""
     n, stored, places = _write(cache, x @ wk)
     return _turn(_attend(_turn(x @ wq, n), _turn(stored, places), stored), n, back=True)
 
@@ -115,7 +117,9 @@ def raw_step__positions_reversed(x, wq, wk, cache):
 
 
 def raw_step__misses_itself(x, wq, wk, cache):
-    """raw_step: the new token is missing from its own attention: write first, then read n + 1 rows."""
+    """raw_step: the new token is missing from its own attention: write first, then read n + 1
+    rows.
+    """
     n, stored, places = _write(cache, x @ wk)
     return _attend(_turn(x @ wq, n), _turn(stored, places)[:n], stored[:n])
 
@@ -191,7 +195,9 @@ def unrotate_step__query_not_turned(x, wq, wk, cache):
 
 
 def unrotate_step__query_late(x, wq, wk, cache):
-    """unrotate_step: your query is turned by n + 1: read cache["n"] before you count the new row."""
+    """unrotate_step: your query is turned by n + 1: read cache["n"] before you count the new
+    row.
+    """
     n, stored, _ = _write(cache, _turn(x @ wk, cache["n"]))
     return _turn(_attend(_turn(x @ wq, n + 1), stored, stored), n, back=True)
 

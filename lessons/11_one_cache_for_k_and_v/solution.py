@@ -4,9 +4,7 @@ import numpy as np
 
 
 def turn(x, position, back=False):
-    """Rows of x (..., d) turned by their positions: one number for all rows, or an array with one
-    for each row.
-    """
+    """Rows of x (..., d) turned by their positions: a number for all rows, or an array of them."""
     half = x.shape[-1] // 2
     angle = np.asarray(position)[..., None] * 10_000.0 ** (-np.arange(half) / half)  # (..., d/2)
     cos, sin = np.cos(angle), -np.sin(angle) if back else np.sin(angle)

@@ -11,33 +11,33 @@ from minqkv.study import stats
 TOLERANCE = 1e-6
 
 HINTS = (
-    "Both are a mean of the right numbers. For `perplexity`: which losses count? For `paired`: subtract first, and forget "
-    "a and b after that.",
-    "A boolean array picks: losses[counted] is one row of what counts. For the half width: the spread of the differences "
-    "(n - 1 below the fraction), divided by the root of n, times Student's t for n - 1.",
-    "np.exp(losses[counted].mean()); and d = a - b, then d.mean() and t_quantile(len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)).",
+    "Both are a mean of the right numbers. For `perplexity`: which losses count? For `paired`: "
+    "subtract first, and forget a and b after that.",
+    "A boolean array picks: losses[counted] is one row of what counts. For the half width: the "
+    "spread of the differences (n - 1 below the fraction), divided by the root of n, times "
+    "Student's t for n - 1.",
+    "np.exp(losses[counted].mean()); and d = a - b, then d.mean() and t_quantile(len(d) - 1) * "
+    "d.std(ddof=1) / np.sqrt(len(d)).",
 )
 
 EXPLANATION = """
-The package does the first in two places: `cross_entropy` leaves out the targets it is told to ignore, and
-`evaluate` averages over batches with the number of counted targets as weights, for a plain mean of means would let a
-batch with little text weigh too much.
+The package does the first in two places: `cross_entropy` leaves out the targets it is told to
+ignore, and `evaluate` averages over batches with the number of counted targets as weights: in a
+plain mean of means, a batch with little text would count too much.
 
-Its `paired` takes no two lists but two dicts, from seed to result. A run that diverged is then simply missing, and only
-seeds that both variants finished are compared; in lists, one missing run would shift all that follow and no error would be
-raised. And `t_quantile` is found by bisection on the distribution function, so that no table of t has to be typed in.
+Its `paired` takes not two lists but two dicts, from seed to result. A run that diverged is then
+simply missing, and only seeds that both variants finished are compared; in lists, one missing run
+would shift all that follow and no error would be raised. And `t_quantile` is found by bisection on
+the distribution function, so that no table of t has to be typed in.
 """
 
 
 def cases(rng):
-    """Losses of n documents of up to T targets, and results of two variants for k seeds that share
-    what seeds do.
-    """
+    """Losses of n documents of up to T targets; results of two variants with the same k seeds."""
     n, length, k = (int(m) for m in rng.permutation(np.arange(3, 10))[:3])
     losses = rng.gamma(2.0, 0.7, (n, length))  # (n, T)
-    counted = (
-        np.arange(length) < rng.permutation(np.linspace(1, length - 1, n).astype(int))[:, None]
-    )  # (n, T)
+    ends = rng.permutation(np.linspace(1, length - 1, n).astype(int))  # (n,)
+    counted = np.arange(length) < ends[:, None]  # (n, T)
     losses = np.where(counted, losses, 0.02 * losses)
     common = rng.uniform(0.4, 0.9) + 0.08 * rng.standard_normal(k)  # (k,)
     a, b = common + 0.03 * rng.standard_normal((2, k)) + np.array([[0.01], [0.0]])
@@ -50,9 +50,7 @@ def use(learner, losses, counted, a, b):
 
 
 def reference(losses, counted, a, b):
-    """The losses become those of a choice between two symbols, so that the package's own
-    cross-entropy can count them.
-    """
+    """As losses of a choice between two symbols, they can go to the package's cross-entropy."""
     p = np.exp(-losses)
     logits = np.log(np.stack([p, 1 - p], axis=-1))  # (n, T, 2)
     mean = F.cross_entropy(mq.Tensor(logits), np.where(counted, 0, -100)).item()

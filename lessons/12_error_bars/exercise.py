@@ -2,7 +2,8 @@
 
 import numpy as np  # noqa: F401
 
-from minqkv.study.stats import t_quantile  # noqa: F401  t_quantile(freedom), for 95 percent on both sides
+# t_quantile(freedom), for 95 percent on both sides
+from minqkv.study.stats import t_quantile  # noqa: F401
 
 
 def perplexity(losses, counted):
@@ -16,10 +17,9 @@ def perplexity(losses, counted):
 
 
 def paired(a, b):
-    """The difference a − b with its 95 percent interval: return the mean and the half width, (mean,
-    half).
+    """The difference a − b with its 95 percent interval: the mean and the half width.
 
     a and b (n,) are results of two variants; a[i] and b[i] were trained with the same seed. Use
-    Student's t.
+    Student's t. Return (mean, half).
     """
     raise NotImplementedError

@@ -5,15 +5,20 @@
 # [tool.minqkv.lesson]
 # title = "The table, with error bars"
 # question = "When is a small difference between two models more than luck?"
-# needs = ["seed", "loss", "training step", "cross-entropy", "reverse task", "qkv", "q-k=v", "q=k=v", "q=k-v+"]
+# needs = [
+#   "seed", "loss", "training step", "cross-entropy", "reverse task", "qkv", "q-k=v", "q=k=v",
+#   "q=k-v+",
+# ]
 # teaches = ["paired seeds", "interval", "perplexity"]
 # minutes = 20
 # budget_s = 5
 # exercise = ["perplexity", "paired"]
 # uses = [
-#   "minqkv.AdamW", "minqkv.GPT", "minqkv.GPTConfig", "minqkv.train_step", "minqkv.published.synthetic_2026",
-#   "minqkv.rng.stream", "minqkv.stats.estimate", "minqkv.stats.paired", "minqkv.stats.spread", "minqkv.stats.t_quantile",
-#   "minqkv.study.SOLVED", "minqkv.study.unresolved", "minqkv.train.evaluate",
+#   "minqkv.AdamW", "minqkv.GPT", "minqkv.GPTConfig", "minqkv.train_step",
+#   "minqkv.study.published.synthetic_2026", "minqkv.runtime.rng.stream",
+#   "minqkv.study.stats.estimate", "minqkv.study.stats.paired", "minqkv.study.stats.spread",
+#   "minqkv.study.stats.t_quantile", "minqkv.study.summary.SOLVED",
+#   "minqkv.study.summary.unresolved", "minqkv.train.evaluate",
 # ]
 # ///
 
@@ -21,17 +26,18 @@
 # You know the variants now, and what each of them saves. What does it cost? Someone trains two
 # models, and one of them ends with a slightly lower loss. Is it the better one?
 #
-# To find out we need something quick to learn. Below is a small language of six symbols: which one
-# comes next depends, by chance, on the one before. A document ends after a while, and what is left
-# of its row is filled with an end sign. That is called **padding**.
+# To find out we need something quick to learn. Below is a small language of six symbols: the odds
+# of the next one depend on the one before. A document ends after a while, and what is left of its
+# row is filled with an end sign. That is called **padding**.
 
 # %% A small language
 import numpy as np
 
 import minqkv as mq
-from minqkv import study, train
+from minqkv import train
 from minqkv.runtime.rng import stream
 from minqkv.study import published, stats
+from minqkv.study.summary import SOLVED, unresolved
 from minqkv.teach import compare, predict, say, show, source, table
 
 END = 6
@@ -81,7 +87,8 @@ def trained(variant, seed):
 fewer = trained("qkv", 0).n_params - trained("q-k=v", 0).n_params
 d = size["n_embd"]
 predict(
-    f"`q-k=v` has no matrix (d, d) for its values, and no bias (d,) of it. With d = {d}, how many numbers fewer?",
+    f"`q-k=v` has no matrix (d, d) for its values, and no bias (d,) of it. With d = {d}, how many "
+    "numbers fewer?",
     fewer,
 )
 
@@ -114,8 +121,8 @@ table("one more run each", ["variant", "loss"], [[name, loss] for name, loss in 
 # model that chooses among four symbols with equal chances, again and again, has perplexity four. It
 # is the number of choices that would leave one as uncertain as the model is.
 #
-# Say a model gave these probabilities to the three symbols that came: one halved once, twice, three
-# times.
+# Say a model gave these probabilities to the three symbols that came: a half, a quarter and an
+# eighth.
 
 # %% What a perplexity is
 p = np.array([1 / 2, 1 / 4, 1 / 8])
@@ -127,7 +134,8 @@ ratio = np.log(1.03)
 higher, percent = f"{ratio:.4f}", f"{np.exp(ratio) - 1:.1%}"
 say(f"A loss that is higher by {higher} is a perplexity that is higher by {percent}.")
 say(
-    "A small difference of losses is nearly the relative difference of the perplexities. So we stay with losses."
+    "A small difference of losses is nearly the relative difference of the perplexities. So we "
+    "stay with losses."
 )
 
 # %% [markdown]
@@ -154,10 +162,12 @@ table("perplexity, seed 0", ["variant", "masked", "padded"], rows)
 only = np.where(x == END, y, -100)
 rest = round(train.evaluate(trained("qkv", 0), x, only)["loss"], 3)
 say(
-    f"The padding by itself has a loss of {rest}. Whoever adds easy questions to an exam gets better marks."
+    f"The padding alone has a loss of {rest}. Add easy questions to an exam, and the marks get "
+    "better."
 )
 say(
-    "The models also look more alike. And how much padding there is depends on the documents, not on the model."
+    "The models also look more alike. And how much padding there is depends on the documents, not "
+    "on the model."
 )
 
 # %% [markdown]
@@ -185,7 +195,7 @@ say(f"The means differ by {between}. The seeds of one variant are spread {times}
 # Here the seeds are **paired**: with the same seed both variants read the same documents in the
 # same order, and each parameter that both have starts from the same numbers. For that the package
 # draws a parameter's start from a stream of its own, keyed by the seed and the parameter's name.
-
+#
 # So subtract, seed by seed. What both have in common is gone; what is left is the difference
 # between the variants, and the luck that they do not share.
 
@@ -241,8 +251,8 @@ compare(
 )
 
 # %% [markdown]
-# Why such a large t? Because s was guessed from few numbers, too. By luck three of them may lie
-# close together, and then the interval is far too narrow.
+# Why such a large t? Because s was estimated from few numbers. By luck three of them may lie close
+# together, and then the interval is far too narrow.
 #
 # We can watch it. Draw many sets of n numbers around zero, so that there is nothing to find, and
 # count how often an interval leaves zero out. It should be one time in twenty.
@@ -260,7 +270,8 @@ for n in (3, 6, 20):
     rows.append([str(n), normal, alarms[0], t, alarms[1]])
 factor, alarms = round(normal, 2), float(100 * rows[0][2])
 predict(
-    f"Three seeds, and the factor {factor} of a normal distribution: how many percent are false alarms?",
+    f"Three seeds, and the factor {factor} of a normal distribution: how many percent are false "
+    "alarms?",
     alarms,
     tolerance=3,
 )
@@ -268,9 +279,8 @@ table("nothing to find", ["n", "normal", "alarms", "t", "with t"], rows)
 say("Student's t is wide where n is small, by just as much as it must be.")
 
 # %% [markdown]
-# Back to our two models. The same six seeds of each can be read in two ways: as two heaps that have
-# nothing to do with each other, or seed by seed. For two heaps the spreads of both add up, as
-# squares.
+# Back to our two models. The same six seeds of each can be read in two ways: as two independent
+# samples, or seed by seed. For independent samples the spreads of both add up, as squares.
 #
 # Take a difference of three percent in perplexity, which is about what the paper reports for
 # `q-k=v` against `qkv`. It trained each of its language models once.
@@ -278,15 +288,15 @@ say("Student's t is wide where n is small, by just as much as it must be.")
 # %% When three percent is noise
 n, three = len(seeds), np.log(1.03)
 both = np.hypot(spreads[0], spreads[1])
-heaps = stats.t_quantile(2 * n - 2) * both / np.sqrt(n)
+independent = stats.t_quantile(2 * n - 2) * both / np.sqrt(n)
 pairs = stats.estimate(list(differences))
 predict(
-    "Six runs of each, as two heaps: is three percent more than the half width?",
-    bool(three > heaps),
+    "Six runs of each, as two independent samples: is three percent more than the half width?",
+    bool(three > independent),
 )
 predict("And paired by seed?", bool(three > pairs.half))
-halves = [f"± {np.expm1(half):.1%}" for half in (heaps, pairs.half)]
-rows = [["one run each", "unknown"], ["two heaps", halves[0]]]
+halves = [f"± {np.expm1(half):.1%}" for half in (independent, pairs.half)]
+rows = [["one run each", "unknown"], ["independent", halves[0]]]
 rows.append(["paired", halves[1]])
 table("half width, in percent of a perplexity", ["read as", "half width"], rows)
 
@@ -294,7 +304,8 @@ many = 2
 while stats.t_quantile(2 * many - 2) * both / np.sqrt(many) > three:
     many += 1
 say(
-    f"As heaps, it would take about {many} runs of each. One run each has no interval at all: it cannot say."
+    f"As independent samples, it would take about {many} runs of each. One run each gives no "
+    "interval at all."
 )
 clear = "clear of zero" if pairs.clear_of_zero else "not clear of zero"
 ours = f"{pairs.mean:+.4f} ± {pairs.half:.4f}"
@@ -305,8 +316,8 @@ say(f"Our own difference in the loss, paired: {ours}, {clear}.")
 # than we would like.
 #
 # Two more habits. Where a run either finds the trick or does not, a mean describes no run at all:
-# count how many **solved** it, k of n. And an interval that holds zero is no proof that there is no
-# difference; it says what these seeds cannot tell.
+# count how many **solved** it, k of n. And an interval that contains zero does not prove that there
+# is no difference; it says what these seeds cannot tell.
 
 # %% The authors' runs
 baseline = dict(enumerate(runs["qkv", "sort", *cell]))
@@ -316,7 +327,7 @@ for name in ("qkv", "q=k-v", "q-k=v", "q=k=v", "q=k-v+", "q=k=v+"):
     e = stats.paired(dict(enumerate(sort)), baseline)
     clear += e.clear_of_zero and name != "qkv"
     difference = "" if name == "qkv" else f"{e.mean:+.3f} ± {e.half:.3f}"
-    solved = f"{sum(x >= study.SOLVED for x in reverse)} of {len(reverse)}"
+    solved = f"{sum(x >= SOLVED for x in reverse)} of {len(reverse)}"
     means = [f"{np.mean(x):.3f}" for x in (sort, reverse)]
     rows.append([name, means[0], difference, means[1], solved])
 each = ", ".join(f"{x:.3f}" for x in runs["q=k=v+", "reverse", *cell])
@@ -326,10 +337,12 @@ predict(
 )
 table("sort, and reverse", ["variant", "sort", "to qkv", "reverse", "solved"], rows)
 say(
-    f"Solved means an accuracy of {study.SOLVED} or more. On reverse, the runs of q=k=v+ reach {each}: none is like their mean."
+    f"Solved means an accuracy of {SOLVED} or more. On reverse, the runs of q=k=v+ reach {each}: "
+    "none of them is near their mean."
 )
 say(
-    "An interval misses about one time in twenty. In a table of twenty differences, expect one that is clear by luck."
+    "An interval misses about one time in twenty. In a table of twenty differences, expect one "
+    "that is clear by luck."
 )
 
 # %% [markdown]
@@ -350,4 +363,4 @@ source(stats.paired)
 source(stats.estimate, at="t_quantile")
 source(stats.t_quantile.__wrapped__)
 source(train.evaluate.__wrapped__, at="IGNORE")
-source(study.unresolved)
+source(unresolved)

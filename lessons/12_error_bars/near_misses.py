@@ -1,4 +1,6 @@
-"""Near misses 12: perplexities and intervals that are almost right, each with what it does wrong."""
+"""Near misses 12: perplexities and intervals that are almost right, each with what it does
+wrong.
+"""
 
 import numpy as np
 
@@ -77,8 +79,8 @@ def _interval(d, half=None, freedom=0, factor=None, below=None, ddof=1):
 
 
 def paired__sd_for_sem(a, b):
-    """Your half width uses the spread of single differences. That of a mean of n is smaller: divide
-    by √n.
+    """Your half width uses the spread of single differences. The spread of a mean of n is smaller:
+    divide by √n.
     """
     return _interval(a - b, below=1)
 
@@ -107,8 +109,8 @@ def paired__variance(a, b):
 
 
 def paired__unpaired(a, b):
-    """You treat a and b as two heaps (both spreads added). They are paired: subtract first, then
-    take one spread.
+    """You treat a and b as independent samples (both spreads added). They are paired: subtract
+    first, then take one spread.
     """
     n = len(a)
     return (a - b).mean(), t_quantile(2 * n - 2) * np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / n)
@@ -144,7 +146,7 @@ def paired__spread_of_a(a, b):
 
 
 def paired__normal(a, b):
-    """You use 1.96, the factor of a normal distribution. The spread is itself a guess from n
+    """You use 1.96, the factor of a normal distribution. The spread is itself estimated from n
     values: t_quantile(n - 1).
     """
     return _interval(a - b, factor=1.96)
@@ -169,9 +171,9 @@ def paired__freedom_n(a, b):
     return _interval(a - b, freedom=1)
 
 
-def paired__freedom_of_two_heaps(a, b):
-    """You ask for t with 2n - 2 degrees of freedom, as for two heaps. There are n differences: n -
-    1.
+def paired__freedom_of_two_samples(a, b):
+    """You ask for t with 2n - 2 degrees of freedom, as for two independent samples. There are n
+    differences: n - 1.
     """
     return _interval(a - b, freedom=len(a) - 1)
 
@@ -184,7 +186,7 @@ def paired__one_sided(a, b):
 
 
 def paired__whole_width(a, b):
-    """You return the whole width; asked for is half of it, what stands after ±."""
+    """You return the whole width; return half of it, what stands after ±."""
     mean, half = _interval(a - b)
     return mean, 2 * half
 
@@ -196,18 +198,18 @@ def paired__half_of_half(a, b):
 
 
 def paired__ends(a, b):
-    """You return the ends of the interval; asked for are its middle and its half width."""
+    """You return the ends of the interval; return its middle and its half width."""
     mean, half = _interval(a - b)
     return mean - half, mean + half
 
 
 def paired__other_sign(a, b):
-    """You return b − a; asked for is a − b."""
+    """You return b − a; return a − b."""
     return _interval(b - a)
 
 
 def paired__relative(a, b):
-    """You divide by b: asked for is the plain difference a − b."""
+    """You divide by b; return the plain difference a − b."""
     return _interval((a - b) / b)
 
 

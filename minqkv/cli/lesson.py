@@ -8,7 +8,7 @@ from ..runtime.errors import Exit, UsageError
 from .options import print_json, reports, stages
 
 _no_pause = click.option(
-    "--no-pause", is_flag=True, help="Ask nothing; implied where no terminal is."
+    "--no-pause", is_flag=True, help="Ask nothing (automatic when not in a terminal)."
 )
 
 
@@ -29,9 +29,9 @@ def _chosen(name):
     from ..teach.progress import next_thing
 
     lessons, progress = _desk()
-    return find(name, lessons) if name else next_thing(lessons, progress)[0] or lessons[
-        -1
-    ], progress
+    if name:
+        return find(name, lessons), progress
+    return next_thing(lessons, progress)[0] or lessons[-1], progress
 
 
 def start_page():
@@ -51,10 +51,12 @@ def start_page():
         click.echo(f"        lesson {lesson.number}, {lesson.title}: {what}")
         click.echo(f"        {lesson.question}")
         click.echo("Next:   minqkv learn\n")
-    for command, does in (("minqkv lesson list", "the lessons, and where you are"),
-                          ("minqkv trace forward", "every array of one attention call"),
-                          ("minqkv study", "train ten variants and compare them"),
-                          ("minqkv --help", "all commands")):  # fmt: skip
+    for command, does in (
+        ("minqkv lesson list", "the lessons, and where you are"),
+        ("minqkv trace forward", "every array computed in one attention call"),
+        ("minqkv study", "train ten variants and compare them"),
+        ("minqkv --help", "all commands"),
+    ):
         click.echo(f"  {command:21} {does}")
 
 
@@ -64,9 +66,9 @@ def start_page():
 @reports
 @click.pass_context
 def learn(ctx, as_json, **options):
-    """Go on with the course.
+    """Continue the course.
 
-    Plays the lesson you are at, then hands out its exercise, then checks it.
+    Plays your current lesson, then gives you its exercise, then checks your answer.
     """
     from ..teach.progress import next_thing
 
@@ -87,45 +89,34 @@ def learn(ctx, as_json, **options):
 
 @click.group()
 def lesson():
-    """Lessons: list, play, and exercises that are checked."""
+    """Lessons: list and play them, do the exercises, check your answers."""
 
 
 @lesson.command("list")
 @reports
 def list_lessons(as_json):
     """The lessons, and where you are."""
-    from ..teach.lessons import fingerprint
+    from ..teach.lessons import still_counts
 
     lessons, progress = _desk()
     rows = []
     for each in lessons:
         state = f"step {progress.seen(each)}/{len(each.steps)}" if progress.seen(each) else ""
         if progress.done(each):
-            newer = progress.of(each)["passed"] != fingerprint(each)
-            state = "done (older)" if newer else "done"
-        rows.append(
-            {
-                "number": each.number,
-                "name": each.name,
-                "title": each.title,
-                "minutes": each.minutes,
-                "state": state,
-            }
-        )
+            counts = still_counts(each, progress.of(each)["passed"])
+            state = "done" if counts else "done (older)"
+        fields = {name: getattr(each, name) for name in ("number", "name", "title", "minutes")}
+        rows.append(fields | {"state": state})
     if as_json:
         print_json(rows)
         return
     for row in rows:
         line = f"{row['number']:2}  {row['title']}"
-        click.echo(
-            f"{line:36} {row['minutes']:3} min  {row['state']}".rstrip()
-            if len(line) <= 36
-            else f"{line}  {row['state']}"
-        )
+        minutes = f"{row['minutes']:3} min  " if len(line) <= 36 else ""
+        click.echo(f"{line:36} {minutes}{row['state']}".rstrip())
     if any("older" in row["state"] for row in rows):
-        click.echo(
-            "older: the check has changed since; minqkv lesson check NUMBER tries your answer again"
-        )
+        again = "minqkv lesson check NUMBER tries your answer again"
+        click.echo(f"older: the check has changed since you passed it; {again}")
 
 
 @lesson.command()
@@ -142,44 +133,35 @@ def play(name, as_json, plain, no_pause, svg, step=None):
 
     chosen, progress = _chosen(name)
     if step and step > len(chosen.steps):
-        raise UsageError(
-            f"lesson {chosen.number} has {len(chosen.steps)} steps",
-            f"minqkv lesson play {chosen.number}",
-        )
+        command = f"minqkv lesson play {chosen.number}"
+        raise UsageError(f"lesson {chosen.number} has {len(chosen.steps)} steps", command)
     stage = choose(plain, as_json, not no_pause)
     pause = getattr(stage, "interactive", False)
-    seen = (
-        progress.seen(chosen) if pause else 0
-    )  # without pauses nothing is learnt, and nothing recorded
+    seen = progress.seen(chosen) if pause else 0  # without pauses nothing is learnt or recorded
     whole = seen == len(chosen.steps)  # read again, it stays read
     begin = step - 1 if step else 0 if whole else seen
     if not as_json and begin == 0:
-        stage.draw(
-            {
-                "event": "prose",
-                "text": f"# Lesson {chosen.number}: {chosen.title}\n\n{chosen.question}",
-            }
-        )
+        text = f"# Lesson {chosen.number}: {chosen.title}\n\n{chosen.question}"
+        stage.draw({"event": "prose", "text": text})
     saw = (lambda n: progress.update(chosen, step=n)) if pause and not whole else (lambda n: None)
     player = Player(chosen, stage, saw, lambda: hint(chosen, progress))
     try:
         finished = player.play(begin, pause)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            "the position is kept; go on with: minqkv learn" if pause else ""
-        ) from None
+        kept = "your place is saved; continue with: minqkv learn" if pause else ""
+        raise KeyboardInterrupt(kept) from None
     if svg:
         export(svg, f"minqkv lesson play {chosen.number}", stage.drawn)
     if not as_json:
         after = f"minqkv lesson start {chosen.number}" if finished else "minqkv learn"
-        click.echo(f"{'The end.' if finished else 'The position is kept.'} Next: {after}")
+        click.echo(f"{'The end.' if finished else 'Your place is saved.'} Next: {after}")
 
 
 @lesson.command()
 @click.argument("name", required=False)
 @reports
 def start(name, as_json):
-    """Put the exercise into minqkv-work/."""
+    """Copy the exercise to minqkv-work/."""
     from ..teach import desk
 
     chosen, progress = _chosen(name)
@@ -187,10 +169,9 @@ def start(name, as_json):
     if as_json:
         print_json({"file": str(path), "new": new, "write": chosen.exercise})
         return
-    click.echo(f"{path}{'' if new else ' is there already, and stays as it is'}")
-    click.echo(
-        f"Write {' and '.join(chosen.exercise)} there; then: minqkv lesson check {chosen.number}"
-    )
+    click.echo(f"{path}{'' if new else ' exists already and was left as it is'}")
+    names = " and ".join(chosen.exercise)
+    click.echo(f"Write {names} there; then: minqkv lesson check {chosen.number}")
 
 
 @lesson.command()
@@ -221,11 +202,9 @@ def check(name, as_json, watch=False, plain=False):
         if not passed:
             return Exit.CHECK_FAILED
     if not as_json:
-        following = next_thing(_desk()[0], progress)[0]
         click.echo(f"The solution, to compare: minqkv lesson solution {chosen.number}")
-        click.echo(
-            "Next: minqkv learn" if following else "That was the last lesson. Next: minqkv study"
-        )
+        last = next_thing(_desk()[0], progress)[0] is None
+        click.echo("That was the last lesson. Next: minqkv study" if last else "Next: minqkv learn")
     return None
 
 
@@ -233,7 +212,7 @@ def check(name, as_json, watch=False, plain=False):
 @click.argument("name", required=False)
 @reports
 def hint(name, as_json):
-    """A hint; one more each time."""
+    """Give a hint; the next one each time."""
     from ..render.lesson import choose
     from ..teach import desk
 
@@ -247,25 +226,26 @@ def hint(name, as_json):
 
 @lesson.command()
 @click.argument("name", required=False)
-@click.option("--spoil", is_flag=True, help="Before a pass, too.")
+@click.option("--spoil", is_flag=True, help="Even before your code passes.")
 @reports
 def solution(name, as_json, spoil):
-    """The solution, once yours passes."""
+    """Show the solution, once your code passes."""
     from ..teach import desk
 
     chosen, progress = _chosen(name)
     path = desk.solution(chosen, progress, spoil)
     text = path.read_text("utf-8")
-    print_json({"file": str(path), "text": text}) if as_json else click.echo(
-        f"{text}\n# kept in {path}"
-    )
+    if as_json:
+        print_json({"file": str(path), "text": text})
+    else:
+        click.echo(f"{text}\n# saved as {path}")
 
 
 @lesson.command()
 @click.argument("name", required=False)
 @reports
 def reset(name, as_json):
-    """Begin a lesson afresh; your file is kept aside."""
+    """Start a lesson over; your file is kept as a backup."""
     from ..teach import desk
 
     chosen, progress = _chosen(name)
@@ -273,9 +253,8 @@ def reset(name, as_json):
     if as_json:
         print_json({"lesson": chosen.name, "backup": backup and str(backup)})
         return
-    click.echo(
-        f"Lesson {chosen.number} begins afresh." + (f" Your file is now {backup}" if backup else "")
-    )
+    moved = f" Your file is now {backup}" if backup else ""
+    click.echo(f"Lesson {chosen.number} starts over.{moved}")
 
 
 @lesson.group()
@@ -292,28 +271,21 @@ def dev_check(names, as_json):
     from ..teach.lessons import course, find
 
     lessons = course()
-    report = {
-        each.name: check_lesson(each, lessons)
-        for each in ([find(name, lessons) for name in names] or lessons)
-    }
+    chosen = [find(name, lessons) for name in names] or lessons
+    report = {each.name: check_lesson(each, lessons) for each in chosen}
     if not names:
-        report["the course"] = {
-            "variants": [f"no lesson teaches {name}" for name in untaught_variants(lessons)]
-        }
+        untaught = [f"no lesson teaches {name}" for name in untaught_variants(lessons)]
+        report["the course"] = {"variants": untaught}
     if as_json:
         print_json(report)
     for name, promises in {} if as_json else report.items():
-        click.echo(
-            f"{name}: {sum(not faults for faults in promises.values())} of {len(promises)} promises kept"
-        )
+        kept = sum(not faults for faults in promises.values())
+        click.echo(f"{name}: {kept} of {len(promises)} promises kept")
         for promise, faults in promises.items():
             for fault in faults:
                 click.echo(f"  {promise}: {fault}")
-    return (
-        Exit.CHECK_FAILED
-        if any(faults for promises in report.values() for faults in promises.values())
-        else None
-    )
+    broken = any(faults for promises in report.values() for faults in promises.values())
+    return Exit.CHECK_FAILED if broken else None
 
 
 @dev.command("readme")

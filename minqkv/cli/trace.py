@@ -7,26 +7,20 @@ from .options import Listed, computes, stages
 
 @click.group()
 def trace():
-    """Every array of one attention call, real ones."""
+    """Show every array computed in one attention call."""
 
 
 def _view(name, about):
     @trace.command(name, help=about)
+    @click.option("--variant", default="qkv", show_default=True, help="See `minqkv variants`.")
     @click.option(
-        "--variant", default="qkv", show_default=True, help="`minqkv variants` lists them."
-    )
-    @click.option(
-        "--position",
-        default="learned",
-        show_default=True,
+        "--position", default="learned", show_default=True,
         help="learned, sinusoidal, none or rope.",
-    )
+    )  # fmt: skip
     @click.option(
-        "--rope-value",
-        default="raw",
-        show_default=True,
+        "--rope-value", default="raw", show_default=True,
         help="What K = V stores under rope: raw or unrotate.",
-    )
+    )  # fmt: skip
     @click.option(
         "--tokens", type=Listed(int), default="3,1,4,1", show_default=True, help="The input."
     )
@@ -49,8 +43,8 @@ def _view(name, about):
             export(svg, f"minqkv trace {name}", stage.drawn)
 
 
-_view("forward", "Queries, keys, values, scores, pattern, output, in the order they are computed.")
-_view("decode", "Token by token: the cache, its bytes beside the formula, and which memory it is.")
-_view("backward", "The tape in reverse, with each gradient.")
+_view("forward", "Queries, keys, values, scores, pattern and output, in order.")
+_view("decode", "Token by token: the cache, its bytes, and which memory it is.")
+_view("backward", "The gradient of each array, then of each weight.")
 
 COMMANDS = (trace,)

@@ -9,28 +9,34 @@ import sys
 from .layout import Page, lines
 
 _COLOURS = {  # a style's name in the layout -> what rich makes of it
-    "title": "bold cyan", "strong": "bold", "code": "cyan", "note": "dim", "ask": "bold magenta", "good": "green", "bad": "red",
-    "heat0": "", "heat1": "blue", "heat2": "cyan", "heat3": "yellow", "heat4": "bold red", "": "",
-}  # fmt: skip
+    "": "",
+    "title": "bold cyan",
+    "strong": "bold",
+    "code": "cyan",
+    "note": "dim",
+    "ask": "bold magenta",
+    "good": "green",
+    "bad": "red",
+    "heat0": "",
+    "heat1": "blue",
+    "heat2": "cyan",
+    "heat3": "yellow",
+    "heat4": "bold red",
+}
 
 
 class Plain:
     """Text without a single escape code. `drawn` keeps the events, for --svg."""
 
     def __init__(self, out=None, width=None, interactive=False):
-        self.out, self.width, self.interactive, self.drawn = (
-            out or sys.stdout,
-            width,
-            interactive,
-            [],
-        )
+        self.out, self.width, self.interactive = out or sys.stdout, width, interactive
+        self.drawn = []
 
     @property
     def page(self):
         """What there is to draw on now: a terminal may be resized between two steps."""
-        return Page(
-            self.width or shutil.get_terminal_size((100, 25)).columns, self.out.encoding or "ascii"
-        )
+        width = self.width or shutil.get_terminal_size((100, 25)).columns
+        return Page(width, self.out.encoding or "ascii")
 
     def draw(self, event):
         """Show one event."""
@@ -44,9 +50,7 @@ class Plain:
         print("".join(text for text, _ in line).rstrip(), file=self.out)
 
     def ask(self, prompt):
-        """A line from the learner; None where nobody can answer. Raises EOFError at the end of
-        input.
-        """
+        """A line from the learner; None where nobody can answer. At the end of input: EOFError."""
         return input(prompt).strip() if self.interactive else None
 
 
@@ -60,13 +64,12 @@ class Rich(Plain):
     def put(self, line):
         from rich.text import Text
 
-        self.console.print(
-            Text.assemble(*((text, _COLOURS[style]) for text, style in line)), soft_wrap=True
-        )
+        text = Text.assemble(*((text, _COLOURS[style]) for text, style in line))
+        self.console.print(text, soft_wrap=True)
 
 
 class Recorder:
-    """Draws nothing and keeps everything: for running ahead in silence, and for tests."""
+    """Draws nothing and keeps everything: for running ahead silently, and for tests."""
 
     def __init__(self):
         self.drawn = []
@@ -88,9 +91,7 @@ class Ndjson(Recorder):
 
 
 def choose(plain=False, as_json=False, pause=True):
-    """The stage for this stdout. It asks only where stdin and stdout are terminals and `pause` is
-    wanted.
-    """
+    """The stage for this stdout. It asks only if stdin and stdout are terminals, and `pause`."""
     interactive = pause and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     if as_json:
         return Ndjson()

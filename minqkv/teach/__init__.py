@@ -1,4 +1,6 @@
-"""Lessons: what a lesson calls, and what plays and checks them (lessons/AUTHORS.md: how to write one)."""
+"""Lessons: what a lesson calls, and what plays and checks them. lessons/AUTHORS.md says how to
+write one.
+"""
 
 from .events import (
     cache_step,
@@ -15,15 +17,6 @@ from .events import (
 )
 
 __all__ = [
-    "cache_step",
-    "compare",
-    "curve",
-    "gradients",
-    "heat",
-    "memory",
-    "predict",
-    "say",
-    "show",
-    "source",
-    "table",
-]
+    "cache_step", "compare", "curve", "gradients", "heat", "memory", "predict", "say", "show",
+    "source", "table",
+]  # fmt: skip

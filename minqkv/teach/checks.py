@@ -1,8 +1,8 @@
 """Is the learner's code right? On random cases, against the package; and if not, which known
 mistake is it?
 
-A check file (lessons/checks/NN_name.py) says what to try; `judge` tries it on a namespace of
-functions, which may be the learner's, the solution's or a near miss's. Nothing here knows a lesson.
+A check (lessons/NN_name/check.py) says what to try; `judge` tries it on a namespace of functions,
+which may be the learner's, the solution's or a near miss's. Nothing here knows a lesson.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import traceback
 import tracemalloc
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +23,7 @@ import numpy as np
 from .events import array_event, said
 
 CASES = 30
+PATIENCE_S = 1.0  # a comparison of costs that takes longer is left out
 
 
 class Check:
@@ -31,21 +33,61 @@ class Check:
 
     def __init__(self, lesson):
         found = runpy.run_path(str(lesson.companion("check")))
-        self.names = lesson.exercise
-        self.cases, self.reference, self.tolerance = (
-            found["cases"],
-            found["reference"],
-            found["TOLERANCE"],
-        )
+        self.lesson, self.names = lesson, lesson.exercise
+        self.cases, self.reference = found["cases"], found["reference"]
+        self.tolerance = found["TOLERANCE"]
         self.hints, self.explanation = found["HINTS"], found["EXPLANATION"]
-        self.use = found.get("use") or (
-            lambda learner, *args: getattr(learner, self.names[0])(*args)
-        )
+        self.use = found.get("use", self._call)
         self.arguments = list(inspect.signature(self.reference).parameters)
+        self._expected = {}
+
+    def _call(self, learner, *args):
+        return getattr(learner, self.names[0])(*args)
 
     def case(self, seed):
         """The arguments of one random case."""
         return tuple(self.cases(np.random.default_rng(seed)))
+
+    def expected(self, seed):
+        """What the reference gives for that case; computed once."""
+        if seed not in self._expected:
+            self._expected[seed] = self.reference(*self.case(seed))
+        return self._expected[seed]
+
+    @cached_property
+    def near_misses(self):
+        """name -> NearMiss: `<exercise name>__<mistake>`, the solution with that name replaced."""
+        solution = vars(namespace(self.lesson.companion("solution")))
+        found = {}
+        for name, thing in vars(namespace(self.lesson.companion("near_misses"))).items():
+            replaced, mark, mistake = name.partition("__")
+            if replaced in self.names and mark and mistake:
+                diagnosis = " ".join((inspect.getdoc(thing) or "").split())
+                learner = SimpleNamespace(**{**solution, replaced: thing})
+                found[name] = NearMiss(self, diagnosis, learner)
+        return found
+
+
+class NearMiss:
+    """A known mistake: its diagnosis, and what it makes of each case."""
+
+    def __init__(self, check, diagnosis, learner):
+        self.check, self.diagnosis, self.learner = check, diagnosis, learner
+        self._outcomes = {}
+
+    def outcome(self, seed):
+        """The Outcome of one case; computed once."""
+        if seed not in self._outcomes:
+            self._outcomes[seed] = attempt(self.check, self.learner, seed)
+        return self._outcomes[seed]
+
+    def explains(self, outcomes):
+        """Whether it gives, on all these cases, what the learner's code gave."""
+        for theirs in outcomes:
+            mine = self.outcome(theirs.seed)
+            if mine.error or difference(mine.result, theirs.result, self.check.tolerance):
+                return False
+        return True
 
 
 @dataclass
@@ -66,22 +108,6 @@ def namespace(path):
     return SimpleNamespace(**runpy.run_path(str(path)))
 
 
-def near_misses(lesson):
-    """name -> (diagnosis, namespace): the solution with one name replaced by a known mistake,
-    `<name>__<mistake>`.
-    """
-    solution, wrong = (
-        vars(namespace(lesson.companion("solution"))),
-        vars(namespace(lesson.companion("near_misses"))),
-    )
-    found = {}
-    for name, thing in wrong.items():
-        replaced, mark, mistake = name.partition("__")
-        if replaced in lesson.exercise and mark and mistake:
-            found[name] = (inspect.getdoc(thing), SimpleNamespace(**{**solution, replaced: thing}))
-    return found
-
-
 def attempt(check, learner, seed):
     """Run the learner's code on one case and compare."""
     args = check.case(seed)
@@ -99,7 +125,7 @@ def attempt(check, learner, seed):
     outcome.printed = printed.getvalue()
     if outcome.error is not None:
         return outcome
-    outcome.expected = check.reference(*copy.deepcopy(args))
+    outcome.expected = check.expected(seed)
     try:
         outcome.fault = difference(outcome.result, outcome.expected, check.tolerance)
     except Exception as error:
@@ -113,15 +139,18 @@ def attempt(check, learner, seed):
 def _in_words(error, check):
     if isinstance(error, NotImplementedError):
         last = traceback.extract_tb(error.__traceback__)[-1].name
-        return f"{last if last in check.names else ' and '.join(check.names)}: not written yet (NotImplementedError)"
+        name = last if last in check.names else " and ".join(check.names)
+        return f"{name}: not written yet (NotImplementedError)"
     if isinstance(error, SystemExit):
         return "your code calls exit(); a function returns its result instead"
     return f"{type(error).__name__}: {error}"
 
 
 def difference(found, expected, tolerance, what="the result"):
-    """In words, how a result differs from what is expected; None where it does not. Nested tuples,
-    lists and dicts are compared part by part; arrays by type, shape, dtype and value."""
+    """In words, how a result differs from what is expected; None where it does not.
+
+    Nested tuples, lists and dicts are compared part by part; arrays by type, shape, dtype, value.
+    """
     if isinstance(expected, (tuple, list, dict)):
         kinds = dict if isinstance(expected, dict) else (tuple, list)
         if not isinstance(found, kinds) or len(found) != len(expected):
@@ -129,20 +158,17 @@ def difference(found, expected, tolerance, what="the result"):
         if kinds is dict and found.keys() != expected.keys():
             return f"{what} has the keys {list(found)}; expected {list(expected)}"
         keys = expected if kinds is dict else range(len(expected))
-        faults = (
-            difference(found[key], expected[key], tolerance, f"{what}[{key!r}]") for key in keys
-        )
+        parts = ((found[key], expected[key], f"{what}[{key!r}]") for key in keys)
+        faults = (difference(mine, theirs, tolerance, name) for mine, theirs, name in parts)
         return next((fault for fault in faults if fault), None)
     if isinstance(expected, np.ndarray):
         return _array_difference(found, expected, tolerance, what)
     if isinstance(expected, (int, float, np.number)) and not isinstance(expected, bool):
         if isinstance(found, bool) or not (isinstance(found, (int, float)) or _is_scalar(found)):
             return f"{what} is {_kind(found)}; expected a number"
-        return (
-            None
-            if _close(found, expected, tolerance)
-            else f"{what} is {float(found):.10g}; expected {float(expected):.10g}"
-        )
+        if _close(found, expected, tolerance):
+            return None
+        return f"{what} is {float(found):.10g}; expected {float(expected):.10g}"
     found = found.item() if isinstance(found, np.bool_) else found
     same = found is expected or (type(found) is type(expected) and found == expected)
     return None if same else f"{what} is {found!r:.200}; expected {expected!r}"
@@ -163,7 +189,8 @@ def _array_difference(found, expected, tolerance, what):
         return None
     if found.dtype.kind == "f" and not np.isfinite(found).all() and np.isfinite(expected).all():
         return f"{what} holds numbers that are not finite (inf or nan)"
-    return f"{what} has the right shape, but its values are off by up to {abs(found * 1.0 - expected).max():.3g}"
+    off = abs(found * 1.0 - expected).max()
+    return f"{what} has the right shape, but its values are off by up to {off:.3g}"
 
 
 def _is_scalar(value):
@@ -184,27 +211,14 @@ def _kind(value):
     return f"a {type(value).__name__}{size}"
 
 
-def diagnose(check, lesson, outcomes):
+def diagnose(check, outcomes):
     """The diagnosis of the only near miss that gives what the learner's code gave on all cases;
     None where none does.
     """
     if any(outcome.error for outcome in outcomes):
         return None
-    found = []
-    for diagnosis, wrong in near_misses(lesson).values():
-        if alike(
-            (attempt(check, wrong, outcome.seed) for outcome in outcomes), outcomes, check.tolerance
-        ):
-            found.append(diagnosis)
+    found = [miss.diagnosis for miss in check.near_misses.values() if miss.explains(outcomes)]
     return found[0] if len(found) == 1 else None
-
-
-def alike(mine, others, tolerance):
-    """Whether two lots of outcomes, of the same cases, have the same results."""
-    pairs = zip(mine, others, strict=True)
-    return all(
-        a.error is None and difference(a.result, b.result, tolerance) is None for a, b in pairs
-    )
 
 
 def judge(check, learner, cases=CASES):
@@ -218,14 +232,10 @@ def size(outcome):
 
 
 def _leaves(value):
-    parts = (
-        value.values()
-        if isinstance(value, dict)
-        else value
-        if isinstance(value, (tuple, list))
-        else None
-    )
-    return [value] if parts is None else [leaf for part in parts for leaf in _leaves(part)]
+    if not isinstance(value, (dict, tuple, list)):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value
+    return [leaf for part in parts for leaf in _leaves(part)]
 
 
 def case_events(check, outcome):
@@ -234,9 +244,8 @@ def case_events(check, outcome):
     for name, value in zip(check.arguments, outcome.args, strict=True):
         events += _value_events(name, value)
     if outcome.error is None:
-        events += _value_events("yours", outcome.result) + _value_events(
-            "expected", outcome.expected
-        )
+        events += _value_events("yours", outcome.result)
+        events += _value_events("expected", outcome.expected)
     return events
 
 
@@ -255,17 +264,15 @@ def _value_events(name, value):
 
 def cost(check, learner, cases=CASES):
     """Who -> (seconds, the best of three; peak bytes), of the learner's code and of the package's
-    on the same cases; None where that would take long, or where the learner's code works no longer.
+    on the same cases; None where that takes too long, or where the learner's code works no longer.
     """
     rows = {}
-    for name, function in (
-        ("yours", lambda *args: check.use(learner, *args)),
-        ("the package", check.reference),
-    ):
+    both = {"yours": lambda *args: check.use(learner, *args), "the package": check.reference}
+    for name, function in both.items():
         times = []
-        for measure in (False, False, False, True):
+        for measured in (False, False, False, True):
             given = [check.case(seed) for seed in range(cases)]
-            if measure:
+            if measured:
                 tracemalloc.start()
             began = time.perf_counter()
             try:
@@ -278,7 +285,7 @@ def cost(check, learner, cases=CASES):
                 peak = tracemalloc.get_traced_memory()[1]
                 tracemalloc.stop()
             times.append(time.perf_counter() - began)
-            if times[0] > 1:
+            if times[0] > PATIENCE_S:
                 return None
         rows[name] = (min(times[:3]), peak)
     return rows

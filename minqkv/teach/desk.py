@@ -18,9 +18,10 @@ from ..runtime.errors import UsageError
 from ..runtime.files import write_text
 from .checks import Check
 from .events import quoted, said
-from .lessons import fingerprint
+from .lessons import code_of, fingerprint
 
-LIMIT = 20.0  # seconds a check may take
+LIMIT = 20.0  # seconds that the learner's code may take in a check
+GRACE = 60.0  # seconds for all around it, before the process is ended from outside
 
 
 def start(lesson, progress):
@@ -34,7 +35,7 @@ def start(lesson, progress):
     return path, True
 
 
-def check(lesson, progress, limit=LIMIT):
+def check(lesson, progress, limit=None):
     """(passed, events) of the learner's file; a pass is recorded."""
     path = progress.file(lesson)
     command = f"minqkv lesson start {lesson.number}"
@@ -45,17 +46,18 @@ def check(lesson, progress, limit=LIMIT):
     if passed:
         progress.update(lesson, passed=fingerprint(lesson))
         return True, events + found
-    with suppress(OSError, UnicodeDecodeError):  # a folder, gone, no text: the check has said so
-        if path.read_text("utf-8") == lesson.companion("exercise").read_text("utf-8"):
-            found.append(said("The file is still as it was copied: this is the one to edit."))
-    again = (
-        f"Again: minqkv lesson check {lesson.number}. A hint: minqkv lesson hint {lesson.number}"
-    )
+    with suppress(OSError, ValueError, SyntaxError, RecursionError):  # the check has said so
+        stub = lesson.companion("exercise").read_text("utf-8")
+        if code_of(path.read_text("utf-8")) == code_of(stub):
+            found.append(said("You have not changed this file yet; edit it."))
+    n = lesson.number
+    again = f"Again: minqkv lesson check {n}. A hint: minqkv lesson hint {n}"
     return False, [*events, *found, said(again)]
 
 
-def run(lesson, path, limit=LIMIT):
+def run(lesson, path, limit=None):
     """(passed, events) of any file as an answer to this lesson, in a child process of its own."""
+    limit = LIMIT if limit is None else limit
     package = Path(__file__).resolve().parents[2]
     paths = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as folder:
@@ -66,17 +68,15 @@ def run(lesson, path, limit=LIMIT):
             "stdin": subprocess.DEVNULL,
             "stdout": subprocess.DEVNULL,
             "env": {**os.environ, "PYTHONPATH": paths},
+            "start_new_session": True,  # a group: what the learner's code starts ends with it
         }
-        options["start_new_session"] = (
-            True  # a group of its own: what the learner's code starts ends with it
-        )
         errors = Path(folder) / "errors"  # a file: nobody waits for those who inherit it
         with (
             open(errors, "wb") as stderr,
             subprocess.Popen(command, stderr=stderr, **options) as child,
         ):
             try:
-                child.wait(timeout=limit + 10)
+                child.wait(timeout=limit + GRACE)
             except subprocess.TimeoutExpired:
                 pass
             finally:
@@ -88,12 +88,11 @@ def run(lesson, path, limit=LIMIT):
         stuck = Path(f"{report}.frames")
         line = _stuck_at(stuck.read_text("utf-8") if stuck.exists() else "", path)
     if line:
-        text = f"After {limit:g} s the check was stopped, at line {line}: is there a loop that never ends?"
+        text = f"After {limit:g} s the check was stopped, at line {line}: "
+        text += "is there a loop that never ends?"
         linecache.checkcache(str(path))
-        return False, [
-            said(text, "bad"),
-            quoted(linecache.getline(str(path), line), line),
-        ]  # empty, if it has changed since
+        row = linecache.getline(str(path), line)  # empty, if it has changed since
+        return False, [said(text, "bad"), quoted(row, line)]
     last = err.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
     return False, [said(f"The process ended before the check did: {last[0]}", "bad")]
 
@@ -112,7 +111,7 @@ def _stuck_at(dump, path):
     return int(found[1]) if found else None
 
 
-def watch(lesson, progress, draw, limit=LIMIT):
+def watch(lesson, progress, draw, limit=None):
     """Check, then again whenever the file's time changes; ends on a pass."""
     path = progress.file(lesson)
     while True:
@@ -147,7 +146,7 @@ def solution(lesson, progress, spoil=False):
     """
     if "passed" not in progress.of(lesson) and not spoil:
         raise UsageError(
-            "the solution comes after a pass",
+            "the solution unlocks once your code passes",
             f"minqkv lesson hint {lesson.number}, or --spoil to see it now",
         )
     path = progress.work / "solutions" / f"{lesson.name}.py"
@@ -156,8 +155,8 @@ def solution(lesson, progress, spoil=False):
 
 
 def reset(lesson, progress):
-    """Forget the lesson's progress and put a fresh stub in place; returns where the learner's file
-    was moved, or None.
+    """Forget the lesson's progress and put a fresh stub in place. Returns where the learner's file
+    was moved to, or None.
     """
     path, backup = progress.file(lesson), None
     if path.exists():

@@ -76,8 +76,16 @@ def array_event(kind, name, array, rows=None, columns=None, mask=None, digits=3)
 
         seen = np.broadcast_to(host(mask).astype(bool), array.shape).tolist()
         values = _hide(values, seen)
-    return {"event": kind, "name": name, "shape": list(array.shape), "dtype": str(array.dtype), "values": values,
-            "rows": rows and list(rows), "columns": columns and list(columns), "digits": digits}  # fmt: skip
+    return {
+        "event": kind,
+        "name": name,
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "values": values,
+        "rows": rows and list(rows),
+        "columns": columns and list(columns),
+        "digits": digits,
+    }
 
 
 def _hide(values, seen):
@@ -149,11 +157,8 @@ def predict(question, answer, options=None, tolerance=1e-2):
     text = ("yes" if answer else "no") if isinstance(answer, bool) else str(answer)
     if isinstance(answer, float):
         text = f"{answer:.4g}"
-    emit(
-        "answer",
-        answer=text,
-        right=_right(reply, answer, text, options, tolerance) if reply else None,
-    )
+    right = _right(reply, answer, text, options, tolerance) if reply else None
+    emit("answer", answer=text, right=right)
 
 
 def _right(reply, answer, text, options, tolerance):
@@ -161,11 +166,8 @@ def _right(reply, answer, text, options, tolerance):
         return options["abcdefgh".index(reply.lower())] == answer
     if isinstance(answer, (int, float)) and not isinstance(answer, bool):
         readings = {reply.replace(",", "."), reply.replace(",", "")}  # 0,5 and 1,024
-        numbers = [
-            float(text)
-            for text in readings
-            if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text.strip())
-        ]
+        form = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"
+        numbers = [float(x) for x in readings if re.fullmatch(form, x.strip())]
         return any(abs(number - answer) <= tolerance for number in numbers)
     return reply.lower() == text.lower() or (isinstance(answer, bool) and reply.lower() == text[0])
 
@@ -180,9 +182,8 @@ def compare(left, a, right, b, tolerance=1e-9, same=True):
     difference = float(abs(a - b).max()) if a.size else 0.0
     if (difference <= tolerance) != same:
         claim = f"equal within {tolerance:g}" if same else f"further apart than {tolerance:g}"
-        raise LessonError(
-            f"compare: {left} and {right} differ by {difference:.3g}; the lesson says they are {claim}"
-        )
+        found = f"{left} and {right} differ by {difference:.3g}"
+        raise LessonError(f"compare: {found}; the lesson says they are {claim}")
     emit("compare", left=left, right=right, difference=difference, equal=same)
 
 
@@ -212,12 +213,12 @@ def cache_step(cache, config, new=1):
 
     spec, itemsize = VariantSpec.parse(config.variant), cache.layers[0].rows[0].dtype.itemsize
     per_token = spec.cache_bytes_per_token(config, itemsize) * cache.batch
-    if per_token * len(cache) != cache.nbytes:
-        raise LessonError(
-            f"the cache holds {cache.nbytes} bytes, the formula says {per_token * len(cache)}"
-        )
-    text = f"t={len(cache)} write {per_token * new:,} B read {cache.nbytes:,} B cache {cache.nbytes:,} B"
-    say(text + (f" (two arrays: {2 * cache.nbytes:,} B)" if spec.streams == 1 else ""))
+    formula, held = per_token * len(cache), cache.nbytes
+    if formula != held:
+        raise LessonError(f"the cache holds {held} bytes, the formula says {formula}")
+    twice = f" (two arrays: {2 * held:,} B)" if spec.streams == 1 else ""
+    step = f"write {per_token * new:,} B read {held:,} B cache {held:,} B"
+    say(f"t={len(cache)} {step}{twice}")
 
 
 def source(thing, at=None):

@@ -14,21 +14,32 @@ from ..runtime.errors import EnvironmentFault, MinqkvError, unknown
 
 FILES = ("exercise", "solution", "near_misses", "check")
 EVENTS = (
-    "say",
-    "show",
-    "heat",
-    "table",
-    "curve",
-    "predict",
-    "compare",
-    "memory",
-    "cache_step",
-    "source",
-)
+    "say", "show", "heat", "table", "curve", "predict", "compare", "memory", "cache_step", "source",
+)  # fmt: skip
 FIELDS = {
-    "title": str, "question": str, "needs": list, "teaches": list, "minutes": int, "budget_s": (int, float), "exercise": list,
+    "title": str,
+    "question": str,
+    "needs": list,
+    "teaches": list,
+    "minutes": int,
+    "budget_s": (int, float),
+    "exercise": list,
     "uses": list,
-}  # fmt: skip
+}
+RELEASED = {  # hash that 0.1.0 stored with a pass -> fingerprint of that check, lessons 01 to 12
+    "4678412bec76d630": "70947a0df04105f1",
+    "4fe902c20fd0430b": "e66da7dac08a0bf5",
+    "76e0a89e70475f45": "e968a07ede49b0de",
+    "13b6f844a3d99fa4": "31eddf5b86268804",
+    "b10ef1bfc7385fb1": "88d1de1600ebf2aa",
+    "d7adb1aeef463435": "8fe08764d969f66d",
+    "79432dee7797756e": "eccf607a63c0e0b1",
+    "02fbdb5f034473fb": "3631ed5ed18664e9",
+    "bfde1926625f23ca": "4694a472e153133e",
+    "f02808a1853504af": "c41e0d1db91a362b",
+    "5db9b27670cc2c04": "bee0d3ae04181cf6",
+    "8ccf6b33156110e2": "7a942624834a365b",
+}
 
 
 @dataclass(frozen=True)
@@ -47,24 +58,19 @@ class Step:
         """The code without what only speaks: calls of the event functions, and their import."""
         rows = self.code.split("\n")
         for node in ast.parse(self.code).body:
-            call = node.value if isinstance(node, ast.Expr) else None
-            speaks = (
-                isinstance(call, ast.Call)
-                and isinstance(call.func, ast.Name)
-                and call.func.id in EVENTS
-            )
-            if speaks or (isinstance(node, ast.ImportFrom) and node.module == "minqkv.teach"):
-                rows[node.lineno - 1 : node.end_lineno] = [None] * (
-                    node.end_lineno - node.lineno + 1
-                )
-        return re.sub(r"\n{3,}", "\n\n", "\n".join(row for row in rows if row is not None)).strip(
-            "\n"
-        )
+            call = getattr(node, "value", None)
+            name = getattr(getattr(call, "func", None), "id", None)  # of a plain call, else None
+            speaks = isinstance(node, ast.Expr) and name in EVENTS
+            if speaks or getattr(node, "module", None) == "minqkv.teach":
+                hidden = slice(node.lineno - 1, node.end_lineno)
+                rows[hidden] = [None] * len(rows[hidden])
+        text = "\n".join(row for row in rows if row is not None)
+        return re.sub(r"\n{3,}", "\n\n", text).strip("\n")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lesson:
-    """One lesson: `name` is 06_attention_by_hand, the rest its metadata."""
+    """One lesson: `path` is its lesson.py, the rest its metadata."""
 
     path: Path
     title: str
@@ -78,7 +84,7 @@ class Lesson:
 
     @property
     def name(self):
-        """The name of its folder."""
+        """The name of its folder: 06_attention_by_hand."""
         return self.path.parent.name
 
     @property
@@ -121,50 +127,72 @@ def find(name, lessons):
     """
     text = str(name).lower().removesuffix(".py").replace("-", "_")
     for lesson in lessons:
-        if text in (lesson.name, lesson.name[3:]) or (
-            text.isdecimal() and int(text) == lesson.number
-        ):
+        numbered = text.isdecimal() and int(text) == lesson.number
+        if numbered or text in (lesson.name, lesson.name[3:]):
             return lesson
-    known = (
-        [str(lesson.number) for lesson in lessons]
-        if text.isdigit()
-        else [lesson.name[3:] for lesson in lessons]
-    )
+    known = [str(lesson.number) if text.isdigit() else lesson.name[3:] for lesson in lessons]
     raise unknown("lesson", name, known)
 
 
 def fingerprint(lesson):
-    """A hash of what was passed: the check and the stub."""
+    """A hash of what a pass was a pass of: the code of the check, and of the stub.
+
+    It does not change with layout, comments, docstrings, imports, hints or the explanation.
+    """
     digest = hashlib.sha256()
-    for folder in ("checks", "exercises"):
-        digest.update(
-            lesson.companion(folder).read_text("utf-8").encode()
-        )  # the same with either kind of line end
+    for kind in ("check", "exercise"):
+        digest.update(code_of(lesson.companion(kind).read_text("utf-8")).encode())
     return digest.hexdigest()[:16]
+
+
+def still_counts(lesson, passed):
+    """Whether a stored pass is one of the check as it is now."""
+    return RELEASED.get(str(passed), passed) == fingerprint(lesson)
+
+
+def code_of(text):
+    """Python source as its syntax tree in words, without what only speaks to a reader.
+
+    Not `ast.dump`, whose form differs between versions of Python.
+    """
+    return _tree([node for node in ast.parse(text).body if not _prose(node)])
+
+
+def _tree(node):
+    if isinstance(node, list):
+        return f"[{' '.join(_tree(part) for part in node if not _prose(part))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, [])]
+    return f"({type(node).__name__} {' '.join(f'{name} {_tree(value)}' for name, value in fields)})"
+
+
+def _prose(node):
+    """A docstring, an import, or one of the texts of a check."""
+    if isinstance(node, ast.Assign):
+        return getattr(node.targets[0], "id", None) in ("HINTS", "EXPLANATION")
+    quoted = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return quoted or isinstance(node, (ast.Import, ast.ImportFrom))
 
 
 def read(path):
     """A lesson's metadata. Raises MinqkvError naming the file and what is wrong."""
     block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", path.read_text("utf-8"), re.M)
+    where = f"{path.parent.name}/{path.name}"
     try:
-        text = "".join(
-            row.removeprefix("#").removeprefix(" ") + "\n" for row in block[1].splitlines()
-        )
-        fields = tomllib.loads(text)["tool"]["minqkv"]["lesson"]
+        rows = [row.removeprefix("#").removeprefix(" ") + "\n" for row in block[1].splitlines()]
+        fields = tomllib.loads("".join(rows))["tool"]["minqkv"]["lesson"]
     except (TypeError, KeyError, tomllib.TOMLDecodeError) as error:
-        raise MinqkvError(
-            f"{path.name}: no [tool.minqkv.lesson] in a `# /// script` block ({error})"
-        ) from error
+        why = f"no [tool.minqkv.lesson] in a `# /// script` block ({error})"
+        raise MinqkvError(f"{where}: {why}") from error
     if isinstance(fields.get("exercise"), str):
         fields["exercise"] = [fields["exercise"]]
-    faults = [name for name in FIELDS if not isinstance(fields.get(name), FIELDS[name])] + sorted(
-        fields.keys() - FIELDS
-    )
+    faults = [name for name in FIELDS if not isinstance(fields.get(name), FIELDS[name])]
+    faults += sorted(fields.keys() - FIELDS)
     faults += [] if fields.get("exercise") else ["exercise"]
     if faults:
-        raise MinqkvError(
-            f"{path.name}: metadata missing, unknown or of the wrong type: {', '.join(faults)}"
-        )
+        why = f"metadata missing, unknown or of the wrong type: {', '.join(faults)}"
+        raise MinqkvError(f"{where}: {why}")
     return Lesson(path, **fields)
 
 
@@ -175,28 +203,18 @@ def _steps(text):
     steps, prose, cell = [], "", None
     for number, row in enumerate([*text.splitlines(), "# %% end"], 1):
         if row.startswith("# %%"):
-            if cell and cell[0] == "[markdown]":
-                prose += (
-                    "\n".join(r.removeprefix("#").removeprefix(" ") for r in cell[2]).strip("\n")
-                    + "\n\n"
-                )
-            elif cell and "".join(cell[2]).strip():
-                steps.append(
-                    Step(
-                        cell[0],
-                        prose.strip("\n"),
-                        "\n".join(cell[2]).strip("\n"),
-                        cell[1] + _blank(cell[2]),
-                    )
-                )
-                prose = ""
+            if cell:
+                title, first, rows = cell
+                body = "\n".join(rows).strip("\n")
+                if title == "[markdown]":
+                    prose += re.sub(r"^# ?", "", body, flags=re.M) + "\n\n"
+                elif body.strip():
+                    blank = next(i for i, row in enumerate(rows) if row.strip())
+                    steps.append(Step(title, prose.strip("\n"), body, first + blank))
+                    prose = ""
             cell = (row[4:].strip(), number + 1, [])
         elif cell:
             cell[2].append(row)
     if prose:
         steps.append(Step("the end", prose.strip("\n"), "", number))
     return steps
-
-
-def _blank(rows):
-    return next(i for i, row in enumerate(rows) if row.strip())

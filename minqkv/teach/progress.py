@@ -28,21 +28,19 @@ class Progress:
         try:
             stored = read_json(self.path)
             schema, lessons = stored["schema"], stored["lessons"]
-            if not isinstance(schema, int) or not all(
-                isinstance(entry, dict) for entry in lessons.values()
-            ):
+            entries = all(isinstance(entry, dict) for entry in lessons.values())
+            if not isinstance(schema, int) or not entries:
                 raise ValueError("it has another form")
         except (EnvironmentFault, KeyError, AttributeError, ValueError):
             aside = self.path.with_name(f"progress.unreadable-{os.getpid()}.json")
-            self.message = "the progress file could not be read, and progress starts afresh"
+            self.message = "the progress file could not be read, so progress starts over"
             with suppress(OSError):  # in a folder that cannot be written to it stays
                 os.replace(self.path, aside)
-                self.message += f"; what it held is now {aside}"
+                self.message += f"; the old file is now {aside}"
             return
         if schema > SCHEMA:
-            raise EnvironmentFault(
-                f"{self.path} was written by a newer minqkv", "pip install --upgrade minqkv"
-            )
+            why = f"{self.path} was written by a newer minqkv"
+            raise EnvironmentFault(why, "pip install --upgrade minqkv")
         self.lessons = lessons
 
     def of(self, lesson):
@@ -53,13 +51,12 @@ class Progress:
         """Change an entry and save; a field set to None is forgotten."""
         self._read()  # another terminal may have written since
         entry = {**self.of(lesson), **fields}
-        self.lessons[lesson.name] = {
-            name: value for name, value in entry.items() if value is not None
-        }
+        kept = {name: value for name, value in entry.items() if value is not None}
+        self.lessons[lesson.name] = kept
         self._write()
 
     def forget(self, lesson):
-        """As if the lesson had never been begun."""
+        """As if the lesson had never been started."""
         self._read()
         if self.lessons.pop(lesson.name, None) is not None:
             self._write()

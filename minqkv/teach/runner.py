@@ -17,10 +17,13 @@ KEYS = """Enter  next step
 b      back one step (the lesson is run again up to there)
 g N    go to step N
 s      source of the function just called
-p      a Python prompt on a copy of the variables; exit() comes back
+p      a Python prompt on a copy of the variables; exit() returns
 h      a hint for the exercise, one more each time
 ?      these keys
-q      quit; the position is kept"""
+q      quit; your place is saved"""
+
+
+_AROUND = ("minqkv.teach", "minqkv.runtime")  # what `s` does not show: not what a lesson teaches
 
 
 class Player:
@@ -70,9 +73,8 @@ class Player:
         except (Quit, KeyboardInterrupt, BrokenPipeError):
             raise
         except BaseException as error:
-            hint = (
-                str(error) if isinstance(error, LessonError) else f"{type(error).__name__}: {error}"
-            )
+            own = isinstance(error, LessonError)  # a lesson that contradicts itself says so
+            hint = str(error) if own else f"{type(error).__name__}: {error}"
             where = "; ".join(frames(error.__traceback__, path))
             raise MinqkvError(f"{self.lesson.name}, step {at + 1}, {where}", hint) from error
         self.ran = at + 1
@@ -100,50 +102,45 @@ class Player:
         if key == "s":
             self._source(at)
         elif key == "p":
-            banner = "a copy of the lesson's variables; exit() or Ctrl-D comes back"
+            banner = "A copy of the lesson's variables; exit() or Ctrl-D returns to the lesson."
+            names = {**self.namespace, "exit": _leave, "quit": _leave}
             with suppress(SystemExit):
-                code.interact(
-                    banner, local={**self.namespace, "exit": _leave, "quit": _leave}, exitmsg=""
-                )
+                code.interact(banner, local=names, exitmsg="")
             self.ran = -1  # the copy shares its arrays: the steps run again before the next one
         elif key == "h":
             emit("say", text=self.hint())
         elif key == "g":
-            emit("say", text=f"g and a step from 1 to {len(self.lesson.steps)}, for instance: g 2")
+            emit("say", text=f"g and a step from 1 to {len(self.lesson.steps)}, for example: g 2")
         elif key == "?":
             emit("code", source=KEYS, line=0)
         else:
-            emit("say", text=f"{key!r} is no key of the lesson; ? shows them, Enter goes on")
+            text = f"{key!r} is not a command here. ? lists them; Enter continues."
+            emit("say", text=text)
 
     def _source(self, at):
         """The last function of the package, or of the lesson, that the step calls."""
-        calls = [
-            node
-            for node in ast.walk(ast.parse(self.lesson.steps[at].code))
-            if isinstance(node, ast.Call)
-        ]
-        for call in sorted(
-            calls, key=lambda node: (-node.lineno, node.col_offset)
-        ):  # on the last line, the outermost
+        tree = ast.parse(self.lesson.steps[at].code)
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        calls.sort(key=lambda node: (-node.lineno, node.col_offset))  # on a line, the outermost
+        for call in calls:
             thing = inspect.unwrap(_resolve(call.func, self.namespace))
             if not inspect.isroutine(thing) and not inspect.isclass(thing):
                 thing = getattr(type(thing), "forward", None)  # a module that is called
             module = getattr(thing, "__module__", None) or ""
-            if module.split(".")[0] in ("minqkv", "lesson") and not module.startswith(
-                ("minqkv.teach", "minqkv.backend")
-            ):
-                try:
-                    file, line = inspect.getsourcefile(thing), inspect.getsourcelines(thing)[1]
-                except (OSError, TypeError):  # a class of the lesson itself
-                    continue
-                emit("say", text=f"{thing.__qualname__}, {file}, line {line}")
-                emit("code", source=inspect.getsource(thing).rstrip(), line=line)
-                return
-        emit("say", text="this step calls no function of the package")
+            if module.split(".")[0] not in ("minqkv", "lesson") or module.startswith(_AROUND):
+                continue
+            try:
+                file, line = inspect.getsourcefile(thing), inspect.getsourcelines(thing)[1]
+            except (OSError, TypeError):  # a class of the lesson itself
+                continue
+            emit("say", text=f"{thing.__qualname__}, {file}, line {line}")
+            emit("code", source=inspect.getsource(thing).rstrip(), line=line)
+            return
+        emit("say", text="This step calls no function of the package.")
 
 
 def _leave(code=None):
-    """What exit() is at the prompt: Python's own would close stdin for the lesson, too."""
+    """What exit() is at the prompt: Python's own would close stdin for the lesson as well."""
     raise SystemExit
 
 
@@ -160,7 +157,6 @@ def frames(tb, path):
     for frame in traceback.extract_tb(tb):
         if frame.filename == path:
             where = "" if frame.name == "<module>" else f" (in {frame.name})"
-            found.append(
-                f"line {frame.lineno}{where}: {linecache.getline(path, frame.lineno).strip()}"
-            )
+            row = linecache.getline(path, frame.lineno).strip()
+            found.append(f"line {frame.lineno}{where}: {row}")
     return found

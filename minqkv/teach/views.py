@@ -14,9 +14,18 @@ from ..tensor import Tensor
 from ..variants import VariantSpec
 from .events import cache_step, heat, memory, say, show
 
-_AXES = {"q": "queries", "k": "keys", "v": "values", "z": "mixed values, a row per query", "out": "what leaves the layer",
-         "scores": "q kᵀ, scaled, before the mask", "plus": 'scores after the "+"', "pattern": "weights, a row per query",
-         "cache.k": "stored keys", "cache.v": "stored values"}  # fmt: skip
+_AXES = {
+    "q": "queries",
+    "k": "keys",
+    "v": "values",
+    "z": "mixed values, a row per query",
+    "out": "what leaves the layer",
+    "scores": "q kᵀ, scaled, before the mask",
+    "plus": 'scores after the "+"',
+    "pattern": "weights, a row per query",
+    "cache.k": "stored keys",
+    "cache.v": "stored values",
+}
 
 
 def build(variant, position, rope_value, n_head, n_embd, tokens, seed):
@@ -40,29 +49,29 @@ def forward(model, ids):
     _headline(model)
     with trace() as t:
         model(ids)
-    arrays = {
-        name.rpartition("attn.")[2]: t[name][0] for name in t if ".attn." in name
-    }  # the batch's only row
+    arrays = _of_layer(t)
     _draw(arrays, ids[0])
     layer, spec = model.blocks[0].attn, VariantSpec.parse(model.config.variant)
     if spec.streams == 1:
         say(f"one projection, {layer.wk.weight.size} numbers, makes keys and values")
-        same = np.array_equal(arrays["k"], arrays["v"])
-        say(
-            "v is k, number by number"
-            if same
-            else "v is the unturned k: rotary positions turn only what is compared"
-        )
+        if np.array_equal(arrays["k"], arrays["v"]):
+            say("v is k, number by number")
+        else:
+            say("v is the unturned k: rotary positions turn only what is compared")
     if not spec.own_query:
         difference = abs(arrays["scores"] - arrays["scores"].swapaxes(-1, -2)).max()
         say(f"Q = K: scores before the mask and their transpose differ by {difference:.1e} at most")
 
 
 def _headline(model):
-    spec = VariantSpec.parse(model.config.variant)
-    say(
-        f"{spec.name}: {spec.formula}, {model.config.n_head} heads, {spec.stored_heads(model.config.n_head)} stored"
-    )
+    spec, n_head = VariantSpec.parse(model.config.variant), model.config.n_head
+    heads = f"{n_head} heads, {spec.stored_heads(n_head)} stored"
+    say(f"{spec.name}: {spec.formula}, {heads}")
+
+
+def _of_layer(t, prefix=""):
+    """Arrays that the layer traced, by their names in it, of the batch's only row."""
+    return {name.rpartition("attn.")[2]: t[name][0] for name in t if f".attn.{prefix}" in name}
 
 
 def _draw(arrays, tokens, first=0):
@@ -73,13 +82,8 @@ def _draw(arrays, tokens, first=0):
         if base in ("scores", "plus", "pattern"):
             seen = np.arange(array.shape[-1]) <= first + np.arange(array.shape[-2])[:, None]
             draw = heat if name == "pattern" else show
-            draw(
-                name,
-                array,
-                rows=keys[first : first + array.shape[-2]],
-                columns=keys[: array.shape[-1]],
-                mask=seen,
-            )
+            rows, columns = keys[first : first + array.shape[-2]], keys[: array.shape[-1]]
+            draw(name, array, rows=rows, columns=columns, mask=seen)
         else:
             show(name, array, rows=keys if array.shape[-2] == len(keys) else keys[first:])
 
@@ -95,25 +99,25 @@ def decode(model, ids):
         with trace() as t:
             logits = model(ids[:, i : i + 1], cache=cache).numpy()  # (1, 1, V)
         cache_step(cache, model.config)
-        arrays = {name.rpartition("attn.")[2]: t[name][0] for name in t if ".attn." in name}
+        arrays = _of_layer(t)
         streams = ("cache.k",) if len(cache.stored) == 1 else ("cache.k", "cache.v")
         _draw({name: arrays[name] for name in ("q", *streams, "pattern")}, ids[0, : i + 1], first=i)
-        say(
-            f"largest difference to the same position without a cache: {abs(logits[:, 0] - whole[:, i]).max():.1e}"
-        )
+        difference = abs(logits[:, 0] - whole[:, i]).max()
+        say(f"largest difference to the same position without a cache: {difference:.1e}")
     rows = cache.layers[0].rows
     memory(keys=rows[0], values=rows[-1])
 
 
 def backward(model, ids):
-    """The tape in reverse: the gradient of each array of the attention call, then of each weight."""
+    """Backward: the gradient of each array of the attention call, then of each weight."""
     _headline(model)
     targets = np.roll(ids, -1, axis=1)
     with trace() as t:
         loss = cross_entropy(model(ids), targets)
         loss.backward()
-    say(f"loss {loss.item():.4f}: the next token, of the last one the first")
-    _draw({name.rpartition("attn.")[2]: t[name][0] for name in t if ".attn.grad." in name}, ids[0])
+    target = "the next token; for the last token, the first"
+    say(f"loss {loss.item():.4f} (target: {target})")
+    _draw(_of_layer(t, "grad."), ids[0])
     for name, p in model.blocks[0].attn.named_parameters():
         if p.grad is not None:
             norm = float(np.sqrt((Tensor(p.grad).numpy().astype(np.float64) ** 2).sum()))

@@ -1,0 +1,34 @@
+"""Exercise 11: one cache for K and V, with positions that turn. Check it with `minqkv lesson check 11`."""
+
+import numpy as np
+
+
+def turn(x, position, back=False):
+    """Rows of x (..., d) turned by their positions: one number for all rows, or an array with one for each row. Given."""
+    half = x.shape[-1] // 2
+    angle = np.asarray(position)[..., None] * 10_000.0 ** (-np.arange(half) / half)  # (..., d/2)
+    cos, sin = np.cos(angle), -np.sin(angle) if back else np.sin(angle)
+    first, second = x[..., :half], x[..., half:]  # (..., d/2) each
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def raw_step(x, wq, wk, cache):
+    """Attention of the one token that comes next, with K = V and one head. The cache holds RAW keys, not turned.
+
+    x (C,) is the token; wq and wk (C, d) make its query and its key. What is stored is also the value.
+
+    The cache is a dict, made before the first call, with n = 0, and handed to you at each call:
+        cache["k"]   an array (P, d), room for every position; the first n rows are filled
+        cache["n"]   n, how many; the new token stands at position n, counted from 0
+    Write the new row into this array and count it. For the scores turn the query by its position, and each stored key
+    by its own; mix what is stored. Return the mixed values, an array (d,). Leave the other arguments as they are.
+    """
+    raise NotImplementedError
+
+
+def unrotate_step(x, wq, wk, cache):
+    """The same, but the cache holds TURNED keys, and they are mixed as they are stored: turn the answer back.
+
+    Arguments and result as above. Each key is turned once, when it is written.
+    """
+    raise NotImplementedError
