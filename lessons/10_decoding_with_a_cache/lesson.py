@@ -359,7 +359,7 @@ compare("text with the cache", with_cache, "text without", text)
 keys, values = cache.layers[0].rows
 memory(keys=keys, values=values)
 say("Keys and values are two arrays here. Lesson 11 makes them one.")
-source(mq.GPT.forward, at="start, macs = len(cache)")
+source(mq.GPT.forward, at="start = len(cache)")
 source(LayerCache.append, at="buffer[:, :, start:end] = row")
 source(LayerCache.mask)
 source(mq.GPT.forward, at="cache.trim(start)")

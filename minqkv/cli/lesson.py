@@ -54,7 +54,7 @@ def start_page():
     for command, does in (
         ("minqkv lesson list", "the lessons, and where you are"),
         ("minqkv trace forward", "every array computed in one attention call"),
-        ("minqkv study", "train ten variants and compare them"),
+        ("minqkv study", "train every variant and compare them"),
         ("minqkv --help", "all commands"),
     ):
         click.echo(f"  {command:21} {does}")

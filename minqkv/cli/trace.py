@@ -2,7 +2,8 @@
 
 import click
 
-from .options import Listed, computes, stages
+from ..variants import POSITIONS, ROPE_VALUES
+from .options import Listed, computes, either, stages
 
 
 @click.group()
@@ -14,13 +15,14 @@ def _view(name, about):
     @trace.command(name, help=about)
     @click.option("--variant", default="qkv", show_default=True, help="See `minqkv variants`.")
     @click.option(
-        "--position", default="learned", show_default=True,
-        help="learned, sinusoidal, none or rope.",
-    )  # fmt: skip
+        "--position", default="learned", show_default=True, help=f"{either(POSITIONS)}."
+    )
     @click.option(
-        "--rope-value", default="raw", show_default=True,
-        help="What K = V stores under rope: raw or unrotate.",
-    )  # fmt: skip
+        "--rope-value",
+        default="raw",
+        show_default=True,
+        help=f"What K = V stores under rope: {either(ROPE_VALUES)}.",
+    )
     @click.option(
         "--tokens", type=Listed(int), default="3,1,4,1", show_default=True, help="The input."
     )
