@@ -67,8 +67,7 @@ def train(ctx, out, resume, as_json, **flags):
     the run goes on with `minqkv train --resume --out FOLDER`.
     """
     from ..render.progress import progress
-    from ..runs import load_config, train_run
-    from ..runs import RunConfig
+    from ..runs import RunConfig, load_config, train_run
 
     given = {
         name: value
@@ -76,7 +75,7 @@ def train(ctx, out, resume, as_json, **flags):
         if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE
     }
     if out is None and flags["task"]:
-        config = RunConfig(**flags)
+        config = RunConfig(**flags).resolved()
         out = Path("runs") / f"{config.task}-{config.variant}-s{config.seed}"
     if resume and out and (out / "config.json").exists():
         config = replace(
@@ -87,6 +86,7 @@ def train(ctx, out, resume, as_json, **flags):
         raise UsageError(what, "--task reverse, or --resume --out FOLDER for a run begun earlier")
     else:
         config = RunConfig(**flags)
+    config = config.resolved()
     try:
         with progress("train", config.steps) as advance:
             _, result = train_run(
