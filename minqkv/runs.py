@@ -168,13 +168,14 @@ def _train(config, model, optimizer, folder, start, progress):
     with stopping_politely(bool(folder)) as stop:
         steps = fit(model, optimizer, batches, schedule, config.steps, config.recipe.clip, start)
         for step, loss in steps:
+            stopping = stop.is_set()  # asked once: a step that is the last one is also saved
             if folder:
-                last = step + 1 == config.steps or stop.is_set()
+                last = step + 1 == config.steps or stopping
                 folder.record({"step": step, "loss": loss, "lr": optimizer.lr})
                 folder.maybe_save(step + 1, model, optimizer, last)
             if progress:
                 progress(step + 1, config.steps, loss)
-            if stop.is_set():
+            if stopping:
                 raise KeyboardInterrupt
 
 
