@@ -16,8 +16,6 @@ from ..runtime.errors import Exit, MinqkvError
 from ..runtime.version import __version__
 from . import info, lesson, run, study, trace
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
 
 class Commands(click.Group):
     """A group that suggests the nearest name for one mistyped."""
@@ -64,10 +62,6 @@ def main(argv=None):
 
 def run_cli(argv):
     """`main` without the exit; returns the code."""
-    for name in (
-        _THREAD_VARIABLES
-    ):  # before NumPy is imported: work is spread over processes (--jobs), not BLAS threads
-        os.environ.setdefault(name, "1")
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115

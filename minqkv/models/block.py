@@ -108,6 +108,10 @@ def check_config(cfg):
 
 
 def checked_ids(ids, cfg, start=0):
+    """The ids of a batch as an array (B, T) on the host.
+
+    Raises UsageError for anything else, and for more tokens after `start` than there are positions.
+    """
     try:
         ids = np.asarray(ids)
     except ValueError as error:
