@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from toys import TEN, gpt, host
 
-from minqkv import attention, reading
+from minqkv import attention
 from minqkv import backend as backends
-from minqkv.cache import KVCache
+from minqkv.cache import KVCache, LayerCache
 from minqkv.runtime.errors import UsageError
 from minqkv.runtime.tracing import trace
 from minqkv.variants import VariantSpec
@@ -93,7 +93,7 @@ def test_an_upper_left_mask_would_be_noticed(variant, monkeypatch, rng):
     model, ids = gpt(variant), rng.integers(0, 11, (2, T))
     right = decode(model, model.new_cache(2), ids, [5, 4, 3])
     monkeypatch.setattr(
-        KVCache, "mask", lambda cache, n: backends.upload(np.tri(n, len(cache) + n, dtype=bool))
+        LayerCache, "mask", lambda cache, n: backends.upload(np.tri(n, len(cache) + n, dtype=bool))
     )
     wrong = decode(model, model.new_cache(2), ids, [5, 4, 3])
     assert np.abs(wrong[:, :5] - right[:, :5]).max() < 1e-10
@@ -101,9 +101,9 @@ def test_an_upper_left_mask_would_be_noticed(variant, monkeypatch, rng):
 
 
 def test_mask_and_positions(backend):
-    cache = KVCache(1, 1, 1, 9, 2)
+    cache = KVCache(1, 1, [(1, 2), (1, 2)], 9)
     np.testing.assert_array_equal(host(cache.mask(3)), np.tri(3, dtype=bool))
-    cache.append(0, backends.xp.zeros((1, 1, 4, 2)), backends.xp.zeros((1, 1, 4, 2)))
+    cache.layers[0].append(*[backends.xp.zeros((1, 1, 4, 2))] * 2)
     np.testing.assert_array_equal(host(cache.positions), [0, 1, 2, 3])
     expected = [[1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1]]
     np.testing.assert_array_equal(host(cache.mask(3)), np.array(expected, bool))
@@ -136,7 +136,7 @@ def test_bytes(variant, dtype, backend, rng):
     assert (
         cache.capacity_nbytes
         == 3 * 10 * per_token
-        == sum(a.nbytes for a in cache.keys + (cache.values or []))
+        == sum(buffer.nbytes for layer in cache.layers for buffer in layer.buffers)
     )
 
 
@@ -144,21 +144,18 @@ def test_bytes(variant, dtype, backend, rng):
 def test_k_equals_v_is_one_buffer(variant, backend, rng):
     model, spec = gpt(variant), VariantSpec.parse(variant)
     cache = model.new_cache(2, capacity=6)
-    shape = (2, spec.stored_heads(4), 3, 4)
-    k, v = (backends.upload(rng.standard_normal(shape)) for _ in "kv")
-    keys, values = cache.append(0, k) if spec.streams == 1 else cache.append(0, k, v)
-    np.testing.assert_array_equal(host(keys), host(k))
-    cache.keys[0][:, :, :3] = 7.0  # a view shows what is written to the buffer, a copy would not
-    assert (host(keys) == 7).all()
-    assert keys.shape == shape
-    if spec.streams == 1:
-        assert cache.values is None
-        assert values is keys
-    else:
-        np.testing.assert_array_equal(host(values), host(v))
-        cache.values[0][:, :, :3] = 8.0
-        assert (host(values) == 8).all()
-        assert (host(keys) == 7).all()
+    layer, shape = cache.layers[0], (2, spec.stored_heads(4), 3, 4)
+    new = [backends.upload(rng.standard_normal(shape)) for _ in range(spec.streams)]
+    rows = layer.append(*new)
+    assert len(rows) == len(layer.buffers) == spec.streams
+    for i, (row, given, buffer) in enumerate(zip(rows, new, layer.buffers, strict=True)):
+        assert row.shape == shape
+        np.testing.assert_array_equal(host(row), host(given))
+        buffer[:, :, :3] = 7.0 + i  # a view shows what is written to the buffer, a copy would not
+    assert [np.unique(host(row)).tolist() for row in rows] == [[7.0], [8.0]][: spec.streams]
+    k, v = model.blocks[0].attn.read(rows)
+    assert k is rows[0]
+    assert (v is k) == (spec.streams == 1)
 
 
 @pytest.mark.parametrize("variant", TEN)
@@ -170,8 +167,8 @@ def test_attention_reads_one_array_as_keys_and_values(variant, monkeypatch, back
             same.append(k.data is v.data) or middle(q, k, v, *args, **kwargs)
         )
 
-    for module, name in ((attention, "scaled_dot_product_attention"), (reading, "attend")):
-        monkeypatch.setattr(module, name, spied(getattr(module, name)))
+    middle = attention.scaled_dot_product_attention
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", spied(middle))
     decode(model, model.new_cache(), rng.integers(0, 11, (1, 3)), [2, 1])
     model([[1, 2]])
     assert same == [VariantSpec.parse(variant).streams == 1] * 6
@@ -186,10 +183,10 @@ def test_the_trace_shows_the_cache(variant, backend, rng):
     for layer in range(2):
         k, v = (t.all(f"blocks.{layer}.attn.cache.{name}") for name in "kv")
         assert [a.shape for a in k] == [(2, spec.stored_heads(4), n, 4) for n in (3, 4, 5)]
-        np.testing.assert_array_equal(k[-1], host(cache.keys[layer])[:, :, :5])
+        np.testing.assert_array_equal(k[-1], host(cache.layers[layer].rows[0]))
         assert np.array_equal(k[-1], v[-1]) == (spec.streams == 1)
         if spec.streams == 2:
-            np.testing.assert_array_equal(v[-1], host(cache.values[layer])[:, :, :5])
+            np.testing.assert_array_equal(v[-1], host(cache.layers[layer].rows[1]))
 
 
 @pytest.mark.parametrize("variant", TEN)
@@ -211,7 +208,7 @@ def test_float32_stays_float32(variant, scheme, backend, rng):
     assert {(name, array.dtype.name) for name in t for array in t.all(name)} == {
         (name, "float32") for name in t
     }
-    assert logits.dtype == cache.keys[0].dtype == "float32"
+    assert logits.dtype == cache.layers[0].rows[0].dtype == "float32"
     np.testing.assert_allclose(logits, host(model(ids)), rtol=0, atol=1e-3)
 
 
@@ -233,7 +230,7 @@ def test_clone(variant, backend, rng):
     cache.trim(0)
     assert (len(twin), len(beams)) == (6, 6)
     assert beams.nbytes * 3 == twin.nbytes * 4
-    assert (beams.values is None) == (cache.values is None)
+    assert [len(layer.rows) for layer in beams.layers] == [len(cache.stored)] * 2
     rest = decode(model, beams, ids[[2, 0, 2, 1], 6:], [2, 4])
     np.testing.assert_allclose(rest, expected[[2, 0, 2, 1]], rtol=0, atol=1e-10)
     np.testing.assert_allclose(
@@ -292,25 +289,25 @@ def rows(batch=1, heads=2, n=1, d_head=4):
 
 
 @pytest.mark.parametrize(
-    ("streams", "k", "v", "says"),
+    ("streams", "given", "says"),
     [
-        (2, {}, None, "two streams"),
-        (1, {}, {}, "one stream"),
-        (1, {"n": 5}, None, "holds 4 positions; 5 are needed"),
-        (2, {"n": 5}, {"n": 5}, "holds 4 positions; 5 are needed"),
-        (1, {"heads": 1}, None, "stores"),
-        (1, {"heads": 4}, None, "stores"),
-        (1, {"batch": 2}, None, "stores"),
-        (1, {"d_head": 1}, None, "stores"),
-        (1, {"d_head": 8}, None, "stores"),
-        (2, {"n": 2}, {"n": 1}, "agree"),
-        (2, {}, {"d_head": 1}, "agree"),
+        (2, [{}], r"stores \(1, 2, 1, 4\), \(1, 2, 1, 4\) .*; \(1, 2, 1, 4\) do not fit"),
+        (1, [{}, {}], r"stores \(1, 2, 1, 4\) .*; \(1, 2, 1, 4\), \(1, 2, 1, 4\) do not fit"),
+        (1, [{"n": 5}], "holds 4 positions; 5 are needed"),
+        (2, [{"n": 5}, {"n": 5}], "holds 4 positions; 5 are needed"),
+        (1, [{"heads": 1}], "stores"),
+        (1, [{"heads": 4}], "stores"),
+        (1, [{"batch": 2}], "stores"),
+        (1, [{"d_head": 1}], "stores"),
+        (1, [{"d_head": 8}], "stores"),
+        (2, [{"n": 2}, {"n": 1}], "stores"),
+        (2, [{}, {"d_head": 1}], "stores"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_changes_nothing(streams, k, v, says, backend):
-    cache = KVCache(1, 1, 2, 4, 4, streams)
+def test_what_does_not_fit_is_refused_and_changes_nothing(streams, given, says, backend):
+    cache = KVCache(1, 1, [(2, 4)] * streams, 4)
     with pytest.raises(UsageError, match=says):
-        cache.append(0, rows(**k), None if v is None else rows(**v))
+        cache.layers[0].append(*[rows(**shape) for shape in given])
     assert len(cache) == 0
 
 
@@ -330,7 +327,7 @@ def test_overflow_through_the_model(backend):
         model([[1] * 13])
     with pytest.raises(UsageError, match="stores"):
         model([[1], [2]], cache=model.new_cache(1))
-    with pytest.raises(UsageError, match="one stream"):
+    with pytest.raises(UsageError, match="do not fit"):  # two arrays for a cache of one
         gpt("qkv")([[1]], cache=model.new_cache(1))
 
 

@@ -17,8 +17,7 @@ import termios
 import pytest
 from commands import ROOT, run, start
 
-from minqkv.runs import train_run
-from minqkv.train import RunConfig
+from minqkv.runs import RunConfig, train_run
 
 COMMANDS = (
     "completion",
@@ -74,7 +73,8 @@ WRONG = [
     (("train", "--task", "copy", "--position", "sinusodial"), 2, "did you mean sinusoidal?"),
     (("train", "--task", "copy", "--position", "rope", "--n-head", 64), 2, "must be even"),
     (("train", "--task", "copy", "--rope-value", "cooked"), 2, "known: raw, unrotate"),
-    (("train", "--task", "copy", "--backend", "nunpy"), 2, "unknown backend 'nunpy' did you mean numpy"),
+    (("train", "--task", "copy", "--backend", "nunpy"), 2,
+        "unknown backend 'nunpy' did you mean numpy"),
     (("train", "--task", "copy", "--n-embd", 30), 2, "n_embd 30 is not divisible by n_head 4"),
     (("train", "--task", "copy", "--n-head", 0), 2, "n_head must be"),
     (("train", "--task", "copy", "--n-layer", -1), 2, "n_layer must be"),
@@ -102,7 +102,8 @@ WRONG = [
     (("generate", "RUNS/gpt", "1 2 x"), 2, "is not made of digits"),
     (("generate", "RUNS/gpt", "1 2 10"), 2, "outside 0..9"),
     (("generate", "RUNS/gpt", "--", "-1 2"), 2, "outside 0..9"),
-    (("generate", "RUNS/gpt", "12345"), 2, "but this model has 8 positions ask for at most 3 new tokens"),
+    (("generate", "RUNS/gpt", "12345"), 2,
+        "but this model has 8 positions ask for at most 3 new tokens"),
     (("generate", "RUNS/gpt", "1234", "--max-new-tokens", 6), 2, "ask for at most 4 new tokens"),
     (("generate", "RUNS/gpt", "1234567890123"), 2, "but this model has 8 positions"),
     (("generate", "RUNS/gpt", "1", "--temperature", -1), 2, "is not in the range"),
@@ -181,12 +182,19 @@ def test_a_traceback_only_where_asked_for(runs, cli):
 
 
 def test_a_bug_is_called_one(cli, monkeypatch):
-    monkeypatch.setattr("minqkv.doctor.examine", lambda: 1 / 0)
+    monkeypatch.setattr("minqkv.runtime.doctor.examine", lambda: 1 / 0)
     code, out, err = cli("doctor")
     assert (code, out) == (1, "")
     assert "unexpected ZeroDivisionError" in err
     assert "Traceback" not in err
     assert "Traceback" in cli("doctor", "--traceback")[2]
+
+
+def test_the_environment_is_left_alone(cli):
+    """How many threads BLAS uses is said at run time."""
+    before = dict(os.environ)
+    assert cli("train", "--task", "copy", *SMALL)[0] == cli("doctor")[0] == 0
+    assert dict(os.environ) == before
 
 
 # ---- --help, --json, --version
@@ -268,13 +276,17 @@ def test_json_of_every_command(command, runs, cli):
 
 PAPER = {  # paper.md, section 1: parameters, bytes a token in bf16, share saved
     "300m": {
-        "qkv": (305_534_976, 81_920, 0), "q=k-v": (284_542_976, 81_920, 0), "q-k=v": (284_542_976, 40_960, 0.5),
-        "q=k=v": (263_550_976, 40_960, 0.5), "gqa-4": (274.0e6, 20_480, 0.75), "mqa": (266.2e6, 5_120, 0.9375),
+        "qkv": (305_534_976, 81_920, 0), "q=k-v": (284_542_976, 81_920, 0),
+        "q-k=v": (284_542_976, 40_960, 0.5),
+        "q=k=v": (263_550_976, 40_960, 0.5), "gqa-4": (274.0e6, 20_480, 0.75),
+        "mqa": (266.2e6, 5_120, 0.9375),
         "q-gqa-4": (268.8e6, 10_240, 0.875), "q-mqa": (264.9e6, 2_560, 0.96875),
     },
     "1.2b": {
-        "qkv": (1215.1e6, 180_224, 0), "q-k=v": (1122.8e6, 90_112, 0.5), "gqa-8": (1076.6e6, 45_056, 0.75),
-        "mqa": (1036.2e6, 5_632, 0.96875), "q-gqa-8": (1053.5e6, 22_528, 0.875), "q-mqa": (1033.3e6, 2_816, 0.984375),
+        "qkv": (1215.1e6, 180_224, 0), "q-k=v": (1122.8e6, 90_112, 0.5),
+        "gqa-8": (1076.6e6, 45_056, 0.75),
+        "mqa": (1036.2e6, 5_632, 0.96875), "q-gqa-8": (1053.5e6, 22_528, 0.875),
+        "q-mqa": (1033.3e6, 2_816, 0.984375),
     },
 }  # fmt: skip
 
@@ -514,7 +526,9 @@ def test_closed_streams(closed, runs):
 
 
 def test_ctrl_c_says_so_in_one_line(cli, monkeypatch):
-    monkeypatch.setattr("minqkv.doctor.examine", lambda: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(
+        "minqkv.runtime.doctor.examine", lambda: os.kill(os.getpid(), signal.SIGINT)
+    )
     code, out, err = cli("doctor")
     assert (code, out) == (130, "")
     assert err.strip() == "minqkv: interrupted"

@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 from commands import run, start, wait_until
 
-from minqkv.runs import load_config, load_run, train_run
+from minqkv.runs import RunConfig, load_config, load_run, train_run
 from minqkv.runtime import files
 from minqkv.runtime.errors import Diverged, EnvironmentFault, UsageError
-from minqkv.train import RECIPES, Batches, RunConfig
+from minqkv.tasks.base import Batches
+from minqkv.tasks.synthetic import RECIPES
 
 SMALL = RunConfig("reverse", "q-k=v", seq_len=6, n_embd=16, n_layer=1, n_head=2, steps=120)
 FLAGS = (
@@ -199,6 +200,16 @@ def test_a_polite_signal_saves_at_the_end_of_the_step(number, tmp_path):
     assert load_run(folder)[1].steps == 20000
 
 
+def test_a_signal_between_a_save_and_the_end_of_its_step_is_heard_a_step_later(tmp_path):
+    def progress(step, *_):
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_run(SMALL, tmp_path / "run", progress=progress)
+    assert checkpoint(tmp_path / "run")[0]["step"] == len(losses(tmp_path / "run")) == 6
+
+
 def test_a_signal_during_the_start_is_polite_too(tmp_path, cli, monkeypatch):
     monkeypatch.setattr(RunConfig, "build", lambda self: os.kill(os.getpid(), signal.SIGTERM))
     code, _, err = cli("train", *FLAGS, "--steps", 5, "--out", "run")
@@ -281,8 +292,14 @@ def test_contradicting_flags_are_listed(cli):
     code, _, err = cli("train", "--resume", "--out", "run", *changes)
     assert code == 2
     said = " ".join(err.split())
-    for part in ("seed is 0 there, 5 here", "steps is 3 there, 9 here", "protocol is 2026 there, 2023 here", "lr is 0.001 there",
-                 "variant is q-k=v there, mqa here", "hide_self is False there, True here"):  # fmt: skip
+    for part in (
+        "seed is 0 there, 5 here",
+        "steps is 3 there, 9 here",
+        "protocol is 2026 there, 2023 here",
+        "lr is 0.001 there",
+        "variant is q-k=v there, mqa here",
+        "hide_self is False there, True here",
+    ):
         assert part in said
     assert "n_embd" not in said
     agreeing = ("--seed", 0, "--variant", "Q-K=V", "--n-embd", 16)
@@ -347,7 +364,8 @@ def _pickle(folder, save):
 
 
 CHECKPOINTS = {
-    "of another kind": (lambda f: _npz(f, kind="minqkv conversion"), "is a minqkv conversion, not a minqkv checkpoint"),
+    "of another kind": (lambda f: _npz(f, kind="minqkv conversion"),
+        "is a minqkv conversion, not a minqkv checkpoint"),
     "empty": (lambda f: (f / "checkpoint.npz").write_bytes(b""), "corrupt, truncated"),
     "text": (lambda f: (f / "checkpoint.npz").write_text("hello"), "corrupt, truncated"),
     "a bare array": (lambda f: shutil.move(_saved(f), f / "checkpoint.npz"), "corrupt, truncated"),
@@ -355,13 +373,17 @@ CHECKPOINTS = {
     "a pickle in an npy": (lambda f: _pickle(f, np.save), "corrupt, truncated"),
     "a pickle in an npz": (lambda f: _pickle(f, np.savez), "corrupt, truncated"),
     "a label that is no object": (
-        lambda f: np.savez(f / "checkpoint.npz", __meta__=np.frombuffer(b"[1]", np.uint8)), "corrupt, truncated"),
+        lambda f: np.savez(f / "checkpoint.npz", __meta__=np.frombuffer(b"[1]", np.uint8)),
+        "corrupt, truncated"),
     "of another model": (
         lambda f: train_run(replace(SMALL, n_embd=8, steps=1), f.parent / "other")
         and shutil.copy(f.parent / "other" / "checkpoint.npz", f), "from another model"),
     "of a stranger's making": (
-        lambda f: files.write_arrays(f / "checkpoint.npz", "minqkv checkpoint", {}, {"a": np.ones(3)}), "from another model"),
-    "a folder": (lambda f: (f / "checkpoint.npz").unlink() or (f / "checkpoint.npz").mkdir(), "corrupt, truncated"),
+        lambda f: files.write_arrays(
+            f / "checkpoint.npz", "minqkv checkpoint", {}, {"a": np.ones(3)}),
+        "from another model"),
+    "a folder": (lambda f: (f / "checkpoint.npz").unlink() or (f / "checkpoint.npz").mkdir(),
+        "corrupt, truncated"),
     "absent": (lambda f: (f / "checkpoint.npz").unlink(), "checkpoint.npz does not exist"),
 }  # fmt: skip
 
@@ -558,7 +580,7 @@ def test_a_batch_depends_on_its_step_alone(protocol):
     config = RunConfig("copy", protocol=protocol, seq_len=2)
     x = np.arange(config.recipe.n_train)[:, None]
     batches, fresh = Batches(x, x, config.recipe, 3), Batches(x, x, config.recipe, 3)
-    per_epoch = config.steps_per_epoch
+    per_epoch = config.recipe.steps_per_epoch
     epochs = [
         [batches(step)[0][:, 0] for step in range(e * per_epoch, (e + 1) * per_epoch)]
         for e in range(2)
@@ -575,7 +597,7 @@ def test_a_batch_depends_on_its_step_alone(protocol):
 
 
 def test_the_learning_rate_is_that_of_the_paper():
-    new, old = RunConfig("reverse", protocol="2026"), RunConfig("reverse", protocol="2023")
+    new, old = (RunConfig("reverse", protocol=year).resolved() for year in ("2026", "2023"))
     assert (new.steps, old.steps) == (158, 780)
     for config in (new, old):
         rate = config.schedule()

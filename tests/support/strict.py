@@ -16,7 +16,7 @@ import numpy as np
 
 from minqkv import backend
 
-SURFACE = json.loads(Path(__file__).with_name("cupy_surface.json").read_text())
+SURFACE = json.loads((Path(__file__).parents[1] / "data" / "cupy_surface.json").read_text())
 UPLOADS = {"array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray"}
 ON_DEVICE = {
     "allclose",
@@ -131,14 +131,16 @@ class StrictArray:
 
     __slots__ = ("__weakref__", "_host")
     __hash__ = None
-    __array_ufunc__ = None  # so `numpy_array + x` comes to __radd__, which refuses it, and np.exp(x) is a TypeError
+    # So `numpy_array + x` comes to __radd__, which refuses it, and np.exp(x) is a TypeError.
+    __array_ufunc__ = None
 
     def __init__(self, host):
         self._host = host
 
     def __array__(self, dtype=None, copy=None):
         raise TypeError(
-            "Implicit conversion to a NumPy array is not allowed. Please use `.get()`, or backend.to_host"
+            "Implicit conversion to a NumPy array is not allowed. "
+            "Please use `.get()`, or backend.to_host"
         )
 
     def __array_function__(self, function, types, args, kwargs):
@@ -194,7 +196,8 @@ class StrictArray:
             )
             if len(set(cells)) < len(cells):
                 raise ValueError(
-                    "duplicate indices in an assignment: CuPy may store any of the values; see xp.add.at"
+                    "duplicate indices in an assignment: CuPy may store any of the values; "
+                    "see xp.add.at"
                 )
         self._host[index] = value
 
@@ -336,7 +339,8 @@ class _Ufunc:
             )
         if not isinstance(a, StrictArray) or a.dtype.name not in AT_DTYPES:
             raise TypeError(
-                f"cupy.add.at only supports {', '.join(sorted(AT_DTYPES))}, not {getattr(a, 'dtype', type(a))}"
+                f"cupy.add.at only supports {', '.join(sorted(AT_DTYPES))}, "
+                f"not {getattr(a, 'dtype', type(a))}"
             )
         self.function.at(a._host, a._index(indices), _operand(b))
 

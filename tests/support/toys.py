@@ -1,24 +1,19 @@
-"""Small models for the tests, with parameters large enough that every path through them matters."""
+"""Small models for the tests: scrambled, so that every path through them matters, or fresh."""
 
 import numpy as np
 
 from minqkv import backend
+from minqkv.functional import cross_entropy
 from minqkv.models import GPT, GPTConfig, Tagger, TaggerConfig
 from minqkv.runtime.rng import stream
 from minqkv.tensor import Tensor
+from minqkv.variants import NAMES
 
-TEN = (
-    "qkv",
-    "q=k-v",
-    "q-k=v",
-    "q=k=v",
-    "q=k-v+",
-    "q=k=v+",
-    "gqa-2",
-    "mqa",
-    "q-gqa-2",
-    "q-mqa",
-)  # with four heads
+TEN = tuple(name.replace("N", "2") for name in NAMES)  # with four heads, of which two are stored
+FRESH = ["qkv", "q=k-v", "q-k=v", "q=k=v", "q=k=v+", "gqa-2", "q-mqa"]  # one of each kind
+# What tensor.py holds beside operations.
+NOT_OPERATIONS = {"Node", "Tensor", "grad_wanted", "make", "no_grad", "unbroadcast"}
+IDS = np.array([[1, 4, 0, 2, 2], [3, 3, 1, 0, 4]])
 SMALL = {
     "vocab_size": 11,
     "block_size": 12,
@@ -39,6 +34,28 @@ def tagger(variant, **changes):
     return scramble(Tagger(TaggerConfig(variant=variant, **SMALL | changes)))
 
 
+def fresh_gpt(variant="qkv", seed=0, **changes):
+    """A decoder for IDS as it starts, in float32 unless asked otherwise."""
+    return GPT(GPTConfig(5, 8, 2, 4, 16, variant=variant, **changes), seed)
+
+
+def fresh_tagger(variant="qkv", seed=0, **changes):
+    """An encoder like it."""
+    return Tagger(TaggerConfig(5, 8, 2, 4, 16, variant=variant, **changes), seed)
+
+
+def loss_of(model):
+    """Of labelling each of IDS with itself."""
+    return cross_entropy(model(IDS), IDS)
+
+
+def gradients(model):
+    """Name -> gradient of that loss, on the host."""
+    model.zero_grad()
+    loss_of(model).backward()
+    return {name: host(p.grad) for name, p in model.named_parameters()}
+
+
 def scramble(module, std=0.4):
     """Every parameter normal with this deviation, norms around 1: a fresh model's attention is too
     even to tell a mistake.
@@ -54,3 +71,8 @@ def scramble(module, std=0.4):
 def host(x):
     """A Tensor or an array of any backend as a NumPy array of its own."""
     return np.array(backend.to_host(x.data if isinstance(x, Tensor) else x))
+
+
+def ones(*shape, dtype="float64"):
+    """A leaf of ones."""
+    return Tensor(backend.xp.ones(shape, dtype), requires_grad=True)
