@@ -54,6 +54,15 @@ def backend(request):
         yield current
 
 
+@pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
+def hardware(request):
+    """Like `backend`, for long tests of what `strict` would only repeat, slower."""
+    if request.param == "cupy" and (why := _why_no_gpu()):
+        pytest.skip(why)
+    with backends.use_backend(request.param) as current:
+        yield current
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

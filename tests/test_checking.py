@@ -4,7 +4,7 @@ Attention, and for whole models by every position scheme.
 
 import numpy as np
 import pytest
-from toys import TEN, host
+from toys import POSITIONS, TEN, host
 
 from minqkv import backend as backends
 from minqkv import functional as F
@@ -69,18 +69,11 @@ def test_gradcheck_wants_float64_and_restores_its_inputs(backend, leaf):
     np.testing.assert_array_equal(host(x), before)
 
 
-POSITIONS = [
-    ("learned", "raw"),
-    ("sinusoidal", "raw"),
-    ("none", "raw"),
-    ("rope", "raw"),
-    ("rope", "unrotate"),
-]
 
 
 @pytest.mark.parametrize(("position", "rope_value"), POSITIONS)
 @pytest.mark.parametrize("variant", TEN)
-def test_a_whole_gpt(variant, position, rope_value, backend, rng):
+def test_a_whole_gpt(variant, position, rope_value, hardware, rng):
     cfg = GPTConfig(
         7, 5, 1, 4, 8, variant, position=position, rope_value=rope_value, d_ff=8, dtype="float64"
     )

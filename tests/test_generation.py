@@ -20,21 +20,24 @@ def prompt(rng):
     return rng.integers(0, SMALL["vocab_size"], (3, 4))
 
 
-@pytest.mark.parametrize(
-    "sampling", [{}, {"temperature": 1.3, "seed": 5}, {"temperature": 0.7, "top_k": 3}], ids=str
-)
+SAMPLINGS = [{"temperature": 0.7, "top_k": 3}, {}, {"temperature": 1.3, "seed": 5}]
+
+
 @pytest.mark.parametrize("position", ["learned", "rope"])
 @pytest.mark.parametrize("variant", TEN)
-def test_the_cache_changes_no_id(variant, position, sampling, prompt, backend):
+def test_the_cache_changes_no_id(variant, position, prompt, backend):
+    """Sampling is the host's: on `strict` one way of it must do."""
     model = gpt(variant, position=position)
     model.ln_f.weight.data *= -1  # else the tied head repeats the last token
-    cached, uncached = (
-        generate(model, prompt, 8, use_cache=use_cache, **sampling) for use_cache in (True, False)
-    )
-    assert cached.shape == (3, 12)
-    np.testing.assert_array_equal(cached, uncached)
-    np.testing.assert_array_equal(cached[:, :4], prompt)
-    assert len(np.unique(cached[:, 4:])) > 1
+    for sampling in SAMPLINGS[: 1 if backend.name == "strict" else None]:
+        cached, uncached = (
+            generate(model, prompt, 8, use_cache=use_cache, **sampling)
+            for use_cache in (True, False)
+        )
+        assert cached.shape == (3, 12)
+        np.testing.assert_array_equal(cached, uncached)
+        np.testing.assert_array_equal(cached[:, :4], prompt)
+        assert len(np.unique(cached[:, 4:])) > 1
 
 
 def test_greedy_takes_the_largest_logit(prompt, backend):
@@ -176,7 +179,7 @@ def test_refused_settings(settings, says):
 
 
 @pytest.mark.parametrize("variant", TEN)
-def test_compare_cache(variant, prompt, backend):
+def test_compare_cache(variant, prompt, hardware):
     model = gpt(variant)
     report = compare_cache(model, prompt, 6)
     np.testing.assert_array_equal(report["cached"]["ids"], report["uncached"]["ids"])

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from toys import fresh_gpt, fresh_tagger, gpt, gradients, tagger
+from toys import POSITIONS, TEN, gpt, gradients, tagger
 
 from minqkv import backend as backends
-from minqkv.models import TaggerConfig
+from minqkv.models import PROTOCOLS, TaggerConfig
 from minqkv.runtime.errors import UsageError
 from minqkv.runtime.tracing import trace
 
@@ -61,12 +61,23 @@ def test_ids_on_the_device_are_refused(backend):
         gpt("qkv")(ids)
 
 
-def test_numpy_and_strict_agree():
-    """Same seed, same loss and gradients on both: the strict backend runs the GPU's code."""
-    for build in (fresh_gpt, fresh_tagger):
-        results = []
-        for name in ("numpy", "strict"):
-            with backends.use_backend(name):
-                results.append(gradients(build("q=k=v+", dtype="float64")))
-        for name, g in results[0].items():
-            np.testing.assert_allclose(g, results[1][name], atol=1e-12, err_msg=name)
+@pytest.mark.parametrize(("position", "rope_value"), POSITIONS)
+@pytest.mark.parametrize("variant", TEN)
+def test_numpy_and_strict_agree_on_a_gpt(variant, position, rope_value):
+    """Same parameters, same gradients on both: the strict backend runs the GPU's code."""
+    agree(lambda: gpt(variant, position=position, rope_value=rope_value))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("variant", TEN)
+def test_numpy_and_strict_agree_on_a_tagger(variant, protocol):
+    agree(lambda: tagger(variant, protocol=protocol))
+
+
+def agree(build):
+    found = []
+    for name in ("numpy", "strict"):
+        with backends.use_backend(name):
+            found.append(gradients(build()))
+    for name, g in found[0].items():
+        np.testing.assert_allclose(g, found[1][name], rtol=1e-11, atol=1e-11, err_msg=name)

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import torch.nn.functional as tF  # noqa: E402
 import torch_twin as twin  # noqa: E402
-from toys import TEN  # noqa: E402
+from toys import POSITIONS, TEN  # noqa: E402
 
 from minqkv import GPT, GPTConfig, Tagger, TaggerConfig, Tensor, optim  # noqa: E402
 from minqkv import functional as F  # noqa: E402
@@ -18,13 +18,6 @@ from minqkv.nn import Parameter  # noqa: E402
 from minqkv.train import train_step  # noqa: E402
 
 torch.set_num_threads(1)
-POSITIONS = [
-    ("learned", "raw"),
-    ("sinusoidal", "raw"),
-    ("none", "raw"),
-    ("rope", "raw"),
-    ("rope", "unrotate"),
-]
 IDS = np.array([[0, 4, 4, 2, 6], [6, 0, 1, 1, 3]])
 CAUSAL = np.tril(np.ones((3, 3), bool))
 

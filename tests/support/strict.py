@@ -85,12 +85,17 @@ def _wrap(result, seen=()):
     """NumPy's result on the device, numbers as 0-d arrays. An argument that comes back (`out`) is
     the same object.
     """
+    if isinstance(result, np.ndarray):
+        for x in seen:
+            if x._host is result:
+                return x
+        return StrictArray(result)
+    if isinstance(result, np.generic):
+        return StrictArray(np.asarray(result))
     if isinstance(result, (list, tuple)):
         parts = [_wrap(part, seen) for part in result]
         return type(result)(*parts) if hasattr(result, "_fields") else type(result)(parts)
-    if not isinstance(result, (np.ndarray, np.generic)):
-        return result
-    return next((x for x in seen if x._host is result), StrictArray(np.asarray(result)))
+    return result
 
 
 def _run(function, args, kwargs):
@@ -155,7 +160,7 @@ class StrictArray:
             raise AttributeError(f"CuPy's ndarray.{name} is not modelled by the strict backend")
         value = getattr(self._host, name)
         if not callable(value):
-            return _wrap(value, (self,))  # shape, dtype, T, base ...
+            return _wrap(value, (self,))  # T, base ...
 
         def method(*args, **kwargs):
             _check_keywords(name, kwargs, METHOD_KEYWORDS.get(name, ()))
@@ -170,6 +175,11 @@ class StrictArray:
     def get(self):
         """The download."""
         return xp.asnumpy(self)
+
+    shape = property(lambda self: self._host.shape)  # the most used attributes, without detours
+    dtype = property(lambda self: self._host.dtype)
+    ndim = property(lambda self: self._host.ndim)
+    size = property(lambda self: self._host.size)
 
     def __len__(self):
         return len(self._host)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minqkv import backend
+from minqkv import attention, backend
 from minqkv.functional import cross_entropy
 from minqkv.models import GPT, GPTConfig, Tagger, TaggerConfig
 from minqkv.runtime.rng import stream
@@ -10,6 +10,11 @@ from minqkv.tensor import Tensor
 from minqkv.variants import NAMES
 
 TEN = tuple(name.replace("N", "2") for name in NAMES)  # with four heads, of which two are stored
+POSITIONS = [  # a scheme, and what K = V does under rotary ones
+    (name, value)
+    for name in attention.POSITIONS
+    for value in attention.ROPE_VALUES[: None if name == "rope" else 1]
+]
 FRESH = ["qkv", "q=k-v", "q-k=v", "q=k=v", "q=k=v+", "gqa-2", "q-mqa"]  # one of each kind
 # What tensor.py holds beside operations.
 NOT_OPERATIONS = {"Node", "Tensor", "grad_wanted", "make", "no_grad", "unbroadcast"}
