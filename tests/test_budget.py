@@ -13,10 +13,13 @@ import subprocess
 import sys
 import tokenize
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+
+import minqkv
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "minqkv"
@@ -295,6 +298,19 @@ mq.generate(model, [[1, 2]], 3)
     assert err == ""
     assert "minqkv.generation" in loaded
     assert not loaded & {"minqkv.runtime.parallel", "threadpoolctl", "concurrent.futures"}
+
+
+def test_type_checkers_see_the_public_names():
+    """They read the imports under `if TYPE_CHECKING:`, which must be those that are made lazily."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = set()
+    for line in block.body:
+        home = import_module(".".join(["minqkv", *filter(None, [line.module])]))
+        for name in (alias.name for alias in line.names):
+            assert getattr(home, name) is getattr(minqkv, name), name
+            seen.add(name)
+    assert seen == set(minqkv.__all__) - {"__version__"}
 
 
 def test_a_tensor_alone_can_compute():

@@ -14,7 +14,7 @@ from minqkv.runtime.tracing import trace
 from minqkv.variants import VariantSpec
 
 T = 12
-SCHEMES = {" ".join(pair): dict(zip(("position", "rope_value"), pair, strict=True)) for pair in POSITIONS}
+SCHEMES = {f"{name} {value}": {"position": name, "rope_value": value} for name, value in POSITIONS}
 
 
 def decode(model, cache, ids, chunks):
@@ -72,7 +72,7 @@ READS = [in_random_chunks, trim_and_redo, token_by_token, one_prefill, prefill_t
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("variant", TEN)
 def test_cached_is_uncached(variant, scheme, backend, rng):
-    """On `strict` the first two ways must do: chunks of one and of several tokens, early and late."""
+    """On `strict` the first two ways must do: they have chunks of one and of several tokens."""
     model, ids = gpt(variant, **SCHEMES[scheme]), rng.integers(0, 11, (3, T))
     expected = host(model(ids))
     assert np.ptp(expected) > 1  # the comparison is of numbers that matter
@@ -340,3 +340,34 @@ def test_trim_beyond_what_is_there(n, backend):
     cache.trim(3)
     cache.trim(0)
     assert (len(cache), cache.nbytes) == (0, 0)
+
+
+@pytest.mark.parametrize("n_new", [1, 3])
+def test_a_mask_can_only_hide_more(n_new, backend, rng):
+    model, ids = gpt("q-k=v"), rng.integers(0, 11, (2, 4 + n_new))
+    found = {}
+    for hidden in (None, [], [1]):
+        cache = model.new_cache(2)
+        model(ids[:, :4], cache=cache)
+        block, x = model.blocks[0], model.wpe(model.wte(ids[:, 4:]), 4)
+        mask = np.ones((n_new, 4 + n_new), bool)
+        mask[:, hidden or []] = False
+        mask = None if hidden is None else backends.upload(mask)
+        with trace() as t:
+            block(x, mask, cache.layers[0])
+        found[str(hidden)] = t["blocks.0.attn.pattern"]
+    np.testing.assert_array_equal(found["[]"], found["None"])
+    assert not found["[1]"][..., 1].any()
+    visible = np.tri(n_new, 4 + n_new, 4, dtype=bool)
+    assert (found["None"][..., visible] > 0).all()
+    assert not found["None"][..., ~visible].any()
+
+
+def test_decoding_is_evaluation(backend, rng):
+    """Dropout is off while a cache is read, and as it was afterwards."""
+    model, ids = gpt("q-k=v", dropout=0.5).train(3), rng.integers(0, 11, (2, T))
+    found = decode(model, model.new_cache(2), ids, [5, 1, 6])
+    assert (model.training, model.blocks[1].drop_2.training, model.step) == (True, True, 3)
+    expected = host(model(ids))
+    assert np.abs(found - expected).max() > 0.1
+    np.testing.assert_allclose(found, host(model.eval()(ids)), rtol=0, atol=1e-10)

@@ -69,8 +69,6 @@ def test_gradcheck_wants_float64_and_restores_its_inputs(backend, leaf):
     np.testing.assert_array_equal(host(x), before)
 
 
-
-
 @pytest.mark.parametrize(("position", "rope_value"), POSITIONS)
 @pytest.mark.parametrize("variant", TEN)
 def test_a_whole_gpt(variant, position, rope_value, hardware, rng):

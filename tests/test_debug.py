@@ -12,7 +12,6 @@ from toys import fresh_gpt, gradients
 
 from minqkv import tensor
 
-
 HEAD = """
 import numpy as np, minqkv as mq
 from minqkv import Tensor, functional as F

@@ -159,6 +159,7 @@ FUSED = {
         lambda m, q, k, v, t, b: attend(m, q, k, v, t, b, mask=True, scale=0.7),
         [*WARM, (), (5,)],
     ),
+    "attention, wide values": (partial(attend, mask=True), [*GQA[:2], (2, 2, 3, 5)]),
     "attention, q = k": (lambda m, k, v: attend(m, k, k, v), QKV[:2]),
     "attention, k = v": (lambda m, q, k: attend(m, q, k, k, mask=True), GQA[:2]),
     "attention, q = k = v": (lambda m, x: attend(m, x, x, x, mask=True), QKV[:1]),

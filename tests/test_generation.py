@@ -9,7 +9,7 @@ import pytest
 from toys import SMALL, TEN, gpt, host
 
 from minqkv import backend as backends
-from minqkv.generation import compare_cache, generate, pick
+from minqkv.generation import compare_cache, generate, iter_tokens, pick
 from minqkv.models import GPT
 from minqkv.runtime.errors import UsageError
 from minqkv.variants import VariantSpec
@@ -176,6 +176,26 @@ def test_refused_settings(settings, says):
         model([[1, 2]], cache=settings["cache"])
     with pytest.raises(UsageError, match=says):
         generate(model, [[1, 2]], **{"max_new_tokens": 2} | settings)
+
+
+def test_tokens_come_one_by_one(prompt, backend):
+    """Each before the next is computed; together they are what `generate` gives."""
+    model = gpt("q-k=v")
+    cache = model.new_cache(3)
+    tokens, seen = iter_tokens(model, prompt, 6, temperature=1.0, cache=cache), []
+    assert len(cache) == 0
+    for i, token in enumerate(tokens):
+        assert len(cache) == 4 + i
+        assert token.shape == (3,)
+        seen.append(token)
+    expected = generate(model, prompt, 6, temperature=1.0)
+    np.testing.assert_array_equal(np.stack(seen, axis=1), expected[:, 4:])
+
+
+def test_a_stream_is_refused_before_its_first_token(prompt):
+    for ids, n in (([[]], 2), ([[1], [1, 2]], 2), (prompt, 10), (prompt, -1)):
+        with pytest.raises(UsageError):
+            iter_tokens(gpt("qkv"), ids, n)
 
 
 @pytest.mark.parametrize("variant", TEN)

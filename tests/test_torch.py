@@ -61,6 +61,7 @@ FUSED = {
     "attention, groups": (lambda *x: sdpa(*x, CAUSAL), lambda *x: grouped(*x, is_causal=True),
         [QKV[0], *[(2, 2, 3, 4)] * 2]),
     "attention, warm": (sdpa, grouped, [(2, 4, 1, 4), (2, 1, 6, 4), (2, 1, 6, 4)]),
+    "attention, wide values": (sdpa, grouped, [(2, 4, 3, 4), (2, 2, 6, 4), (2, 2, 6, 7)]),
     "attention, scale": (lambda *x: sdpa(*x, scale=0.3), lambda *x: grouped(*x, scale=0.3), QKV),
     "attention, one for all": (lambda x: sdpa(x, x, x), lambda x: grouped(x, x, x), QKV[:1]),
     "attention, plus": (lambda q, k, v, t, b: sdpa(q, k, v, CAUSAL, temperature=t, bias=b),

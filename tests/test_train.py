@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import strict
-from toys import FRESH, IDS, fresh_gpt, fresh_tagger
+from toys import FRESH, IDS, fresh_gpt, fresh_tagger, host
 
 import minqkv as mq
 from minqkv import backend as backends
-from minqkv.train import train_step
+from minqkv.functional import cross_entropy
+from minqkv.runtime.errors import Diverged, UsageError
+from minqkv.train import IGNORE, evaluate, fit, train_step
 
 
 @pytest.mark.parametrize("variant", [*FRESH, "q=k-v+"])
@@ -46,3 +48,59 @@ def test_an_optimiser_that_lost_its_parameters_says_so(backend, rng):
     mq.AdamW(model.parameters())
     with pytest.raises(RuntimeError, match="another optimiser"):
         train_step(model, first, ids, ids)
+
+
+def test_the_loop_yields_every_step():
+    """`fit` is train_step, at the rate of the schedule, on the batch of the step."""
+    x = np.arange(30).reshape(6, 5) % 5
+    seen, losses = [], []
+    model, twin = (fresh_gpt(dropout=0.1) for _ in range(2))
+    optimizer, other = (mq.AdamW(m.parameters()) for m in (model, twin))
+
+    def batch(step):
+        seen.append(step)
+        return x[step % 6 :], x[step % 6 :]
+
+    steps = fit(model, optimizer, batch, lambda step: 0.01 / (step + 1), 5)
+    assert seen == []
+    for step, loss in steps:
+        assert seen == list(range(step + 1))  # a step is made when it is asked for
+        assert optimizer.lr == 0.01 / (step + 1)
+        losses.append(loss)
+    for step in range(5):
+        other.lr = 0.01 / (step + 1)
+        assert train_step(twin, other, *batch(step)) == losses[step]
+    assert not model.training
+    rest = fit(model, optimizer, batch, lambda step: 0.0, 7, start=5)
+    assert [step for step, _ in rest] == [5, 6]
+
+
+def test_the_loop_names_the_step_at_which_it_diverged():
+    model, x = fresh_gpt(), np.zeros((2, 5), int)
+    steps = fit(model, mq.AdamW(model.parameters()), lambda step: (x, x), lambda step: 1e-3, 9)
+    next(steps)
+    model.wte.weight.data[...] = np.nan
+    with pytest.raises(Diverged, match="step 1 is nan"):
+        next(steps)
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_evaluation_weighs_batches_by_the_targets_that_count(size, backend):
+    model, x = fresh_tagger(), np.arange(55).reshape(11, 5) * 7 % 5
+    y = np.where(np.arange(5) > np.arange(11)[:, None] % 4, IGNORE, x)  # 1 to 4 in a row count
+    y[-1, -1] = (x[-1, -1] + 1) % 5
+    score, logits = evaluate(model, x, y, size), model(x)
+    predicted, counted = host(logits).argmax(-1), y != IGNORE
+    np.testing.assert_array_equal(score["predictions"], predicted)
+    assert score["accuracy"] == (predicted == y)[counted].mean()
+    assert score["loss"] == pytest.approx(cross_entropy(logits, y).item(), rel=1e-5)
+
+
+def test_what_does_not_fit_is_refused():
+    model = fresh_gpt()
+    optimizer = mq.AdamW(model.parameters())
+    with pytest.raises(UsageError, match=r"targets \(1, 2\) do not fit inputs \(1, 3\)"):
+        train_step(model, optimizer, [[1, 2, 3]], [[1, 2]])
+    with pytest.raises(UsageError, match="every target is ignored"):
+        train_step(model, optimizer, [[1, 2]], [[IGNORE, IGNORE]])
+    assert optimizer.steps == 0

@@ -42,7 +42,7 @@ def run(*args, env=None, **options):
     return child.returncode, out, err
 
 
-def wait_until(condition, seconds=20.0):
+def wait_until(condition, seconds=120.0):
     """Poll until `condition()` is true; fails the test when it never is."""
     limit = time.monotonic() + seconds
     while not condition():
