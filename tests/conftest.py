@@ -25,10 +25,11 @@ with suppress(ImportError):  # many small products, and a process for each core
 def pytest_cmdline_main(config):
     """A run of everything takes all cores, where pytest-xdist is installed; `-n 0` takes one.
 
-    A run of some files, or of what needs the GPU, takes one.
+    A run of some files, of what needs the GPU, or with `--pdb`, takes one.
     """
     whole = config.args_source is config.ArgsSource.TESTPATHS and config.option.markexpr != "gpu"
-    if whole and not hasattr(config, "workerinput") and config.getoption("numprocesses", 0) is None:
+    unasked = config.getoption("numprocesses", 0) is None and not config.option.usepdb
+    if whole and unasked and not hasattr(config, "workerinput"):
         config.option.numprocesses, config.option.dist = cores(), "worksteal"
 
 
