@@ -19,8 +19,8 @@ from pathlib import Path
 
 import minqkv as mq
 
-from . import threads
-from .decode import contents, decoding, filled, new_ids
+from .caches import contents, decoding, filled, new_ids
+from .common import use_threads
 from .sizes import Size
 
 STEPS = 3
@@ -30,11 +30,11 @@ TINY = Size(8, 8, 8, 1, 4, 2)
 def main():
     task = json.loads(sys.argv[1])
     if task["limit_GiB"]:
-        with suppress(
-            ValueError, OSError
-        ):  # where the system has no such limit, only the time is bounded
-            resource.setrlimit(resource.RLIMIT_DATA, (int(task["limit_GiB"] * 2**30),) * 2)
-    engine = Ours() if task["engine"] == "minqkv" else Torch(task["engine"])
+        limit = int(task["limit_GiB"] * 2**30)
+        with suppress(ValueError, OSError):  # a system without such a limit: the time is bounded
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    use_threads(task["threads"])
+    engine = Ours() if task["engine"] == "minqkv" else Torch(task["engine"], task["threads"])
     work = getattr(engine, task["kind"])
     try:
         answer = growth(
@@ -52,15 +52,9 @@ def main():
 
 
 class Ours:
-    """minqkv, with the allocator the command line uses."""
+    """minqkv."""
 
     traced = True
-
-    def __init__(self):
-        mq.tame_allocator()
-        mq.set_threads(
-            1
-        )  # with n, workers share out what backward needs, and each adds a copy of the gradients
 
     def model(self, size, variant):
         """(size, model): what is there before the measurement starts."""
@@ -82,10 +76,10 @@ class Torch:
 
     traced = False
 
-    def __init__(self, attention):
+    def __init__(self, attention, threads):
         import torch
 
-        torch.set_num_threads(threads.COUNT)
+        torch.set_num_threads(threads)
         from . import torch_gpt
 
         self.twin, self.attention = torch_gpt, attention

@@ -6,11 +6,11 @@ from collections import defaultdict
 from time import perf_counter
 
 import minqkv as mq
-from minqkv import functional as fused
-from minqkv import optim, tensor
-from minqkv import tensor as ops
+from minqkv import functional, optim, tensor
 
 from .swap import Swap, functions
+
+NO_OPERATIONS = {"make", "grad_wanted", "no_grad", "unbroadcast"}  # the graph's own, in tensor.py
 
 
 class Clock:
@@ -41,16 +41,15 @@ class Clock:
     def swap(self):
         """Operations, their vjps, clipping and the optimiser, all with the clock around them."""
         clocked = {
-            f: self.around((f.__name__, "forward"), f)
-            for module in (ops, fused)
-            for f in functions(module).values()
+            function: self.around((name, "forward"), function)
+            for module in (tensor, functional)
+            for name, function in functions(module).items()
+            if name not in NO_OPERATIONS
         }
         clocked[optim.clip] = self.around(("clip", "step"), optim.clip)
 
         def make(data, inputs, vjp):
-            pulls = vjp if isinstance(vjp, tuple) else (vjp,)
-            pulls = tuple(p and self._pull(p) for p in pulls)
-            return original(data, inputs, pulls if isinstance(vjp, tuple) else pulls[0])
+            return original(data, inputs, vjp and self._pull(vjp))
 
         original = tensor.make
         return Swap({**clocked, original: make})

@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import statistics
 import sys
 import time
@@ -17,12 +18,11 @@ from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
+import threadpoolctl
 from rich.console import Console
 from rich.table import Table
 
-from . import threads
-
-PARTS = ("step", "decode", "memory", "engine", "scale")
+PARTS = ("step", "decode", "memory", "engine", "scale", "threads")
 VARIANTS = (
     "qkv",
     "q=k-v",
@@ -35,7 +35,8 @@ VARIANTS = (
     "q-gqa-2",
     "q-mqa",
 )
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench/results"
 ENVIRONMENT = 3  # the exit code of the command line for something that is not installed
 
 
@@ -45,17 +46,23 @@ class NotInstalled(Exception):
 
 def chosen(parser, name, known, kind=str):
     """An option that limits a run to some of `known`; such a run writes a file only with --out."""
-    parser.add_argument(f"--{name}", nargs="+", type=kind, choices=known, metavar=name[:-1].upper(),
-                        help=f"only these, of {', '.join(map(str, known))}; writes a file only with --out")  # fmt: skip
+    parser.add_argument(
+        f"--{name}",
+        nargs="+",
+        type=kind,
+        choices=known,
+        metavar=name.upper(),
+        help=f"only these, of {', '.join(map(str, known))}; writes a file only with --out",
+    )
 
 
 def parse(doc, add_arguments=None):
     """The options all parts take, and the part's own."""
     parser = argparse.ArgumentParser(description=doc.split("\n\n")[0])
     parser.add_argument(
-        "--threads", type=int, default=threads.COUNT, help="for both sides (default: all cores)"
+        "--threads", type=_positive, default=cores(), help="for both sides (default: all cores)"
     )
-    parser.add_argument("--rounds", type=int, help="samples of each candidate")
+    parser.add_argument("--rounds", type=_positive, help="samples of each candidate")
     parser.add_argument(
         "--quick", action="store_true", help="a smoke run of seconds; writes a file only with --out"
     )
@@ -70,25 +77,34 @@ def parse(doc, add_arguments=None):
     return parser.parse_args()
 
 
-def run(part, doc, measure, add_arguments=None, one_process=False):
-    """A part as a command: `measure(options)` -> (rows, summary), both for JSON. Exits 3 without
-    PyTorch where needed.
+def cores():
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
-    `one_process`: whatever --threads says, because it looks inside, where the workers of a batch
-    cannot be seen.
+
+def _positive(text):
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{count}: there must be at least one")
+    return count
+
+
+def run(part, doc, measure, add_arguments=None, one_thread=False):
+    """A part as a command: `measure(options)` -> (rows, summary), both for JSON.
+
+    `one_thread`: whatever --threads says, for a part that looks inside a step, where several
+    threads would be counted on top of each other. Exits 3 without PyTorch where it is needed.
     """
     options = parse(doc, add_arguments)
-    if one_process:
-        threads.COUNT = 1
-    import minqkv
-
+    if one_thread:
+        options.threads = 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > 0.5:
         progress(
-            f"bench.{part}: other work is running (load {load:.1f}); timings over several threads suffer most"
+            f"bench.{part}: other work is running (load {load:.1f}); "
+            "timings over several threads suffer most"
         )
-    minqkv.set_threads(threads.COUNT)
-    minqkv.tame_allocator()  # as the command line does; PyTorch in the same process gains from it as well
+    use_threads(options.threads)
     try:
         rows, summary = measure(options)
         summary["load_at_start"] = round(load, 2)
@@ -98,7 +114,19 @@ def run(part, doc, measure, add_arguments=None, one_process=False):
     except KeyboardInterrupt:
         sys.exit(130)
     if options.out or not (options.quick or getattr(options, "partial", False)):
-        write(options.out or RESULTS, part, options, rows, summary)
+        compared = "-against" if getattr(options, "against", None) else ""
+        write(options.out or RESULTS, part, compared, options, rows, summary)
+
+
+def use_threads(n):
+    """n threads for minqkv, and at most n for NumPy's BLAS where minqkv leaves it alone.
+
+    PyTorch in the same process gains from the allocator that `set_threads` tames, as well.
+    """
+    import minqkv
+
+    threadpoolctl.threadpool_limits(n, "blas")
+    minqkv.set_threads(n)
 
 
 def load_torch(options):
@@ -113,34 +141,10 @@ def load_torch(options):
         raise NotInstalled(
             "PyTorch is not installed: `pip install torch`, or leave it out with --without-torch"
         ) from error
-    torch.set_num_threads(threads.COUNT)
+    torch.set_num_threads(options.threads)
     from . import torch_gpt
 
     return torch_gpt
-
-
-def interleaved(candidates, rounds, least=0.02, rest=0.03):
-    """Seconds a call of each of the named functions, measured in turn, A B A B ...: name -> one
-    sample a round.
-
-    A sample is the mean of as many calls as fill `least` seconds. Before it: `rest` seconds in
-    which the other side's idle threads stop spinning, and, unless calls are long, one that is not
-    timed and warms the caches again.
-    """
-    calls = {}
-    for name, function in candidates.items():
-        function()
-        once = seconds(function)
-        calls[name] = max(1, round(least / once)), once < least
-    samples = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, function in candidates.items():
-            count, settle = calls[name]
-            time.sleep(rest)
-            if settle:
-                function()
-            samples[name].append(round(seconds(function, count), 9))
-    return samples
 
 
 def seconds(function, calls=1):
@@ -149,6 +153,30 @@ def seconds(function, calls=1):
     for _ in range(calls):
         function()
     return (time.perf_counter() - began) / calls
+
+
+def interleaved(candidates, rounds, least=0.02, rest=0.03, timer=seconds):
+    """Seconds a call of each of the named functions, measured in turn, A B A B ...: name -> one
+    sample a round.
+
+    A sample is the mean of as many calls as fill `least` seconds, by `timer(function, calls)`.
+    Before it: `rest` seconds in which the other side's idle threads stop spinning, and, unless
+    calls are long, one call that is not timed and warms the caches again.
+    """
+    calls = {}
+    for name, function in candidates.items():
+        timer(function, 1)
+        once = timer(function, 1)
+        calls[name] = max(1, round(least / once)), once < least
+    samples = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, function in candidates.items():
+            count, settle = calls[name]
+            time.sleep(rest)
+            if settle:
+                timer(function, 1)
+            samples[name].append(round(timer(function, count), 9))
+    return samples
 
 
 def median(samples, name):
@@ -184,6 +212,7 @@ def spread(three):
 
 def geometric_mean(values):
     """Of positive numbers, the right mean of ratios; None of none."""
+    values = list(values)
     return math.exp(statistics.fmean(map(math.log, values))) if values else None
 
 
@@ -192,17 +221,22 @@ def exponent(xs, ys):
     return statistics.linear_regression([math.log(x) for x in xs], [math.log(y) for y in ys]).slope
 
 
-def table(title, columns, rows, note=None):
-    """Print rows (lists of text or numbers); the first column is left-aligned."""
+def table(title, columns, rows, note=None, legend=None):
+    """Print rows (lists of text or numbers), the first column left-aligned; `legend` above them
+    says what the columns are.
+    """
     console = Console(width=None if sys.stdout.isatty() else 150)
-    grid = Table(title=title, title_justify="left", title_style="bold")
+    grid = Table(title=None if legend else title, title_justify="left", title_style="bold")
+    if legend:
+        console.print(title, style="bold italic", highlight=False)
+        console.print(legend, style="dim", highlight=False, markup=False)
     for i, column in enumerate(columns):
         grid.add_column(column, justify="right" if i else "left", no_wrap=True)
     for row in rows:
         grid.add_row(*(str(cell) for cell in row))
     console.print(grid)
     if note:
-        console.print(note, style="dim", highlight=False)
+        console.print(note, style="dim", highlight=False, markup=False)
 
 
 def progress(text):
@@ -212,6 +246,8 @@ def progress(text):
 
 def machine():
     """Hardware, versions, and what decides the speed of a product."""
+    from minqkv.runtime.version import code_version
+
     cpuinfo, meminfo = Path("/proc/cpuinfo"), Path("/proc/meminfo")
     found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
     total = re.search(r"MemTotal:\s*(\d+)", meminfo.read_text()) if meminfo.exists() else None
@@ -219,23 +255,18 @@ def machine():
         "date": date.today().isoformat(),
         "cpu": found[1] if found else platform.processor(),
         "cores": os.cpu_count(),
-    }
-    info |= {
         "memory_GiB": round(int(total[1]) / 2**20, 1) if total else None,
         "system": platform.platform(),
+        "python": platform.python_version(),
     }
-    info |= {"python": platform.python_version()}
     for package in ("numpy", "torch"):
         with suppress(importlib.metadata.PackageNotFoundError):
             info[package] = importlib.metadata.version(package)
-    from minqkv.runtime.version import code_version
-
-    info |= {
+    return info | {
         "minqkv": code_version(),
         "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE"),
         "blas_kernels": blas_kernels(),
     }
-    return info | {"blas_threads": threads.blas_threads()}
 
 
 def blas_kernels():
@@ -255,22 +286,33 @@ def blas_kernels():
     return name().decode()
 
 
-def write(folder, part, options, rows, summary):
-    """<part>-<threads>t[-pinned].json, whole or not at all; a row of the table is a line of the
-    file.
-    """
+def write(folder, part, compared, options, rows, summary):
+    """The file <part><compared>-<threads>t[-pinned].json."""
+    pinned = "-pinned" if os.environ.get("OPENBLAS_CORETYPE") else ""
+    path = folder / f"{part}{compared}-{options.threads}t{pinned}.json"
+    head = {"part": part, "command": command(part), "threads": options.threads}
+    head |= {"quick": options.quick, "machine": machine(), "summary": summary}
+    write_result(path, head, rows)
+    print(f"written to {path if options.out else path.relative_to(ROOT)}")
+
+
+def command(part):
+    """The command as typed, but for folders of this machine: FOLDER after --against, no --out."""
+    words = []
+    for word in sys.argv[1:]:
+        words += word.split("=", 1) if word.startswith("--") else [word]  # not the "=" of q-k=v
+    if "--against" in words:
+        words[words.index("--against") + 1] = "FOLDER"
+    if "--out" in words:
+        at = words.index("--out")
+        words[at : at + 2] = []
+    return " ".join(["python -m", f"bench.{part}", shlex.join(words)]).strip()
+
+
+def write_result(path, head, rows):
+    """A JSON file, whole or not at all; a row of the table is a line of the file."""
     from minqkv.runtime.files import write_text
 
-    pinned = "-pinned" if os.environ.get("OPENBLAS_CORETYPE") else ""
-    head = {
-        "part": part,
-        "command": " ".join(["python -m", f"bench.{part}", *sys.argv[1:]]),
-        "threads": threads.COUNT,
-    }
-    head |= {"quick": options.quick, "machine": machine(), "summary": summary}
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    path = folder / f"{part}-{threads.COUNT}t{pinned}.json"
-    write_text(
-        path, f'{json.dumps(head, ensure_ascii=False, indent=1)[:-2]},\n "rows": [\n{lines}\n]}}\n'
-    )
-    print(f"written to {path if options.out else path.relative_to(RESULTS.parents[1])}")
+    head = json.dumps(head, ensure_ascii=False, indent=1)
+    write_text(path, f'{head[:-2]},\n "rows": [\n{lines}\n]}}\n')

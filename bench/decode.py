@@ -5,7 +5,7 @@ The cache is filled with random contents up to the context, the last position is
 cache is trimmed again. PyTorch is the quickest of {SDPA, attention written out}, in inference mode,
 on the same contents; the logits must agree. Our own qkv runs in the same rounds, so that a
 variant's gain over it is measured in pairs. Then without a cache, the whole prefix at every token,
-to show the growth.
+to show the growth. With `--against FOLDER`, another version of minqkv takes its turn instead.
 """
 
 from pathlib import Path
@@ -14,6 +14,8 @@ import numpy as np
 
 import minqkv as mq
 
+from . import against
+from .caches import decoding, filled
 from .common import (
     VARIANTS,
     chosen,
@@ -28,7 +30,7 @@ from .common import (
     run,
     spread,
     table,
-)  # fmt: skip
+)
 from .sizes import Size
 
 V, WIDTH, HEADS, LAYERS = 96, 256, 8, 4
@@ -42,63 +44,92 @@ def add_arguments(parser):
     chosen(parser, "contexts", CONTEXTS, int)
     chosen(parser, "batches", BATCHES, int)
     chosen(parser, "variants", VARIANTS)
-    parser.add_argument("--memory", type=float, default=_memory_bound(), metavar="GiB",
-                        help="skip what needs larger caches (default: half of what is available, 8 at most)")  # fmt: skip
+    against.add_argument(parser)
+    parser.add_argument(
+        "--memory",
+        type=float,
+        default=_memory_bound(),
+        metavar="GiB",
+        help="skip what needs larger caches (default: half of what is available, 8 at most)",
+    )
 
 
 def measure(options):
-    """Rows of one (context, batch, variant) each, cached; then of one (variant, prefix), uncached."""
-    torch_gpt = load_torch(options)
+    """Rows of one (context, batch, variant) each, cached; then of one variant each, uncached."""
     rounds = options.rounds or (2 if options.quick else 7)
-    options.partial = bool(options.contexts or options.batches or options.variants)
-    contexts, batches, variants = (
-        options.contexts or CONTEXTS,
-        options.batches or BATCHES,
-        options.variants or VARIANTS,
-    )
-    prefixes = PREFIXES
-    if options.quick:
-        contexts, batches, variants, prefixes = (
-            (64, 128),
-            (1,),
-            ("qkv", "q-k=v", "q=k=v+", "mqa"),
-            (16, 32),
-        )
     timing = {"least": 0, "rest": 0} if options.quick else {}
+    options.partial = bool(options.contexts or options.batches or options.variants)
+    contexts, batches, variants, prefixes = CONTEXTS, BATCHES, VARIANTS, PREFIXES
+    if options.quick:
+        contexts, batches, prefixes = (64, 128), (1,), (16, 32)
+        variants = ("qkv", "q-k=v", "q=k=v+", "mqa")
+    contexts, batches = options.contexts or contexts, options.batches or batches
+    if options.against:
+        variants = options.variants or ("qkv", "q-k=v")
+        return compare(contexts, batches, variants, options, rounds, timing)
+    variants = options.variants or variants
+    torch_gpt = load_torch(options)
     rows = []
     for batch in batches:
         for context in contexts:
             for variant in variants:
                 progress(f"decode: {batch} x {context} {variant}")
-                rows.append(
-                    cell(
-                        Size(V, context, WIDTH, LAYERS, HEADS, batch),
-                        variant,
-                        torch_gpt,
-                        options,
-                        rounds,
-                        timing,
-                    )
-                )
+                size = Size(V, context, WIDTH, LAYERS, HEADS, batch)
+                rows.append(cell(size, variant, torch_gpt, options, rounds, timing))
     uncached = [without_cache(variant, prefixes, rounds, timing) for variant in variants]
     summary = summarise(rows)
     show(rows, uncached, summary)
     return rows + uncached, summary
 
 
-def cell(size, variant, torch_gpt, options, rounds, timing):
-    """Time one token of one model at one context; a row that says why if its caches are too large."""
-    cfg = size.config(variant)
-    spec, qkv = mq.VariantSpec.parse(cfg.variant), mq.VariantSpec.parse("qkv")
-    row = {"kind": "cached", "context": size.T, "batch": size.B, "variant": variant}
-    per_position = spec.cache_bytes_per_token(cfg, ITEMSIZE) * size.B
-    row |= {"cache_bytes": per_position * size.T, "written_per_token": per_position // size.B}
-    needed = row["cache_bytes"] * (2 if torch_gpt else 1)
-    needed += 0 if variant == "qkv" else qkv.cache_bytes_per_token(cfg, ITEMSIZE) * size.B * size.T
-    if needed > options.memory * 2**30:
-        return {**row, "skipped": f"the caches of this comparison take {needed / 2**30:.1f} GiB"}
+def compare(contexts, batches, variants, options, rounds, timing):
+    """With --against: rows of one (context, batch, variant) each, for two versions."""
+    rows, groups = [], {}
+    for batch in batches:
+        for variant in variants:
+            group = groups.setdefault(f"batch {batch}, {variant}", [])
+            for context in contexts:
+                progress(f"decode: {batch} x {context} {variant}")
+                size = Size(V, context, WIDTH, LAYERS, HEADS, batch)
+                row = {"context": context, "batch": batch, "variant": variant}
+                sides = 2 if options.without_torch else 3
+                if too_large := too_much(options, sides * cache_bytes(size, variant)):
+                    rows.append({"kind": "decode", **row, "skipped": too_large})
+                    continue
+                row |= against.measure("decode", size, variant, options, rounds, timing, TOLERANCE)
+                rows.append(row)
+                group.append(row)
+    summary = against.summarise(groups, options, [row for row in rows if "skipped" not in row])
+    labels = {"variant": "variant", "context": "context", "batch": "batch"}
+    against.show("Decoding a token, batch and all", labels, "µs", 1e6, rows, summary)
+    return rows, summary
 
-    model = mq.GPT(cfg).eval()
+
+def cache_bytes(size, variant):
+    """Bytes of a full cache."""
+    cfg = size.config(variant)
+    spec = mq.VariantSpec.parse(cfg.variant)
+    return spec.cache_bytes_per_token(cfg, ITEMSIZE) * size.B * size.T
+
+
+def too_much(options, needed):
+    """Why a cell is skipped, or None."""
+    if needed <= options.memory * 2**30:
+        return None
+    return f"the caches of this comparison take {needed / 2**30:.1f} GiB"
+
+
+def cell(size, variant, torch_gpt, options, rounds, timing):
+    """Time one token of one model at one context; a row that says why where it cannot be done."""
+    row = {"kind": "cached", "context": size.T, "batch": size.B, "variant": variant}
+    row["cache_bytes"] = cache_bytes(size, variant)
+    row["written_per_token"] = row["cache_bytes"] // (size.B * size.T)
+    needed = row["cache_bytes"] * (2 if torch_gpt else 1)
+    needed += 0 if variant == "qkv" else cache_bytes(size, "qkv")
+    if too_large := too_much(options, needed):
+        return {**row, "skipped": too_large}
+
+    model = mq.GPT(size.config(variant)).eval()
     cache = filled(model, size)
     candidates = {"minqkv": decoding(model, cache, size)}
     row["parameter_bytes"] = sum(
@@ -109,12 +140,7 @@ def cell(size, variant, torch_gpt, options, rounds, timing):
         plain = mq.GPT(size.config()).eval()
         candidates["minqkv, qkv"] = decoding(plain, filled(plain, size), size)
     if torch_gpt:
-        models = {attention: torch_gpt.GPT(model, attention) for attention in ("sdpa", "written")}
-        theirs = torch_gpt.Cache(models["sdpa"], size.B, size.T).fill(contents(model, size))
-        candidates |= {
-            f"torch {a}": torch_gpt.decoding(twin, theirs, new_ids(size))
-            for a, twin in models.items()
-        }
+        candidates |= torch_gpt.all_decoding(model, size)
     agree(candidates)
     samples = interleaved(candidates, rounds, **timing)
     assert cache.nbytes == row["cache_bytes"] // size.T * (size.T - 1), (
@@ -135,51 +161,6 @@ def results(samples, batch, bytes_read):
     if "minqkv, qkv" in samples:
         row["over_qkv"] = ratio(samples, "minqkv", "minqkv, qkv")
     return row | {"samples": samples}
-
-
-def contents(model, size, block=64):
-    """(keys, values) of all positions but the last, random, in blocks of positions: (B, h, block,
-    d_h) each.
-    """
-    rng = np.random.default_rng(0)
-    heads = mq.VariantSpec.parse(model.config.variant).stored_heads(size.H)
-    for start in range(0, size.T - 1, block):
-        shape = size.B, heads, min(block, size.T - 1 - start), size.d // size.H
-        yield (
-            rng.standard_normal(shape, dtype=np.float32),
-            rng.standard_normal(shape, dtype=np.float32),
-        )
-
-
-def new_ids(size):
-    """(B, 1) ids of the last position."""
-    return np.random.default_rng(1).integers(0, size.V, (size.B, 1))
-
-
-def filled(model, size):
-    """A cache with the same contents in every layer, one position short of full."""
-    cache, one_stream = (
-        model.new_cache(size.B),
-        mq.VariantSpec.parse(model.config.variant).streams == 1,
-    )
-    for keys, values in contents(model, size):
-        for layer in range(size.L):
-            cache.append(layer, keys, None if one_stream else values)
-    return cache
-
-
-def decoding(model, cache, size):
-    """A function without arguments that decodes one token onto a filled cache and forgets it again:
-    ids (B,), logits.
-    """
-    ids, before = new_ids(size), len(cache)
-
-    def step():
-        logits = model(ids, cache=cache).data[:, -1]
-        cache.trim(before)
-        return logits.argmax(-1), logits
-
-    return step
 
 
 def agree(candidates):
@@ -256,9 +237,12 @@ def show(rows, uncached, summary):
         lines.append(
             [*line, f"{us['minqkv']:.0f}", *theirs, over, *megabytes, f"{row['GB_per_second']:.1f}"]
         )
-    columns = ["variant", "context", "batch", "minqkv µs", "PyTorch µs", "its best", "ratio", "over our qkv", "MB read",
-               "kB written", "GB/s"]  # fmt: skip
-    note = "µs and bytes a token; read: each parameter and each cached number once, shared by the batch (positions: one row)"
+    columns = ["variant", "context", "batch", "minqkv µs", "PyTorch µs", "its best", "ratio"]
+    columns += ["over our qkv", "MB read", "kB written", "GB/s"]
+    note = (
+        "µs and bytes a token; read: each parameter and each cached number once, "
+        "shared by the batch (positions: one row)"
+    )
     table(
         "Decoding with a cache",
         columns,

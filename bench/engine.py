@@ -3,7 +3,7 @@
 Overhead: microseconds of an operation on tiny arrays, where the arithmetic is free. Backward over
 forward, and the rest of a step. The share of products: FLOP/s of the whole step over the rate of
 the machine's sgemm, and the same products on their own over the step, both in the same rounds. And
-a profile of a step by operation. All of it in one process, on one core.
+a profile of a step by operation. All of it on one thread.
 """
 
 import numpy as np
@@ -183,8 +183,8 @@ def show(rows):
             )
             shares = spread(row["backward_over_forward"]), spread(row["products_over_step"])
             lines.append([row["size"], *ms, *shares, *rates])
-    columns = ["size", "forward", "+ backward", "step", "products", "backward/forward", "products/step", "GFLOP/s", "sgemm",
-               "of sgemm"]  # fmt: skip
+    columns = ["size", "forward", "+ backward", "step", "products", "backward/forward"]
+    columns += ["products/step", "GFLOP/s", "sgemm", "of sgemm"]
     table(
         "Training step, ms",
         columns,
@@ -193,8 +193,15 @@ def show(rows):
     )
     for row in rows:
         if row["kind"] == "profile":
-            lines = [[f"{o['operation']} {o['phase']}".strip(), f"{o['ms']:.3f}", o["calls"], f"{100 * o['share']:.1f} %"]
-                     for o in row["operations"][:20]]  # fmt: skip
+            lines = [
+                [
+                    f"{part['operation']} {part['phase']}".strip(),
+                    f"{part['ms']:.3f}",
+                    part["calls"],
+                    f"{100 * part['share']:.1f} %",
+                ]
+                for part in row["operations"][:20]
+            ]
             table(
                 f"Where a step of {row['size']} goes",
                 ["operation", "ms a step", "calls", "share"],
@@ -203,4 +210,4 @@ def show(rows):
 
 
 if __name__ == "__main__":
-    run("engine", __doc__, measure, one_process=True)
+    run("engine", __doc__, measure, one_thread=True)

@@ -3,9 +3,9 @@ bench.memory`.
 
 Every measurement is a process of its own (bench.child). All figures are bytes above the parameters:
 for a step the gradients, AdamW's two moments, what backward needs, temporaries. "Traced" is what
-NumPy asked for, "resident" what the system gave. minqkv runs in one process: with n, each worker
-holds its part of what backward needs, and one more copy of parameters and gradients. The analytic
-count is that of a step that saves what backward needs, once, and has no temporaries.
+NumPy asked for, "resident" what the system gave. With n threads, each shard of a batch adds a copy
+of the gradients. The analytic count is that of a step in one shard that saves what backward needs,
+once, and has no temporaries.
 """
 
 import json
@@ -59,7 +59,8 @@ def cell(kind, name, size, variant, torch, rounds, options):
     """Both engines on one task, in turn."""
     progress(f"memory: {kind} {name} {variant}, batch {size.B}")
     attentions = (ATTENTIONS[:1] if options.quick else ATTENTIONS) if torch else ()
-    task = {"kind": kind, "size": size, "variant": variant, "limit_GiB": options.limit_gib}
+    task = {"kind": kind, "size": size, "variant": variant, "threads": options.threads}
+    task["limit_GiB"] = options.limit_gib
     samples = {engine: [] for engine in ("minqkv", *attentions)}
     for _ in range(rounds):
         for engine in samples:
@@ -118,9 +119,8 @@ def step_bytes(size, variant):
     spec = mq.VariantSpec.parse(size.config(variant).variant)
     stored = spec.stored_heads(size.H) * size.d // size.H  # h · d_h
     block = {
-        "norms": 2
-        * 2
-        * size.d,  # each: the rows at mean 0 and variance 1, and the output, which is a linear's input
+        # Each norm: the rows at mean 0 and variance 1, and the output, which is a linear's input.
+        "norms": 2 * 2 * size.d,
         "projections": size.d * spec.own_query + stored * spec.streams,  # q, k, v
         "pattern": size.H * size.T,
         "mixed": size.d,  # the input of wo
@@ -171,10 +171,11 @@ def show(rows, summary):
         theirs = [mb(resident[a]) if a in resident else "" for a in ATTENTIONS]
         ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
         over = f"{row['traced'] / analytic:.2f}" if row["traced"] else ""
-        lines.append([row["kind"], row["size"], row["V T d L H B"].B, row["variant"], mb(row["parameters"]), mb(analytic),
-                      mb(row["traced"]), mb(resident["minqkv"]), *theirs, ratio, over])  # fmt: skip
-    columns = ["kind", "size", "batch", "variant", "parameters", "analytic", "traced", "resident", "torch sdpa",
-               "torch written", "ratio", "traced/analytic"]  # fmt: skip
+        line = [row["kind"], row["size"], row["V T d L H B"].B, row["variant"]]
+        line += map(mb, (row["parameters"], analytic, row["traced"], resident["minqkv"]))
+        lines.append([*line, *theirs, ratio, over])
+    columns = ["kind", "size", "batch", "variant", "parameters", "analytic", "traced", "resident"]
+    columns += ["torch sdpa", "torch written", "ratio", "traced/analytic"]
     notes = [f"{name}: {figure:.2f}" for name, figure in summary.items()]
     notes += [
         f"{row['kind']} {row['size']} {row['variant']}: {e}: {why}"

@@ -3,15 +3,15 @@
 One of them at a time is doubled, the others stay. Time grows as x to the fitted exponent; the
 exponent of the last doubling is shown beside it, because small sizes are all overhead. Memory is
 the traced peak of a step. A decoded token is fitted against its context. What grows faster than it
-should is marked. All of it in one process, on one core.
+should is marked. All of it on one thread.
 """
 
 import tracemalloc
 
 import minqkv as mq
 
+from .caches import decoding, filled
 from .common import exponent, interleaved, median, progress, run, table
-from .decode import decoding, filled
 from .sizes import Size
 
 BASE = Size(64, 128, 128, 2, 4, 4)
@@ -107,14 +107,15 @@ def show(rows):
     lines = []
     for row in rows:
         first, last = row["values"][0], row["values"][-1]
-        lines.append([
-            row["axis"], f"{first} to {last}", f"{row['ms'][0]:.2f} to {row['ms'][-1]:.2f}", f"{row['time_exponent']:.2f}",
-            f"{row['time_last']:.2f}", f"{row['bytes'][0] / 1e6:.1f} to {row['bytes'][-1] / 1e6:.1f}",
-            f"{row['memory_exponent']:.2f}", f"{row['memory_last']:.2f}", EXPECTED[row["axis"]], "!" if row["too_steep"] else "",
-        ])  # fmt: skip
+        times = f"{row['ms'][0]:.2f} to {row['ms'][-1]:.2f}"
+        sizes = f"{row['bytes'][0] / 1e6:.1f} to {row['bytes'][-1] / 1e6:.1f}"
+        line = [row["axis"], f"{first} to {last}", times]
+        line += [f"{row['time_exponent']:.2f}", f"{row['time_last']:.2f}", sizes]
+        line += [f"{row['memory_exponent']:.2f}", f"{row['memory_last']:.2f}"]
+        lines.append([*line, EXPECTED[row["axis"]], "!" if row["too_steep"] else ""])
     columns = ["", "from", "ms", "time ~ x^", "last", "MB", "memory ~ x^", "last", "at most", ""]
     table("Growth of a training step; of a decoded token with its context", columns, lines)
 
 
 if __name__ == "__main__":
-    run("scale", __doc__, measure, one_process=True)
+    run("scale", __doc__, measure, one_thread=True)

@@ -1,15 +1,19 @@
-"""A full training step, `mq.train_step`, against eager PyTorch in its best configuration: `python
--m bench.step`.
+"""A full training step, `mq.train_step`, against eager PyTorch in its best configuration, and
+against the products it is made of: `python -m bench.step`.
 
 Same weights, same data, same threads, interleaved in one run; the losses of ten steps must agree to
 1e-4. The ratio is taken to the quickest of {SDPA, written-out attention} x {fused, default AdamW}.
+The step's matrix products are timed alone, by NumPy's BLAS on the same threads and by PyTorch's:
+what a step could cost at best, and how much of a difference between the two comes with the BLAS.
 Every variant at S4; and at S1 and S3 what one would otherwise teach with: the same model on the
 composed twins (small operations on arrays, as in DeZero), and a scalar engine (as micrograd),
-extrapolated from the cost of one multiply-accumulate.
+extrapolated from the cost of one multiply-accumulate. With `--against FOLDER`, another version of
+minqkv takes its turn instead.
 """
 
 import minqkv as mq
 
+from . import against, products
 from .common import (
     VARIANTS,
     chosen,
@@ -23,12 +27,13 @@ from .common import (
     run,
     spread,
     table,
-)  # fmt: skip
+)
 from .scalar import seconds_per_mac
 from .sizes import SIZES
 from .swap import Swap, twins, used
 
 STEPS, TOLERANCE = 10, 1e-4
+TAUGHT_SIZES = ("S1", "S3")
 TAUGHT = (
     "linear",
     "embedding",
@@ -40,16 +45,20 @@ TAUGHT = (
 
 
 def add_arguments(parser):
-    """Some sizes, some variants."""
+    """Some sizes, some variants, another version."""
     chosen(parser, "sizes", list(SIZES))
     chosen(parser, "variants", VARIANTS)
+    against.add_argument(parser)
 
 
 def measure(options):
     """Rows of one (size, variant) each, and the means."""
     options.partial = bool(options.sizes or options.variants)
-    torch_gpt = load_torch(options)
     rounds = options.rounds or (2 if options.quick else 11)
+    timing = {"least": 0, "rest": 0} if options.quick else {}
+    if options.against:
+        return compare(options, rounds, timing)
+    torch_gpt = load_torch(options)
     cells = [(name, "qkv") for name in SIZES] + [("S4", variant) for variant in VARIANTS[1:]]
     cells = [("S1", "qkv"), ("S1", "q-k=v")] if options.quick else cells
     cells = [
@@ -61,29 +70,42 @@ def measure(options):
     rows = []
     for name, variant in cells:
         progress(f"step: {name} {variant}")
-        rows.append(cell(name, variant, torch_gpt, rounds, options.quick))
-        if name in ("S1", "S3"):
-            rows[-1]["scalar_seconds"] = (
-                mac * SIZES[name].flops(variant) / 6
-            )  # 6 FLOP a multiply-accumulate, with backward
+        rows.append(cell(name, variant, torch_gpt, rounds, timing))
+        if name in TAUGHT_SIZES:
+            macs = SIZES[name].flops(variant) / 6  # a multiply-accumulate, with backward
+            rows[-1]["scalar_seconds"] = mac * macs
     summary = summarise(rows)
     show(rows, summary)
     return rows, summary
 
 
-def cell(name, variant, torch_gpt, rounds, quick):
+def compare(options, rounds, timing):
+    """With --against: rows of one (size, variant) each, for two versions."""
+    sizes = options.sizes or (["S1"] if options.quick else list(SIZES))
+    rows, groups = [], {}
+    for variant in options.variants or ["qkv"]:
+        groups[variant] = []
+        for name in sizes:
+            progress(f"step: {name} {variant}")
+            size = SIZES[name]
+            row = against.measure("step", size, variant, options, rounds, timing, TOLERANCE)
+            groups[variant].append({"size": name, "V T d L H B": size, **row})
+        rows += groups[variant]
+    summary = against.summarise(groups, options, rows)
+    labels = {"size": "size", "variant": "variant"}
+    against.show("Training step", labels, "ms", 1e3, rows, summary)
+    return rows, summary
+
+
+def cell(name, variant, torch_gpt, rounds, timing):
     """Time one model: minqkv, PyTorch's four configurations, the composed twins where they are
-    asked for.
+    asked for, and the products alone.
     """
     size = SIZES[name]
     candidates = {"minqkv": size.step(variant)}
     if torch_gpt:
-        source, (ids, targets) = mq.GPT(size.config(variant)), size.batch()
-        for configuration, (attention, fused) in torch_gpt.CONFIGURATIONS.items():
-            candidates[configuration] = torch_gpt.training(
-                torch_gpt.GPT(source, attention), fused, ids, targets
-            )
-    if name in ("S1", "S3"):
+        candidates |= torch_gpt.all_training(mq.GPT(size.config(variant)), *size.batch())
+    if name in TAUGHT_SIZES:
         candidates["composed"] = composed(size, variant)
     if variant != "qkv":
         candidates["minqkv, qkv"] = size.step()
@@ -94,18 +116,23 @@ def cell(name, variant, torch_gpt, rounds, quick):
     }
     apart.pop("minqkv, qkv", None)
     assert max(apart.values()) < TOLERANCE, f"{name} {variant}: losses differ by {apart}"
-    samples = interleaved(candidates, rounds, **({"least": 0, "rest": 0} if quick else {}))
+    candidates["products"] = products.alone(size, variant)
+    if torch_gpt:
+        candidates["torch products"] = products.alone_in_torch(size, variant)
+    samples = interleaved(candidates, rounds, **timing)
     row = {
         "size": name,
         "V T d L H B": size,
         "variant": variant,
         "losses": losses["minqkv"],
         "losses_differ_by": apart,
+        "gflops": size.flops(variant) / median(samples, "minqkv") / 1e9,
+        "step_over_products": ratio(samples, "minqkv", "products"),
     }
-    row["gflops"] = size.flops(variant) / median(samples, "minqkv") / 1e9
     if torch_gpt:
         row["best_torch"] = quickest(samples, torch_gpt.CONFIGURATIONS)
         row["ratio"] = ratio(samples, "minqkv", row["best_torch"])
+        row["blas_ratio"] = ratio(samples, "products", "torch products")
     if "composed" in candidates:
         row["over_composed"] = ratio(samples, "minqkv", "composed")
     if variant != "qkv":
@@ -134,56 +161,84 @@ def composed(size, variant):
 
 
 def summarise(rows):
-    """Geometric mean and worst of the ratios of qkv over the sizes, and of the variants at S4."""
-    sizes = {
-        row["size"]: row["ratio"][0] for row in rows if row["variant"] == "qkv" and "ratio" in row
-    }
-    variants = {
-        row["variant"]: row["ratio"][0] for row in rows if row["size"] == "S4" and "ratio" in row
-    }
-    if not sizes:
-        return {}
-    worst = max(sizes, key=sizes.get)
-    summary = {
-        "geometric_mean_of_sizes": geometric_mean(sizes.values()),
-        "worst_size": worst,
-        "worst_ratio": sizes[worst],
-    }
-    return summary | (
-        {"geometric_mean_of_variants": geometric_mean(variants.values())} if variants else {}
-    )
+    """Over the sizes, with qkv: the mean of our ratio to PyTorch and its worst, the mean of the
+    ratio of the two BLAS libraries, the mean step over its products; the variants at S4.
+    """
+    summary = {}
+    of_sizes = [row for row in rows if row["variant"] == "qkv"]
+    for key, name in (
+        ("ratio", "geometric_mean_of_sizes"),
+        ("blas_ratio", "blas_ratio_of_sizes"),
+        ("step_over_products", "step_over_products_of_sizes"),
+    ):
+        if ratios := [row[key][0] for row in of_sizes if key in row]:
+            summary[name] = geometric_mean(ratios)
+    compared = [row for row in of_sizes if "ratio" in row]
+    if compared:
+        worst = max(compared, key=lambda row: row["ratio"][0])
+        summary |= {"worst_size": worst["size"], "worst_ratio": worst["ratio"][0]}
+    variants = [row["ratio"][0] for row in rows if row["size"] == "S4" and "ratio" in row]
+    if variants:
+        summary["geometric_mean_of_variants"] = geometric_mean(variants)
+    return summary
+
+
+LEGEND = """\
+minqkv, PyTorch: ms a step; PyTorch's best of {SDPA, written-out attention} x {fused, default AdamW}
+products: ms of the step's matrix products alone, forward and backward: NumPy's BLAS, same threads
+/ PyTorch: minqkv over PyTorch; / products: minqkv over its products (aim: at most 1.4 from d 128)
+BLAS: NumPy's time for these very products over PyTorch's; above 1, PyTorch's BLAS is faster here
+A ratio is the median over the rounds [its quartiles] of two times of the same round."""
 
 
 def show(rows, summary):
-    """The table."""
+    """The tables."""
     lines = []
     for row in rows:
         ms = row["median_ms"]
-        lines.append([
-            row["size"], row["variant"], f"{ms['minqkv']:.2f}",
-            *((f"{ms[row['best_torch']]:.2f}", row["best_torch"].removeprefix("torch "), spread(row["ratio"]))
-              if "ratio" in row else ("", "", "")),
-            spread(row["over_qkv"]) if "over_qkv" in row else "",
-            f"{ms['composed']:.1f}" if "composed" in ms else "",
-            f"{1e3 * row['scalar_seconds']:,.0f}" if "scalar_seconds" in row else "", f"{row['gflops']:.1f}",
-        ])  # fmt: skip
-    columns = [
-        "size",
-        "variant",
-        "minqkv ms",
-        "PyTorch ms",
-        "its best",
-        "ratio",
-        "over our qkv",
-        "composed",
-        "scalar",
-        "GFLOP/s",
+        theirs, ratios = ("", ""), ("", "")
+        if "ratio" in row:
+            best = row["best_torch"]
+            theirs = f"{ms[best]:.2f}", best.removeprefix("torch ").removesuffix(" AdamW")
+            ratios = spread(row["ratio"]), spread(row["blas_ratio"])
+        lines.append(
+            [
+                f"{row['size']} {row['variant']}",
+                f"{ms['minqkv']:.2f}",
+                theirs[0],
+                f"{ms['products']:.2f}",
+                ratios[0],
+                spread(row["step_over_products"]),
+                ratios[1],
+                theirs[1],
+                spread(row["over_qkv"]) if "over_qkv" in row else "",
+                f"{row['gflops']:.1f}",
+            ]
+        )
+    columns = ["size", "minqkv", "PyTorch", "products", "/ PyTorch", "/ products", "BLAS"]
+    columns += ["PyTorch's best", "/ our qkv", "GFLOP/s"]
+    means = []
+    if "worst_size" in summary:
+        means.append(
+            f"minqkv / PyTorch: geometric mean {summary['geometric_mean_of_sizes']:.3f}, "
+            f"worst {summary['worst_ratio']:.3f} ({summary['worst_size']}); "
+            f"of the BLAS libraries {summary['blas_ratio_of_sizes']:.3f}"
+        )
+    if of_products := summary.get("step_over_products_of_sizes"):
+        means.append(f"minqkv / products: geometric mean {of_products:.3f}")
+    table("Training step", columns, lines, "\n".join(means), LEGEND)
+    taught = [
+        [
+            f"{row['size']} {row['variant']}",
+            f"{row['median_ms']['minqkv']:.2f}",
+            f"{row['median_ms']['composed']:.1f}",
+            f"{1e3 * row['scalar_seconds']:,.0f}",
+        ]
+        for row in rows
+        if "composed" in row["median_ms"]
     ]
-    note = "ms a step; ratios: median of pairs \\[quartiles]; scalar: products only, extrapolated"
-    if summary:
-        note = (f"minqkv / PyTorch over sizes: geometric mean {summary['geometric_mean_of_sizes']:.3f}, "
-                f"worst {summary['worst_ratio']:.3f} ({summary['worst_size']})\n{note}")  # fmt: skip
-    table("Training step", columns, lines, note)
+    note = "ms a step; scalar engine: products only, extrapolated"
+    table("Small operations", ["size", "minqkv", "composed", "scalar engine"], taught, note)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,7 @@ import sys
 from contextlib import contextmanager
 from types import FunctionType
 
-from minqkv import functional as fused
-from minqkv import reference as composed
-from minqkv import tensor
+from minqkv import functional, reference, tensor
 
 
 def functions(module):
@@ -24,8 +22,10 @@ def functions(module):
 
 def twins():
     """Each fused operation -> its composed twin."""
-    slow = functions(composed)
-    return {function: slow[name] for name, function in functions(fused).items() if name in slow}
+    slow = functions(reference)
+    return {
+        function: slow[name] for name, function in functions(functional).items() if name in slow
+    }
 
 
 class Swap:

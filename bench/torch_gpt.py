@@ -13,19 +13,20 @@ from torch.nn import functional as F
 
 from minqkv import VariantSpec
 
+from .caches import contents, new_ids
+
 
 class GPT:
     """ids (B, T) -> logits (B, T, V), with the weights of a minqkv GPT (learned positions)."""
 
-    def __init__(self, model, attention="sdpa"):
+    def __init__(self, model, attention="sdpa", device="cpu"):
         cfg = model.config
-        self.spec, self.attention, self.heads = (
-            VariantSpec.parse(cfg.variant),
-            attention,
-            cfg.n_head,
-        )
+        self.spec, self.attention = VariantSpec.parse(cfg.variant), attention
+        self.heads, self.device = cfg.n_head, device
         self.kv_heads, self.d_head = self.spec.stored_heads(cfg.n_head), cfg.n_embd // cfg.n_head
-        state = {name: torch.from_numpy(array) for name, array in model.state_dict().items()}
+        state = {
+            name: torch.from_numpy(array).to(device) for name, array in model.state_dict().items()
+        }
         state |= {
             name: array.T
             for name, array in state.items()
@@ -36,11 +37,10 @@ class GPT:
         self.blocks = [self.block(state, f"blocks.{i}.") for i in range(cfg.n_layer)]
         self.ln_f = self.own(state["ln_f.weight"]), self.own(state["ln_f.bias"])
         self.blocked = torch.empty(0, 0)
-        self.columns = (
-            torch.from_numpy(model.blocks[0].attn.plus.columns.numpy().copy())
-            if self.spec.plus
-            else None
-        )
+        self.columns = None
+        if self.spec.plus:
+            columns = model.blocks[0].attn.plus.columns.numpy().copy()
+            self.columns = torch.from_numpy(columns).to(device)
 
     def own(self, array):
         """A parameter."""
@@ -121,7 +121,7 @@ class GPT:
     def causal(self, T):
         """(T, T), added to the scores of a whole sequence; made once."""
         if len(self.blocked) != T:
-            self.blocked = torch.full((T, T), -math.inf).triu(1)
+            self.blocked = torch.full((T, T), -math.inf, device=self.device).triu(1)
         return self.blocked
 
 
@@ -130,11 +130,11 @@ class Cache:
 
     def __init__(self, model, batch, capacity):
         shape = batch, model.kv_heads, capacity, model.d_head
-        self.keys = [torch.empty(shape) for _ in model.blocks]
-        self.values = (
-            [torch.empty(shape) for _ in model.blocks] if model.spec.streams == 2 else self.keys
-        )
-        self.filled = 0
+        self.device, self.filled = model.device, 0
+        self.keys = [torch.empty(shape, device=self.device) for _ in model.blocks]
+        self.values = self.keys
+        if model.spec.streams == 2:
+            self.values = [torch.empty(shape, device=self.device) for _ in model.blocks]
 
     def __len__(self):
         return self.filled
@@ -152,24 +152,45 @@ class Cache:
 
     def fill(self, contents):
         """Put the same NumPy blocks of (keys, values) into every layer."""
-        for keys, values in contents:
+        for block in contents:
+            keys, values = (torch.from_numpy(array).to(self.device) for array in block)
             for layer in range(len(self.keys)):
-                self.append(layer, torch.from_numpy(keys), torch.from_numpy(values))
+                self.append(layer, keys, values)
         return self
 
 
 def adamw(model, fused):
     """AdamW with decay on matrices only; `fused` False is PyTorch's default on a CPU."""
-    groups = [{"params": [p for p in model.parameters if p.ndim >= 2], "weight_decay": 0.01},
-              {"params": [p for p in model.parameters if p.ndim < 2], "weight_decay": 0.0}]  # fmt: skip
+    matrices = [p for p in model.parameters if p.ndim >= 2]
+    others = [p for p in model.parameters if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": 0.01},
+        {"params": others, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=1e-3, fused=fused or None)
 
 
+ATTENTIONS = ("sdpa", "written")
 CONFIGURATIONS = {
     f"torch {attention}, {'fused' if fused else 'default'} AdamW": (attention, fused)
-    for attention in ("sdpa", "written")
+    for attention in ATTENTIONS
     for fused in (True, False)
 }
+
+
+def all_training(source, ids, targets, device="cpu"):
+    """{configuration: a function that does one training step of a copy of a minqkv GPT}."""
+    return {
+        name: training(GPT(source, attention, device), fused, ids, targets)
+        for name, (attention, fused) in CONFIGURATIONS.items()
+    }
+
+
+def all_decoding(source, size, device="cpu"):
+    """{"torch sdpa", "torch written": a function that decodes one token onto one filled cache}."""
+    models = {f"torch {attention}": GPT(source, attention, device) for attention in ATTENTIONS}
+    cache = Cache(models["torch sdpa"], size.B, size.T).fill(contents(source, size))
+    return {name: decoding(model, cache, new_ids(size)) for name, model in models.items()}
 
 
 def training(model, fused, ids, targets):
@@ -177,7 +198,7 @@ def training(model, fused, ids, targets):
     returns the loss.
     """
     optimizer = adamw(model, fused)
-    ids, targets = torch.from_numpy(ids), torch.from_numpy(targets)
+    ids, targets = (torch.from_numpy(array).to(model.device) for array in (ids, targets))
 
     def step():
         logits = model(ids)
@@ -195,7 +216,7 @@ def decoding(model, cache, ids):
     """A function without arguments that decodes one token (B, 1) onto a filled cache and forgets it
     again: ids (B,), logits.
     """
-    ids, filled = torch.from_numpy(ids), len(cache)
+    ids, filled = torch.from_numpy(ids).to(model.device), len(cache)
 
     def step():
         with torch.inference_mode():

@@ -1,7 +1,9 @@
 """minqkv: attention with shared query, key and value projections, to be read end to end.
 
     import minqkv as mq
-    model = mq.GPT(mq.GPTConfig(vocab_size=96, block_size=64, n_layer=2, n_head=4, n_embd=64, variant="q-k=v"))
+    config = mq.GPTConfig(vocab_size=96, block_size=64, n_layer=2, n_head=4, n_embd=64,
+                          variant="q-k=v")
+    model = mq.GPT(config)
 
 The names below are loaded when they are first used, so `minqkv --help` imports no NumPy.
 """

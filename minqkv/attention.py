@@ -5,25 +5,20 @@ With K = V the same array *is* both: in training, where the gradients of its two
 in the cache.
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from .functional import merge_heads, rotate, scaled_dot_product_attention, split_heads
 from .nn import Init, Linear, Module
 from .runtime import backend, tracing
+from .runtime.backend import Array
 from .runtime.errors import UsageError, unknown
 from .tensor import Tensor
-from .variants import VariantSpec
-
-POSITIONS = {
-    "learned": "a table, added to the embeddings",
-    "sinusoidal": "fixed sines and cosines, added to the embeddings",
-    "none": "no positions",
-    "rope": "queries and keys are turned by an angle that grows with the position",
-}
-ROPE_VALUES = ("raw", "unrotate")
+from .variants import POSITIONS, ROPE_VALUES, VariantSpec
 
 
-def sinusoids(n, channels, width=None, dtype="float32"):
+def sinusoids(n: int, channels: int, width: int | None = None, dtype="float32") -> np.ndarray:
     """(n, channels) fixed channels: sin, cos interleaved, pair k at frequency 10000^(-2k/width).
 
     `width` is `channels` unless given.
@@ -33,14 +28,14 @@ def sinusoids(n, channels, width=None, dtype="float32"):
     return np.where(np.arange(channels) % 2 == 0, np.sin(angle), np.cos(angle)).astype(dtype)
 
 
-def rope_table(n, d_head, dtype="float32", base=10_000.0):
+def rope_table(n: int, d_head: int, dtype="float32", base: float = 10_000.0) -> tuple[Array, Array]:
     """cos and sin of position · base^(-2i/d_head), i < d_head/2: two (n, d_head/2) arrays."""
     frequency = base ** (-2 * np.arange(d_head // 2) / d_head)
     angle = np.arange(n)[:, None] * frequency  # (n, d_head/2)
     return backend.upload(np.cos(angle).astype(dtype)), backend.upload(np.sin(angle).astype(dtype))
 
 
-def causal_mask(queries, keys):
+def causal_mask(queries: Array, keys: Array) -> Array:
     """(T,), (S,) absolute positions -> (T, S), True where a key is not ahead of its query."""
     return keys[None, :] <= queries[:, None]
 
@@ -68,7 +63,7 @@ class Plus(Module):
         else:
             self.weight = weight.normal((m,), 0.02)
 
-    def forward(self, n_keys):
+    def forward(self, n_keys: int) -> tuple[Tensor | None, Tensor | None]:
         """(temperature (), bias (n_keys,)); None for the half that an ablation leaves out."""
         temperature = None if self.kind == "bias" else self.weight.sum()
         if self.kind == "temperature":
@@ -87,9 +82,19 @@ class Attention(Module):
     """
 
     def __init__(
-        self, spec, n_embd, n_head, block_size, init=None, *, bias=True, position="none",
-        rope_value="raw", plus_channels=(5, 5, 5), plus_start=None,
-    ):  # fmt: skip
+        self,
+        spec: str | VariantSpec,
+        n_embd: int,
+        n_head: int,
+        block_size: int,
+        init: Init | None = None,
+        *,
+        bias: bool = True,
+        position: str = "none",
+        rope_value: str = "raw",
+        plus_channels: tuple[int, int, int] = (5, 5, 5),
+        plus_start: float | None = None,
+    ):
         init = init or Init()
         spec = VariantSpec.parse(spec).for_heads(n_head)
         _check(spec, n_embd, n_head, position, rope_value)
@@ -111,7 +116,7 @@ class Attention(Module):
         self.turn_late = rope and spec.streams == 1 and rope_value == "raw"
         self.turn_back = rope and spec.streams == 1 and rope_value == "unrotate"
 
-    def forward(self, x, mask=None, cache=None):
+    def forward(self, x: Tensor, mask: Array | None = None, cache=None) -> Tensor:
         """x (B, T, C) -> (B, T, C).
 
         `mask` (T, S) booleans, True where a key may be seen. With `cache`, that of this layer, its
@@ -131,7 +136,7 @@ class Attention(Module):
             tracing.probe("out", out)
             return out
 
-    def store(self, x, start):
+    def store(self, x: Tensor, start: int) -> tuple[Tensor, ...]:
         """What is kept of new tokens: keys and values, or the one row that is both."""
         k = split_heads(self.wk(x), self.kv_heads)  # (B, h, T, d_h)
         k = k if self.turn_late else self.turn(k, start)
@@ -139,24 +144,24 @@ class Attention(Module):
             return (k,)
         return k, split_heads(self.wv(x), self.kv_heads)  # (B, h, T, d_h)
 
-    def query(self, x, rows, start):
+    def query(self, x: Tensor, rows: tuple[Tensor, ...], start: int) -> Tensor:
         """What new tokens look for; with Q = K, the keys they are found by."""
         if not self.spec.own_query:
             return self.read(rows, start)[0]
         return self.turn(split_heads(self.wq(x), self.n_head), start)  # (B, H, T, d_h)
 
-    def read(self, rows, start=0):
+    def read(self, rows: tuple[Tensor, ...], start: int = 0) -> tuple[Tensor, Tensor]:
         """Keys and values (B, h, S, d_h) of stored rows, the first at position `start`."""
         row = rows[0]
         if self.turn_late:
             return self.turn(row, start), row  # the key is a temporary; the value stays raw
         return row, rows[-1]  # with K = V, the same row twice
 
-    def answer(self, z, start):
+    def answer(self, z: Tensor, start: int) -> Tensor:
         """What was mixed, as the query sees it: turned back from its position, if it was turned."""
         return self.turn(z, start, back=True) if self.turn_back else z
 
-    def attend(self, q, rows, mask=None):
+    def attend(self, q: Tensor, rows: tuple[Tensor, ...], mask: Array | None = None) -> Tensor:
         """Queries (B, H, T, d_h) against stored rows, from position 0 on: (B, H, T, d_h)."""
         k, v = self.read(rows)
         for name, value in (("q", q), ("k", k), ("v", v)):
@@ -164,7 +169,7 @@ class Attention(Module):
         temperature, bias = self.plus(k.shape[2]) if self.spec.plus else (None, None)
         return scaled_dot_product_attention(q, k, v, mask, temperature=temperature, bias=bias)
 
-    def turn(self, x, start, back=False):
+    def turn(self, x: Tensor, start: int, back: bool = False) -> Tensor:
         """Rotary positions start, start + 1, ... on (B, h, T, d_h)."""
         if self.angles is None:
             return x

@@ -5,8 +5,13 @@ capacity, width), allocated once. Designs with K = V store one row a token: ther
 buffer, and what is read as values is the very array that is read as keys.
 """
 
-from .attention import causal_mask
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .attention import Attention, causal_mask
 from .runtime import backend, tracing
+from .runtime.backend import Array
 from .runtime.errors import UsageError
 from .tensor import Tensor
 
@@ -14,21 +19,23 @@ from .tensor import Tensor
 class LayerCache:
     """The rows of one layer. `stored` is (heads, width) of each array kept of a token."""
 
-    def __init__(self, batch, stored, capacity, dtype="float32"):
+    def __init__(self, batch: int, stored: list[tuple], capacity: int, dtype="float32"):
         shapes = [(batch, heads, capacity, width) for heads, width in stored]
         self.buffers = [backend.current.empty(shape, dtype) for shape in shapes]
         self.capacity, self.length = capacity, 0
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Positions stored."""
         return self.length
 
     @property
-    def rows(self):
+    def rows(self) -> tuple[Array, ...]:
         """What is stored, a view (B, heads, S, width) of each buffer."""
-        return tuple(buffer[:, :, : self.length] for buffer in self.buffers)
+        return tuple([buffer[:, :, : self.length] for buffer in self.buffers])
 
-    def attend(self, attention, q, rows, mask=None):
+    def attend(
+        self, attention: Attention, q: Tensor, rows: tuple[Tensor, ...], mask: Array | None = None
+    ) -> Tensor:
         """Append new rows, then answer queries q (B, H, T, d) with all that is stored.
 
         Each query sees the keys that are not ahead of it; of these, `mask` (T, S + T) may hide
@@ -42,29 +49,31 @@ class LayerCache:
         stored = [Tensor(row.astype(q.dtype, copy=False)) for row in stored]
         return attention.attend(q, stored, mask)
 
-    def append(self, *rows):
+    def append(self, *rows: Array) -> tuple[Array, ...]:
         """Store new positions, an array (B, heads, T, width) for each buffer; returns `rows` so
         far.
 
         Raises UsageError, before anything is changed, when they do not fit.
         """
         start, end = self.length, self.length + rows[0].shape[2]
-        wanted = [(*b.shape[:2], end - start, b.shape[3]) for b in self.buffers]
-        if [row.shape for row in rows] != wanted:
-            shapes = ", ".join(str(row.shape) for row in rows)
-            kept = ", ".join(str(shape) for shape in wanted)
-            raise UsageError(f"the cache stores {kept} of these positions; {shapes} do not fit")
-        if end > self.capacity:
+        if len(rows) != len(self.buffers):
             raise UsageError(
-                f"the cache holds {self.capacity} positions; {end} are needed",
-                "ask for a larger capacity",
+                f"the cache keeps {len(self.buffers)} rows of a token, not {len(rows)}"
             )
-        for buffer, row in zip(self.buffers, rows, strict=True):
+        for row, buffer in zip(rows, self.buffers, strict=True):
+            B, h, _, width = buffer.shape
+            if row.shape != (B, h, end - start, width):
+                kept = f"{B} x {h} heads of {width} numbers"
+                raise UsageError(f"the cache stores {kept} a position; {row.shape} does not fit")
+        if end > self.capacity:
+            why = f"the cache holds {self.capacity} positions; {end} are needed"
+            raise UsageError(why, "ask for a larger capacity")
+        for row, buffer in zip(rows, self.buffers, strict=True):
             buffer[:, :, start:end] = row
         self.length = end
         return self.rows
 
-    def mask(self, n_new):
+    def mask(self, n_new: int) -> Array:
         """(n_new, S + n_new), for tokens about to be appended: True where a key is not ahead."""
         end = self.length + n_new
         return causal_mask(backend.xp.arange(self.length, end), backend.xp.arange(end))
@@ -78,7 +87,9 @@ class KVCache:
     the positions in use, `capacity_nbytes` for what is allocated, both summed over the arrays.
     """
 
-    def __init__(self, n_layer, batch, stored, capacity, dtype="float32"):
+    def __init__(
+        self, n_layer: int, batch: int, stored: list[tuple], capacity: int, dtype="float32"
+    ):
         if not stored or min(n_layer, batch, capacity, *(min(shape) for shape in stored)) < 1:
             raise UsageError(
                 f"a cache has no empty axis: {n_layer} layers, batch {batch}, {capacity} positions "
@@ -87,27 +98,27 @@ class KVCache:
         self.stored, self.batch, self.capacity = tuple(stored), batch, capacity
         self.layers = [LayerCache(batch, self.stored, capacity, dtype) for _ in range(n_layer)]
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Positions that every layer holds: after an interrupted step, those stored whole."""
         return min(len(layer) for layer in self.layers)
 
     @property
-    def positions(self):
+    def positions(self) -> Array:
         """(S,) absolute positions of the stored keys."""
         return backend.xp.arange(len(self))
 
-    def mask(self, n_new):
+    def mask(self, n_new: int) -> Array:
         """(n_new, S + n_new), for `n_new` tokens about to be appended; see LayerCache."""
         return self.layers[0].mask(n_new)
 
-    def trim(self, n):
+    def trim(self, n: int) -> None:
         """Keep the first n positions; the buffers stay."""
         if not 0 <= n <= len(self):
             raise UsageError(f"trim({n}): the cache holds {len(self)} positions")
         for layer in self.layers:
             layer.length = n
 
-    def clone(self, rows=None):
+    def clone(self, rows: Sequence[int] | None = None) -> KVCache:
         """A cache of its own with the same contents.
 
         `rows`: only these rows of the batch (integers on the host, repeats allowed).
@@ -121,11 +132,11 @@ class KVCache:
         return twin
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes of the positions in use."""
         return sum(row[:, :, : len(self)].nbytes for layer in self.layers for row in layer.rows)
 
     @property
-    def capacity_nbytes(self):
+    def capacity_nbytes(self) -> int:
         """Bytes allocated."""
         return sum(buffer.nbytes for layer in self.layers for buffer in layer.buffers)

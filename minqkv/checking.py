@@ -6,6 +6,10 @@ u. A cotangent of ones would be blind: every row of a softmax sums to one, so a 
 zeros passes it.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 from .runtime import backend
 from .runtime.errors import MinqkvError
 from .runtime.rng import stream
@@ -16,7 +20,9 @@ class GradcheckError(MinqkvError, AssertionError):
     """A backward that is not the transpose of its forward."""
 
 
-def gradcheck(function, *inputs, seed=0, eps=1e-6, tolerance=1e-7):
+def gradcheck(
+    function: Callable, *inputs, seed: int = 0, eps: float = 1e-6, tolerance: float = 1e-7
+) -> float:
     """Check `function(*inputs) -> Tensor` in every input Tensor that requires a gradient; they must
     be float64.
 

@@ -5,45 +5,32 @@ the twin first. A vjp may overwrite only scratch: arrays made here that nobody e
 runs once. Usually imported as F; the small operations of tensor.py can be reached here, too.
 """
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
 
 from .runtime import backend, tracing
+from .runtime.backend import Array
 from .runtime.errors import UsageError
-from .tensor import (  # noqa: F401  # noqa
-    add,
-    concat,
-    div,
-    exp,
-    getitem,
-    grad_wanted,
-    log,
-    make,
-    matmul,
-    max,
-    mean,
-    mul,
-    neg,
-    pow,
-    reshape,
-    sqrt,
-    sub,
-    sum,
-    tanh,
-    transpose,
-    where,
-)
+from .tensor import Tensor, grad_wanted, make
+
+# isort: off
+# fmt: off
+from .tensor import add, concat, div, exp, getitem, log, matmul, max, mean, mul  # noqa: F401
+from .tensor import neg, pow, reshape, sqrt, sub, sum, tanh, transpose, where  # noqa: F401
+# fmt: on
+# isort: on
 
 
-def linear(x, w, b=None):
+def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """x @ w + b over the last axis: (..., n) @ (n, m) + (m,) -> (..., m)."""
-    flat = x.data.reshape(-1, x.shape[-1])  # (N, n)
-    weight = w.data
+    shape, weight = x.data.shape, w.data
+    flat = x.data.reshape(-1, shape[-1])  # (N, n)
     y = flat @ weight  # (N, m)
     if b is not None:
         y += b.data
-    shape = x.data.shape
 
     def vjp(g, wanted):
         g = g.reshape(-1, g.shape[-1])  # (N, m)
@@ -54,7 +41,7 @@ def linear(x, w, b=None):
     return make(y.reshape(*shape[:-1], -1), (x, w, b), vjp)
 
 
-def embedding(ids, w):
+def embedding(ids: np.ndarray, w: Tensor) -> Tensor:
     """Rows of w (n, d) by integer host ids (...) -> (..., d). Raises UsageError for an id outside
     0..n-1.
     """
@@ -67,10 +54,10 @@ def embedding(ids, w):
     return make(w.data[ids], (w,), vjp)
 
 
-def layer_norm(x, w, b, eps=1e-5):
+def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float = 1e-5) -> Tensor:
     """Each row to mean 0 and variance 1, then times w plus b: (..., d), (d,), (d,) -> (..., d)."""
-    shape, d = x.shape, x.shape[-1]
-    weight = w.data
+    shape, weight = x.data.shape, w.data
+    d = shape[-1]
     flat = x.data.reshape(-1, d)  # (N, d)
     unit = flat - backend.row_sum(flat) * (1 / d)
     inv_std = math.sqrt(d) / backend.xp.sqrt(backend.row_dot(unit, unit) + d * eps)  # (N, 1)
@@ -97,13 +84,13 @@ def layer_norm(x, w, b, eps=1e-5):
     return make(y.reshape(shape), (x, w, b), vjp)
 
 
-def relu(x):
+def relu(x: Tensor) -> Tensor:
     """max(x, 0)."""
     positive = x.data > 0
     return make(x.data * positive, (x,), lambda g, wanted: (g * positive,))
 
 
-def gelu(x):
+def gelu(x: Tensor) -> Tensor:
     """x Φ(x) in its tanh form (Hendrycks and Gimpel, 2016): within 1e-3 of the exact one, which
     NumPy cannot compute.
     """
@@ -129,7 +116,7 @@ def gelu(x):
     return make(y, (x,), lambda g, wanted: (g * slope,))
 
 
-def softmax(x):
+def softmax(x: Tensor) -> Tensor:
     """exp(x) over its sum, along the last axis, shifted by the row maximum so that nothing
     overflows.
     """
@@ -145,7 +132,7 @@ def softmax(x):
     return make(y, (x,), vjp)
 
 
-def dropout(x, rate, rng):
+def dropout(x: Tensor, rate: float, rng: np.random.Generator) -> Tensor:
     """Each element kept with probability 1 - rate and scaled by 1 / (1 - rate); `rng` is a host
     generator.
     """
@@ -156,7 +143,7 @@ def dropout(x, rate, rng):
     return make(x.data * kept * scale, (x,), lambda g, wanted: (g * kept * scale,))
 
 
-def rotate(x, cos, sin):
+def rotate(x: Tensor, cos: Array, sin: Array) -> Tensor:
     """Turn pairs (x_i, x_{i + n/2}) of the last axis: (..., T, n) by angles whose cos and sin are
     (T, n/2).
 
@@ -174,16 +161,16 @@ def rotate(x, cos, sin):
     return make(turn(x.data, sin), (x,), lambda g, wanted: (turn(g, -sin),))
 
 
-def split_heads(x, n):
+def split_heads(x: Tensor, n: int) -> Tensor:
     """A row of n heads as n rows: (B, T, n·d_h) -> (B, n, T, d_h)."""
-    B, T, C = x.shape
+    B, T, C = x.data.shape
     y = x.data.reshape(B, T, n, -1).transpose(0, 2, 1, 3)  # (B, n, T, d_h)
     return make(y, (x,), lambda g, wanted: (g.transpose(0, 2, 1, 3).reshape(B, T, C),))
 
 
-def merge_heads(x):
+def merge_heads(x: Tensor) -> Tensor:
     """The other way: (B, n, T, d_h) -> (B, T, n·d_h)."""
-    B, n, T, _ = x.shape
+    B, n, T, _ = x.data.shape
     y = x.data.transpose(0, 2, 1, 3).reshape(B, T, -1)  # (B, T, n·d_h)
     return make(y, (x,), lambda g, wanted: (g.reshape(B, T, n, -1).transpose(0, 2, 1, 3),))
 
@@ -192,7 +179,16 @@ BLOCK = 128  # rows of queries whose scores are held at once; a shorter sequence
 KEEP = 1 << 18  # scores a head, T·S, up to which backward finds the weights kept, not recomputed
 
 
-def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=None, bias=None):
+def scaled_dot_product_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Array | None = None,
+    *,
+    scale: float | None = None,
+    temperature: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
     """softmax(temperature · scale · q kᵀ + bias, masked) v: the middle of every variant.
 
     q (B, H, T, d_k), k (B, h, S, d_k), v (B, h, S, d_v) with h dividing H: query head i reads
@@ -204,9 +200,10 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
     Queries come in blocks of rows, and a block ends at the last key that any of its rows may see:
     a causal mask halves the work, and no (T, S) array of all heads exists for long sequences.
     """
-    _check_attention(q, k, v, mask)
-    T, S = q.shape[2], k.shape[2]
-    scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
+    q_shape, k_shape, v_shape = q.data.shape, k.data.shape, v.data.shape
+    _check_attention(q_shape, k_shape, v_shape, mask)
+    T, S = q_shape[2], k_shape[2]
+    scale = 1 / math.sqrt(q_shape[3]) if scale is None else float(scale)
     strength = scale if temperature is None else temperature.data * scale
     traced, needed = tracing.active is not None, grad_wanted(q, k, v, temperature, bias)
     call = _Attention(q.data * strength, k.data, v.data, mask, bias)
@@ -216,7 +213,7 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
             return make(alone, (), None)
     blocks = _blocks(T, S, mask, T if traced else BLOCK)  # traced arrays are shown in one piece
     keep = needed and (traced or T * S <= KEEP)
-    kept, out = [], _heads_last(q, v.shape[3])  # (B, H, T, d_v)
+    kept, out = [], _heads_last(call.q, v_shape[3])  # (B, H, T, d_v)
     for rows, end in blocks:
         weights, inv_sum = call.weights(rows, end)
         call.mix(weights, inv_sum, end, out[:, :, rows])
@@ -224,7 +221,7 @@ def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=
     unscaled, prefix = None if temperature is None else q.data, tracing.here() if traced else None
 
     def vjp(g, wanted):
-        dq, dk, dv, db = _heads_last(call.q, call.q.shape[3]), None, None, None
+        dq, dk, dv, db = _heads_last(call.q, q_shape[3]), None, None, None
         dt = backend.xp.zeros((), out.dtype) if wanted[3] else None
         for rows, end in reversed(blocks):
             saved = kept.pop() if keep else call.weights(rows, end)
@@ -255,7 +252,7 @@ class _Attention:
         self.shift = bias is not None or few or not backend.bounded(q, k)
 
     def fold(self, a):
-        """(B, H, t, n) -> (B, h, G·t, n): queries that share a head are more rows of one product."""
+        """(B, H, t, n) -> (B, h, G·t, n): queries of one stored head are rows of one product."""
         return a.reshape(a.shape[0], self.k.shape[1], -1, a.shape[-1])
 
     def weights(self, rows, end):
@@ -314,17 +311,12 @@ class _Attention:
 
 
 def _check_attention(q, k, v, mask):
-    fits = q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3] and k.shape[:3] == v.shape[:3]
-    if not fits or q.shape[1] % k.shape[1]:
-        raise UsageError(f"attention: q {q.shape} does not fit k {k.shape} and v {v.shape}")
-    square = q.shape[2], k.shape[2]
-    if (
-        not q.size
-        or not k.size
-        or (mask is not None and (mask.shape != square or mask.dtype != bool))
-    ):
-        why = f"batch and sequences must not be empty, and a mask is boolean, of shape {square}"
-        raise UsageError(f"attention: {why}")
+    if q[0] != k[0] or q[3] != k[3] or k[:3] != v[:3] or q[1] % k[1]:
+        raise UsageError(f"attention: q {q} does not fit k {k} and v {v}")
+    if 0 in q or 0 in k:
+        raise UsageError("attention: batch and sequences must not be empty")
+    if mask is not None and (mask.shape != (q[2], k[2]) or mask.dtype != bool):
+        raise UsageError(f"attention: a mask is boolean, of shape {(q[2], k[2])}")
 
 
 def _blocks(T, S, mask, step):
@@ -340,7 +332,7 @@ def _heads_last(x, width):
 
 
 def _add_head(total, part, n, axis=2):
-    """Add `part` to the first places of a total of n along `axis`; a whole part may be the total."""
+    """Add `part` to the first places of a total of n along `axis`; a whole part may become it."""
     if part is None or (total is None and part.shape[axis] == n):
         return part
     if total is None:
@@ -351,7 +343,7 @@ def _add_head(total, part, n, axis=2):
     return total
 
 
-def cross_entropy(logits, targets, ignore_index=-100):
+def cross_entropy(logits: Tensor, targets: np.ndarray, ignore_index: int = -100) -> Tensor:
     """Mean of -log softmax(logits)[target] over the positions whose target is not `ignore_index`.
 
     logits (..., V); targets (...) integers on the host. Raises UsageError for a target outside

@@ -1,10 +1,15 @@
 """Generation: one token after another, with the cache or by computing the whole prefix again."""
 
+from __future__ import annotations
+
 import math
 import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from .cache import KVCache
+from .models.gpt import GPT
 from .runtime import backend
 from .runtime.claims import decoding
 from .runtime.errors import UsageError
@@ -13,8 +18,15 @@ from .tensor import no_grad
 
 
 def generate(
-    model, ids, max_new_tokens, temperature=0.0, top_k=None, use_cache=True, seed=0, cache=None
-):
+    model: GPT,
+    ids: Sequence,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    use_cache: bool = True,
+    seed: int = 0,
+    cache: KVCache | None = None,
+) -> np.ndarray:
     """Continue ids (B, T), a batch of prompts of equal length: (B, T + max_new_tokens) integers.
 
     The prompt, then all that `iter_tokens` yields; it takes the same arguments and raises the same
@@ -25,8 +37,15 @@ def generate(
 
 
 def iter_tokens(
-    model, ids, max_new_tokens, temperature=0.0, top_k=None, use_cache=True, seed=0, cache=None
-):
+    model: GPT,
+    ids: Sequence,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    use_cache: bool = True,
+    seed: int = 0,
+    cache: KVCache | None = None,
+) -> Iterator[np.ndarray]:
     """A generator of new ids (B,), one for each prompt in ids (B, T), as they are chosen.
 
     `temperature` 0 is greedy; otherwise tokens are drawn from softmax(logits / temperature) over
@@ -60,7 +79,9 @@ def _tokens(model, ids, max_new_tokens, temperature, top_k, seed, cache):
         ids = np.concatenate([ids, unread], axis=1)  # (B, T + i + 1)
 
 
-def pick(logits, temperature, top_k, rng):
+def pick(
+    logits: np.ndarray, temperature: float, top_k: int | None, rng: np.random.Generator
+) -> np.ndarray:
     """One id for each row of logits (B, V): the largest, or a draw by the Gumbel trick."""
     if temperature == 0:
         return logits.argmax(axis=-1)
@@ -72,7 +93,7 @@ def pick(logits, temperature, top_k, rng):
     return (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
 
 
-def compare_cache(model, ids, max_new_tokens, **kwargs):
+def compare_cache(model: GPT, ids: Sequence, max_new_tokens: int, **kwargs) -> dict:
     """Decode with and without the cache: for each ids, seconds, tokens/s, and live cache bytes."""
     report = {}
     generate(model, ids, 1, **kwargs)  # the first call pays for what the later ones share
@@ -113,7 +134,6 @@ def _check(length, max_new_tokens, temperature, top_k, block_size):
         raise UsageError(f"top_k must be at least 1, not {top_k}")
     left = block_size + 1 - length  # the last token is never read
     if max_new_tokens > left:
-        raise UsageError(
-            f"{length} tokens and {max_new_tokens} new ones, but this model has {block_size} positions",
-            f"ask for at most {left} new tokens" if left > 0 else "give a shorter prompt",
-        )
+        hint = f"ask for at most {left} new tokens" if left > 0 else "give a shorter prompt"
+        asked = f"{length} tokens and {max_new_tokens} new ones"
+        raise UsageError(f"{asked}, but this model has {block_size} positions", hint)

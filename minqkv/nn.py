@@ -1,11 +1,15 @@
 """Parameters, the modules that hold them, and how they start."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
 from . import functional as F
 from .runtime import backend
+from .runtime.claims import evaluating
 from .runtime.errors import UsageError
 from .runtime.rng import first_row, skip, stream
 from .tensor import Tensor
@@ -29,27 +33,27 @@ class Init:
     ±√(6/(fan_in + fused)), `fused` the width of the matrix this one would be part of; bias 0.
     """
 
-    def __init__(self, seed=0, dtype="float32", scheme="gpt2", name=""):
+    def __init__(self, seed: int = 0, dtype="float32", scheme: str = "gpt2", name: str = ""):
         self.seed, self.dtype, self.scheme, self.name = seed, dtype, scheme, name
 
-    def __truediv__(self, part):
+    def __truediv__(self, part: str) -> Init:
         return Init(
             self.seed, self.dtype, self.scheme, f"{self.name}.{part}" if self.name else str(part)
         )
 
-    def using(self, scheme):
+    def using(self, scheme: str) -> Init:
         """The same, by another scheme."""
         return Init(self.seed, self.dtype, scheme, self.name)
 
-    def normal(self, shape, std):
+    def normal(self, shape: tuple, std: float) -> Parameter:
         """Independent normal numbers with this standard deviation."""
         return self._parameter(self._stream().standard_normal(shape) * std)
 
-    def constant(self, shape, value):
+    def constant(self, shape: tuple, value: float) -> Parameter:
         """The same number everywhere."""
         return self._parameter(np.full(shape, value))
 
-    def weight(self, fan_in, fan_out, fused=None):
+    def weight(self, fan_in: int, fan_out: int, fused: int | None = None) -> Parameter:
         """A (fan_in, fan_out) matrix by the scheme."""
         if self.scheme == "gpt2":
             return self.normal((fan_in, fan_out), 0.02)
@@ -60,7 +64,7 @@ class Init:
         )
         return self.uniform((fan_in, fan_out), bound)
 
-    def bias(self, fan_in, fan_out):
+    def bias(self, fan_in: int, fan_out: int) -> Parameter:
         """A (fan_out,) vector by the scheme."""
         return (
             self.uniform((fan_out,), 1 / math.sqrt(fan_in))
@@ -68,7 +72,7 @@ class Init:
             else self.constant((fan_out,), 0.0)
         )
 
-    def uniform(self, shape, bound):
+    def uniform(self, shape: tuple, bound: float) -> Parameter:
         """Independent numbers, uniform in ±bound."""
         return self._parameter(self._stream().uniform(-bound, bound, shape))
 
@@ -92,7 +96,7 @@ class Module:
     def __call__(self, *args, **kwargs):
         return self.forward(*args, **kwargs)
 
-    def children(self):
+    def children(self) -> Iterator[tuple[str, Module]]:
         """(name, module) of the modules directly below."""
         for name, value in vars(self).items():
             if isinstance(value, Module):
@@ -104,7 +108,7 @@ class Module:
                     if isinstance(item, Module)
                 )
 
-    def named_parameters(self, prefix=""):
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         """(full name, Parameter), in a fixed order; a shared projection exists once."""
         for name, value in vars(self).items():
             if isinstance(value, Parameter):
@@ -112,25 +116,25 @@ class Module:
         for name, child in self.children():
             yield from child.named_parameters(f"{prefix}{name}.")
 
-    def parameters(self):
+    def parameters(self) -> list[Parameter]:
         """The Parameters, in the order of `named_parameters`."""
         return [p for _, p in self.named_parameters()]
 
     @property
-    def n_params(self):
+    def n_params(self) -> int:
         """How many numbers the parameters hold."""
         return sum(p.size for p in self.parameters())
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         """Forget all gradients."""
         for p in self.parameters():
             p.zero_grad()
 
-    def train(self, step=0):
+    def train(self, step: int = 0) -> Module:
         """Training mode: dropout on. `step` selects its masks."""
         return self._set(training=True, step=step)
 
-    def eval(self):
+    def eval(self) -> Module:
         """Evaluation mode: dropout off."""
         return self._set(training=False)
 
@@ -140,11 +144,11 @@ class Module:
             child._set(**values)
         return self
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, np.ndarray]:
         """Full name -> NumPy copy of each parameter."""
         return {name: backend.to_host(p.data).copy() for name, p in self.named_parameters()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Overwrite every parameter. Raises UsageError naming each missing, unknown or misshapen
         entry, before any change.
         """
@@ -168,7 +172,7 @@ class Linear(Module):
         self.weight = (init / "weight").weight(fan_in, fan_out, fused)
         self.bias = (init / "bias").bias(fan_in, fan_out) if bias else None
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
 
@@ -178,7 +182,7 @@ class Embedding(Module):
     def __init__(self, n, d, init=None, std=0.02):
         self.weight = ((init or Init()) / "weight").normal((n, d), std)
 
-    def forward(self, ids):
+    def forward(self, ids: np.ndarray) -> Tensor:
         return F.embedding(ids, self.weight)
 
 
@@ -190,7 +194,7 @@ class LayerNorm(Module):
         self.weight = (init / "weight").constant((d,), 1.0)
         self.bias = (init / "bias").constant((d,), 0.0)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight, self.bias)
 
 
@@ -201,8 +205,8 @@ class Dropout(Module):
         init = init or Init()
         self.rate, self.seed, self.name = rate, init.seed, init.name
 
-    def forward(self, x):
-        if not self.training or not self.rate:
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.rate or not self.training or evaluating.get():
             return x
         rng = stream(self.seed, "dropout", self.name, self.step)
         skip(rng, first_row.get() * math.prod(x.shape[1:]))  # what the rows before these draw
@@ -219,5 +223,5 @@ class MLP(Module):
         self.activation = {"gelu": F.gelu, "relu": F.relu}[activation]
         self.drop = Dropout(dropout, init / "drop")
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.drop(self.activation(self.fc(x))))

@@ -5,9 +5,14 @@ handful of passes over one long array instead of a dozen small calls per paramet
 first: they alone are decayed.
 """
 
-import math
+from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
+
+from .nn import Parameter
 from .runtime import backend
+from .runtime.backend import Array
 from .runtime.errors import UsageError
 
 
@@ -16,7 +21,7 @@ class Optimizer:
 
     slots = ()  # names of the state arrays, one number per parameter each
 
-    def __init__(self, parameters, lr):
+    def __init__(self, parameters: Iterable[Parameter], lr: float):
         self.parameters = sorted(parameters, key=lambda p: p.ndim < 2)  # stable: matrices first
         self.lr, self.steps = lr, 0
         if len({str(p.dtype) for p in self.parameters}) != 1:
@@ -37,12 +42,12 @@ class Optimizer:
         for name in self.slots:
             setattr(self, name, backend.xp.zeros_like(self.data))
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         """Forget all gradients."""
         for p in self.parameters:
             p.zero_grad()
 
-    def step(self, max_norm=None):
+    def step(self, max_norm: float | None = None) -> Array | None:
         """Move every parameter by its gradient; one that has none counts as zero.
 
         With `max_norm`, gradients are first scaled so that their joint norm is at most that; what
@@ -67,12 +72,12 @@ class Optimizer:
         self.update(self.gradient)
         return norm
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         """Step count and state arrays, as NumPy copies."""
         arrays = {name: backend.to_host(getattr(self, name)).copy() for name in self.slots}
         return {"steps": self.steps, **arrays}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
         """Overwrite step count and state arrays. Raises UsageError when they do not fit."""
         for name in self.slots:
             if name not in state or state[name].shape != self.data.shape:
@@ -87,11 +92,11 @@ class SGD(Optimizer):
 
     slots = ("velocity",)
 
-    def __init__(self, parameters, lr=1e-2, momentum=0.0):
+    def __init__(self, parameters: Iterable[Parameter], lr: float = 1e-2, momentum: float = 0.0):
         super().__init__(parameters, lr)
         self.momentum = momentum
 
-    def update(self, g):
+    def update(self, g: Array) -> None:
         self.velocity *= self.momentum
         self.velocity += g
         self.data -= self.velocity * self.lr
@@ -109,7 +114,7 @@ class Adam(Optimizer):
         super().__init__(parameters, lr)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
-    def update(self, g):
+    def update(self, g: Array) -> None:
         beta1, beta2 = self.betas
         if self.weight_decay:
             self.data[: self.n_decayed] *= 1 - self.lr * self.weight_decay
@@ -134,7 +139,7 @@ class AdamW(Adam):
         super().__init__(parameters, lr, betas, eps, weight_decay)
 
 
-def clip(gradient, max_norm):
+def clip(gradient: Array, max_norm: float) -> Array:
     """Scale a flat gradient, in place, so that its norm is at most `max_norm`; returns the norm
     before, a 0-d array.
     """
@@ -144,7 +149,7 @@ def clip(gradient, max_norm):
     return norm
 
 
-def constant(lr):
+def constant(lr: float) -> Callable[[int], float]:
     """step -> lr, always the same."""
     return lambda step: lr
 

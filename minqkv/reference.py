@@ -4,22 +4,25 @@ functional.py, which is what runs, has the same operations with their backward w
 tests hold the two together.
 """
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
 
 from .runtime import backend
+from .runtime.backend import Array
 from .tensor import Tensor, concat, where
 
 
-def linear(x, w, b=None):
+def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """x @ w + b."""
     y = x.reshape(-1, x.shape[-1]) @ w  # (N, n) @ (n, m) -> (N, m)
     y = y if b is None else y + b
     return y.reshape(*x.shape[:-1], w.shape[1])  # (..., m)
 
 
-def embedding(ids, w):
+def embedding(ids: np.ndarray, w: Tensor) -> Tensor:
     """The one-hot matrix of the ids times w."""
     onehot = np.eye(w.shape[0])[np.asarray(ids).reshape(-1)]  # (N, n)
     return (Tensor(onehot, dtype=w.dtype) @ w).reshape(
@@ -27,37 +30,37 @@ def embedding(ids, w):
     )  # (N, d) -> (..., d)
 
 
-def layer_norm(x, w, b, eps=1e-5):
+def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float = 1e-5) -> Tensor:
     """(x - mean) / √(variance + eps) · w + b."""
     centred = x - x.mean(-1, keepdims=True)  # (..., d) - (..., 1)
     variance = (centred * centred).mean(-1, keepdims=True)  # (..., 1)
     return centred / (variance + eps).sqrt() * w + b
 
 
-def relu(x):
+def relu(x: Tensor) -> Tensor:
     """max(x, 0)."""
     return where(x.data > 0, x, 0.0)
 
 
-def gelu(x):
+def gelu(x: Tensor) -> Tensor:
     """x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))."""
     inner = (x + x * x * x * 0.044715) * math.sqrt(2 / math.pi)
     return x * 0.5 * (inner.tanh() + 1.0)
 
 
-def softmax(x):
+def softmax(x: Tensor) -> Tensor:
     """exp(x) / Σ exp(x), shifted by a constant that cancels."""
     e = (x - x.detach().max(-1, keepdims=True)).exp()
     return e / e.sum(-1, keepdims=True)  # (..., n) / (..., 1)
 
 
-def dropout(x, rate, rng):
+def dropout(x: Tensor, rate: float, rng: np.random.Generator) -> Tensor:
     """x times a random 0 or 1 / (1 - rate)."""
     kept = rng.random(x.shape, dtype=np.float32) >= rate
     return x * Tensor(kept / (1 - rate), dtype=x.dtype)
 
 
-def rotate(x, cos, sin):
+def rotate(x: Tensor, cos: Array, sin: Array) -> Tensor:
     """(a, b) -> (a cos - b sin, b cos + a sin) on the two halves of the last axis."""
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]  # (..., T, n/2) each
@@ -65,17 +68,26 @@ def rotate(x, cos, sin):
     return concat([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def split_heads(x, n):
+def split_heads(x: Tensor, n: int) -> Tensor:
     """(B, T, n·d_h) -> (B, n, T, d_h)."""
     return x.reshape(*x.shape[:2], n, -1).transpose(0, 2, 1, 3)
 
 
-def merge_heads(x):
+def merge_heads(x: Tensor) -> Tensor:
     """(B, n, T, d_h) -> (B, T, n·d_h)."""
     return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
 
 
-def scaled_dot_product_attention(q, k, v, mask=None, *, scale=None, temperature=None, bias=None):
+def scaled_dot_product_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Array | None = None,
+    *,
+    scale: float | None = None,
+    temperature: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
     """softmax(temperature · scale · q kᵀ + bias, masked) v, the stored heads repeated for each
     group of queries.
     """
@@ -106,7 +118,7 @@ def literal_plus(scores, w, b, row_channels, column_channels):
     return (stacked * w).sum(-1) + b  # (B, H, T, S)
 
 
-def cross_entropy(logits, targets, ignore_index=-100):
+def cross_entropy(logits: Tensor, targets: np.ndarray, ignore_index: int = -100) -> Tensor:
     """Mean of log Σ exp(logits) - logits[target] over the targets that count."""
     flat, targets = logits.reshape(-1, logits.shape[-1]), np.asarray(targets).reshape(-1)
     kept = np.flatnonzero(targets != ignore_index)

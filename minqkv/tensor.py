@@ -1,20 +1,24 @@
-"""Reverse mode in one file: a Tensor is an array and a Node; the Nodes are the graph, and they hold
-no data.
+"""Reverse mode in one file. A Tensor is an array and a Node; the Nodes, which hold no data, are the
+graph.
 
 Each operation computes its result and hands `make` a vjp, the vector-Jacobian product: a function
 that turns the gradient of the result into the gradients of the inputs. `backward` calls these in
 reverse order of creation. The small operations stand below; functional.py has the large ones.
 """
 
+from __future__ import annotations
+
 import itertools
 import numbers
 import os
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import numpy as np
 
 from .runtime import backend, debug, tracing
+from .runtime.backend import Array
 from .runtime.errors import UsageError
 
 _sequence = itertools.count()
@@ -23,9 +27,7 @@ DEBUG = os.environ.get("MINQKV_DEBUG", "0") not in ("", "0")
 
 
 class Node:
-    """One vertex of the graph: who it came from, how to send a gradient back, and the gradient
-    gathered so far.
-    """
+    """One vertex of the graph: its inputs, how to send a gradient back, the gradient so far."""
 
     __slots__ = ("grad", "owned", "parents", "seq", "vjp")
 
@@ -45,11 +47,9 @@ class Tensor:
     """
 
     __slots__ = ("data", "node")
-    __array_ufunc__ = (
-        None  # `numpy_array * tensor` must come to Tensor.__rmul__, not spread over the elements
-    )
+    __array_ufunc__ = None  # `numpy_array * tensor` comes to Tensor.__rmul__ as a whole
 
-    def __init__(self, data, node=None, *, requires_grad=False, dtype=None):
+    def __init__(self, data, node=None, *, requires_grad: bool = False, dtype=None):
         if not isinstance(data, backend.ndarray) or dtype is not None or data.dtype.kind != "f":
             data = _as_float(data, dtype)
         self.data = data
@@ -62,34 +62,34 @@ class Tensor:
     size = property(lambda self: self.data.size)
 
     @property
-    def grad(self):
+    def grad(self) -> Array | None:
         """The gradient array of a leaf, same shape and dtype as `data`; None before `backward`."""
         return None if self.node is None else self.node.grad
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         """Forget the gradient; the next `backward` starts afresh."""
         self.node.grad, self.node.owned = None, False
 
-    def add_gradient(self, g):
+    def add_gradient(self, g: Array) -> None:
         """Add an array to the gradient of a leaf, which keeps it: nobody else may hold it."""
         if self.node.grad is None:
             self.node.grad, self.node.owned = g, True
         else:
             _accumulate(self.node, g)
 
-    def detach(self):
+    def detach(self) -> Tensor:
         """The same array, out of the graph."""
         return Tensor(self.data)
 
-    def numpy(self):
+    def numpy(self) -> np.ndarray:
         """The data as a NumPy array. On a GPU this waits for the device."""
         return backend.to_host(self.data)
 
-    def item(self):
+    def item(self) -> float:
         """The single number inside, as a Python float. On a GPU this waits for the device."""
         return float(backend.to_host(self.data).item())
 
-    def backward(self, grad=None):
+    def backward(self, grad: Tensor | Array | None = None) -> None:
         """Gradients of this tensor with respect to every leaf it came from, added to their `grad`.
 
         `grad` is the cotangent, of this tensor's shape; it may be left out for a single number (it
@@ -97,20 +97,17 @@ class Tensor:
         graph is freed as it is used.
         """
         if self.node is None:
-            raise RuntimeError(
-                "backward: this tensor does not depend on anything that requires a gradient"
-            )
+            why = "this tensor does not depend on anything that requires a gradient"
+            raise RuntimeError(f"backward: {why}")
         if grad is None:
             if self.size != 1:
-                raise RuntimeError(
-                    f"backward: a tensor of shape {self.shape} needs an explicit cotangent of that shape"
-                )
+                why = f"a tensor of shape {self.shape} needs an explicit cotangent of that shape"
+                raise RuntimeError(f"backward: {why}")
             grad = backend.xp.ones(self.shape, self.dtype)
         grad = grad.data if isinstance(grad, Tensor) else grad
         if grad.shape != self.shape:
-            raise RuntimeError(
-                f"backward: cotangent of shape {grad.shape} for a tensor of shape {self.shape}"
-            )
+            why = f"cotangent of shape {grad.shape} for a tensor of shape {self.shape}"
+            raise RuntimeError(f"backward: {why}")
         _run_backward(self.node, grad.astype(self.dtype, copy=False))
 
     def __len__(self):
@@ -126,12 +123,12 @@ def _as_float(data, dtype):
     return array if keep else array.astype("float32")
 
 
-def grad_wanted(*inputs):
+def grad_wanted(*inputs) -> bool:
     """Whether a gradient of any of these may be asked for: only then save what backward needs."""
     return _grad_on.get() and any(getattr(x, "node", None) is not None for x in inputs)
 
 
-def make(data, inputs, vjp):
+def make(data: Array, inputs: Sequence, vjp: Callable | None) -> Tensor:
     """The result of an operation: a Tensor whose node, if one is needed, leads back to `inputs`.
 
     `vjp(g, wanted)` gets the gradient of the result and a flag per input, and returns a gradient
@@ -150,9 +147,8 @@ def make(data, inputs, vjp):
 
 
 def _run_backward(root, grad):
-    order = sorted(
-        _reachable(root), key=lambda node: node.seq, reverse=True
-    )  # creation order is topological
+    # Creation order is topological: nobody is older than its inputs.
+    order = sorted(_reachable(root), key=lambda node: node.seq, reverse=True)
     _accumulate(root, grad)
     for node in order:
         if node.grad is None:
@@ -182,24 +178,19 @@ def _reachable(root):
 
 
 def _accumulate(node, g):
-    """Gradients add up: the first is borrowed, the second allocates, from the third on the sum
-    grows in place.
-    """
+    """Gradients add up: the first is borrowed, the second allocates, later ones add in place."""
     if node.grad is None:
         node.grad, node.owned = g, False
     elif not node.owned:
-        node.grad, node.owned = (
-            backend.xp.asarray(node.grad + g),
-            True,
-        )  # of two 0-d arrays NumPy makes a scalar
+        node.grad = backend.xp.asarray(node.grad + g)  # of two 0-d arrays NumPy makes a scalar
+        node.owned = True
     else:
         node.grad += g
 
 
 def _freed(g, wanted):
-    raise RuntimeError(
-        "backward: this part of the graph was already used and freed; run the forward pass again"
-    )
+    why = "this part of the graph was already used and freed; run the forward pass again"
+    raise RuntimeError(f"backward: {why}")
 
 
 @contextmanager
@@ -213,7 +204,7 @@ def no_grad():
         _grad_on.set(before)
 
 
-def unbroadcast(g, shape):
+def unbroadcast(g: Array, shape: tuple) -> Array:
     """Sum a gradient back to the shape its input had before broadcasting: broadcasting's mirror."""
     if g.shape == shape:
         return g
@@ -229,6 +220,8 @@ def unbroadcast(g, shape):
 # ---- The small operations: a forward line, and the lines that send a gradient back.
 # Each takes Tensors or numbers and returns a Tensor; shapes broadcast as in NumPy. Python numbers
 # stay Python numbers: turned into arrays they would be float64 and drag float32 data along.
+
+Operand = Tensor | float | Array
 
 
 def _operands(a, b):
@@ -248,7 +241,7 @@ def _operands(a, b):
     return *data, *(getattr(d, "shape", ()) for d in data)
 
 
-def add(a, b):
+def add(a: Operand, b: Operand) -> Tensor:
     """a + b."""
     x, y, x_shape, y_shape = _operands(a, b)
 
@@ -260,7 +253,7 @@ def add(a, b):
     return make(x + y, (a, b), vjp)
 
 
-def sub(a, b):
+def sub(a: Operand, b: Operand) -> Tensor:
     """a - b."""
     x, y, x_shape, y_shape = _operands(a, b)
 
@@ -272,7 +265,7 @@ def sub(a, b):
     return make(x - y, (a, b), vjp)
 
 
-def mul(a, b):
+def mul(a: Operand, b: Operand) -> Tensor:
     """a * b, element by element."""
     x, y, x_shape, y_shape = _operands(a, b)
 
@@ -284,7 +277,7 @@ def mul(a, b):
     return make(x * y, (a, b), vjp)
 
 
-def div(a, b):
+def div(a: Operand, b: Operand) -> Tensor:
     """a / b, element by element."""
     x, y, x_shape, y_shape = _operands(a, b)
     out = x / y
@@ -297,12 +290,12 @@ def div(a, b):
     return make(out, (a, b), vjp)
 
 
-def neg(a):
+def neg(a: Tensor) -> Tensor:
     """-a."""
     return make(-a.data, (a,), lambda g, wanted: (-g,))
 
 
-def pow(a, exponent):
+def pow(a: Tensor, exponent: float) -> Tensor:
     """a ** exponent, for a number as exponent."""
     if not isinstance(exponent, numbers.Real):
         raise TypeError("pow: the exponent is a number; for a Tensor write exp(b * log(a))")
@@ -317,31 +310,31 @@ def pow(a, exponent):
     return make(x**exponent, (a,), vjp)
 
 
-def exp(a):
+def exp(a: Tensor) -> Tensor:
     """e ** a."""
     y = backend.xp.exp(a.data)
     return make(y, (a,), lambda g, wanted: (g * y,))
 
 
-def log(a):
+def log(a: Tensor) -> Tensor:
     """The natural logarithm."""
     x = a.data
     return make(backend.xp.log(x), (a,), lambda g, wanted: (g / x,))
 
 
-def tanh(a):
+def tanh(a: Tensor) -> Tensor:
     """The hyperbolic tangent."""
     y = backend.xp.tanh(a.data)
     return make(y, (a,), lambda g, wanted: (g * (1 - y * y),))
 
 
-def sqrt(a):
+def sqrt(a: Tensor) -> Tensor:
     """The square root."""
     y = backend.xp.sqrt(a.data)
     return make(y, (a,), lambda g, wanted: (g / (2 * y),))
 
 
-def matmul(a, b):
+def matmul(a: Tensor, b: Tensor) -> Tensor:
     """(..., n, k) @ (..., k, m) -> (..., n, m); the leading axes broadcast. At least two axes."""
     x, y = a.data, b.data
     if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2]:
@@ -365,7 +358,7 @@ def _kept(shape, axis):
     return tuple(1 if i in axes else n for i, n in enumerate(shape))
 
 
-def sum(a, axis=None, keepdims=False):
+def sum(a: Tensor, axis=None, keepdims: bool = False) -> Tensor:
     """The sum over `axis` (an int, a tuple, or None for all)."""
     shape = a.shape
     kept = _kept(shape, axis)
@@ -376,13 +369,13 @@ def sum(a, axis=None, keepdims=False):
     return make(a.data.sum(axis=axis, keepdims=keepdims), (a,), vjp)
 
 
-def mean(a, axis=None, keepdims=False):
+def mean(a: Tensor, axis=None, keepdims: bool = False) -> Tensor:
     """The mean over `axis` (an int, a tuple, or None for all)."""
     total = sum(a, axis, keepdims)
     return mul(total, total.size / a.size)
 
 
-def max(a, axis=None, keepdims=False):
+def max(a: Tensor, axis=None, keepdims: bool = False) -> Tensor:
     """The maximum over `axis`; where several elements share it, they share its gradient equally."""
     x = a.data
     kept = _kept(x.shape, axis)
@@ -395,14 +388,14 @@ def max(a, axis=None, keepdims=False):
     return make(x.max(axis=axis, keepdims=keepdims), (a,), vjp)
 
 
-def reshape(a, *shape):
+def reshape(a: Tensor, *shape) -> Tensor:
     """The same elements, in order, under another shape; one entry may be -1."""
     before = a.shape
     shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
     return make(a.data.reshape(shape), (a,), lambda g, wanted: (g.reshape(before),))
 
 
-def transpose(a, *axes):
+def transpose(a: Tensor, *axes) -> Tensor:
     """The axes in a new order; without arguments, reversed."""
     axes = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple) else axes
     axes = axes or tuple(reversed(range(a.ndim)))
@@ -414,7 +407,7 @@ def transpose(a, *axes):
     return make(a.data.transpose(axes), (a,), vjp)
 
 
-def getitem(a, index):
+def getitem(a: Tensor, index) -> Tensor:
     """a[index]: ints and slices, or integer arrays on the host, which are range-checked.
 
     Rows that are taken twice add their gradients.
@@ -454,7 +447,7 @@ def _device_index(index, shape):
     return tuple(checked), True
 
 
-def concat(tensors, axis=0):
+def concat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """The tensors one after another along `axis`."""
     ends = np.cumsum([t.shape[axis] for t in tensors]).tolist()
 
@@ -465,7 +458,7 @@ def concat(tensors, axis=0):
     return make(backend.xp.concatenate([t.data for t in tensors], axis=axis), tensors, vjp)
 
 
-def where(condition, a, b):
+def where(condition: Array, a: Operand, b: Operand) -> Tensor:
     """a where the boolean array `condition` holds, b elsewhere."""
     x, y, x_shape, y_shape = _operands(a, b)
 

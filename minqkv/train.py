@@ -3,11 +3,16 @@
 What is trained on is a task (tasks/); what is kept of it is a run (runs.py).
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from .functional import cross_entropy
+from .nn import Module
+from .optim import Optimizer
 from .runtime import backend
 from .runtime.claims import training
 from .runtime.errors import Diverged, UsageError
@@ -16,7 +21,15 @@ from .tensor import no_grad
 IGNORE = -100  # a target that does not count
 
 
-def fit(model, optimizer, batch, schedule, steps, clip=1.0, start=0):
+def fit(
+    model: Module,
+    optimizer: Optimizer,
+    batch: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    schedule: Callable[[int], float],
+    steps: int,
+    clip: float | None = 1.0,
+    start: int = 0,
+) -> Iterator[tuple[int, float]]:
     """The loop. A generator: yields (step, loss) after each of the steps from `start` to `steps`.
 
     `batch(step)` gives inputs and targets, `schedule(step)` the learning rate. Raises Diverged,
@@ -34,7 +47,13 @@ def fit(model, optimizer, batch, schedule, steps, clip=1.0, start=0):
     model.eval()
 
 
-def train_step(model, optimizer, x, y, clip=1.0):
+def train_step(
+    model: Module,
+    optimizer: Optimizer,
+    x: np.ndarray,
+    y: np.ndarray,
+    clip: float | None = 1.0,
+) -> float:
     """One step on inputs and targets (integers, on the host); returns the loss before it, a float.
 
     That number is the only thing that waits for a GPU. Targets of -100 do not count; `clip` bounds
@@ -49,7 +68,7 @@ def train_step(model, optimizer, x, y, clip=1.0):
     return loss
 
 
-def loss_and_gradients(model, x, y):
+def loss_and_gradients(model: Module, x: np.ndarray, y: np.ndarray) -> float:
     """Mean cross-entropy of model(x) over the targets that count, a float.
 
     Gradients are added to those of the parameters. On several cores a batch is cut into shards,
@@ -76,7 +95,7 @@ def loss_and_gradients(model, x, y):
 
 
 @no_grad()
-def evaluate(model, x, y, batch=500):
+def evaluate(model: Module, x: np.ndarray, y: np.ndarray, batch: int = 500) -> dict:
     """Token accuracy and mean loss over the targets that count, and the predictions (n, T)."""
     model.eval()
 

@@ -1,19 +1,50 @@
 """The paper's table as data: what a variant projects, what it stores, and what that costs.
 
 "-" and "=" in a name read "separate" and "shared": `q-k=v` has its own Q, and one projection for K
-and V. It is no subtraction, so every table prints the formula too. Everything below is derived from
-four fields.
+and V. The hyphen is not a minus sign, so every table prints the formula too. Formulas, parameters,
+MACs and bytes are derived from the fields of VariantSpec.
+
+Variants and position schemes are registered here and nowhere else: help texts, suggestions, tables
+and tests go through VARIANTS and POSITIONS. This file imports no NumPy, so `--help` can list them.
 """
+
+from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 from .runtime.errors import UsageError, unknown
 
-NAMES = ("qkv", "q=k-v", "q-k=v", "q=k=v", "q=k-v+", "q=k=v+", "gqa-N", "mqa", "q-gqa-N", "q-mqa")
-_SHARING = {"qkv": (True, 2), "q=k-v": (False, 2), "q-k=v": (True, 1), "q=k=v": (False, 1)}
+if TYPE_CHECKING:
+    from .models import GPTConfig
+
+VARIANTS = {  # canonical name -> what differs from qkv; N is any number of KV heads
+    "qkv": {},
+    "q=k-v": {"own_query": False},
+    "q-k=v": {"streams": 1},
+    "q=k=v": {"own_query": False, "streams": 1},
+    "q=k-v+": {"own_query": False, "plus": "full"},
+    "q=k=v+": {"own_query": False, "streams": 1, "plus": "full"},
+    "gqa-N": {"kv_heads": "N"},
+    "mqa": {"kv_heads": 1},
+    "q-gqa-N": {"streams": 1, "kv_heads": "N"},
+    "q-mqa": {"streams": 1, "kv_heads": 1},
+}
+NAMES = tuple(VARIANTS)
 _ALIASES = {"mha": "qkv", "q-k-v": "qkv", "q=k": "q=k-v", "k=v": "q-k=v"}
-_PLUS = {"": None, "+": "full", "+temperature": "temperature", "+bias": "bias"}
+PLUS = {"": None, "+": "full", "+temperature": "temperature", "+bias": "bias"}
+
+POSITIONS = {
+    "learned": "a table, added to the embeddings",
+    "sinusoidal": "fixed sines and cosines, added to the embeddings",
+    "none": "no positions",
+    "rope": "queries and keys are turned by an angle that grows with the position",
+}
+ROPE_VALUES = {  # what K = V stores under rope; the value must not depend on its position
+    "raw": "keys as they are, turned when they are read",
+    "unrotate": "turned keys; the answer is turned back",
+}
 
 
 @dataclass(frozen=True)
@@ -36,19 +67,18 @@ class VariantSpec:
         if self.kv_heads is not None and self.kv_heads < 1:
             raise UsageError(f"{self.kv_heads} KV heads: there must be at least one")
         if self.kv_heads is not None and not self.own_query:
-            raise UsageError(
-                "Q = K with fewer KV heads is undefined: there would be more queries than projections of them"
-            )
-        if self.plus not in _PLUS.values():
-            raise unknown("plus", self.plus, [p for p in _PLUS.values() if p])
+            why = "there would be more queries than projections of them"
+            raise UsageError(f"Q = K with fewer KV heads is undefined: {why}")
+        if self.plus not in PLUS.values():
+            raise unknown("plus", self.plus, [p for p in PLUS.values() if p])
         if self.plus and self.own_query:
             why = '"+" is defined for Q = K only: it was made to tell queries from keys again'
             raise UsageError(why, "q=k-v+ or q=k=v+")
 
     @classmethod
-    def parse(cls, name):
-        """The spec behind a name: the ten of `NAMES`, the paper's spellings (Q≠K=V, (Q=K-V)+,
-        GQA-4) and aliases.
+    def parse(cls, name: str | Self) -> Self:
+        """The spec behind a name of VARIANTS, with a number for N; the paper's spellings (Q≠K=V,
+        (Q=K-V)+, GQA-4), aliases, and the halves of "+" (q=k=v+bias) are understood too.
 
         Raises UsageError with the reason, or with near matches.
         """
@@ -61,37 +91,30 @@ class VariantSpec:
         if base == "kv":
             cure = "say q=k-v (shared Q and K, as in the 2023 paper) or q-k=v (shared K and V)"
             raise UsageError(f"{name!r} has two meanings", cure)
-        if plus + kind not in _PLUS:
+        if plus + kind not in PLUS:
             raise unknown("variant", name, NAMES)
-        plus = _PLUS[plus + kind]
-        if base in _SHARING:
-            return cls(*_SHARING[base], plus=plus)
-        match = re.fullmatch(r"(q-|q=k-|q=k=v-)?(?:gqa-(\d+)|mqa)", base)
-        if match:
-            prefix, heads = match[1] or "", int(match[2]) if match[2] else 1
-            return cls(
-                own_query="=" not in prefix,
-                streams=2 if prefix in ("", "q=k-") else 1,
-                kv_heads=heads,
-                plus=plus,
-            )
-        if re.fullmatch(r"(q-)?gqa(-n?)?", base):
-            raise UsageError(f"{name!r}: how many KV heads?", f"for instance {base.rstrip('-n')}-4")
+        fields = _fields(base)
+        if fields is not None:
+            return cls(**fields | ({"plus": PLUS[plus + kind]} if plus else {}))
+        if tied := re.fullmatch(r"q=k(?:=v)?-(gqa-\d+|mqa)", base):
+            return cls(**_fields(tied[1]) | {"own_query": False})  # refused, with the reason
+        family = re.sub("-n?$", "", base)
+        if f"{family}-N" in VARIANTS:
+            raise UsageError(f"{name!r}: how many KV heads?", f"for instance {family}-4")
         raise unknown("variant", name, NAMES)
 
     @property
-    def name(self):
-        """The canonical name."""
-        plus = next(suffix for suffix, kind in _PLUS.items() if kind == self.plus)
-        if self.kv_heads is None:
-            return (
-                next(n for n, s in _SHARING.items() if s == (self.own_query, self.streams)) + plus
-            )
-        return ("" if self.streams == 2 else "q-") + (
-            "mqa" if self.kv_heads == 1 else f"gqa-{self.kv_heads}"
-        )
+    def name(self) -> str:
+        """The canonical name. Raises UsageError for a combination that VARIANTS does not name."""
+        if self.plus in ("temperature", "bias"):
+            return replace(self, plus="full").name + self.plus
+        for wanted in (vars(self), {**vars(self), "kv_heads": "N"}):  # gqa-1 is mqa
+            for name, fields in VARIANTS.items():
+                if wanted == {**vars(_QKV), **fields}:
+                    return name.replace("N", str(self.kv_heads))
+        raise UsageError(f"{self} has no name in minqkv.variants.VARIANTS")
 
-    def for_heads(self, n_head):
+    def for_heads(self, n_head: int) -> Self:
         """The same variant among models of n_head heads: gqa-H is qkv. Raises UsageError where H
         does not divide.
         """
@@ -105,12 +128,12 @@ class VariantSpec:
             raise UsageError(why, f"KV heads that fit: {fits}")
         return self
 
-    def stored_heads(self, n_head):
+    def stored_heads(self, n_head: int) -> int:
         """h, the heads whose keys (and values) are computed and stored."""
         return self.for_heads(n_head).kv_heads or n_head
 
     @property
-    def formula(self):
+    def formula(self) -> str:
         """Scores and output, in the paper's letters; α = 1/√d_h, and head i of a group of G reads
         KV head ⌊i/G⌋.
         """
@@ -128,12 +151,12 @@ class VariantSpec:
         }[self.plus]
         return f"softmax({inside}){value}"
 
-    def stored(self, cfg):
+    def stored(self, cfg: GPTConfig) -> list[tuple[int, int]]:
         """(heads, width) of each array that the cache keeps of a token, in every layer."""
         return [(self.stored_heads(cfg.n_head), cfg.n_embd // cfg.n_head)] * self.streams
 
-    def params(self, cfg):
-        """Numbers in a GPT of this variant; `cfg` has the fields of GPTConfig. The head is tied."""
+    def params(self, cfg: GPTConfig) -> int:
+        """Numbers in a GPT of this variant. The head is tied."""
         d, f, beta = cfg.n_embd, cfg.d_ff, int(cfg.bias)
         stored = sum(heads * width for heads, width in self.stored(cfg))  # σ · h · d_h
         attention = (self.own_query + 1) * (d * d + beta * d) + d * stored + beta * stored
@@ -142,7 +165,7 @@ class VariantSpec:
         positions = cfg.block_size * d if cfg.position == "learned" else 0
         return cfg.n_layer * block + 2 * d + cfg.vocab_size * d + positions
 
-    def macs(self, cfg, n, causal=False):
+    def macs(self, cfg: GPTConfig, n: int, causal: bool = False) -> int:
         """Multiply-accumulates of a prefill of n tokens.
 
         The full n × n scores, as the paper counts, or the causal half. Not counted: the "+" (its n
@@ -155,11 +178,27 @@ class VariantSpec:
         layer = projections + scores_and_mix + 2 * n * d * f
         return cfg.n_layer * layer + n * d * cfg.vocab_size
 
-    def cache_bytes_per_token(self, cfg, itemsize):
+    def cache_bytes_per_token(self, cfg: GPTConfig, itemsize: int) -> int:
         """L · σ · h · d_h · itemsize (paper, section 4)."""
         numbers = sum(heads * width for heads, width in self.stored(cfg))
         return cfg.n_layer * numbers * itemsize
 
-    def reduction(self, n_head):
+    def reduction(self, n_head: int) -> float:
         """The share of qkv's cache that is saved: 1 - σh / 2H."""
         return 1 - self.streams * self.stored_heads(n_head) / (2 * n_head)
+
+
+_QKV = VariantSpec()
+
+
+def _fields(name):
+    """What `name` changes about qkv: "gqa-4" is gqa-N with N = 4. None for an unknown name."""
+    family, _, n = name.rpartition("-")
+    if name not in VARIANTS and f"{family}-N" in VARIANTS and n.isdecimal():
+        return VARIANTS[f"{family}-N"] | {"kv_heads": int(n)}
+    return VARIANTS.get(name)
+
+
+def variant_names(groups: int) -> tuple[str, ...]:
+    """Every registered name, with this number of KV heads for N."""
+    return tuple(name.replace("N", str(groups)) for name in VARIANTS)

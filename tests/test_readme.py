@@ -1,5 +1,9 @@
-"""The README keeps its word: its links lead somewhere, its Python runs, and its commands exist."""
+"""The README keeps its word: it is short, its links lead somewhere, its Python runs, its commands
+and files exist, and what it says of the results is what they hold.
+"""
 
+import ast
+import json
 import re
 import subprocess
 import sys
@@ -9,18 +13,106 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/results.md")
+TREE = re.search(r"```\n(minqkv/\n.*?)```", README, re.S)[1].splitlines()
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))))
-def test_links(target):
-    assert (ROOT / target).exists()
+def test_length():
+    assert len(README.splitlines()) <= 120
+    for page in PAGES:
+        lines = (ROOT / page).read_text("utf-8").splitlines()
+        assert [line for line in lines if len(line) > 100] == [], page
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page):
+    path = ROOT / page
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text("utf-8")):
+        assert (path.parent / target).exists(), target
 
 
 def test_python():
-    for code in re.findall(r"```python\n(.*?)```", README, re.S):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert blocks
+    for code in blocks:
         subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"(?:`|bin/)minqkv ([a-z]+)", README))))
 def test_commands(command, cli):
     assert cli(command, "--help")[0] == 0
+
+
+def test_every_command_is_there(cli):
+    listed = re.findall(r"^  (\w+)  ", cli("--help")[1].split("Commands:\n")[1], re.M)
+    assert len(listed) > 8
+    for command in listed:
+        assert f"minqkv {command}" in README
+
+
+def test_the_line_that_runs_the_tests():
+    """CI takes it from here: one line, from venv to pytest, in which pip says what it does."""
+    (line,) = re.findall(r"^python3 -m venv .*pytest$", README, re.M)
+    assert "pip install -e '.[test]'" in line
+    assert not re.search(r"pip install .*-q", README)
+
+
+def tree():
+    """(path, comment) of each line of the file tree; a folder's path ends with a slash."""
+    for line in TREE:
+        names, _, comment = line.strip().partition("  ")
+        folder = "" if line[0] != " " else "minqkv/"
+        folder += "runtime/" if line.startswith("    ") else ""
+        for name in names.split():
+            yield folder + name, comment.strip()
+
+
+def test_files_of_the_tree():
+    for path, comment in tree():
+        assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
+        assert comment or path == "minqkv/"
+
+
+def test_the_tree_names_every_file():
+    """Files of the book and of runtime/ on a line of their own, others in their folder's line."""
+    lines = dict(tree())
+    for path in sorted((ROOT / "minqkv").rglob("*.py")):
+        place = path.relative_to(ROOT).as_posix()
+        folder = f"minqkv/{path.relative_to(ROOT / 'minqkv').parts[0]}/"
+        told = ("minqkv/teach/", "minqkv/render/", "minqkv/cli/")  # as a whole
+        if path.name.startswith("__") or folder in told or place in lines:
+            continue
+        assert path.name in lines[folder], place
+
+
+def test_where_things_are():
+    """Each name in the table of questions is defined in the file beside it."""
+    rows = re.findall(r"^\| .*\? \| (.*) in \[.*\]\((.*)\) \|$", README, re.M)
+    assert len(rows) == 7
+    for names, path in rows:
+        tree = ast.parse((ROOT / path).read_text("utf-8"))
+        defined = {getattr(node, "name", None) for node in ast.walk(tree)}
+        defined |= {target.id for node in tree.body if isinstance(node, ast.Assign)
+                    for target in node.targets if isinstance(target, ast.Name)}  # fmt: skip
+        for name in re.findall(r"`([\w.]+)`", names):
+            assert set(name.strip(".").split(".")) <= defined, name
+
+
+def test_the_summary_of_the_results():
+    """q-k=v stores a half and q-mqa an eighth; neither differs from qkv beyond its interval."""
+    path = ROOT / "bench/results/study-quick/results.json"
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        rows = {row["arm"]: row for row in cell["rows"]}
+        assert all(len(row["by_seed"]) == 3 for row in rows.values())
+        for name, share in (("q-k=v", 2), ("q-mqa", 8)):
+            assert rows[name]["cache_measured"] * share == rows["qkv"]["cache_measured"]
+            assert abs(rows[name]["to_qkv"]["mean"]) <= rows[name]["to_qkv"]["half"]
+    for words in ("halves the cache", "an eighth of it", "with 3 seeds"):
+        assert words in " ".join(README.split())
+
+
+def test_the_version_is_the_same_everywhere():
+    from minqkv import __version__
+
+    assert f"\n## {__version__}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")

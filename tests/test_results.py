@@ -1,7 +1,8 @@
-"""What the README says of the committed results is what they hold."""
+"""What the pages say of the committed results is what they hold, and each says how it was made."""
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from minqkv.study import stats
 
 ROOT = Path(__file__).resolve().parents[1]
-README = " ".join((ROOT / "README.md").read_text("utf-8").split())
+RESULTS = sorted((ROOT / "bench/results").rglob("*.json"))
+PAGES = [ROOT / "README.md", ROOT / "docs/results.md"]
+TEXT = " ".join(" ".join(p.read_text("utf-8").split()) for p in PAGES if p.exists())
 
 
 def rows(name):
@@ -42,20 +45,20 @@ def test_agreement_with_the_authors():
             outside.append((cell["task"], cell["n_layer"], cell["n_head"], row["arm"]))
     assert len(found) == 48
     assert outside == [("reverse", 4, 4, "q=k=v")]
-    assert "of 48 configurations" in README
+    assert "of 48 configurations" in TEXT
     row = next(
         r for c, r in found if (c["task"], c["n_layer"], c["n_head"], r["arm"]) == outside[0]
     )
     assert (
         f"({number(row['accuracy']['mean'])} here, {number(row['published']['mean'])} there)"
-        in README
+        in TEXT
     )
 
 
 @pytest.mark.parametrize("study", ["study-quick", "study-plus"])
 def test_accuracies_in_the_tables(study):
     for _, row in rows(study):
-        assert f"| {with_half(row['accuracy'])} |" in README, row["arm"]
+        assert f"| {with_half(row['accuracy'])} |" in TEXT, row["arm"]
 
 
 def test_differences_that_are_clear_of_zero():
@@ -63,14 +66,14 @@ def test_differences_that_are_clear_of_zero():
     for cell, row in rows("study-quick"):
         if row["to_qkv"] and abs(row["to_qkv"]["mean"]) > row["to_qkv"]["half"]:
             clear[cell["task"], row["arm"]] = with_half(row["to_qkv"])
-            assert clear[cell["task"], row["arm"]] in README
+            assert clear[cell["task"], row["arm"]] in TEXT
     assert set(clear) == {("reverse", "q=k=v"), ("sort", "q=k=v"), ("sort", "q=k-v")}
 
 
 def test_twelve_seeds():
     row = next(row for _, row in rows("study-12-seeds") if row["arm"] == "q=k=v")
     assert len(row["by_seed"]) == 12
-    assert f"{with_half(row['accuracy'])} at L 2, H 4" in README
+    assert f"{with_half(row['accuracy'])} at L 2, H 4" in TEXT
 
 
 def test_cache_measured_is_the_formula():
@@ -90,33 +93,43 @@ def test_decoding_times():
     ]
     qkv = [row for row in rows if row["variant"] == "qkv"]
     times = [f"{row['us_per_token'][row['best_torch']]:,.0f}" for row in qkv]
-    assert f"{', '.join(times[:-1])} and {times[-1]} µs for `qkv`" in README
+    assert f"{', '.join(times[:-1])} and {times[-1]} µs for `qkv`" in TEXT
     means = bench("decode-2t.json")["summary"]
     of = {
         (b, v): f"{means[f'batch {b}, {v}: over PyTorch, geometric mean']:.2f}"
         for b in (1, 16)
         for v in ("qkv", "q-k=v")
     }
-    assert f"is {of[1, 'qkv']} for `qkv` and {of[1, 'q-k=v']} for `q-k=v`" in README
-    assert f"With a batch of 16 it is {of[16, 'qkv']} and {of[16, 'q-k=v']}" in README
+    assert f"is {of[1, 'qkv']} for `qkv` and {of[1, 'q-k=v']} for `q-k=v`" in TEXT
+    assert f"With a batch of 16 it is {of[16, 'qkv']} and {of[16, 'q-k=v']}" in TEXT
     for variant in ("qkv", "q-k=v", "gqa-2", "mqa", "q-mqa"):
         mine = [
             f"{row['us_per_token']['minqkv']:,.0f}" for row in rows if row["variant"] == variant
         ]
-        assert f"| `{variant}` | {' | '.join(mine)} |" in README
+        assert f"| `{variant}` | {' | '.join(mine)} |" in TEXT
 
 
 def test_step_times_and_memory():
     step, memory = bench("step-2t.json"), bench("memory-2t.json")["summary"]
     for row in step["rows"]:
         if row["variant"] == "qkv":
-            sizes, best = (
-                ", ".join(map(str, row["V T d L H B"])),
-                row["median_ms"][row["best_torch"]],
-            )
-            assert (
-                f"| {sizes} | {row['median_ms']['minqkv']:.1f} ms | {best:.1f} ms | {row['ratio'][0]:.2f} |"
-                in README
-            )
-    assert f"The geometric mean is {step['summary']['geometric_mean_of_sizes']:.2f}" in README
-    assert f"{memory['step: over PyTorch, geometric mean']:.2f} of PyTorch's" in README
+            sizes = ", ".join(map(str, row["V T d L H B"]))
+            ours, best = row["median_ms"]["minqkv"], row["median_ms"][row["best_torch"]]
+            line = f"| {sizes} | {ours:.1f} ms | {best:.1f} ms | {row['ratio'][0]:.2f} |"
+            assert line in TEXT
+    assert f"The geometric mean is {step['summary']['geometric_mean_of_sizes']:.2f}" in TEXT
+    assert f"{memory['step: over PyTorch, geometric mean']:.2f} of PyTorch's" in TEXT
+
+
+def test_there_are_results():
+    """So that the next test has something to look at."""
+    assert {path.parent.name for path in RESULTS} >= {"results", "study-quick"}
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_result_says_how_it_was_made(path):
+    """The command that makes it again, and with what versions."""
+    result = json.loads(path.read_text("utf-8"))
+    assert result["command"].startswith(("python -m bench.", "minqkv study"))
+    assert not re.search(r"(^|[ =])/", result["command"]), "a folder of one machine"
+    assert result.get("machine") or result.get("versions")

@@ -5,36 +5,31 @@ its tables.
 import csv
 import json
 import math
+import multiprocessing
 import os
 import signal
-import time
 import xml.dom.minidom
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import threadpoolctl
 from commands import run, start, wait_until
 
 import minqkv
-from minqkv import study
+from minqkv.runs import RunConfig, train_run
 from minqkv.runtime import files
 from minqkv.runtime.errors import EnvironmentFault, UsageError
-from minqkv.study import stats
+from minqkv.study import execute, stats, summary
+from minqkv.study.execute import other_code, recorded, run_study
+from minqkv.study.grid import PRESETS, PROJECTIONS, ablation, arm, grid
 from minqkv.study.published import synthetic_2026
+from minqkv.study.summary import as_results, published_accuracies, summarise, unresolved
 
 CELL = {"seq_len": (4,), "n_embd": (8,), "n_layer": (1,), "n_head": (2,)}
 FLAGS = ("study", "--seq-len", 4, "--n-embd", 8, "--n-layer", 1, "--n-head", 2)
-SMALL = (
-    *FLAGS,
-    "--tasks",
-    "reverse,copy",
-    "--variants",
-    "qkv,q-k=v,gqa-2",
-    "--seeds",
-    2,
-    "--steps",
-    8,
-)
+TWO_TASKS = ("--tasks", "reverse,copy", "--seeds", 2)
+SMALL = (*FLAGS, *TWO_TASKS, "--variants", "qkv,q-k=v,gqa-2", "--steps", 8)
 VOLATILE = ("seconds", "wall_seconds", "command")
 
 
@@ -50,16 +45,8 @@ def results(out):
 
 
 def small_grid(**changes):
-    return study.grid(
-        **{
-            "tasks": ("copy",),
-            "variants": ("qkv", "q=k=v"),
-            "seeds": (0, 1),
-            **CELL,
-            "steps": 2,
-            **changes,
-        }
-    )
+    few = {"tasks": ("copy",), "variants": ("qkv", "q=k=v"), "seeds": (0, 1), "steps": 2}
+    return grid(**{**few, **CELL, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -80,27 +67,33 @@ def test_jobs_do_not_change_the_result(finished, tmp_path):
     assert code == 0
     assert plain(results(tmp_path / "two")) == plain(results(finished[0]))
     assert text == finished[1]
-    names = [
-        sorted(path.name for path in (out / "runs").iterdir())
-        for out in (tmp_path / "two", finished[0])
-    ]
-    assert names[0] == names[1]
-    for name in names[0]:
-        one, two = (files.read_json(out / "runs" / name) for out in (tmp_path / "two", finished[0]))
-        assert plain(one) == plain(two)
+    records = []
+    for out in (tmp_path / "two", finished[0]):
+        found = {path.name: plain(files.read_json(path)) for path in (out / "runs").iterdir()}
+        records.append(found)
+    assert records[0] == records[1]
 
 
-INTERRUPTED = (
-    *FLAGS,
-    "--tasks",
-    "reverse,copy",
-    "--variants",
-    "qkv,q-k=v",
-    "--seeds",
-    2,
-    "--steps",
-    300,
-)
+@pytest.mark.slow
+def test_neither_jobs_nor_the_threads_of_blas_change_a_bit(tmp_path, monkeypatch):
+    def blas_threads(*_):
+        seen.append({info["num_threads"] for info in threadpoolctl.threadpool_info()})
+
+    seen, size = [], {"seq_len": (16,), "n_embd": (64,), "n_layer": (1,), "n_head": (4,)}
+    configs = grid(("reverse",), ("qkv", "mqa"), (0,), **size, steps=3)
+    records = [run_study(configs, tmp_path / "one")]
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "2")  # the processes of `jobs` read them, this one has done so
+    records.append(run_study(configs, tmp_path / "two", jobs=2))
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        records.append([execute.run_one(config) for config in configs])
+        train_run(configs[0], progress=blas_threads)
+        blas_threads()
+    assert seen == [{1}, {1}, {1}, {2}]
+    assert plain(records[0]) == plain(records[1]) == plain(records[2])
+
+
+INTERRUPTED = (*FLAGS, *TWO_TASKS, "--variants", "qkv,q-k=v", "--steps", 300)
 
 
 @pytest.fixture(scope="module")
@@ -111,32 +104,38 @@ def undisturbed(tmp_path_factory):
     return plain(results(out))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to find processes")
-@pytest.mark.parametrize(
-    ("how", "jobs"), [("SIGINT", 2), ("SIGTERM", 2), ("SIGKILL", 2), ("SIGTERM", 1)]
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/environ").exists(), reason="needs /proc to find processes"
 )
-def test_interrupted_and_resumed(how, jobs, undisturbed, tmp_path):
-    token = f"MINQKV_TEST={tmp_path}"
-    child = start(
-        *INTERRUPTED,
-        "--jobs",
-        jobs,
-        "--out",
-        tmp_path,
-        env=dict([token.split("=", 1)]),
-        start_new_session=True,
-    )
-    wait_until(lambda: len(list(tmp_path.glob("runs/*.json"))) >= 2)
-    assert len(_processes_with(token)) > jobs - 1
+HOW = [("SIGINT", 2), ("SIGTERM", 2), ("SIGKILL", 2), ("SIGTERM", 1)]
+
+
+def started(arguments, jobs, out):
+    """A study as a child in a process group of its own, and what marks all of its processes."""
+    token = f"MINQKV_TEST={out}"
+    env = dict([token.split("=", 1)])
+    command = (*arguments, "--jobs", jobs, "--out", out)
+    return start(*command, env=env, start_new_session=True), token
+
+
+def interrupt(child, how):
+    """Send the signal; Ctrl-C reaches the workers too."""
     if how == "SIGINT":
-        os.killpg(child.pid, signal.SIGINT)  # Ctrl-C reaches the workers too
+        os.killpg(child.pid, signal.SIGINT)
     else:
         child.send_signal(getattr(signal, how))
-    began = time.monotonic()
-    out, err = child.communicate(timeout=30)
-    wait_until(lambda: not _processes_with(token), 10)
-    assert time.monotonic() - began < 5
+
+
+@pytest.mark.slow
+@needs_proc
+@pytest.mark.parametrize(("how", "jobs"), HOW)
+def test_interrupted_and_resumed(how, jobs, undisturbed, tmp_path):
+    child, token = started(INTERRUPTED, jobs, tmp_path)
+    wait_until(lambda: len(list(tmp_path.glob("runs/*.json"))) >= 2)
+    assert len(_processes_with(token)) > jobs - 1
+    interrupt(child, how)
+    out, err = child.communicate(timeout=60)
+    wait_until(lambda: not _processes_with(token))
     assert out == ""
     assert "Traceback" not in err
     if how != "SIGKILL":
@@ -157,10 +156,8 @@ def _processes_with(token):
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if (
-                token.encode() in (path / "environ").read_bytes().split(b"\0")
-                and "State:\tZ" not in (path / "status").read_text()
-            ):
+            marked = token.encode() in (path / "environ").read_bytes().split(b"\0")
+            if marked and "State:\tZ" not in (path / "status").read_text():
                 found.append(int(path.name))
         except OSError:
             continue
@@ -168,43 +165,57 @@ def _processes_with(token):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to find processes")
+@needs_proc
 def test_a_killed_worker_is_said_and_nothing_is_lost(tmp_path):
-    token = f"MINQKV_TEST={tmp_path}"
-    child = start(*INTERRUPTED, "--jobs", 2, "--out", tmp_path, env=dict([token.split("=", 1)]))
+    child, token = started(INTERRUPTED, 2, tmp_path)
     wait_until(lambda: len(list(tmp_path.glob("runs/*.json"))) >= 1)
     os.kill(_workers(token)[0], signal.SIGKILL)
-    _, err = child.communicate(timeout=30)
+    _, err = child.communicate(timeout=60)
     assert child.returncode == 3
     assert "a worker process was killed" in err
     assert "Traceback" not in err
-    wait_until(lambda: not _processes_with(token), 5)
+    wait_until(lambda: not _processes_with(token))
     assert list(tmp_path.glob("runs/*.json"))
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to find processes")
-def test_a_long_run_does_not_hold_up_the_end(tmp_path):
-    token = f"MINQKV_TEST={tmp_path}"
-    arguments = (
-        *FLAGS,
-        "--tasks",
-        "reverse,copy",
-        "--variants",
-        "qkv",
-        "--seeds",
-        2,
-        "--steps",
-        1_000_000,
-        "--jobs",
-        2,
-    )
-    child = start(*arguments, "--out", tmp_path, env=dict([token.split("=", 1)]))
-    wait_until(lambda: len(_workers(token)) == 2)
-    time.sleep(0.7)  # into their runs, which would take minutes
-    child.send_signal(signal.SIGTERM)
-    child.communicate(timeout=5)
-    assert child.returncode == 130
-    wait_until(lambda: not _processes_with(token), 5)
+@needs_proc
+@pytest.mark.parametrize(("how", "jobs"), HOW)
+def test_a_long_run_does_not_hold_up_the_end(how, jobs, tmp_path):
+    """Each of these runs takes at least several minutes; whoever waits for one gets no further."""
+    arguments = (*FLAGS, *TWO_TASKS, "--variants", "qkv", "--steps", 10_000_000)
+    child, token = started(arguments, jobs, tmp_path)
+
+    def running():
+        """Whether everyone who trains has computed for a second, which is well past the imports."""
+        busy = [child.pid] if jobs == 1 else _workers(token)
+        return len(busy) == jobs and all(_cpu_seconds(pid) > 1 for pid in busy)
+
+    wait_until(running, 60)
+    interrupt(child, how)
+    child.communicate(timeout=60)
+    assert child.returncode == (-signal.SIGKILL if how == "SIGKILL" else 130)
+    wait_until(lambda: not _processes_with(token))
+
+
+@pytest.mark.slow
+def test_whatever_the_caller_raises_no_process_is_left_behind(tmp_path):
+    def on_record(*_):
+        raise Full
+
+    class Full(Exception):
+        """Of a disk, for instance."""
+
+    short, *long = small_grid()
+    configs = [short, *(replace(config, steps=10_000_000) for config in long)]
+    with pytest.raises(Full) as caught:
+        run_study(configs, tmp_path, jobs=2, on_record=on_record)
+    try:  # `caught` keeps all frames alive, as the command line does while it reports the error
+        wait_until(lambda: not multiprocessing.active_children(), 60)
+    finally:
+        for process in multiprocessing.active_children():
+            process.kill()
+    assert caught
+    assert len(list(tmp_path.glob("runs/*.json"))) == 1
 
 
 def _workers(token):
@@ -215,12 +226,19 @@ def _workers(token):
     ]
 
 
-def reuse(configs, out):
+def _cpu_seconds(pid):
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, after_name[11:13])) / os.sysconf("SC_CLK_TCK")  # user and system
+
+
+def reuse(configs, out, **options):
     """Run a study; for each configuration, whether its record was reused."""
     reused = {}
-    study.run_study(
-        configs, out, on_record=lambda config, _, again: reused.__setitem__(config, again)
-    )
+
+    def on_record(config, record, again):
+        reused[config] = again
+
+    run_study(configs, out, on_record=on_record, **options)
     return [reused[config] for config in configs]
 
 
@@ -228,24 +246,83 @@ def test_a_record_is_reused_only_for_the_same_run(tmp_path, monkeypatch):
     configs = small_grid()
     assert reuse(configs, tmp_path) == [False] * 4
     assert reuse(configs, tmp_path) == [True] * 4
-    assert reuse([replace(configs[0], steps=3), *configs[1:]], tmp_path) == [
-        False,
-        True,
-        True,
-        True,
-    ]
-    assert reuse([replace(configs[0], alphabet=9), *configs[1:]], tmp_path) == [
-        False,
-        True,
-        True,
-        True,
-    ]
-    monkeypatch.setattr(study, "code_version", lambda: "other")
+    for change in ({"steps": 3}, {"alphabet": 9}):
+        changed = [replace(configs[0], **change), *configs[1:]]
+        assert reuse(changed, tmp_path) == [False, True, True, True]
+    monkeypatch.setattr(execute, "code_version", lambda: "other")
     assert reuse(configs, tmp_path) == [False] * 4
     monkeypatch.undo()
     assert reuse(configs, tmp_path) == [True] * 4
     with minqkv.use_backend("strict"):
-        assert not any(study.recorded(config, tmp_path) for config in configs)
+        assert not any(recorded(config, tmp_path) for config in configs)
+
+
+def test_what_is_left_to_the_protocol_makes_no_other_run(tmp_path):
+    (config,) = small_grid(variants=("qkv",), seeds=(0,))
+    (record,) = run_study([config], tmp_path)
+    asked = RunConfig(**{**asdict(config), "lr": None, "position": None, "variant": "QKV"})
+    assert recorded(asked, tmp_path) == record
+    assert reuse([asked], tmp_path) == [True]
+
+
+@pytest.fixture
+def as_code(monkeypatch):
+    """as_code("name") -> from here on, the code has this version."""
+
+    def change(name):
+        for module in (execute, summary):
+            monkeypatch.setattr(module, "code_version", lambda: name)
+
+    return change
+
+
+def test_records_of_other_code_are_told_apart_and_used_only_where_accepted(as_code, tmp_path):
+    configs = small_grid()
+    assert other_code(configs, tmp_path) == {}
+    as_code("old")
+    before = run_study(configs, tmp_path)
+    assert other_code(configs, tmp_path) == {}
+    as_code("new")
+    assert other_code(configs, tmp_path) == {"old": 4}
+    assert [recorded(config, tmp_path) for config in configs] == [None] * 4
+    assert [recorded(config, tmp_path, accept_code=True) for config in configs] == before
+    with minqkv.use_backend("strict"):
+        assert other_code(configs, tmp_path) == {}
+        assert recorded(configs[0], tmp_path, accept_code=True) is None
+
+    (mine,) = run_study(configs[:1], tmp_path)
+    assert other_code(configs, tmp_path) == {"old": 3}
+    assert reuse(configs, tmp_path, accept_code=True) == [True] * 4
+    mixed = run_study(configs, tmp_path, accept_code=True)
+    assert mixed == [mine, *before[1:]]
+    codes = [one["code"] for one in as_results(mixed, "", 0)["runs"]]
+    assert codes == ["new", "old", "old", "old"]
+    assert reuse(configs, tmp_path) == [True, False, False, False]
+    assert other_code(configs, tmp_path) == {}
+    assert not any("code" in one for one in as_results([mine], "", 0)["runs"])
+
+
+def test_of_several_other_versions_the_last_is_accepted(as_code, tmp_path):
+    configs, records = small_grid(variants=("qkv",)), {}
+    for name in ("b", "c", "a"):
+        as_code(name)
+        records[name] = run_study(configs[:1] if name == "a" else configs, tmp_path)
+    as_code("new")
+    assert other_code(configs, tmp_path) == {"a": 1, "b": 2, "c": 2}
+    accepted = run_study(configs, tmp_path, accept_code=True)
+    assert accepted == [records["a"][0], records["c"][1]]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"kind": "minqkv study run", "code": ["old"]}'])
+def test_a_damaged_record_of_other_code_is_not_accepted(content, as_code, tmp_path):
+    configs = small_grid(seeds=(0,))
+    as_code("old")
+    run_study(configs, tmp_path)
+    paths = {files.read_json(p)["config"]["variant"]: p for p in tmp_path.glob("runs/*.json")}
+    paths["qkv"].write_text(content)
+    as_code("new")
+    assert other_code(configs, tmp_path) == {"old": 1}
+    assert reuse(configs, tmp_path, accept_code=True) == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -254,38 +331,28 @@ def test_a_record_is_reused_only_for_the_same_run(tmp_path, monkeypatch):
 )
 def test_a_damaged_record_is_run_again(content, tmp_path):
     configs = small_grid(seeds=(0,))
-    before = study.run_study(configs, tmp_path)
-    paths = {
-        files.read_json(path)["config"]["variant"]: path for path in tmp_path.glob("runs/*.json")
-    }
+    before = run_study(configs, tmp_path)
+    paths = {files.read_json(p)["config"]["variant"]: p for p in tmp_path.glob("runs/*.json")}
     if content == "of another run":
         content = paths["q=k=v"].read_bytes()
     elif content == "half of its fields":
-        record = files.read_json(paths["qkv"])
-        content = json.dumps(
-            {name: record[name] for name in ("kind", "code", "backend", "config", "accuracy")}
-        )
+        record, some = files.read_json(paths["qkv"]), ("kind", "code", "backend", "config", "loss")
+        content = json.dumps({name: record[name] for name in some})
     paths["qkv"].write_bytes(content if isinstance(content, bytes) else content.encode())
     assert reuse(configs, tmp_path) == [False, True]
-    assert plain(study.run_study(configs, tmp_path)) == plain(before)
+    assert plain(run_study(configs, tmp_path)) == plain(before)
 
 
 def test_a_diverged_run_is_recorded_and_the_others_go_on(tmp_path):
     configs = small_grid(seeds=(0, 1, 2))
     configs[1] = replace(configs[1], lr=1e30)
-    records = study.run_study(configs, tmp_path)
-    assert [record["diverged"] is None for record in records] == [
-        True,
-        False,
-        True,
-        True,
-        True,
-        True,
-    ]
+    records = run_study(configs, tmp_path)
+    finished = [record["diverged"] is None for record in records]
+    assert finished == [True, False, True, True, True, True]
     assert "step 1 " in records[1]["diverged"]
     assert records[1]["accuracy"] is None
     assert records[1]["params"] == records[0]["params"]
-    (cell,) = study.summarise(records)
+    (cell,) = summarise(records)
     assert cell.rows[0].by_seed[1] is None
     assert (cell.rows[0].accuracy.n, cell.rows[1].accuracy.n, cell.rows[1].to_qkv.n) == (2, 3, 2)
     assert reuse(configs, tmp_path) == [True] * 6
@@ -296,11 +363,8 @@ def test_a_study_with_a_diverged_run_reports_it_and_exits_with_4(finished, tmp_p
     (out / "runs").mkdir(parents=True)
     for path in (finished[0] / "runs").iterdir():
         record = files.read_json(path)
-        if (record["config"]["task"], record["config"]["variant"], record["config"]["seed"]) == (
-            "copy",
-            "q-k=v",
-            1,
-        ):
+        which = tuple(record["config"][name] for name in ("task", "variant", "seed"))
+        if which == ("copy", "q-k=v", 1):
             record |= {"accuracy": None, "loss": None, "diverged": "the loss at step 3 is nan"}
         files.write_json(out / "runs" / path.name, record)
     code, text, err = cli(*SMALL, "--out", out)
@@ -308,62 +372,48 @@ def test_a_study_with_a_diverged_run_reports_it_and_exits_with_4(finished, tmp_p
     assert "1 of 8 runs diverged" in err
     assert "step 3" in err
     assert "diverged" in text
-    json.loads(
-        (out / "results.json").read_text("utf-8"), parse_constant=pytest.fail
-    )  # no NaN in it
+    text = (out / "results.json").read_text("utf-8")
+    json.loads(text, parse_constant=pytest.fail)  # no NaN in it
 
 
 def test_a_dry_run_runs_nothing(cli, tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "run_one", pytest.fail)
+    monkeypatch.setattr(execute, "run_one", pytest.fail)
     code, text, _ = cli(*SMALL, "--dry-run")
     assert code == 0
     assert "8 runs, 0 of them on record" in text
     code, text, _ = cli(*SMALL, "--dry-run", "--json", "--out", "there")
-    assert {name: json.loads(text)[name] for name in ("runs", "recorded", "out")} == {
-        "runs": 8,
-        "recorded": 0,
-        "out": "there",
-    }
+    expected = {"runs": 8, "recorded": 0, "out": "there"}
+    assert json.loads(text).items() >= expected.items()
     assert not list(tmp_path.iterdir())
 
 
 def test_a_grid_has_each_run_once():
-    configs = study.grid(
-        ("reverse",), ("qkv", "gqa-2", "mqa", "gqa-1"), (0, 1, 0), (4,), (8,), (1,), (2, 4)
-    )
-    assert [(c.n_head, c.variant) for c in configs if c.seed == 0] == [
-        (2, "qkv"),
-        (2, "mqa"),
-        (4, "qkv"),
-        (4, "gqa-2"),
-        (4, "mqa"),
-    ]
+    names, size = ("qkv", "gqa-2", "mqa", "gqa-1"), {**CELL, "n_head": (2, 4)}
+    configs = grid(("reverse",), names, (0, 1, 0), **size)
+    of_one_seed = [(c.n_head, c.variant) for c in configs if c.seed == 0]
+    assert of_one_seed == [(2, "qkv"), (2, "mqa"), (4, "qkv"), (4, "gqa-2"), (4, "mqa")]
     assert len(configs) == 10
     with pytest.raises(UsageError):
-        study.grid((), ("qkv",), (0,), **CELL)
+        grid((), ("qkv",), (0,), **CELL)
 
 
 def test_presets_are_the_ones_asked_for():
-    quick, paper = (study.grid(**study.PRESETS[name]) for name in ("quick", "paper"))
+    quick, paper = (grid(**PRESETS[name]) for name in ("quick", "paper"))
     assert len(quick) == 2 * 10 * 3
     assert len(paper) == 5 * 6 * 3 * 3 * 3 * 2 * 2
     assert {c.steps for c in quick + paper} == {158}
-    assert {c.variant for c in quick} == {*study.PROJECTIONS, "gqa-2", "mqa", "q-gqa-2", "q-mqa"}
+    assert {c.variant for c in quick} == {*PROJECTIONS, "gqa-2", "mqa", "q-gqa-2", "q-mqa"}
 
 
 def test_the_ablation_of_plus():
-    arms = {study.arm(config) for config in study.ablation(("sort",), (0,), **CELL)}
-    assert {
-        base + what
-        for base in ("q=k-v", "q=k=v")
-        for what in ("", "+", "+temperature", "+bias", " (diagonal masked)")
-    } <= arms
+    arms = {arm(config) for config in ablation(("sort",), (0,), **CELL)}
+    changes = ("", "+", "+temperature", "+bias", " (diagonal masked)")
+    assert {base + what for base in ("q=k-v", "q=k=v") for what in changes} <= arms
 
 
 def test_the_ablation_on_the_command_line(cli, tmp_path):
-    code, text, _ = cli(
-        *FLAGS, "--ablate", "plus", "--tasks", "sort", "--seeds", 2, "--steps", 2, "--jobs", 1
-    )
+    few = ("--tasks", "sort", "--seeds", 2, "--steps", 2, "--jobs", 1)
+    code, text, _ = cli(*FLAGS, "--ablate", "plus", *few)
     assert code == 0
     for heading in ("temperature", "bias only", "diagonal masked"):
         assert heading in text
@@ -377,21 +427,17 @@ def test_the_ablation_on_the_command_line(cli, tmp_path):
 def test_results_json(finished):
     found = results(finished[0])
     assert found["versions"].keys() >= {"minqkv", "code", "numpy", "python", "backend"}
-    assert (
-        found["hyper_parameters"]["2026"].items()
-        >= {"batch": 128, "epochs": 2, "lr": 1e-3, "clip": 5.0}.items()
-    )
+    recipe = {"batch": 128, "epochs": 2, "lr": 1e-3, "clip": 5.0}
+    assert found["hyper_parameters"]["2026"].items() >= recipe.items()
     assert found["command"].startswith("minqkv study --seq-len 4")
     assert len(found["runs"]) == 8
     for one in found["runs"]:
         assert one["task"] in ("reverse", "copy")
-        assert one["variant"] in (
-            "qkv",
-            "q-k=v",
-        )  # gqa-2 of two heads is qkv, and did not run twice
+        assert one["variant"] in ("qkv", "q-k=v")  # with two heads gqa-2 is qkv: not run twice
         assert one["seed"] in (0, 1)
         assert 0 <= one["accuracy"] <= 1
         assert one["seconds"] > 0
+        assert "code" not in one  # all are of this code
 
 
 def test_results_csv(finished):
@@ -408,9 +454,8 @@ def test_pictures_are_well_formed(name, finished):
     text = (finished[0] / name).read_text("utf-8")
     document = xml.dom.minidom.parseString(text)
     assert document.documentElement.tagName == "svg"
-    words = "".join(
-        node.data for tag in document.getElementsByTagName("text") for node in tag.childNodes
-    )
+    tags = document.getElementsByTagName("text")
+    words = "".join(node.data for tag in tags for node in tag.childNodes)
     assert "reverse" in words
     assert "q-k=v" in words
     assert "url(http" not in text  # needs no network
@@ -425,6 +470,7 @@ def test_the_table_shows_every_seed_the_cost_and_what_cannot_be_told(finished):
         assert f"{one['params']:,}" in text
         assert one["cache_bytes_per_token"] == one["cache_bytes_per_token_formula"]
     assert "n = 2 seeds, t = 12.706" in text
+    assert "minus qkv, paired" in text
     assert "accuracy against cache bytes" in text
     assert "softmax(αQKᵀ)K" in text
     for name in ("0/2", "64", "32"):
@@ -452,7 +498,7 @@ def test_wrong_input_of_a_study(cli):
         (("--variants", "kv"), "two meanings"),
         (("--seeds", "0"), "none"),
         (("--seeds", "one"), "is not a list of ints"),
-        (("--seeds=-1,2",), "seed -1"),
+        (("--seeds=-1,2",), "seed -1 must be at least 0"),
         (("--tasks", ","), "empty"),
         (("--n-head", "3"), "not divisible"),
         (("--tasks", "swap", "--seq-len", "5"), "must be even"),
@@ -467,7 +513,7 @@ def test_wrong_input_of_a_study(cli):
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentFault, match="cannot write"):
-        study.run_study(small_grid(), tmp_path / "file")
+        run_study(small_grid(), tmp_path / "file")
 
 
 # ---- statistics
@@ -475,9 +521,12 @@ def test_a_place_that_cannot_be_written(tmp_path):
 
 @pytest.mark.parametrize(
     ("freedom", "p", "value"),
-    [(1, 0.975, 12.7062), (2, 0.975, 4.30265), (3, 0.975, 3.18245), (4, 0.975, 2.77645), (9, 0.975, 2.26216),
-     (29, 0.975, 2.04523), (120, 0.975, 1.97993), (2, 0.95, 2.91999), (5, 0.995, 4.03214)],
-)  # fmt: skip
+    [
+        *[(1, 0.975, 12.7062), (2, 0.975, 4.30265), (3, 0.975, 3.18245), (4, 0.975, 2.77645)],
+        *[(9, 0.975, 2.26216), (29, 0.975, 2.04523), (120, 0.975, 1.97993)],
+        *[(2, 0.95, 2.91999), (5, 0.995, 4.03214)],
+    ],
+)
 def test_t_quantiles_are_those_of_the_tables(freedom, p, value):
     assert stats.t_quantile(freedom, p) == pytest.approx(value, abs=6e-5 if value > 10 else 6e-6)
 
@@ -504,42 +553,60 @@ def test_a_paired_difference_uses_the_seeds_both_have():
 
 
 def test_one_seed_says_that_it_resolves_nothing(tmp_path):
-    (cell,) = study.summarise(study.run_study(small_grid(seeds=(0,)), tmp_path))
+    (cell,) = summarise(run_study(small_grid(seeds=(0,)), tmp_path))
     assert math.isnan(cell.rows[1].to_qkv.half)
-    assert "one seed resolves nothing" in study.unresolved(cell)
+    assert "one seed gives no interval" in unresolved(cell)
 
 
 def test_what_cannot_be_told_is_said(tmp_path):
     def note(diverged=(), **changes):
         configs = small_grid(seeds=(0, 1, 2), **changes)
-        records = study.run_study(configs, tmp_path)
+        records = run_study(configs, tmp_path)
         gone = {"accuracy": None, "diverged": "the loss at step 1 is nan"}
         records = [
             record | gone if (c.variant, c.seed) in diverged else record
             for c, record in zip(configs, records, strict=True)
         ]
-        return study.unresolved(study.summarise(records)[0])
+        return unresolved(summarise(records)[0])
 
+    three, mqa_once = ("qkv", "q=k=v", "mqa"), [("mqa", 0), ("mqa", 1)]
     assert "n = 3 seeds, t = 4.303" in note()
     assert "n = 2 seeds" in note(diverged=[("q=k=v", 0)])
-    assert "n = 3 seeds" in note(
-        diverged=[("mqa", 0), ("mqa", 1)], variants=("qkv", "q=k=v", "mqa")
-    )
-    assert "mqa" in note(diverged=[("mqa", 0), ("mqa", 1)], variants=("qkv", "q=k=v", "mqa"))
+    assert "n = 3 seeds" in note(diverged=mqa_once, variants=three)
+    assert "mqa" in note(diverged=mqa_once, variants=three)
     assert note(variants=("qkv",)) == "qkv alone, so no differences"
     assert note(variants=("mqa",)) == "no qkv among the variants, so no differences"
     assert note(diverged=[("qkv", 0), ("qkv", 1), ("qkv", 2)]).startswith("no seed on which")
+
+
+def test_the_line_under_a_table_word_by_word():
+    def note(**accuracies):
+        rows = [
+            {"config": asdict(config), "accuracy": accuracies[config.variant][config.seed]}
+            for config in small_grid(seeds=(0, 1, 2), variants=tuple(accuracies))
+        ]
+        costs = {"params": 0, "cache_bytes_per_token": 0, "cache_bytes_per_token_formula": 0}
+        return unresolved(summarise([row | costs for row in rows])[0])
+
+    two = note(qkv=(0.5, 0.6, 0.7), mqa=(0.3, 0.4, 0.51))
+    assert two == (
+        "n = 3 seeds, t = 4.303. 95 % half-width of the difference from qkv: 0.014. "
+        "All are distinguishable from zero."
+    )
+    three = note(**{"qkv": (1.0, 1.0, 1.0), "mqa": (0.3, 0.4, 0.5), "q-mqa": (0.9, 1.0, 1.0)})
+    assert three == (
+        "n = 3 seeds, t = 4.303. 95 % half-widths of the differences from qkv: 0.143 to 0.248 "
+        "(no correction for multiple comparisons). Not distinguishable from zero: q-mqa. "
+        "A mean of 1.000 is at the ceiling."
+    )
 
 
 # ---- the published figures
 
 
 def _rows():
-    with open(
-        Path(minqkv.__file__).parent / "published" / "synthetic_2026.csv",
-        encoding="utf-8",
-        newline="",
-    ) as file:
+    path = Path(minqkv.__file__).parent / "study" / "published" / "synthetic_2026.csv"
+    with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -547,17 +614,14 @@ def test_published_figures_are_those_of_the_same_configuration():
     rows = _rows()
     assert len(rows) == 3240 == sum(map(len, synthetic_2026().values()))
     dims = ("variant", "task", "seq_len", "n_embd", "n_layer", "n_head")
-    for config in study.grid(**study.PRESETS["paper"])[::37]:
+    for config in grid(**PRESETS["paper"])[::37]:
         key = tuple(str(asdict(config)[name]) for name in dims)
         mine = [float(row["accuracy"]) for row in rows if tuple(row[name] for name in dims) == key]
-        assert study.published_accuracies(config) == mine
+        assert published_accuracies(config) == mine
         assert len(mine) == 3
-    assert (
-        study.published_accuracies(replace(config, protocol="2023", position=None, steps=None))
-        == []
-    )
-    assert study.published_accuracies(replace(config, steps=20)) == []
-    assert study.published_accuracies(replace(config, variant="mqa")) == []
+    old = {"protocol": "2023", "position": None, "steps": None}
+    for change in (old, {"steps": 20}, {"variant": "mqa"}):
+        assert published_accuracies(replace(config, **change)) == []
 
 
 def test_published_differences_of_the_quick_cell():
@@ -568,18 +632,14 @@ def test_published_differences_of_the_quick_cell():
     def seeds(variant, task):
         return dict(enumerate(synthetic_2026()[variant, task, 16, 64, 2, 4]))
 
-    means = {
-        name: stats.estimate(list(seeds(name, "sort").values())).mean for name in study.PROJECTIONS
-    }
-    assert [round(mean, 3) for mean in means.values()] == [0.625, 0.530, 0.578, 0.504, 0.686, 0.691]
+    means = [stats.estimate(list(seeds(name, "sort").values())).mean for name in PROJECTIONS]
+    assert [round(mean, 3) for mean in means] == [0.625, 0.530, 0.578, 0.504, 0.686, 0.691]
     for task, variant, mean, half in (
         ("sort", "q=k=v", -0.120, 0.198),
         ("sort", "q=k-v+", 0.062, 0.123),
         ("reverse", "q=k=v", -0.404, 0.247),
     ):
         found = stats.paired(seeds(variant, task), seeds("qkv", task))
-        assert (found.mean, found.half) == (
-            pytest.approx(mean, abs=2e-3),
-            pytest.approx(half, abs=2e-3),
-        )
+        assert found.mean == pytest.approx(mean, abs=2e-3)
+        assert found.half == pytest.approx(half, abs=2e-3)
         assert found.clear_of_zero == (task == "reverse")

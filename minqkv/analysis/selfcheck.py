@@ -1,5 +1,7 @@
 """Every backward, asked whether it is the transpose of its forward: `minqkv gradcheck`."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from .. import functional
@@ -10,22 +12,10 @@ from ..nn import Init
 from ..runtime import backend
 from ..runtime.rng import stream
 from ..tensor import Tensor
-
-VARIANTS = (
-    "qkv",
-    "q=k-v",
-    "q-k=v",
-    "q=k=v",
-    "q=k-v+",
-    "q=k=v+",
-    "gqa-2",
-    "mqa",
-    "q-gqa-2",
-    "q-mqa",
-)
+from ..variants import variant_names
 
 
-def checks(seed=0):
+def checks(seed: int = 0) -> Iterator[tuple[str, float | None, str | None]]:
     """Yields (name, relative error or None, fault or None) for operations, each variant's
     Attention, and a GPT.
     """
@@ -89,7 +79,7 @@ def _cases(seed):
         lambda x: f.scaled_dot_product_attention(x, x, x, mask),
         (t(2, 4, 5, 3),),
     )
-    for name in VARIANTS:
+    for name in variant_names(groups=2):
         layer = Attention(name, 8, 4, 5, Init(seed, "float64", "uniform"), position="rope")
         yield (
             f"Attention {name}",

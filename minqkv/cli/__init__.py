@@ -39,11 +39,10 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="minqkv")
 @click.pass_context
 def cli(ctx):
-    """Attention with shared query, key and value projections: train it, compare it, measure its
-    cache.
+    """Attention with shared projections: train it, compare it, measure its cache.
 
-    `minqkv` alone says where you are in the course, `minqkv learn` goes on with it.
-    `minqkv study` compares ten variants on two tasks, in about two minutes on two cores.
+    `minqkv` alone says where you are in the course; `minqkv learn` continues it.
+    `minqkv study` compares all variants on two tasks, in 2 to 6 minutes on two cores.
     """
     if ctx.invoked_subcommand is None:
         lesson.start_page()
@@ -54,9 +53,7 @@ for command in (*lesson.COMMANDS, *trace.COMMANDS, *study.COMMANDS, *run.COMMAND
 
 
 def main(argv=None):
-    """The entry point: runs a command, turns errors into one clear line and an exit code, and
-    exits.
-    """
+    """The entry point: runs a command, turns errors into one clear line and an exit code, exits."""
     sys.exit(run_cli(sys.argv[1:] if argv is None else argv))
 
 
@@ -65,9 +62,8 @@ def run_cli(argv):
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        getattr(sys, name).reconfigure(
-            errors="replace"
-        )  # a formula in an ASCII terminal is a "?", not a crash
+        # a formula in an ASCII terminal is a "?", not a crash
+        getattr(sys, name).reconfigure(errors="replace")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = cli.main(argv, prog_name="minqkv", standalone_mode=False)
@@ -79,9 +75,7 @@ def run_cli(argv):
     except SystemExit as error:
         if "_MINQKV_COMPLETE" in os.environ:
             raise
-        return (
-            Exit.OK if error.code == 1 else error.code
-        )  # what click and rich make of a broken pipe
+        return Exit.OK if error.code == 1 else error.code  # click and rich on a broken pipe
     except (KeyboardInterrupt, click.Abort) as error:  # click turns the first into the second
         return _complain(argv, "interrupted", str(error.__cause__ or error), Exit.INTERRUPTED)
     except click.ClickException as error:
@@ -91,19 +85,14 @@ def run_cli(argv):
         return _complain(argv, str(error), error.hint, error.code)
     except OSError as error:
         _silence_stdout()
-        return _complain(
-            argv,
-            f"{error.filename or 'output'}: {error.strerror}",
-            "check free space and permissions",
-            Exit.ENVIRONMENT,
-        )
+        what = f"{error.filename or 'output'}: {error.strerror}"
+        return _complain(argv, what, "check free space and permissions", Exit.ENVIRONMENT)
     except MemoryError as error:
         return _complain(argv, f"out of memory: {error}", "choose a smaller size", Exit.ENVIRONMENT)
     except Exception as error:
-        hint = "this is a bug in minqkv: please report it, with what --traceback and `minqkv doctor` print"
-        return _complain(
-            argv, f"unexpected {type(error).__name__}: {error}", hint, Exit.CHECK_FAILED
-        )
+        what = f"unexpected {type(error).__name__}: {error}"
+        hint = "this is a bug in minqkv: please report it, with what --traceback and "
+        return _complain(argv, what, hint + "`minqkv doctor` print", Exit.CHECK_FAILED)
 
 
 def _interrupt(number, frame):

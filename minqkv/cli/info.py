@@ -24,7 +24,7 @@ _DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64
     "--variants",
     "names",
     type=Listed(),
-    help="Which ones.  [default: the paper's, with H/4 KV heads]",
+    help="Which ones.  [default: all, gqa with H/4 KV heads]",
 )
 @click.option("--n-layer", type=int, help="Override the configuration; likewise below.")
 @click.option("--n-head", type=int)
@@ -52,7 +52,7 @@ def variants(config, names, context, dtype, as_json, **dims):
     By closed forms: the tests hold them against what models really allocate.
     """
     from ..models import PRESETS, GPTConfig
-    from ..variants import VariantSpec
+    from ..variants import VariantSpec, variant_names
 
     if config.lower() in PRESETS:
         base = PRESETS[config.lower()]
@@ -69,26 +69,16 @@ def variants(config, names, context, dtype, as_json, **dims):
         values["d_ff"] = None
     cfg = GPTConfig(**values)
     groups = next(g for g in range(max(1, cfg.n_head // 4), 0, -1) if cfg.n_head % g == 0)
-    names = names or (
-        "qkv",
-        "q=k-v",
-        "q-k=v",
-        "q=k=v",
-        "q=k-v+",
-        "q=k=v+",
-        f"gqa-{groups}",
-        "mqa",
-        f"q-gqa-{groups}",
-        "q-mqa",
-    )
+    names = names or variant_names(groups)
     specs = dict.fromkeys(VariantSpec.parse(name).for_heads(cfg.n_head) for name in names)
     rows = []
     for spec in specs:
         per_token = spec.cache_bytes_per_token(cfg, _DTYPES[dtype])
         rows.append({
-            "name": spec.name, "formula": spec.formula, "params": spec.params(cfg), "macs": spec.macs(cfg, context),
-            "macs_causal": spec.macs(cfg, context, causal=True), "cache_bytes_per_token": per_token,
-            "cache_bytes_at_context": per_token * context, "reduction": spec.reduction(cfg.n_head),
+            "name": spec.name, "formula": spec.formula, "params": spec.params(cfg),
+            "macs": spec.macs(cfg, context), "macs_causal": spec.macs(cfg, context, causal=True),
+            "cache_bytes_per_token": per_token, "cache_bytes_at_context": per_token * context,
+            "reduction": spec.reduction(cfg.n_head),
         })  # fmt: skip
     if as_json:
         print_json(rows)
@@ -118,14 +108,16 @@ def _read_config(path):
 @reports
 def tasks(seq_len, seed, as_json):
     """The tasks, each with an example."""
-    from ..tasks.synthetic import ABOUT, Synthetic
+    from ..tasks.rules import RULES
+    from ..tasks.synthetic import Synthetic
 
     rows = []
-    for name, about in ABOUT.items():
-        if name == "swap" and seq_len % 2:
+    for name, rule in RULES.items():
+        if rule.even and seq_len % 2:
             continue
         x, y = Synthetic(name, seq_len).draw(seed, "test", 1)
-        rows.append({"name": name, "about": about, "input": x[0].tolist(), "target": y[0].tolist()})
+        row = {"name": name, "about": rule.about}
+        rows.append(row | {"input": x[0].tolist(), "target": y[0].tolist()})
     if as_json:
         print_json(rows)
         return

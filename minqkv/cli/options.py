@@ -44,9 +44,13 @@ def _use_backend(ctx, param, value):
 def computes(command):
     """--backend and --traceback, for commands that compute; the allocator is tamed for them."""
     command = click.option(
-        "--backend", envvar="MINQKV_BACKEND", metavar="NAME", callback=_use_backend, expose_value=False,
+        "--backend",
+        envvar="MINQKV_BACKEND",
+        metavar="NAME",
+        callback=_use_backend,
+        expose_value=False,
         help="numpy or cupy (a GPU); never guessed.  [default: $MINQKV_BACKEND or numpy]",
-    )(command)  # fmt: skip
+    )(command)
     return reports(command)
 
 
@@ -69,6 +73,12 @@ def stages(command):
         "--svg", type=click.Path(dir_okay=False), help="Also draw what was shown into this FILE."
     )(command)
     return click.option("--plain", is_flag=True, help="No colour.")(command)
+
+
+def either(names):
+    """ "raw or unrotate", "a, b or c": registered names, for a help text."""
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def print_json(value):

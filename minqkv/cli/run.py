@@ -9,20 +9,33 @@ import click
 from click.core import ParameterSource
 
 from ..runtime.errors import UsageError
-from .options import computes, cores, print_json
+from ..tasks.rules import FORMS, RULES, SPLITS, YEARS
+from ..variants import POSITIONS, ROPE_VALUES, VARIANTS
+from .options import computes, cores, either, print_json
+
+threads_option = click.option(
+    "--threads",
+    type=int,
+    default=cores,
+    envvar="MINQKV_THREADS",
+    help="Cores to use.  [default: all]",
+)
 
 
 @click.command()
-@click.option("--task", help="reverse, sort, sub, swap or copy.")
-@click.option("--variant", default="qkv", show_default=True, help="`minqkv variants` lists them.")
+@click.option("--task", help=f"{either(RULES)}.")
+@click.option("--variant", default="qkv", show_default=True, help=f"{either(VARIANTS)}.")
 @click.option(
     "--form",
     default="encoder",
     show_default=True,
-    help="encoder, or causal: a decoder on `input | output`.",
+    help=f"{either(FORMS)}: label each digit, or continue `input | output`.",
 )
 @click.option(
-    "--protocol", default="2026", show_default=True, help="2023 or 2026: data, blocks, optimiser."
+    "--protocol",
+    default="2026",
+    show_default=True,
+    help=f"{either(YEARS)}: data, blocks, optimiser.",
 )
 @click.option("--seq-len", type=int, default=16, show_default=True, help="Length T.")
 @click.option(
@@ -31,12 +44,12 @@ from .options import computes, cores, print_json
 @click.option("--n-layer", type=int, default=2, show_default=True)
 @click.option("--n-head", type=int, default=4, show_default=True)
 @click.option("--n-embd", type=int, default=64, show_default=True)
-@click.option("--position", help="learned, sinusoidal, none or rope.  [default: the protocol's]")
+@click.option("--position", help=f"{either(POSITIONS)}.  [default: the protocol's]")
 @click.option(
     "--rope-value",
     default="raw",
     show_default=True,
-    help="What K = V stores under rope; unrotate is cheaper to read.",
+    help=f"What K = V stores under rope: {either(ROPE_VALUES)}.",
 )
 @click.option(
     "--plus-start", type=float, help='Initial temperature of "+".  [default: random, near 0]'
@@ -45,48 +58,39 @@ from .options import computes, cores, print_json
 @click.option("--steps", type=int, help="[default: the protocol's epochs]")
 @click.option("--lr", type=float, help="Peak learning rate.  [default: the protocol's]")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option(
-    "--threads",
-    type=int,
-    default=cores,
-    envvar="MINQKV_THREADS",
-    help="Cores a batch is spread over.  [default: all]",
-)
+@threads_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="Run folder.  [default: runs/<task>-<variant>-s<seed>]",
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in the folder, bit for bit.")
+@click.option("--resume", is_flag=True, help="Continue the run in the folder, bit for bit.")
 @computes
 @click.pass_context
 def train(ctx, out, resume, as_json, **flags):
     """Train one model into a run folder.
 
     The folder keeps configuration, metrics and checkpoints. Killed at any moment,
-    the run goes on with `minqkv train --resume --out FOLDER`.
+    the run continues with `minqkv train --resume --out FOLDER`.
     """
     from ..render.progress import progress
     from ..runs import RunConfig, load_config, train_run
 
-    given = {
-        name: value
-        for name, value in flags.items()
-        if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE
-    }
     if out is None and flags["task"]:
         config = RunConfig(**flags).resolved()
         out = Path("runs") / f"{config.task}-{config.variant}-s{config.seed}"
     if resume and out and (out / "config.json").exists():
-        config = replace(
-            load_config(out), **{name: value for name, value in given.items() if value is not None}
-        )
+        given = {
+            name: value
+            for name, value in flags.items()
+            if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE
+        }
+        config = replace(load_config(out), **given).resolved()
     elif flags["task"] is None:
         what = f"{out} holds no run to go on with" if resume and out else "train needs a task"
         raise UsageError(what, "--task reverse, or --resume --out FOLDER for a run begun earlier")
     else:
-        config = RunConfig(**flags)
-    config = config.resolved()
+        config = RunConfig(**flags).resolved()
     try:
         with progress("train", config.steps) as advance:
             _, result = train_run(
@@ -94,24 +98,18 @@ def train(ctx, out, resume, as_json, **flags):
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"go on with: minqkv train --resume --out {out}") from None
-    result = {
-        "task": config.task,
-        "variant": config.variant,
-        "seed": config.seed,
-        **result,
-        "out": str(out),
-    }
+    names = {"task": config.task, "variant": config.variant, "seed": config.seed}
     if as_json:
-        print_json(result)
+        print_json({**names, **result, "out": str(out)})
     else:
-        what = f"{config.task} with {config.variant}: test accuracy {result['accuracy']:.4f} after {result['steps']} steps"
-        click.echo(f"{what}, kept in {out}")
+        what = f"{config.task} with {config.variant}: test accuracy {result['accuracy']:.4f}"
+        click.echo(f"{what} after {result['steps']} steps, kept in {out}")
         click.echo(f"see its mistakes: minqkv eval {out} --wrong 5")
 
 
 @click.command("eval")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--split", default="test", show_default=True, help="train, validation or test.")
+@click.option("--split", default="test", show_default=True, help=f"{either(SPLITS)}.")
 @click.option("--n", type=click.IntRange(1), help="Sequences.  [default: the protocol's test size]")
 @click.option(
     "--wrong", type=click.IntRange(0), default=0, help="Show this many wrong predictions."
@@ -120,8 +118,7 @@ def train(ctx, out, resume, as_json, **flags):
 def evaluate_run(run, split, n, wrong, as_json):
     """Score a run; show where it is wrong."""
     from ..runs import load_run
-    from ..tasks.synthetic import IGNORE
-    from ..train import evaluate
+    from ..train import IGNORE, evaluate
 
     model, config = load_run(run)
     if not (run / "result.json").exists():
@@ -160,7 +157,8 @@ def evaluate_run(run, split, n, wrong, as_json):
         ]
         width = len(str(config.alphabet - 1))
         for name, row in {**item, "": marks}.items():
-            click.echo(f"{name:>10}  {' '.join(f'{v:>{width}}' for v in row)}".rstrip())
+            text = " ".join(f"{value:>{width}}" for value in row)
+            click.echo(f"{name:>10}  {text}".rstrip())
 
 
 @click.command()
@@ -182,60 +180,63 @@ def evaluate_run(run, split, n, wrong, as_json):
     is_flag=True,
     help="Decode with and without the cache; print speed and bytes side by side.",
 )
-@click.option(
-    "--threads",
-    type=int,
-    default=cores,
-    envvar="MINQKV_THREADS",
-    help="Cores a large model uses.  [default: all]",
-)
+@threads_option
 @computes
 def generate(
     run, prompt, max_new_tokens, temperature, top_k, seed, no_cache, compare, threads, as_json
 ):
     """Let a causal run answer a PROMPT of digits.
 
-    For instance "3 1 4 1"; without one, a prompt per line is read from stdin.
+    For instance "3 1 4 1"; without one, a prompt per line is read from stdin. The answer to a
+    single prompt is printed token by token, as it is computed.
     """
-    from ..generation import compare_cache
-    from ..generation import generate as decode
+    from ..generation import compare_cache, iter_tokens
     from ..runs import load_run
     from ..runtime.parallel import set_threads
 
     set_threads(threads)
     model, config = load_run(run)
     if config.form != "causal":
-        cure = f"minqkv train --task {config.task} --variant {config.variant} --form causal; for this one: minqkv eval {run}"
+        cure = f"minqkv train --task {config.task} --variant {config.variant} --form causal"
+        cure += f"; for this one: minqkv eval {run}"
         raise UsageError(f"{run} is an encoder: it labels tokens and generates nothing", cure)
     lines = [" ".join(prompt)] if prompt else _lines_of_stdin()
     prompts = [_digits(line, config.alphabet) for line in lines if line.strip()]
     if not prompts:
         raise UsageError("the prompt is empty", f'for instance: minqkv generate {run} "3 1 4 1 5"')
     if any(len(row) != config.seq_len for row in prompts):
-        click.echo(
-            f"note: this run was trained on {config.seq_len} digits; on other lengths it has learned nothing",
-            err=True,
-        )
+        note = f"note: this run was trained on {config.seq_len} digits"
+        click.echo(f"{note}; on other lengths it has learned nothing", err=True)
     ids = [[*row, config.alphabet] for row in prompts]  # the separator asks for the answer
-    count, options = (
-        max_new_tokens or config.seq_len,
-        {"temperature": temperature, "top_k": top_k, "seed": seed},
-    )
+    count = max_new_tokens or config.seq_len
+    options = {"temperature": temperature, "top_k": top_k, "seed": seed}
     if compare:
         _compare(compare_cache(model, ids, count, **options), ids, count, as_json)
         return
-    out = decode(model, ids, count, use_cache=not no_cache, **options)
-    answers = [
-        {"prompt": row, "output": found[len(row) + 1 :].tolist()}
-        for row, found in zip(prompts, out, strict=True)
-    ]
-    if as_json:
-        print_json(answers)
+    tokens = iter_tokens(model, ids, count, use_cache=not no_cache, **options)  # each (B,)
+    if len(prompts) == 1 and not as_json:
+        _stream(prompts[0], tokens)
         return
-    for answer in answers:
-        click.echo(
-            f"{' '.join(map(str, answer['prompt']))} | {' '.join(map(str, answer['output']))}"
-        )
+    answers = zip(*[token.tolist() for token in tokens], strict=True)  # a row for each prompt
+    if as_json:
+        print_json([{"prompt": p, "output": a} for p, a in zip(prompts, answers, strict=True)])
+        return
+    for row, answer in zip(prompts, answers, strict=True):
+        click.echo(f"{_text(row)} | {_text(answer)}")
+
+
+def _stream(prompt, tokens):
+    """One answer, each token as soon as it is chosen; click.echo flushes."""
+    click.echo(f"{_text(prompt)} |", nl=False)
+    try:
+        for token in tokens:
+            click.echo(f" {token[0]}", nl=False)
+    finally:
+        click.echo()
+
+
+def _text(numbers):
+    return " ".join(map(str, numbers))
 
 
 def _lines_of_stdin():
@@ -269,16 +270,13 @@ def _compare(report, ids, count, as_json):
         return
     from ..render.console import bytes_text, stdout, table
 
-    rows = [[name, f"{part['seconds'] * 1e3:.1f} ms", f"{part['tokens_per_second']:,.0f}", bytes_text(part["cache_bytes"])]
-            for name, part in report.items()]  # fmt: skip
+    rows = []
+    for name, part in report.items():
+        speed = [f"{part['seconds'] * 1e3:.1f} ms", f"{part['tokens_per_second']:,.0f}"]
+        rows.append([name, *speed, bytes_text(part["cache_bytes"])])
     columns = [("decoding", "left"), ("time", "right"), ("tokens/s", "right"), ("cache", "right")]
-    console = stdout()
-    table(
-        console,
-        f"{len(ids)} prompt{'s' if len(ids) > 1 else ''}, {count} new tokens each",
-        columns,
-        rows,
-    )
+    title = f"{len(ids)} prompt{'s' if len(ids) > 1 else ''}, {count} new tokens each"
+    table(stdout(), title, columns, rows)
     same = (report["cached"]["ids"] == report["uncached"]["ids"]).all()
     click.echo(
         "both give the same tokens" if same else "the tokens differ: rounding decided a near tie"

@@ -6,18 +6,23 @@ from pathlib import Path
 import click
 
 from ..runtime.errors import Exit, UsageError
-from .options import Listed, command_line, computes, cores, print_json
+from ..tasks.rules import FORMS, RULES, YEARS
+from ..variants import VARIANTS
+from .options import Listed, command_line, computes, cores, either, print_json
 
 _GRID = ("tasks", "variants", "seeds", "seq_len", "n_embd", "n_layer", "n_head", "protocol", "form")
 
 
 @click.command()
-@click.option("--preset", type=click.Choice(["quick", "paper"]), default="quick", show_default=True,
-              help="quick: 2 tasks, 10 variants, 3 seeds at one size. paper: the full 2026 grid.")  # fmt: skip
-@click.option("--tasks", type=Listed(), help="Of reverse, sort, sub, swap, copy.")
 @click.option(
-    "--variants", type=Listed(), help="For instance qkv,q-k=v,mqa; `minqkv variants` lists them."
+    "--preset",
+    type=click.Choice(["quick", "paper"]),
+    default="quick",
+    show_default=True,
+    help=f"quick: 2 tasks, {len(VARIANTS)} variants, 3 seeds, one size. paper: the full 2026 grid.",
 )
+@click.option("--tasks", type=Listed(), help=f"Of {either(RULES)}.")
+@click.option("--variants", type=Listed(), help=f"Of {either(VARIANTS)}.")
 @click.option(
     "--seeds", type=Listed(int, counts=True), help="How many (3 means 0,1,2), or which (0,5,7)."
 )
@@ -27,12 +32,12 @@ _GRID = ("tasks", "variants", "seeds", "seq_len", "n_embd", "n_layer", "n_head",
 @click.option("--n-head", type=Listed(int), help="Numbers of heads H.")
 @click.option(
     "--protocol",
-    type=click.Choice(["2023", "2026"]),
+    type=click.Choice(YEARS),
     help="Data, blocks and optimiser of which paper.",
 )
 @click.option(
     "--form",
-    type=click.Choice(["encoder", "causal"]),
+    type=click.Choice(FORMS),
     help="Tagging encoder, or `input | output` decoder.",
 )
 @click.option(
@@ -51,16 +56,19 @@ _GRID = ("tasks", "variants", "seeds", "seq_len", "n_embd", "n_layer", "n_head",
     type=click.Path(path_type=Path),
     help="Folder of records and results.  [default: runs/study-<preset>]",
 )
+@click.option(
+    "--accept-code", is_flag=True, help="Use runs on record from other versions of the code too."
+)
 @click.option("--dry-run", is_flag=True, help="Print what would run and what it would cost.")
 @computes
-def study(preset, ablate, jobs, out, dry_run, as_json, steps, **flags):
+def study(preset, ablate, jobs, out, accept_code, dry_run, as_json, steps, **flags):
     """Compare variants on tasks over seeds, in tables and a picture.
 
-    Each finished run is kept under --out: the same command goes on where it was interrupted.
+    Each finished run is kept under --out: the same command continues where it was interrupted.
     """
     from ..render import study as view
     from ..render.console import duration, say, stderr, stdout, write_svg
-    from ..study.execute import estimate_seconds, recorded
+    from ..study.execute import estimate_seconds
     from ..study.grid import PRESETS, ablation, fitting, grid
     from ..study.summary import as_results, summarise, unresolved, write_results
 
@@ -85,18 +93,23 @@ def study(preset, ablate, jobs, out, dry_run, as_json, steps, **flags):
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, not a folder", "choose another place with --out")
     messages = stderr()
-    missing = [config for config in configs if recorded(config, out) is None]
+    missing, others = _missing(configs, out, accept_code)
     seconds = estimate_seconds(missing, jobs) if missing else 0
     plan = f"{len(configs)} runs, {len(configs) - len(missing)} of them on record in {out}"
     plan += f"; about {duration(seconds)} on {jobs} process{'es' if jobs > 1 else ''}"
     if dry_run:
-        _dry_run(configs, missing, seconds, jobs, out, as_json, plan)
+        if as_json:
+            counts = {"runs": len(configs), "recorded": len(configs) - len(missing)}
+            counts |= {"other_code": others, "seconds": seconds, "jobs": jobs}
+            print_json({**counts, "out": str(out)})
+        else:
+            _dry_run(configs, plan)
         return None
     say(messages, plan)
 
     began = time.perf_counter()
     try:
-        records = _run_with_progress(configs, missing, out, jobs)
+        records = _run_with_progress(configs, missing, out, jobs, accept_code)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"finished runs are kept in {out}: the same command goes on from there"
@@ -130,26 +143,30 @@ def study(preset, ablate, jobs, out, dry_run, as_json, steps, **flags):
     return None
 
 
-def _dry_run(configs, missing, seconds, jobs, out, as_json, plan):
-    if as_json:
-        print_json(
-            {
-                "runs": len(configs),
-                "recorded": len(configs) - len(missing),
-                "seconds": seconds,
-                "jobs": jobs,
-                "out": str(out),
-            }
-        )
-        return
+def _missing(configs, out, accept_code):
+    """(runs to do, records of other code by version); one line on stderr where there are such."""
+    from ..render.console import say, stderr
+    from ..study.execute import other_code, recorded
+
+    missing = [config for config in configs if recorded(config, out) is None]
+    others = other_code(configs, out)
+    if others:
+        unknown = [config for config in missing if recorded(config, out, accept_code=True) is None]
+        found = f"{len(missing) - len(unknown)} of the {len(configs)} runs are on record"
+        use = "they are used here" if accept_code else "--accept-code uses them"
+        say(stderr(), f"{found} from other code ({', '.join(others)}); {use}")
+        missing = unknown if accept_code else missing
+    return missing, others
+
+
+def _dry_run(configs, plan):
     click.echo(plan)
     for name in ("task", "variant", "seed", "seq_len", "n_embd", "n_layer", "n_head"):
-        click.echo(
-            f"  {name:8} {', '.join(dict.fromkeys(str(getattr(config, name)) for config in configs))}"
-        )
+        values = dict.fromkeys(str(getattr(config, name)) for config in configs)
+        click.echo(f"  {name:8} {', '.join(values)}")
 
 
-def _run_with_progress(configs, missing, out, jobs):
+def _run_with_progress(configs, missing, out, jobs, accept_code):
     """run_study with a bar on stderr, and a line for each cell (all seeds of a variant on a task)
     as it is complete.
     """
@@ -182,7 +199,7 @@ def _run_with_progress(configs, missing, out, jobs):
                 values = " ".join(cell.values()) if len(cell) <= 5 else f"{len(cell)} seeds"
                 say(console, f"{what}  {values}  {done}/{len(configs)}, {duration(left)} left")
 
-        return run_study(configs, out, jobs, on_record)
+        return run_study(configs, out, jobs, on_record, accept_code=accept_code)
 
 
 def _cell(c):

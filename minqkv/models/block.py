@@ -1,12 +1,16 @@
 """What every model here is made of: a block, positions, and the checks of a configuration."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..attention import POSITIONS, ROPE_VALUES, Attention, sinusoids
+from ..cache import LayerCache
 from ..nn import MLP, Dropout, LayerNorm, Module
 from ..runtime import backend
+from ..runtime.backend import Array
 from ..runtime.errors import UsageError, unknown
 from ..tensor import Tensor
 from ..variants import VariantSpec
@@ -32,23 +36,34 @@ PROTOCOLS = {
 
 
 class Block(Module):
-    """Attention, then an MLP, each added to what came in; normalised before (pre-norm) or after
-    (post-norm).
+    """Attention, then an MLP, each added to what came in.
+
+    They are normalised before (pre-norm) or after (post-norm).
     """
 
     def __init__(self, cfg, style, d_ff, init, bias=True, mlp_dropout=0.0):
         self.norm_first = style.norm_first
         self.ln_1 = LayerNorm(cfg.n_embd, init / "ln_1")
         self.attn = Attention(
-            cfg.variant, cfg.n_embd, cfg.n_head, cfg.block_size, (init / "attn").using(style.attention_scheme), bias=bias,
-            position=cfg.position, rope_value=cfg.rope_value, plus_channels=style.plus_channels, plus_start=cfg.plus_start,
-        )  # fmt: skip
+            cfg.variant,
+            cfg.n_embd,
+            cfg.n_head,
+            cfg.block_size,
+            (init / "attn").using(style.attention_scheme),
+            bias=bias,
+            position=cfg.position,
+            rope_value=cfg.rope_value,
+            plus_channels=style.plus_channels,
+            plus_start=cfg.plus_start,
+        )
         self.ln_2 = LayerNorm(cfg.n_embd, init / "ln_2")
         self.mlp = MLP(cfg.n_embd, d_ff, init / "mlp", style.activation, mlp_dropout, bias)
         self.drop_1 = Dropout(style.dropout, init / "drop_1")
         self.drop_2 = Dropout(style.dropout, init / "drop_2")
 
-    def forward(self, x, mask=None, cache=None):
+    def forward(
+        self, x: Tensor, mask: Array | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
         if self.norm_first:
             x = x + self.drop_1(self.attn(self.ln_1(x), mask, cache))
             return x + self.drop_2(self.mlp(self.ln_2(x)))
@@ -57,8 +72,10 @@ class Block(Module):
 
 
 class Positions(Module):
-    """Adds what tells positions apart to (B, T, C): a learned table, sinusoids, or nothing ("none",
-    and "rope", which turns queries and keys instead)."""
+    """Adds to (B, T, C) what tells positions apart: a learned table, or sinusoids.
+
+    For "none" it adds nothing, nor for "rope", which turns queries and keys instead.
+    """
 
     def __init__(self, cfg, init, std):
         shape = (cfg.block_size, cfg.n_embd)
@@ -68,32 +85,22 @@ class Positions(Module):
         elif cfg.position == "sinusoidal":
             self.weight = Tensor(backend.upload(sinusoids(*shape, dtype=cfg.dtype)))
 
-    def forward(self, x, start=0):
-        return (
-            x if self.weight is None else x + self.weight[start : start + x.shape[1]]
-        )  # (T, C) broadcasts over B
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        if self.weight is None:
+            return x
+        return x + self.weight[start : start + x.shape[1]]  # (T, C) broadcasts over B
 
 
-def check_config(cfg):
-    """Refuse a configuration that no model can be built from; a variant is stored under its
-    canonical name.
+def check_config(cfg) -> None:
+    """Refuse a configuration that no model can be built from.
+
+    A variant is stored under its canonical name.
     """
     for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
         if not isinstance(getattr(cfg, name), int) or getattr(cfg, name) < 1:
             raise UsageError(
                 f"{name} must be a whole number of at least 1, not {getattr(cfg, name)!r}"
             )
-    d_ff, bias, dropout = (
-        getattr(cfg, "d_ff", 1),
-        getattr(cfg, "bias", True),
-        getattr(cfg, "dropout", 0.0),
-    )  # a GPT's
-    if not isinstance(d_ff, int) or d_ff < 1 or not isinstance(bias, bool):
-        raise UsageError(
-            f"d_ff must be a whole number of at least 1, bias true or false, not {d_ff!r} and {bias!r}"
-        )
-    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-        raise UsageError(f"dropout must be in [0, 1), not {dropout!r}")
     if cfg.n_embd % cfg.n_head:
         raise UsageError(f"n_embd {cfg.n_embd} is not divisible by n_head {cfg.n_head}")
     if cfg.rope_value not in ROPE_VALUES:
@@ -107,11 +114,8 @@ def check_config(cfg):
     object.__setattr__(cfg, "variant", VariantSpec.parse(cfg.variant).for_heads(cfg.n_head).name)
 
 
-def checked_ids(ids, cfg, start=0):
-    """The ids of a batch as an array (B, T) on the host.
-
-    Raises UsageError for anything else, and for more tokens after `start` than there are positions.
-    """
+def checked_ids(ids, cfg, start: int = 0) -> np.ndarray:
+    """Ids (B, T) as an array. Raises UsageError for another shape, or too many positions."""
     try:
         ids = np.asarray(ids)
     except ValueError as error:
@@ -119,7 +123,6 @@ def checked_ids(ids, cfg, start=0):
     if ids.ndim != 2 or 0 in ids.shape:
         raise UsageError(f"ids must be (batch, length), both at least 1, not {ids.shape}")
     if start + ids.shape[1] > cfg.block_size:
-        raise UsageError(
-            f"{start + ids.shape[1]} tokens, but this model has {cfg.block_size} positions"
-        )
+        end = start + ids.shape[1]
+        raise UsageError(f"{end} tokens, but this model has {cfg.block_size} positions")
     return ids

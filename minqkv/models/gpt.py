@@ -1,5 +1,7 @@
 """GPT: a decoder in the style of GPT-2, with any variant of attention."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,15 +13,16 @@ from ..nn import Embedding, Init, LayerNorm, Module
 from ..runtime import backend
 from ..runtime.claims import decoding
 from ..runtime.errors import UsageError
-from ..tensor import no_grad
+from ..tensor import Tensor, no_grad
 from ..variants import VariantSpec
 from .block import PROTOCOLS, Block, Positions, check_config, checked_ids
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """A GPT-2 style decoder: pre-norm, GELU, tied head (paper, section 5). `d_ff` is 4·n_embd
-    unless given.
+    """A decoder in the style of GPT-2: pre-norm, GELU, tied head (paper, section 5).
+
+    `d_ff`, the width inside the MLP, is 4·n_embd unless given.
     """
 
     vocab_size: int
@@ -41,13 +44,20 @@ class GPTConfig:
     def __post_init__(self):
         if self.d_ff is None:
             object.__setattr__(self, "d_ff", 4 * self.n_embd)
+        if not isinstance(self.d_ff, int) or self.d_ff < 1 or not isinstance(self.bias, bool):
+            why = f"not {self.d_ff!r} and {self.bias!r}"
+            raise UsageError(
+                f"d_ff must be a whole number of at least 1, bias true or false, {why}"
+            )
+        if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout must be in [0, 1), not {self.dropout!r}")
         check_config(self)
 
 
 class GPT(Module):
     """A decoder: ids (B, T) -> logits (B, T, V). `seed` sets the start of the parameters."""
 
-    def __init__(self, cfg, seed=0):
+    def __init__(self, cfg: GPTConfig, seed: int = 0):
         self.config = cfg
         init = Init(seed, cfg.dtype, "gpt2")
         style = replace(PROTOCOLS["2026"], dropout=cfg.dropout, attention_scheme="gpt2")
@@ -58,7 +68,7 @@ class GPT(Module):
         ]
         self.ln_f = LayerNorm(cfg.n_embd, init / "ln_f")
 
-    def forward(self, ids, cache=None):
+    def forward(self, ids: np.ndarray, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V) for ids (B, T), integers on the host.
 
         With a `cache` they continue what it holds, without a graph. An interrupted step leaves
@@ -85,7 +95,7 @@ class GPT(Module):
             x = block(x, mask, cache)
         return linear(self.ln_f(x), transpose(self.wte.weight))  # (B, T, V): the head is tied
 
-    def new_cache(self, batch=1, capacity=None, dtype=None):
+    def new_cache(self, batch: int = 1, capacity: int | None = None, dtype=None) -> KVCache:
         """An empty KVCache for this model.
 
         `capacity` is block_size unless given, `dtype` the model's.

@@ -1,12 +1,21 @@
 """Tagger: the encoder of the synthetic tasks, which labels each token."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+
+import numpy as np
 
 from ..functional import embedding, relu
 from ..nn import Dropout, Init, LayerNorm, Linear, Module
 from ..runtime import backend
 from ..runtime.errors import UsageError, unknown
+from ..tensor import Tensor
 from .block import PROTOCOLS, Block, Positions, check_config, checked_ids
+
+TOO_SHORT_TO_HIDE = (
+    "hide_self needs sequences of two tokens or more: a single one would see nothing"
+)
 
 
 @dataclass(frozen=True)
@@ -40,23 +49,21 @@ class TaggerConfig:
             object.__setattr__(self, "n_class", self.vocab_size)
         check_config(self)
         if self.hide_self and self.block_size < 2:
-            raise UsageError(
-                "hide_self needs sequences of two tokens or more: a single one would see nothing"
-            )
+            raise UsageError(TOO_SHORT_TO_HIDE)
 
 
 class Tagger(Module):
-    """An encoder that labels each token: ids (B, T) -> logits (B, T, n_class). Every token sees
-    every other.
+    """An encoder that labels each token: ids (B, T) -> logits (B, T, n_class).
+
+    Every token sees every other.
     """
 
-    def __init__(self, cfg, seed=0):
+    def __init__(self, cfg: TaggerConfig, seed: int = 0):
         self.config = cfg
         style, d = PROTOCOLS[cfg.protocol], cfg.n_embd
         init = Init(seed, cfg.dtype, "uniform")
-        self.embed = Linear(
-            cfg.vocab_size, d, init / "embed"
-        )  # on one-hot inputs, so it is a lookup plus a bias
+        # On one-hot inputs, so it is a lookup plus a bias.
+        self.embed = Linear(cfg.vocab_size, d, init / "embed")
         self.wpe = Positions(cfg, init / "wpe", std=1.0)
         self.blocks = [
             Block(cfg, style, style.mlp_ratio * d, init / f"blocks.{i}", mlp_dropout=style.dropout)
@@ -68,13 +75,11 @@ class Tagger(Module):
         self.drop = Dropout(style.dropout, init / "drop")
         self.head = Linear(d, cfg.n_class, init / "head")
 
-    def forward(self, ids):
+    def forward(self, ids: np.ndarray) -> Tensor:
         """Logits for ids (B, T), integers on the host."""
         ids = checked_ids(ids, self.config)
         if self.config.hide_self and ids.shape[1] < 2:
-            raise UsageError(
-                "hide_self needs sequences of two tokens or more: a single one would see nothing"
-            )
+            raise UsageError(TOO_SHORT_TO_HIDE)
         x = self.wpe(embedding(ids, self.embed.weight + self.embed.bias))  # (B, T, C)
         mask = ~backend.xp.eye(ids.shape[1], dtype=bool) if self.config.hide_self else None
         for block in self.blocks:

@@ -15,16 +15,18 @@ from rich.text import Text
 from ..runtime import files
 
 PIPE_WIDTH = 160  # nothing is read at a fixed width there
+GAP = 3  # columns between two columns of a table
 
 
 def stdout(width=None):
-    """A console on stdout: the terminal's width, $COLUMNS, or wide enough for any table in a pipe."""
+    """A console on stdout: as wide as the terminal or $COLUMNS say; in a pipe, wide enough for any
+    table.
+    """
     if width is None:
         known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
         width = shutil.get_terminal_size().columns if known else PIPE_WIDTH
-    return Console(
-        width=width, height=25, highlight=False, soft_wrap=False
-    )  # with a height rich believes the width on TERM=dumb
+    height = 25  # without one, rich does not believe the width on TERM=dumb
+    return Console(width=width, height=height, highlight=False, soft_wrap=False)
 
 
 def stderr():
@@ -38,15 +40,12 @@ def say(console, text="", style=None):
 
 
 def table(console, title, columns, rows):
-    """A table of strings. Too wide for the console, it comes in blocks of columns, each with the
-    first one repeated.
+    """A table of strings. One that is too wide for the console comes in blocks of columns, each of
+    which repeats the first column.
 
     `columns` are (header, "left" or "right"); a cell may be a (text, style) pair.
     """
-    cells = [
-        [Text(*cell) if isinstance(cell, tuple) else Text(str(cell)) for cell in row]
-        for row in rows
-    ]
+    cells = [[_text(cell) for cell in row] for row in rows]
     widths = []
     for i, (header, _) in enumerate(columns):
         lines = header.split("\n") + [row[i].plain for row in cells]
@@ -56,27 +55,29 @@ def table(console, title, columns, rows):
     for block in _blocks(widths, console.width):
         view = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
         for i in block:
-            view.add_column(
-                Text(columns[i][0]), justify=columns[i][1], no_wrap=True, min_width=widths[i]
-            )
+            header, side = columns[i]
+            view.add_column(Text(header), justify=side, no_wrap=True, min_width=widths[i])
         for row in cells:
             view.add_row(*(row[i] for i in block))
-        needed = sum(
-            widths[i] + 3 for i in block
-        )  # may exceed the console: better wrapped by the terminal than cut
+        needed = sum(widths[i] + GAP for i in block)
+        # may be wider than the console: better wrapped by the terminal than cut
         console.print(view, width=max(console.width, needed), crop=False)
         console.print()
 
 
-def _blocks(widths, limit, gap=3):
-    """Column numbers in groups that fit; column 0 opens each."""
+def _text(cell):
+    return Text(*cell) if isinstance(cell, tuple) else Text(str(cell))
+
+
+def _blocks(widths, limit):
+    """Column numbers in groups that fit; each begins with column 0."""
     blocks, used = [], limit + 1
     for i in range(1, len(widths)):
-        if used + gap + widths[i] > limit:
+        if used + GAP + widths[i] > limit:
             blocks.append([0])
             used = widths[0]
         blocks[-1].append(i)
-        used += gap + widths[i]
+        used += GAP + widths[i]
     return blocks
 
 
@@ -90,29 +91,24 @@ def bytes_text(n):
 
 
 def duration(seconds):
-    """Seconds as people say them: 7 s, 1:35 min, 2:05 h."""
+    """Seconds as people say them: 7 s, 1 min 35 s, 25 min, 2 h 5 min."""
     seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    unit, size = ("min", 60) if seconds < 3600 else ("h", 3600)
-    return f"{seconds // size}:{seconds % size * 60 // size:02d} {unit}"
+    if seconds >= 600:
+        seconds = round(seconds / 60) * 60  # of so many minutes, nobody counts the seconds
+    minutes, s = divmod(seconds, 60)
+    h, minutes = divmod(minutes, 60)
+    parts = [f"{n} {unit}" for n, unit in ((h, "h"), (minutes, "min"), (s, "s")) if n]
+    return " ".join(parts) or "0 s"
 
 
 def write_svg(path, title, draw, width=100):
     """Run `draw(console)` on a recording console and write what it drew as an SVG that needs no
     network.
     """
-    console = Console(
-        record=True,
-        width=width,
-        file=io.StringIO(),
-        force_terminal=True,
-        color_system="truecolor",
-        highlight=False,
-    )
+    screen = {"force_terminal": True, "color_system": "truecolor", "highlight": False}
+    console = Console(record=True, width=width, file=io.StringIO(), **screen)
     draw(console)
     svg = console.export_svg(title=title, unique_id="minqkv")
     svg = re.sub(r"@font-face\s*{[^}]*}\s*", "", svg)
-    files.write_text(
-        path, svg.replace("<svg ", '<svg xml:space="preserve" ', 1)
-    )  # some viewers drop leading spaces otherwise
+    svg = svg.replace("<svg ", '<svg xml:space="preserve" ', 1)  # or some drop leading spaces
+    files.write_text(path, svg)

@@ -6,7 +6,8 @@ from .console import bytes_text, say, stdout, table
 def variant_table(rows, cfg, config, context, dtype):
     """The paper's table, by the closed forms."""
     console = stdout()
-    title = f"{config}: L {cfg.n_layer}  d {cfg.n_embd}  H {cfg.n_head}  f {cfg.d_ff}  V {cfg.vocab_size}  P {cfg.block_size}"
+    size = f"L {cfg.n_layer}  d {cfg.n_embd}  H {cfg.n_head}  f {cfg.d_ff}"
+    title = f"{config}: {size}  V {cfg.vocab_size}  P {cfg.block_size}"
     columns = [
         ("variant", "left"),
         ("attention", "left"),
@@ -24,8 +25,10 @@ def variant_table(rows, cfg, config, context, dtype):
         saved = f"{100 * row['reduction']:.6g} %" if row["reduction"] else "–"
         lines.append([row["name"], row["formula"], f"{row['params']:,}", *macs, *cache, saved])
     table(console, title, columns, lines)
-    names = '"-" separate, "=" shared (no subtraction). α = 1/√d_h; head i reads stored head ⌊i/G⌋; s, g: what "+" learns.'
-    say(console, f"{names} MACs: multiply-accumulates of a prefill of {context:,} tokens.")
+    names = 'In a name "=" joins what is shared; the hyphen is not a minus sign.'
+    symbols = 'α = 1/√d_h; head i reads stored head ⌊i/G⌋; s, g: what "+" learns.'
+    macs = f"MACs: multiply-accumulates of a prefill of {context:,} tokens."
+    say(console, f"{names} {symbols} {macs}")
 
 
 def task_table(rows):
@@ -44,14 +47,9 @@ def _digits(row):
 
 def check_table(rows):
     """Gradient checks."""
-    lines = [
-        [
-            row["name"],
-            "–" if row["error"] is None else f"{row['error']:.1e}",
-            "ok" if row["ok"] else row["fault"],
-        ]
-        for row in rows
-    ]
-    table(
-        stdout(), None, [("backward of", "left"), ("relative error", "right"), ("", "left")], lines
-    )
+    columns = [("backward of", "left"), ("relative error", "right"), ("", "left")]
+    lines = []
+    for row in rows:
+        error = "–" if row["error"] is None else f"{row['error']:.1e}"
+        lines.append([row["name"], error, "ok" if row["ok"] else row["fault"]])
+    table(stdout(), None, columns, lines)

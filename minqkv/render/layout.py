@@ -1,7 +1,7 @@
-"""Lesson events as lines of text that fit a width. Styles are names here; whoever has colours gives
-them some.
+"""Lesson events as lines of text that fit a width. Styles are only names here; the terminal gives
+them colours.
 
-Everything true is in the text: shading repeats numbers, a masked entry is a dot, a wide matrix
+Nothing is said by colour alone: shading repeats numbers, and a masked entry is a dot. A wide matrix
 comes in blocks of columns, and no number is ever cut.
 """
 
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 PROSE_WIDTH = 88  # longer lines of prose are hard to read, however wide the terminal
 SHADES = " ░▒▓█"
 _SPELLED = {
-    "√": "sqrt ", "ᵀ": "^T", "⁻¹": "^-1", "α": "alpha", "β": "beta", "ε": "eps", "σ": "sigma", "Σ": "sum ", "∂": "d", "∞": "inf",
-    "·": "*", "×": "x", "−": "-", "–": "-", "—": "-", "±": "+/-", "≤": "<=", "≥": ">=", "≠": "!=", "≈": "~", "→": "->",
-    "←": "<-", "⟨": "<", "⟩": ">", "⌊": "floor(", "⌋": ")", "²": "^2", "₀": "_0", "₁": "_1", "₂": "_2", "ᵢ": "_i", "ⱼ": "_j",
+    "√": "sqrt ", "ᵀ": "^T", "⁻¹": "^-1", "α": "alpha", "β": "beta", "ε": "eps", "σ": "sigma",
+    "Σ": "sum ", "∂": "d", "∞": "inf", "·": "*", "×": "x", "−": "-", "–": "-", "—": "-", "±": "+/-",
+    "≤": "<=", "≥": ">=", "≠": "!=", "≈": "~", "→": "->", "←": "<-", "⟨": "<", "⟩": ">",
+    "⌊": "floor(", "⌋": ")", "²": "^2", "₀": "_0", "₁": "_1", "₂": "_2", "ᵢ": "_i", "ⱼ": "_j",
     "’": "'", "“": '"', "”": '"', "…": "...", "µ": "u", "\u00a0": " ",
 }  # fmt: skip
 
@@ -73,13 +74,12 @@ def _fold(line, width):
 
 
 def wrap(text, width, style="", indent=""):
-    """A paragraph of `code`, **strong** and plain words, filled to lines; code is not broken where
+    """A paragraph of `code`, **strong** and plain words, filled to lines. Code is not broken where
     it fits.
     """
-    text = re.sub(
-        r"[\t\v\f\r\x1b]", " ", text
-    )  # textwrap turns a tab into several blanks; escape codes are nobody's to send
-    letters = []  # (character, style); the ticks stay, for without colour they tell `it` from it
+    # textwrap would make several blanks of a tab; an escape code would reach the terminal
+    text = re.sub(r"[\t\v\f\r\x1b]", " ", text)
+    letters = []  # (character, style); the ticks stay: without colour only they show what is code
     for part in re.split(r"(`[^`]+`|\*\*[^*]+\*\*)", text):
         if part[:1] == "`" and len(part) > 1:
             letters += [("\u00a0" if c == " " else c, "code") for c in part]
@@ -88,13 +88,11 @@ def wrap(text, width, style="", indent=""):
         else:
             letters += [(c, style) for c in part]
     plain = "".join(c for c, _ in letters)
-    filled = textwrap.wrap(
-        plain, max(1, width), subsequent_indent=indent, break_on_hyphens=False
-    ) or [""]
+    options = {"subsequent_indent": indent, "break_on_hyphens": False}
     at, laid = 0, []
-    for number, row in enumerate(filled):
-        line = [(indent, "")] if number and indent else []
-        for c in row[len(indent) if number else 0 :]:
+    for row in textwrap.wrap(plain, max(1, width), **options) or [""]:
+        line = [(indent, "")] if laid and indent else []
+        for c in row[len(indent) if laid else 0 :]:
             while letters[at][0] != c:  # the white space that a line break swallowed
                 at += 1
             line.append((c.replace("\u00a0", " "), letters[at][1]))
@@ -124,33 +122,23 @@ def _prose(event, page):
             laid += wrap(paragraph.lstrip("# "), width, "title")
         else:
             for item in re.split(r"\n(?=- )", paragraph):
-                laid += wrap(
-                    " ".join(item.split()), width, indent="  " if item.startswith("- ") else ""
-                )
+                indent = "  " if item.startswith("- ") else ""
+                laid += wrap(" ".join(item.split()), width, indent=indent)
         laid.append([])
     return laid
 
 
 def _say(event, page):
-    width = min(page.width, PROSE_WIDTH)
-    return [
-        *(
-            line
-            for row in event["text"].split("\n")
-            for line in wrap(row, width, event.get("style", ""))
-        ),
-        [],
-    ]
+    laid = []
+    for row in event["text"].split("\n"):
+        laid += wrap(row, min(page.width, PROSE_WIDTH), event.get("style", ""))
+    return [*laid, []]
 
 
 def _step(event, page):
     title = f"step {event['number']} of {event['of']}: {event['title']}"
-    return [
-        [],
-        [("-" * min(page.width, PROSE_WIDTH), "note")],
-        *wrap(title, page.width, "title"),
-        [],
-    ]
+    rule = [("-" * min(page.width, PROSE_WIDTH), "note")]
+    return [[], rule, *wrap(title, page.width, "title"), []]
 
 
 def _code(event, page):
@@ -158,24 +146,15 @@ def _code(event, page):
     for row in re.sub(r"[\v\f\r\x1b]", " ", event["source"]).expandtabs(4).split("\n"):
         beside, mark, comment = row.rpartition("  # ")
         margin = " " * (len(row) - len(row.lstrip()))
-        if (
-            mark and len(row) + 2 > page.width
-        ):  # a comment with no room beside its line stands above it
+        if mark and len(row) + 2 > page.width:  # a comment with no room beside its line goes above
             room = max(10, page.width - len(margin) - 4)
-            laid += [
-                [(f"  {margin}# {piece}"[: page.width], "code")]
-                for piece in textwrap.wrap(comment, room)
-            ]
+            for piece in textwrap.wrap(comment, room):
+                laid.append([(f"  {margin}# {piece}"[: page.width], "code")])
             row = beside.rstrip()
-        hang = margin + " " * 6
-        options = {
-            "subsequent_indent": hang,
-            "break_on_hyphens": False,
-            "replace_whitespace": False,
-        }
-        laid += [
-            [(piece, "code")] for piece in textwrap.wrap("  " + row, page.width, **options) or [""]
-        ]
+        options = {"break_on_hyphens": False, "replace_whitespace": False}
+        options["subsequent_indent"] = margin + " " * 6
+        pieces = textwrap.wrap("  " + row, page.width, **options) or [""]
+        laid += [[(piece, "code")] for piece in pieces]
     return [*laid, []]
 
 
@@ -193,22 +172,14 @@ def number(value, digits=3):
 
 
 def _array(event, page):
-    shape = event["shape"]
-    title = [
-        (event["name"], "strong"),
-        ("  (" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")", "note"),
-    ]
+    name, shape, values = event["name"], tuple(event["shape"]), event["values"]
     if not shape:
-        return [[(f"{event['name']} = {number(event['values'], event['digits'])}", "strong")], []]
+        return [[(f"{name} = {number(values, event['digits'])}", "strong")], []]
+    laid = [[(name, "strong"), (f"  {shape}", "note")]]
     if len(shape) <= 2:
-        return [
-            title,
-            *_matrix(event, page, event["values"] if len(shape) == 2 else [event["values"]]),
-            [],
-        ]
-    laid = [title]
-    for index, values in _matrices(event["values"], len(shape) - 2):
-        laid += [[(f"[{', '.join(map(str, index))}]", "note")], *_matrix(event, page, values)]
+        return [*laid, *_matrix(event, page, values if len(shape) == 2 else [values]), []]
+    for index, part in _matrices(values, len(shape) - 2):
+        laid += [[(f"[{', '.join(map(str, index))}]", "note")], *_matrix(event, page, part)]
     return [*laid, []]
 
 
@@ -228,80 +199,80 @@ def _matrix(event, page, values):
     for row in values:
         cells.append([])
         for value in row:
-            level = (
-                min(4, int(4 * value + 0.5))
-                if shaded and isinstance(value, (int, float)) and value >= 0
-                else 0
-            )
-            text = number(value, event["digits"]) + (SHADES[level] if glyphs else "")
-            cells[-1].append((text, f"heat{level}" if shaded else ""))
+            text, level = number(value, event["digits"]), _level(value) if shaded else 0
+            style = f"heat{level}" if shaded else ""
+            cells[-1].append((text + (SHADES[level] if glyphs else ""), style))
     widest = max((len(text) for row in cells for text, _ in row), default=0)
     cells = [[(text.rjust(widest), style) for text, style in row] for row in cells]
-    columns = event["columns"] or (
-        [str(j) for j in range(len(values[0]))] if len(values) > 1 and len(values[0]) > 1 else None
-    )
-    labels = event["rows"] or ([str(i) for i in range(len(values))] if len(values) > 1 else [""])
-    if glyphs and columns:
-        columns = [
-            f"{label} " for label in columns
-        ]  # the number's last digit, not its shade, stands below the label
+    several = len(values) > 1
+    columns, labels = event["columns"], event["rows"]
+    if not columns and several and len(values[0]) > 1:
+        columns = [str(j) for j in range(len(values[0]))]
+    if not labels:
+        labels = [str(i) for i in range(len(values))] if several else [""]
+    if glyphs and columns:  # a label stands above the number's last digit, not above its shade
+        columns = [f"{label} " for label in columns]
     return grid(columns, labels, cells, page.width)
+
+
+def _level(value):
+    """How dark an entry is shaded, 0 to 4; words, masked and negative entries are not."""
+    shown = isinstance(value, (int, float)) and value >= 0
+    return min(4, int(4 * value + 0.5)) if shown else 0
 
 
 def grid(header, labels, rows, width, left=(), corner=""):
     """Cells (text, style) below a header (or None) and beside labels, in blocks of columns that fit
     the width.
 
-    Columns stand to the right, those in `left` to the left; `corner` heads the labels.
+    Columns are aligned to the right, those in `left` to the left; `corner` heads the labels.
     """
+
+    def aligned(text, j):
+        return text.ljust(widths[j]) if j in left else text.rjust(widths[j])
+
     count = len(rows[0]) if rows else len(header or ())
     beside = max(map(len, labels), default=0)
     widths = [
         max([len(row[j][0]) for row in rows] + ([len(header[j])] if header else []))
         for j in range(count)
     ]
-    blocks, used = [], width + 1
-    for j in range(count):
-        if used + 2 + widths[j] > width:
-            blocks.append([])
-            used = beside
-        blocks[-1].append(j)
-        used += 2 + widths[j]
     laid = []
-    for block in blocks:
+    for block in _blocks(widths, beside, width):
         if laid:
             laid.append([])
         if header:
-            heads = [
-                header[j].ljust(widths[j]) if j in left else header[j].rjust(widths[j])
-                for j in block
-            ]
-            laid.append(
-                [(corner.ljust(beside) + "".join("  " + head for head in heads).rstrip(), "note")]
-            )
+            heads = "".join("  " + aligned(header[j], j) for j in block)
+            laid.append([(corner.ljust(beside) + heads.rstrip(), "note")])
         for label, row in zip(labels, rows, strict=True):
             line = [(label.ljust(beside), "note")]
             for j in block:
                 text, style = row[j]
-                line += [
-                    ("  ", ""),
-                    (text.ljust(widths[j]) if j in left else text.rjust(widths[j]), style),
-                ]
+                line += [("  ", ""), (aligned(text, j), style)]
             laid.append(line)
     return laid
 
 
+def _blocks(widths, beside, limit):
+    """Column numbers in groups that fit next to labels of the width `beside`."""
+    blocks, used = [], limit + 1
+    for j, width in enumerate(widths):
+        if used + 2 + width > limit:
+            blocks.append([])
+            used = beside
+        blocks[-1].append(j)
+        used += 2 + width
+    return blocks
+
+
 def _table(event, page):
-    first, *columns = event["columns"]
-    labels = [first, *(number(row[0]) for row in event["rows"])]
-    beside = max(map(len, labels))
-    cells = [[(number(value), "") for value in row[1:]] for row in event["rows"]]
-    left = {
-        j for j in range(len(columns)) if any(isinstance(row[j + 1], str) for row in event["rows"])
-    }
-    body = grid(
-        columns, [label.ljust(beside) for label in labels[1:]], cells, page.width, left, first
-    )
+    (first, *columns), rows = event["columns"], event["rows"]
+    labels = [number(row[0]) for row in rows]
+    beside = max(map(len, [first, *labels]))
+    cells = [[(number(value), "") for value in row[1:]] for row in rows]
+    left = {j for j in range(len(columns)) if any(isinstance(row[j + 1], str) for row in rows)}
+    labels = [label.ljust(beside) for label in labels]
+    body = grid(columns, labels, cells, page.width, left, first)
     return [*wrap(event["title"], page.width, "strong"), *body, []]
 
 
@@ -309,10 +280,10 @@ def _table(event, page):
 
 
 def _curve(event, page, height=8):
-    series = {
-        name: [math.log10(y) for y in ys] if event["log"] else ys
-        for name, ys in event["series"].items()
-    }
+    def scaled(ys):
+        return [math.log10(y) for y in ys] if event["log"] else ys
+
+    series = {name: scaled(ys) for name, ys in event["series"].items()}
     low, high = min(map(min, series.values())), max(map(max, series.values()))
     step = (high - low) / (height - 1) or 1.0
     columns = max(2, min(page.width - 11, 64, max(map(len, series.values()))))
@@ -322,64 +293,62 @@ def _curve(event, page, height=8):
         for c in range(columns):
             y = ys[round(c * (len(ys) - 1) / (columns - 1))]
             row = rows[round((y - low) / step)]
-            row[c] = (
-                marks[name] if row[c] in (" ", marks[name]) else "*"
-            )  # a star: several curves meet
+            row[c] = marks[name] if row[c] in (" ", marks[name]) else "*"  # where curves meet
     laid = wrap(event["title"] + (" (logarithmic)" if event["log"] else ""), page.width, "strong")
     for i in reversed(range(height)):
         y = low + i * step
-        laid.append(
-            [(f"{10**y if event['log'] else y:9.3g} |", "note"), ("".join(rows[i]).rstrip(), "")]
-        )
+        label = f"{10**y if event['log'] else y:9.3g} |"
+        laid.append([(label, "note"), ("".join(rows[i]).rstrip(), "")])
     laid.append([(" " * 10 + "+" + "-" * columns, "note")])
     for name, ys in event["series"].items():
-        laid += wrap(
-            f"{marks[name]}  {name}: {ys[0]:.3g} at first, {ys[-1]:.3g} at last",
-            page.width,
-            indent="   ",
-        )
-    return [*laid, [(f"   {event['x']} runs to the right, {len(ys)} values", "note")], []]
+        ends = f"starts at {ys[0]:.3g}, ends at {ys[-1]:.3g}"
+        laid += wrap(f"{marks[name]}  {name}: {ends}", page.width, indent="   ")
+    return [*laid, [(f"   horizontal: {event['x']}, {len(ys)} values", "note")], []]
 
 
 # ---- questions and comparisons
 
 
 def _predict(event, page):
-    laid = wrap("? " + event["question"], min(page.width, PROSE_WIDTH), "ask", indent="  ")
+    width = min(page.width, PROSE_WIDTH)
+    laid = wrap("? " + event["question"], width, "ask", indent="  ")
     for letter, option in zip("abcdefgh", event["options"] or (), strict=False):
-        laid += wrap(f"  {letter}  {option}", min(page.width, PROSE_WIDTH), indent="     ")
+        laid += wrap(f"  {letter}  {option}", width, indent="     ")
     return laid
 
 
 def _answer(event, page):
-    text, style = {True: ("right: ", "good"), False: ("not quite: ", "bad"), None: ("", "strong")}[
-        event["right"]
-    ]
-    return [
-        *wrap(f"= {text}{event['answer']}", min(page.width, PROSE_WIDTH), style, indent="  "),
-        [],
-    ]
+    verdicts = {True: ("right: ", "good"), False: ("not quite: ", "bad"), None: ("", "strong")}
+    text, style = verdicts[event["right"]]
+    width = min(page.width, PROSE_WIDTH)
+    return [*wrap(f"= {text}{event['answer']}", width, style, indent="  "), []]
 
 
 def _compare(event, page):
-    verdict = "the same, up to rounding" if event["equal"] else "not the same"
-    verdict = (
-        f"largest difference {event['difference']:.1e}, {verdict}"
-        if event["difference"]
-        else "the same, bit for bit"
-    )
+    verdict = "the same, bit for bit"
+    if event["difference"]:
+        verdict = "the same, up to rounding" if event["equal"] else "not the same"
+        verdict = f"largest difference {event['difference']:.1e}, {verdict}"
     text = f"{event['left']} and {event['right']}: {verdict}"
     return [*wrap(text, min(page.width, PROSE_WIDTH), "good" if event["equal"] else "bad"), []]
 
 
 def _source(event, page):
-    return [
-        *wrap(f"{event['name']}: {event['file']}, line {event['line']}", page.width, "code"),
-        [],
-    ]
+    text = f"{event['name']}: {event['file']}, line {event['line']}"
+    return [*wrap(text, page.width, "code"), []]
 
 
 _LAYOUTS = {
-    "prose": _prose, "say": _say, "step": _step, "code": _code, "show": _array, "heat": _array, "table": _table,
-    "curve": _curve, "predict": _predict, "answer": _answer, "compare": _compare, "source": _source,
-}  # fmt: skip
+    "prose": _prose,
+    "say": _say,
+    "step": _step,
+    "code": _code,
+    "show": _array,
+    "heat": _array,
+    "table": _table,
+    "curve": _curve,
+    "predict": _predict,
+    "answer": _answer,
+    "compare": _compare,
+    "source": _source,
+}

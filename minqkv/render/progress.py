@@ -1,49 +1,42 @@
-"""Progress on stderr: a live bar on a terminal, a line per tenth elsewhere."""
+"""Progress on stderr: a live bar on a terminal, a line for each tenth elsewhere."""
 
 import time
 from contextlib import contextmanager
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import TimeElapsedColumn as Elapsed
+from rich.progress import TimeRemainingColumn as Remaining
 
 from .console import duration, say, stderr
 
 
 @contextmanager
 def progress(label, total, start=0, console=None):
-    """Yields `advance(done, note="")`. Off a terminal it prints a line per tenth.
+    """Yields `advance(done, note="")`, which shows how much of `total` is done.
 
-    Who prints lines of its own meanwhile passes its `console`, on which they come out above the
-    bar, and off a terminal in place of the tenths.
+    A caller who prints lines of its own meanwhile passes its `console`. Then the lines appear above
+    the bar, and off a terminal they replace the tenths.
     """
     tenths, console = console is None, console or stderr()
-    if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-        )
-        with Progress(
-            *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console
-        ) as bar:
-            task = bar.add_task(label, total=total, completed=start, note="")
-            yield lambda done, note="": bar.update(task, completed=done, note=note)
+    if not console.is_terminal:
+        yield _tenths(label, total, start, console) if tenths else lambda done, note="": None
         return
+    before = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Elapsed())
+    after = (TextColumn("left"), Remaining(), TextColumn("{task.fields[note]}"))
+    with Progress(*before, *after, console=console) as bar:
+        task = bar.add_task(label, total=total, completed=start, note="")
+        yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+
+def _tenths(label, total, start, console):
+    """An `advance` that prints a line for each tenth."""
     began, last = time.monotonic(), start * 10 // max(1, total)
 
     def advance(done, note=""):
         nonlocal last
-        if tenths and done * 10 // total > last:
+        if done * 10 // total > last:
             last = done * 10 // total
             left = (time.monotonic() - began) / max(1, done - start) * (total - done)
             say(console, f"{label}  {done}/{total}  {duration(left)} left  {note}".rstrip())
 
-    yield advance
+    return advance

@@ -4,6 +4,15 @@ import math
 
 from .console import say, table
 
+ARMS = {  # of the "+": heading -> the name of an arm, by variant
+    "none": "{}",
+    "full +": "{}+",
+    "temperature only": "{}+temperature",
+    "bias only": "{}+bias",
+    "full +,\nfrom s₀ = −1": "{}+ (s₀ = -1)",
+    "no +,\ndiagonal masked": "{} (diagonal masked)",
+}
+
 
 def number(value, digits=3):
     """.684, 1.000, or "–" where there is none."""
@@ -29,28 +38,33 @@ def cell_tables(console, cell, note, solved_from):
         ("accuracy\n95 % interval", "right"),
         ("each seed", "left"),
         (f"solved\n≥ {number(solved_from, 2)}", "right"),
-        ("to qkv, paired\n95 % interval", "right"),
+        ("minus qkv, paired\n95 % interval", "right"),
         ("published\nmean ± sd", "right"),
         ("parameters", "right"),
         ("cache B/token\nmeasured", "right"),
         ("cache B/token\nformula", "right"),
     ]
-    rows = []
-    for row in cell.rows:
-        seeds = " ".join(
-            "diverged" if value is None else number(value) for value in row.by_seed.values()
-        )
-        published = (
-            "–"
-            if row.published is None
-            else f"{number(row.published.mean)} ± {number(row.published_spread)}"
-        )
-        difference = (with_interval(row.to_qkv, sign=True), _difference_style(row.to_qkv))
-        rows.append([row.arm, with_interval(row.accuracy), seeds, f"{row.solved}/{len(row.by_seed)}", difference, published,
-                     f"{row.params:,}", f"{row.cache_measured:,}", f"{row.cache_formula:,}"])  # fmt: skip
-    table(console, cell.title, columns, rows)
+    table(console, cell.title, columns, [_line(row) for row in cell.rows])
     say(console, note)
     console.print()
+
+
+def _line(row):
+    values = row.by_seed.values()
+    published = "–"
+    if row.published is not None:
+        published = f"{number(row.published.mean)} ± {number(row.published_spread)}"
+    return [
+        row.arm,
+        with_interval(row.accuracy),
+        " ".join("diverged" if value is None else number(value) for value in values),
+        f"{row.solved}/{len(values)}",
+        (with_interval(row.to_qkv, sign=True), _difference_style(row.to_qkv)),
+        published,
+        f"{row.params:,}",
+        f"{row.cache_measured:,}",
+        f"{row.cache_formula:,}",
+    ]
 
 
 def _difference_style(estimate):
@@ -62,19 +76,20 @@ def _difference_style(estimate):
 def formulas(console, cells, itemsize):
     """What the names mean, once for all tables."""
     rows = {row.arm: row.formula for cell in cells for row in cell.rows}
-    table(console, 'What each variant computes ("-" separate, "=" shared; no subtraction)',
-          [("variant", "left"), ("attention", "left")], [list(pair) for pair in rows.items()])  # fmt: skip
-    say(
-        console,
-        f"Cache figures: elements of {itemsize} bytes, batch 1. An encoder has no cache: they are those of a decoder.",
-    )
+    title = 'What each variant computes ("=" joins what is shared; the hyphen is not a minus sign)'
+    columns = [("variant", "left"), ("attention", "left")]
+    table(console, title, columns, [list(pair) for pair in rows.items()])
+    cache = f"Cache figures: batch 1, {itemsize} bytes an element."
+    encoder = "An encoder has no cache; its figures are those of a decoder with the same attention."
+    say(console, f"{cache} {encoder}")
     say(console, "α = 1/√d_h; head i reads stored head ⌊i/G⌋; s and g are learned.")
     console.print()
 
 
 def picture(console, cell, height=11):
-    """Accuracy upwards, cache bytes to the right, a column per distinct size; names where they fit,
-    else letters.
+    """Accuracy upwards, cache bytes to the right, a column for each distinct size.
+
+    Variants are named where the names fit, otherwise lettered, with a key below.
     """
     rows = [row for row in cell.rows if row.accuracy]
     if not rows:
@@ -82,50 +97,49 @@ def picture(console, cell, height=11):
     high = math.ceil(max(row.accuracy.mean for row in rows) * 20) / 20
     low = min(high - 0.1, math.floor(min(row.accuracy.mean for row in rows) * 20) / 20)
     step = (high - low) / (height - 1)
-    level = {row.arm: round((row.accuracy.mean - low) / step) for row in rows}
-    sizes = sorted({row.cache_measured for row in rows})
-    letters = {row.arm: chr(ord("a") + i) for i, row in enumerate(rows)}
-    for labels in ({row.arm: row.arm for row in rows}, letters):
-        marks = {}  # (level, size) -> the labels that stand there
-        for row in rows:
-            marks.setdefault((level[row.arm], row.cache_measured), []).append(labels[row.arm])
-        texts = {place: " ".join(found) for place, found in marks.items()}
-        width = {
-            n: max(len(f"{n:,}"), *(len(text) for (_, size), text in texts.items() if size == n))
-            + 3
-            for n in sizes
-        }
+    places = {
+        row.arm: (round((row.accuracy.mean - low) / step), row.cache_measured) for row in rows
+    }
+    names = {name: name for name in places}
+    letters = {name: chr(ord("a") + i) for i, name in enumerate(places)}
+    for labels in (names, letters):
+        marks, width = _marks(places, labels)
         if 7 + sum(width.values()) <= console.width:
             break
     say(console, f"{cell.task}: accuracy against cache bytes a token", "bold")
     for i in reversed(range(height)):
-        line = "".join(texts.get((i, size), "").center(width[size]) for size in sizes)
+        line = "".join(marks.get((i, size), "").center(width[size]) for size in width)
         say(console, f"{number(low + i * step, 2):>5} │{line}".rstrip())
     say(console, "      └" + "─" * sum(width.values()))
-    say(
-        console,
-        "       " + "".join(f"{size:,}".center(width[size]) for size in sizes).rstrip() + " B",
-    )
+    sizes = "".join(f"{size:,}".center(width[size]) for size in width)
+    say(console, f"       {sizes.rstrip()} B")
     if labels is letters:
         say(console, "  ".join(f"{letter}\u00a0{name}" for name, letter in letters.items()))
     console.print()
 
 
+def _marks(places, labels):
+    """What stands at each (level, size), and how wide the column of each size is."""
+    marks = {}
+    for name, place in places.items():
+        marks.setdefault(place, []).append(labels[name])
+    marks = {place: " ".join(found) for place, found in marks.items()}
+    width = {}
+    for size in sorted({size for _, size in marks}):
+        texts = [text for (_, n), text in marks.items() if n == size]
+        width[size] = max(map(len, [f"{size:,}", *texts])) + 3
+    return marks, width
+
+
 def ablation_table(console, cells):
-    """One row a task and Q = K variant, one column an arm of the "+"."""
-    arms = {"none": "{}", "full +": "{}+", "temperature only": "{}+temperature", "bias only": "{}+bias",
-            "full +, from s₀ = −1": "{}+ (s₀ = -1)", "no +, diagonal masked": "{} (diagonal masked)"}  # fmt: skip
+    """A row for each task and Q = K variant, a column for each arm of the "+"."""
     rows = []
     for cell in cells:
         found = {row.arm: row.accuracy for row in cell.rows}
         for base in ("q=k-v", "q=k=v"):
-            rows.append(
-                [
-                    f"{cell.task} {base}",
-                    *(with_interval(found.get(form.format(base))) for form in arms.values()),
-                ]
-            )
-    columns = [("", "left"), *((name.replace(", ", ",\n"), "right") for name in arms)]
+            estimates = [with_interval(found.get(name.format(base))) for name in ARMS.values()]
+            rows.append([f"{cell.task} {base}", *estimates])
+    columns = [("", "left"), *((heading, "right") for heading in ARMS)]
     table(console, 'What the "+" does: token accuracy, mean and 95 % interval', columns, rows)
 
 

@@ -18,6 +18,9 @@ import numpy as np
 
 from .errors import EnvironmentFault, UsageError, unknown
 
+Array = np.ndarray  # in type hints: an array of the backend in use, so cupy.ndarray on a GPU
+
+LONG = 1 << 20  # bytes of keys below which a single pass is as fast
 LARGE_PRODUCT = 1 << 21  # multiply-adds from which BLAS's own threads pay
 
 
@@ -84,7 +87,7 @@ class Backend:
         return np.vecdot(a, b, keepdims=True)
 
     def visible(self, mask):
-        """How many columns of a boolean mask (t, S) matter: up to the last that is True anywhere."""
+        """How many columns of a boolean mask (t, S) matter: up to the last that is ever True."""
         return mask.shape[1] - int(mask.any(axis=0)[::-1].argmax())
 
     def bounded(self, a, b):
@@ -118,7 +121,7 @@ class Backend:
 
     def attend_alone(self, q, k, v, bias):
         """A single token's attention to a long cache, in parts; None: better in one piece."""
-        if k.nbytes < 1 << 20:
+        if k.nbytes < LONG:
             return None
         from . import split_k
 
@@ -220,7 +223,10 @@ def register(name, maker):
 
 
 def set_backend(name):
-    """Use this backend from now on, for the whole process. Raises UsageError or EnvironmentFault."""
+    """Use this backend from now on, in the whole process.
+
+    Raises UsageError for an unknown name, EnvironmentFault where it cannot run.
+    """
     if name not in _makers:
         raise unknown("backend", name, _makers)
     _use(_makers[name]())

@@ -1,53 +1,52 @@
 """Who uses a model at the moment: many threads may decode with it, or one may train it.
 
-Both at once would read half-updated weights and switch dropout on and off under each other's feet.
+Both at once would mix weights of before a step with weights of after it.
 """
 
 import threading
 import weakref
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from .errors import UsageError
 
+evaluating = ContextVar("evaluating", default=False)  # dropout is off in here, whatever the mode
 _lock = threading.Lock()
-_training = weakref.WeakSet()  # models that a training step is changing
-_decoding = (
-    weakref.WeakKeyDictionary()
-)  # model -> [how many decode, whether it was in training mode]
+_training = weakref.WeakKeyDictionary()  # model -> the one claim of a training step
+_decoding = weakref.WeakKeyDictionary()  # model -> the claims of all that decode with it
 
 
 @contextmanager
 def training(model):
-    """For one training step. Raises UsageError while the model is in use elsewhere."""
-    with _lock:
-        if model in _training or model in _decoding:
-            what = "being trained" if model in _training else "decoding"
-            raise UsageError(f"this model is {what} in another thread", "give each thread a model")
-        _training.add(model)
+    """For one training step. Raises UsageError while another thread uses the model."""
+    claim = object()  # of its own, so that an interrupt at any moment gives back what was taken
     try:
+        with _lock:
+            if model in _training or _decoding.get(model):
+                what = "trained" if model in _training else "used for decoding"
+                why = f"this model is being {what} by another thread"
+                raise UsageError(why, "give each thread a model of its own")
+            _training[model] = claim
         yield
     finally:
         with _lock:
-            _training.discard(model)
+            if _training.get(model) is claim:
+                del _training[model]
 
 
 @contextmanager
 def decoding(model):
-    """For one step of decoding, in evaluation mode. Raises UsageError while the model is trained."""
-    with _lock:
-        if model in _training:
-            why = "this model is being trained in another thread"
-            raise UsageError(why, "decode before or after the step, or with a copy")
-        entry = _decoding.setdefault(model, [0, model.training])
-        entry[0] += 1
-        if entry == [1, True]:
-            model.eval()
+    """For one step of decoding. Raises UsageError while the model is being trained."""
+    claim, before = object(), evaluating.get()
     try:
+        with _lock:
+            if model in _training:
+                why = "this model is being trained by another thread"
+                raise UsageError(why, "decode with a copy of it, or between two steps")
+            _decoding.setdefault(model, set()).add(claim)
+        evaluating.set(True)
         yield
     finally:
+        evaluating.set(before)
         with _lock:
-            entry[0] -= 1
-            if not entry[0]:
-                del _decoding[model]
-                if entry[1]:
-                    model.train(model.step)
+            _decoding.get(model, set()).discard(claim)

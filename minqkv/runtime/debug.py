@@ -15,7 +15,7 @@ from . import backend
 
 
 def guard(vjp, data, inputs):
-    """Wrap one operation's vjp; `data` is its result, `inputs` what it was given (Tensors or not)."""
+    """Wrap one operation's vjp; `data` is its result, `inputs` are Tensors or not."""
     name = vjp.__qualname__.split(".")[0]
     stack = "".join(traceback.format_list(traceback.extract_stack(limit=8)[:-2]))
     tensors = [x if hasattr(x, "node") else None for x in inputs]
@@ -33,9 +33,8 @@ def guard(vjp, data, inputs):
         except FloatingPointError:
             raise
         except Exception as error:
-            raise RuntimeError(
-                f"backward of {name}: {error}\nits forward ran here:\n{stack}"
-            ) from error
+            where = f"its forward ran here:\n{stack}"
+            raise RuntimeError(f"backward of {name}: {error}\n{where}") from error
         finally:
             _unlock(locked)
         return grads

@@ -104,7 +104,7 @@ def read_arrays(path, kind):
         raise EnvironmentFault(
             f"{path} does not exist", "a run stopped too early for it goes on with --resume"
         ) from error
-    except Exception as error:  # a damaged archive raises nearly anything: tokenize.TokenError, NotImplementedError, ...
+    except Exception as error:  # a damaged archive raises nearly anything, even TokenError
         raise EnvironmentFault(
             f"{path} is corrupt, truncated or no {kind}: {error}", "delete it and train again"
         ) from error

@@ -1,11 +1,9 @@
-"""Several cores, by threads: NumPy lets go of the interpreter's lock in its products and in
-operations on large arrays, so a batch can be trained in shards, one a thread.
+"""Several cores, by threads. NumPy releases the interpreter's lock in products and in operations on
+large arrays, so a batch can be trained in shards, one in each thread.
 
-Nothing here is imported until `set_threads`. What it does shows in no result but by rounding: with
-n threads, results depend on n alone.
+Results differ from those of one thread in rounding only; with n threads, they depend on n alone.
 """
 
-import copy
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -86,50 +84,57 @@ def _wait(futures):
 
 
 def in_shards(model, x, run):
-    """[run(replica, slice of rows)] for shards of the batch x, their gradients added to the
-    model's.
+    """[run(replica, rows)] for shards of the batch x; their gradients are added to the model's.
 
     None where one shard is best: a small batch, or a trace that wants to see all of it. If a shard
     fails, no gradient is added.
     """
-    parameters = model.parameters()
+    parameters = {id(p): p for p in model.parameters()}.values()  # a tied one has two names
     work = sum(p.data.size for p in parameters) * x.size
     n = min(backend.current.threads, len(x), work // SMALLEST)
     if n < 2 or _inside.get() or tracing.active is not None:
         return None
     ends = [len(x) * i // n for i in range(n + 1)]
-    replicas = [_replica(model, {}) for _ in range(n)]
+    twins = [{} for _ in range(n)]  # of each shard: id of a part of the model -> its own part
+    replicas = [_replica(model, mine) for mine in twins]
 
     def shard(i):
         first_row.set(first_row.get() + ends[i])
         return run(replicas[i], slice(ends[i], ends[i + 1]))
 
     results = each(shard, range(n))
-    for p, *twins in zip(parameters, *[r.parameters() for r in replicas], strict=True):
-        for twin in twins:  # in the order of the shards, so that the same bits come out every time
-            if twin.grad is not None:
+    for p in parameters:
+        for mine in twins:  # in the order of the shards, so that the same bits come out every time
+            twin = mine.get(id(p))  # none where no gradient is required
+            if twin is not None and twin.grad is not None:
                 p.add_gradient(twin.grad)
     return results
 
 
 def _replica(value, twins):
     """The same model on the same arrays: modules, lists and parameters are new, nothing else."""
+    if isinstance(value, _PLAIN):
+        return value
     if id(value) in twins:
         return twins[id(value)]  # a tied parameter is one parameter there, too
+    kind = type(value)
     if hasattr(value, "named_parameters"):
-        twin = twins[id(value)] = copy.copy(value)
-        vars(twin).update({k: _replica(v, twins) for k, v in vars(value).items()})
+        twin = twins[id(value)] = object.__new__(kind)
+        vars(twin).update([(name, _replica(v, twins)) for name, v in vars(value).items()])
     elif hasattr(value, "requires_grad") and value.requires_grad:
-        twin = copy.copy(value)
-        twin.node = type(value.node)()  # gradients of its own
-    elif isinstance(value, (list, tuple)):
-        twin = type(value)([_replica(item, twins) for item in value])
-    elif isinstance(value, dict):
-        twin = {k: _replica(v, twins) for k, v in value.items()}
+        twin = object.__new__(kind)
+        twin.data, twin.node = value.data, type(value.node)()  # gradients of its own
+    elif kind in (list, tuple):
+        twin = kind([_replica(item, twins) for item in value])
+    elif kind is dict:
+        twin = {key: _replica(item, twins) for key, item in value.items()}
     else:
         return value
     twins[id(value)] = twin
     return twin
+
+
+_PLAIN = int, float, str, type(None), type(lambda: None)  # what has no parts, and is met most
 
 
 # ---- BLAS's own threads

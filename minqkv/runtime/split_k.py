@@ -4,6 +4,7 @@ A softmax over many positions can be left unfinished, part by part, and put toge
 softmax(s) v = Σ_j e^(s_j - m) v_j / Σ_j e^(s_j - m), with m the largest score of all.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -21,20 +22,24 @@ def attend(q, k, v, bias=None):
     """
     B, h, S, d_k = k.shape
     nbytes = k.nbytes if v is k else k.nbytes + v.nbytes
-    n = backend.current.threads if nbytes >= LEAST else 1
-    if v is k:
-        n *= math.ceil(nbytes / (PIECE * n))
-    if n == 1:
+    threads = min(backend.current.threads, S) if nbytes >= LEAST else 1
+    pieces = math.ceil(nbytes / (PIECE * threads)) if v is k else 1  # for each thread
+    if threads * pieces == 1:
         return None
     rows = q.reshape(B, h, -1, d_k)  # (B, h, G, d_k): queries that share a stored head
+    ends = [S * i // (threads * pieces) for i in range(threads * pieces + 1)]
 
-    def some(i):
-        part = slice(S * i // n, S * (i + 1) // n)
-        keys = k[:, :, part]  # (B, h, s, d_k)
-        values = keys if v is k else v[:, :, part]
-        return unfinished(rows, keys, values, None if bias is None else bias[part])
+    def read(thread):
+        found = []
+        for i in range(thread * pieces, (thread + 1) * pieces):
+            keys = k[:, :, ends[i] : ends[i + 1]]  # (B, h, s, d_k)
+            values = keys if v is k else v[:, :, ends[i] : ends[i + 1]]
+            some_bias = None if bias is None else bias[ends[i] : ends[i + 1]]
+            found.append(unfinished(rows, keys, values, some_bias))
+        return found
 
-    return join(backend.current.each(some, range(n))).reshape(*q.shape[:3], -1)
+    parts = itertools.chain.from_iterable(backend.current.each(read, range(threads)))
+    return join(list(parts)).reshape(*q.shape[:3], -1)
 
 
 def unfinished(q, k, v, bias=None):

@@ -22,7 +22,7 @@ class Trace:
 
     def __init__(self):
         self.seen = {}
-        self.watched = {}  # Node -> its names (with K = V there are two), so that backward can report its gradient
+        self.watched = {}  # Node -> its names: backward reports its gradient under each
         self.scopes = []
 
     def __getitem__(self, name):

@@ -1,4 +1,9 @@
-"""Runs the cells of a study that are not yet on record, one process each, and keeps every record."""
+"""Runs what a study has no record of yet, and keeps a record of each run.
+
+A record is a file OUT/runs/<key>.json; its key is a hash of the run's configuration, the version of
+the code and the backend. So a study can be stopped anywhere and repeated, and a record of other
+code is found but never taken for one of this code.
+"""
 
 import contextlib
 import hashlib
@@ -9,50 +14,44 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
+from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 
 from ..models import GPT, GPTConfig
 from ..optim import Adam
-from ..runs import train_run
+from ..runs import RunConfig, train_run
 from ..runtime import backend, files
 from ..runtime.errors import Diverged, EnvironmentFault
+from ..runtime.parallel import blas_threads
 from ..runtime.version import code_version
 from ..train import train_step
 from ..variants import VariantSpec
 
-FIELDS = {"kind", "code", "backend", "config", "accuracy", "loss", "params", "diverged", "cache_bytes_per_token",
-          "cache_bytes_per_token_formula", "seconds"}  # fmt: skip
+KIND = "minqkv study run"
+FIELDS = {
+    *("kind", "code", "backend", "config", "accuracy", "loss", "params", "diverged", "seconds"),
+    *("cache_bytes_per_token", "cache_bytes_per_token_formula"),
+}
 
 
-def run_one(config):
+def run_one(config: RunConfig) -> dict:
     """Train and score one run; a divergence is a result too. Returns its record, a JSON object."""
-    record = {
-        "kind": "minqkv study run",
-        "code": code_version(),
-        "backend": backend.current.name,
-        "config": asdict(config),
-    }
-    began = time.perf_counter()
+    config, began = config.resolved(), time.perf_counter()
+    record = {"kind": KIND, "code": code_version(), "backend": backend.current.name}
+    record |= {"config": asdict(config), "accuracy": None, "loss": None}
+    record |= {"params": config.build().n_params, "diverged": None}
     try:
         _, result = train_run(config)
-        record |= {
-            "accuracy": result["accuracy"],
-            "loss": result["loss"],
-            "params": result["params"],
-            "diverged": None,
-        }
+        record |= {"accuracy": result["accuracy"], "loss": result["loss"]}
     except Diverged as error:
-        record |= {
-            "accuracy": None,
-            "loss": None,
-            "params": config.build().n_params,
-            "diverged": str(error),
-        }
+        record["diverged"] = str(error)
     measured, formula = cache_bytes_per_token(config)
     record |= {"cache_bytes_per_token": measured, "cache_bytes_per_token_formula": formula}
     record["seconds"] = time.perf_counter() - began
@@ -60,105 +59,152 @@ def run_one(config):
 
 
 def cache_bytes_per_token(config):
-    """(measured, formula): float32 bytes of the cache a decoder of this size has filled, and of the
-    closed form.
+    """(measured, formula): float32 bytes of the cache that a decoder of this size has filled with
+    seq_len tokens, and those of the closed form.
 
-    The decoder reads seq_len tokens. An encoder decodes nothing: its figure is that of a GPT with
-    the same attention.
+    An encoder has no cache: its figure is that of a GPT with the same attention.
     """
-    cfg = GPTConfig(
-        config.alphabet,
-        config.seq_len,
-        config.n_layer,
-        config.n_head,
-        config.n_embd,
-        config.variant,
-    )
+    size = (config.n_layer, config.n_head, config.n_embd)
+    cfg = GPTConfig(config.alphabet, config.seq_len, *size, config.variant)
     model = GPT(cfg)
     cache = model.new_cache()
     model(np.zeros((1, config.seq_len), int), cache=cache)
-    return cache.nbytes // len(cache), VariantSpec.parse(config.variant).cache_bytes_per_token(
-        cfg, itemsize=4
-    )
+    formula = VariantSpec.parse(config.variant).cache_bytes_per_token(cfg, itemsize=4)
+    return cache.nbytes // len(cache), formula
 
 
-def _key(config):
-    text = json.dumps([asdict(config), code_version(), backend.current.name])
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+# ---- records
 
 
-def recorded(config, out):
-    """The record of this very run (configuration, code and backend the same) under `out`, or None."""
-    path = Path(out) / "runs" / f"{_key(config)}.json"
-    if not path.exists():
-        return None
+def recorded(config: RunConfig, out: str | Path, accept_code: bool = False) -> dict | None:
+    """The record of this run under `out`: of the same configuration and backend, and of this code.
+
+    With `accept_code`, where this code has none, the record of another version will do; of several
+    the one that wrote last. A damaged record counts as none.
+    """
+    record = _record(config, out, code_version())
+    if record or not accept_code:
+        return record
+    others = (_record(config, out, code) for code in _other_versions(out))
+    return next(filter(None, others), None)
+
+
+def other_code(configs: list[RunConfig], out: str | Path) -> dict[str, int]:
+    """Code version -> for how many of these runs it has a record, while this code has none."""
+    missing = [config for config in configs if recorded(config, out) is None]
+    found = {
+        code: sum(_record(config, out, code) is not None for config in missing)
+        for code in _other_versions(out)
+    }
+    return {code: n for code, n in found.items() if n}
+
+
+def _path(config, out, code):
+    text = json.dumps([asdict(config.resolved()), code, backend.current.name])
+    return Path(out) / "runs" / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
+
+
+def _record(config, out, code):
+    path = _path(config, out, code)
+    record = _read(path) if path.exists() else {}
+    same = (record.get("code"), record.get("config")) == (code, asdict(config.resolved()))
+    return record if same and record.keys() == FIELDS else None
+
+
+def _read(path):
     with contextlib.suppress(EnvironmentFault):  # a damaged record is run again
-        record = files.read_json(path)
-        same = (record.get("config"), record.get("code")) == (asdict(config), code_version())
-        return record if same and record.keys() == FIELDS else None
-    return None
+        return files.read_json(path)
+    return {}
 
 
-def run_study(configs, out, jobs=1, on_record=None):
+def _other_versions(out):
+    """The other code versions that have records under `out`, the one that wrote last first."""
+    folder = Path(out) / "runs"
+    if not folder.is_dir():
+        return []
+    versions = _versions_in(folder, folder.stat().st_mtime_ns)
+    return [code for code in versions if code != code_version()]
+
+
+@lru_cache(maxsize=1)
+def _versions_in(folder, changed):
+    """Read once for all runs of a study: `changed` is new whenever a file came or was replaced."""
+    written = {}
+    for path in folder.glob("*.json"):
+        record = _read(path)
+        if record.get("kind") == KIND:
+            code = str(record.get("code"))
+            written[code] = max(written.get(code, 0), path.stat().st_mtime_ns)
+    return sorted(written, key=lambda code: (written[code], code), reverse=True)
+
+
+# ---- running
+
+
+def run_study(
+    configs: list[RunConfig],
+    out: str | Path,
+    jobs: int = 1,
+    on_record: Callable[[RunConfig, dict, bool], None] | None = None,
+    accept_code: bool = False,
+) -> list[dict]:
     """Run what is missing under `out`, each run recorded as it ends; returns the records in the
     order of `configs`.
 
-    `on_record(config, record, reused)` is called for each, in the order they end. The result does
-    not depend on `jobs`.
+    `jobs` processes share the work; the results do not depend on how many. `on_record(config,
+    record, reused)` is called for each run, in the order they end. `accept_code`: see `recorded`.
+    Raises EnvironmentFault when `out` cannot be written, or a process is killed.
     """
-    records = {}
+    records, missing = {}, []
     files.make_folder(out)
 
     def keep(config, record, reused):
         records[config] = record
         if not reused:
-            files.write_json(Path(out) / "runs" / f"{_key(config)}.json", record)
+            files.write_json(_path(config, out, record["code"]), record)
         if on_record:
             on_record(config, record, reused)
 
-    missing = []
     for config in configs:
-        record = recorded(config, out)
+        record = recorded(config, out, accept_code)
         if record:
             keep(config, record, True)
         else:
             missing.append(config)
     if jobs == 1 or len(missing) < 2:
-        for config in missing:
-            keep(config, run_one(config), False)
+        ended = ((config, run_one(config)) for config in missing)
     else:
-        _run_in_processes(missing, min(jobs, len(missing)), keep)
+        ended = _in_processes(missing, min(jobs, len(missing)))
+    with contextlib.closing(ended):  # whatever `keep` raises, no process is left behind
+        for config, record in ended:
+            keep(config, record, False)
     return [records[config] for config in configs]
 
 
-def _run_in_processes(configs, jobs, keep):
+def _in_processes(configs, jobs):
+    """Yield (config, record) as runs end, each on one core of its own process (`threads` is 1)."""
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        jobs, spawn, initializer=_start_worker, initargs=(backend.current.name,)
-    )
+    start = {"initializer": _start_worker, "initargs": (backend.current.name,)}
+    pool = ProcessPoolExecutor(jobs, spawn, **start)
     try:
         waiting = {pool.submit(run_one, config): config for config in configs}
         for future in as_completed(waiting):
-            keep(waiting[future], future.result(), False)
+            yield waiting[future], future.result()
         pool.shutdown()
     except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
         if isinstance(error, BrokenProcessPool):
-            why = "a worker process was killed, perhaps for want of memory"
-            raise EnvironmentFault(
-                why, "the same command goes on from there; with fewer --jobs it needs less"
-            ) from error
+            why = "a worker process was killed, perhaps for lack of memory"
+            cure = "the same command continues from there; with fewer --jobs it needs less"
+            raise EnvironmentFault(why, cure) from error
         raise
 
 
 def _start_worker(backend_name):
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them; the parent decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    backend.tame_allocator()
     backend.set_backend(backend_name)
 
 
@@ -167,33 +213,31 @@ def _die_with_parent():
     os._exit(1)
 
 
+# ---- how long it will take
+
+
 def seconds_per_step(config):
     """A measured guess: a few steps on an eighth of the batch, times eight."""
+    config = config.resolved()
     model = config.build()
     optimizer = Adam(model.parameters(), config.lr)
     x, y = config.data.draw(config.seed, "train", config.recipe.batch // 8)
-    train_step(model, optimizer, x, y)
-    began = time.perf_counter()
-    train_step(model, optimizer, x, y)
-    return 8 * (time.perf_counter() - began)
+    with blas_threads(1):  # as in the run
+        train_step(model, optimizer, x, y)
+        began = time.perf_counter()
+        train_step(model, optimizer, x, y)
+        return 8 * (time.perf_counter() - began)
 
 
-def estimate_seconds(configs, jobs):
-    """Wall seconds that `configs` will take, from one measurement per model shape."""
-    shapes = {}
+_shape = attrgetter("n_embd", "n_layer", "n_head", "seq_len", "form", "protocol")
+
+
+def estimate_seconds(configs: list[RunConfig], jobs: int) -> float:
+    """Wall seconds that `configs` will take, from one measurement for each shape of model."""
+    per_step = {}
     for config in configs:
-        shape = (
-            config.n_embd,
-            config.n_layer,
-            config.n_head,
-            config.seq_len,
-            config.form,
-            config.protocol,
-        )
-        if shape not in shapes:
-            shapes[shape] = seconds_per_step(replace(config, variant="qkv", plus_start=None))
-    per_run = [
-        shapes[(c.n_embd, c.n_layer, c.n_head, c.seq_len, c.form, c.protocol)] * (c.steps + 10)
-        for c in configs
-    ]
-    return max(math.fsum(per_run) / jobs, max(per_run, default=0))
+        if _shape(config) not in per_step:
+            plain = replace(config, variant="qkv", plus_start=None)
+            per_step[_shape(config)] = seconds_per_step(plain)
+    seconds = [per_step[_shape(c)] * (c.resolved().steps + 10) for c in configs]  # 10: the scoring
+    return max(math.fsum(seconds) / jobs, max(seconds, default=0))

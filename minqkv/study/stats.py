@@ -15,14 +15,12 @@ class Estimate:
 
     @property
     def clear_of_zero(self):
-        """Whether the interval leaves zero out."""
+        """Whether the interval does not contain zero."""
         return abs(self.mean) > self.half
 
 
-def estimate(values):
-    """Mean and 95 % interval: half = t(n-1) · s / √n, s with n - 1 in the denominator. None without
-    values.
-    """
+def estimate(values: list[float]) -> Estimate | None:
+    """Mean and 95 % interval: half = t(n-1) · s / √n, where s is `spread`. None without values."""
     n = len(values)
     if not n:
         return None
@@ -32,8 +30,8 @@ def estimate(values):
     return Estimate(mean, t_quantile(n - 1) * spread(values) / math.sqrt(n), n)
 
 
-def spread(values):
-    """The sample standard deviation (n - 1); NaN below two values."""
+def spread(values: list[float]) -> float:
+    """The sample standard deviation (n - 1 in the denominator); NaN below two values."""
     n = len(values)
     if n < 2:
         return math.nan
@@ -41,14 +39,16 @@ def spread(values):
     return math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1))
 
 
-def paired(values, baseline):
-    """The Estimate of values - baseline; both map seed -> value, and only shared seeds count."""
+def paired(values: dict[int, float], baseline: dict[int, float]) -> Estimate | None:
+    """The Estimate of values - baseline. Both map seed -> value; only shared seeds count."""
     return estimate([values[seed] - baseline[seed] for seed in values if seed in baseline])
 
 
 @lru_cache
-def t_quantile(freedom, p=0.975):
-    """The p-quantile of Student's t, by bisection on its distribution function."""
+def t_quantile(freedom: int, p: float = 0.975) -> float:
+    """The p-quantile of Student's t with this many degrees of freedom, by bisection on its
+    distribution function.
+    """
     low, high = 0.0, 1.0
     while _t_cdf(high, freedom) < p:
         high *= 2
@@ -59,8 +59,10 @@ def t_quantile(freedom, p=0.975):
 
 
 def _t_cdf(t, freedom, panels=200):
-    """P(T ≤ t), t ≥ 0: with t = √ν tan θ the density becomes a smooth cos^(ν-1) θ; Simpson's rule
-    does the rest.
+    """P(T ≤ t) for t ≥ 0 and ν degrees of freedom.
+
+    Substituting t = √ν tan θ turns the density into a smooth cos^(ν-1) θ, which Simpson's rule
+    integrates.
     """
     end = math.atan(t / math.sqrt(freedom))
     weights = [1, *([4, 2] * (panels // 2))[:-1], 1]

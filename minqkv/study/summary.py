@@ -5,7 +5,8 @@ import io
 import math
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -61,39 +62,30 @@ class Cell:
         return f"{self.task}  {size}  {self.form}, protocol {self.protocol}"
 
 
-def summarise(records):
+_of_cell = attrgetter(*[field.name for field in fields(Cell) if field.name != "rows"])
+
+
+def summarise(records: list[dict]) -> list[Cell]:
     """Records -> Cells, in the order the cells and arms first appear."""
     cells = {}
     for record in records:
         config = RunConfig(**record["config"])
-        key = (
-            config.task,
-            config.protocol,
-            config.form,
-            config.seq_len,
-            config.n_embd,
-            config.n_layer,
-            config.n_head,
-        )
-        cells.setdefault(key, {}).setdefault(arm(config), []).append((config, record))
+        arms = cells.setdefault(_of_cell(config), {})
+        arms.setdefault(arm(config), []).append((config, record))
     return [
-        Cell(*key, tuple(_row(runs, arms.get("qkv", ())) for runs in arms.values()))
-        for key, arms in cells.items()
+        Cell(*of_cell, tuple(_row(runs, arms.get("qkv", ())) for runs in arms.values()))
+        for of_cell, arms in cells.items()
     ]
 
 
 def _row(runs, baseline):
     config, first = runs[0]
-    by_seed = {c.seed: record["accuracy"] for c, record in runs}
-    finished = {seed: value for seed, value in by_seed.items() if value is not None}
-    reference = {
-        c.seed: record["accuracy"] for c, record in baseline if record["accuracy"] is not None
-    }
     published = published_accuracies(config)
+    finished, reference = _finished(runs), _finished(baseline)  # seed -> accuracy
     return Row(
         arm=arm(config),
         formula=VariantSpec.parse(config.variant).formula,
-        by_seed=by_seed,
+        by_seed={c.seed: record["accuracy"] for c, record in runs},
         accuracy=stats.estimate(list(finished.values())),
         solved=sum(value >= SOLVED for value in finished.values()),
         to_qkv=stats.paired(finished, reference) if arm(config) != "qkv" else None,
@@ -105,9 +97,14 @@ def _row(runs, baseline):
     )
 
 
-def published_accuracies(config):
-    """The authors' accuracies, one per seed, for exactly this configuration; an empty list where
-    they published none.
+def _finished(runs):
+    """Accuracies by seed of the runs that did not diverge."""
+    return {c.seed: record["accuracy"] for c, record in runs if record["accuracy"] is not None}
+
+
+def published_accuracies(config: RunConfig) -> list[float]:
+    """The authors' accuracies, one for each seed, for exactly this configuration; an empty list
+    where they published none.
     """
     names = ("task", "variant", "seq_len", "n_layer", "n_head", "n_embd", "seed")
     plain = RunConfig(**{name: getattr(config, name) for name in names})
@@ -117,9 +114,9 @@ def published_accuracies(config):
     return synthetic_2026().get((config.variant, config.task, *dims), [])
 
 
-def unresolved(cell):
-    """One line: how well this many seeds know the differences to qkv, and which they cannot tell
-    from zero.
+def unresolved(cell: Cell) -> str:
+    """One line: how precisely this many seeds give the differences from qkv, and which of them
+    cannot be distinguished from zero.
     """
     differences = [row for row in cell.rows if row.to_qkv]
     known = [row.to_qkv for row in differences if row.to_qkv.n > 1]
@@ -128,72 +125,76 @@ def unresolved(cell):
         alone = "qkv alone" if len(arms) == 1 else "no seed on which qkv and another finished"
         return f"{alone if 'qkv' in arms else 'no qkv among the variants'}, so no differences"
     if not known:
-        return "one seed resolves nothing: no interval, no difference; use --seeds 3 or more"
-    n, halves = (
-        min(difference.n for difference in known),
-        sorted(difference.half for difference in known),
-    )
+        return "one seed gives no interval: use --seeds 3 or more"
+    n = min(difference.n for difference in known)
+    halves = [difference.half for difference in known]
+    precision = f"95 % half-width of the difference from qkv: {halves[0]:.3f}"
+    if len(halves) > 1:
+        precision = "95 % half-widths of the differences from qkv: "
+        precision += f"{min(halves):.3f} to {max(halves):.3f}"
+        precision += " (no correction for multiple comparisons)"
     blurred = [row.arm for row in differences if not row.to_qkv.clear_of_zero]
-    line = f"n = {n} seeds, t = {stats.t_quantile(n - 1):.3f}: differences to qkv are known to ± {halves[0]:.3f}"
-    line += f" to ± {halves[-1]:.3f}, each by itself" if len(halves) > 1 else ""
-    line += (
-        f". Not told from zero: {', '.join(blurred)}." if blurred else ". All are clear of zero."
-    )
+    verdict = f"Not distinguishable from zero: {', '.join(blurred)}."
+    verdict = verdict if blurred else "All are distinguishable from zero."
+    line = f"n = {n} seeds, t = {stats.t_quantile(n - 1):.3f}. {precision}. {verdict}"
     ceiling = any(row.accuracy.mean > 0.9995 for row in cell.rows if row.accuracy)
-    return line + (" What is at 1.000 has reached the ceiling." if ceiling else "")
+    return line + (" A mean of 1.000 is at the ceiling." if ceiling else "")
 
 
-def environment():
+# ---- what is kept
+
+
+def environment() -> dict:
     """Versions and machine, for results.json."""
-    machine = {
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-    }
-    threads = {
-        name: os.environ[name]
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE")
-        if name in os.environ
-    }
+    variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE")
     return {
         "minqkv": __version__,
         "code": code_version(),
         "backend": backend.current.describe(),
-        **machine,
-        "threads": threads,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": {name: os.environ[name] for name in variables if name in os.environ},
     }
 
 
-def as_results(records, command, wall_seconds):
-    """The object of results.json: versions, hyper-parameters, command, runs, and the summary."""
-    runs = []
-    for record in records:
-        config = record["config"]
-        size = {
-            name: config[name]
-            for name in ("seq_len", "n_embd", "n_layer", "n_head", "form", "protocol")
-        }
-        runs.append({
-            "task": config["task"], "variant": config["variant"], "arm": arm(RunConfig(**config)), "seed": config["seed"],
-            "accuracy": record["accuracy"], "seconds": record["seconds"], "loss": record["loss"], "diverged": record["diverged"],
-            **size, "params": record["params"], "cache_bytes_per_token": record["cache_bytes_per_token"],
-            "cache_bytes_per_token_formula": record["cache_bytes_per_token_formula"], "config": config,
-        })  # fmt: skip
-    protocols = dict.fromkeys(record["config"]["protocol"] for record in records)
-    adam = {
-        "optimiser": "Adam",
-        "betas": Adam.BETAS,
-        "eps": Adam.EPS,
-        "schedule": "linear warm-up, cosine to 0",
-    }
+def as_results(records: list[dict], command: str, wall_seconds: float) -> dict:
+    """The object of results.json: versions, hyper-parameters, command, runs, and the summary.
+
+    Where records of other code were accepted, each run says which code it came from.
+    """
+    runs = [_as_run(record) for record in records]
+    if any(record["code"] != code_version() for record in records):
+        runs = [run | {"code": record["code"]} for run, record in zip(runs, records, strict=True)]
+    adam = {"optimiser": "Adam", "betas": Adam.BETAS, "eps": Adam.EPS}
+    adam["schedule"] = "linear warm-up, cosine to 0"
     recipes = {
         name: {**asdict(RECIPES[name]), **adam, "blocks": asdict(PROTOCOLS[name])}
-        for name in protocols
+        for name in dict.fromkeys(record["config"]["protocol"] for record in records)
     }
-    summary = _without_nan([asdict(cell) for cell in summarise(records)])
-    return {"command": command, "versions": environment(), "hyper_parameters": recipes, "wall_seconds": wall_seconds,
-            "cache_itemsize": 4, "solved_from": SOLVED, "runs": runs, "cells": summary}  # fmt: skip
+    return {
+        "command": command,
+        "versions": environment(),
+        "hyper_parameters": recipes,
+        "wall_seconds": wall_seconds,
+        "cache_itemsize": 4,
+        "solved_from": SOLVED,
+        "runs": runs,
+        "cells": _without_nan([asdict(cell) for cell in summarise(records)]),
+    }
+
+
+def _as_run(record):
+    """A record as an entry of results.json, and a line of results.csv."""
+    config = record["config"]
+    found = {name: config[name] for name in ("task", "variant")}
+    found |= {"arm": arm(RunConfig(**config)), "seed": config["seed"]}
+    found |= {name: record[name] for name in ("accuracy", "seconds", "loss", "diverged")}
+    sizes = ("seq_len", "n_embd", "n_layer", "n_head", "form", "protocol")
+    found |= {name: config[name] for name in sizes}
+    costs = ("params", "cache_bytes_per_token", "cache_bytes_per_token_formula", "config")
+    return found | {name: record[name] for name in costs}
 
 
 def _without_nan(value):
@@ -205,7 +206,7 @@ def _without_nan(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_results(out, results):
+def write_results(out: str | Path, results: dict) -> None:
     """results.json and results.csv under `out`, each replaced whole."""
     files.write_json(Path(out) / "results.json", results)
     text = io.StringIO()

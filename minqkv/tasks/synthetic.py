@@ -1,8 +1,7 @@
-"""Reverse, sort, sub, swap, copy (paper, section 4.1): digits in, digits out, every target
-computable by hand.
+"""The synthetic tasks (paper, section 4.1): digits in, digits out, every target computable by hand.
 
-As tagging (form "encoder"): x of T digits, a label per digit. In causal form: `x | y` for a
-decoder, the loss on y only.
+What each task asks is a rule (rules.py). As tagging (form "encoder"): x of T digits, a label for
+each digit. In causal form: `x | y` for a decoder, the loss on y only.
 """
 
 from dataclasses import dataclass
@@ -13,23 +12,7 @@ from ..runtime.errors import UsageError, unknown
 from ..runtime.rng import stream
 from ..train import IGNORE
 from .base import Recipe
-
-RULES = {
-    "reverse": lambda x, a: x[:, ::-1],
-    "sort": lambda x, a: np.sort(x, axis=1),
-    "sub": lambda x, a: a - 1 - x,
-    "swap": lambda x, a: np.roll(x, x.shape[1] // 2, axis=1),
-    "copy": lambda x, a: x,
-}
-ABOUT = {
-    "reverse": "the sequence backwards",
-    "sort": "the digits in ascending order",
-    "sub": "each digit d becomes 9 - d (alphabet size - 1 - d)",
-    "swap": "the second half first; even lengths only",
-    "copy": "the sequence itself",
-}
-FORMS = ("encoder", "causal")
-SPLITS = ("train", "validation", "test")
+from .rules import FORMS, RULES, SPLITS
 
 RECIPES = {  # by protocol: the years of the paper and of its predecessor
     "2023": Recipe(50_000, 10_000, 128, 2, True, 1e-3, 5.0, 0, False),
@@ -55,10 +38,10 @@ class Synthetic:
             raise UsageError(
                 f"length {self.seq_len} must be at least 1 and alphabet {self.alphabet} at least 2"
             )
-        if self.name == "swap" and self.seq_len % 2:
-            even = f"--seq-len {self.seq_len + 1}"
+        if (why := RULES[self.name].even) and self.seq_len % 2:
             raise UsageError(
-                f"swap exchanges two halves: the length must be even, not {self.seq_len}", even
+                f"{self.name} {why}: the length must be even, not {self.seq_len}",
+                f"--seq-len {self.seq_len + 1}",
             )
 
     @property
@@ -87,7 +70,7 @@ class Synthetic:
 
     def encode(self, x):
         """Digits (n, T) -> inputs and targets (n, block_size)."""
-        y = RULES[self.name](x, self.alphabet)  # (n, T)
+        y = RULES[self.name].target(x, self.alphabet)  # (n, T)
         if self.form == "encoder":
             return x, y
         separator = np.full((len(x), 1), self.alphabet)

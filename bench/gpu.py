@@ -1,0 +1,161 @@
+"""A day on a GPU in one command: `python -m bench.gpu`.
+
+Runs the GPU tests; compares operations, training steps and decoded tokens with PyTorch on the same
+card, what they compute and how long they take; measures what the card can do at best. Every result
+is written as soon as it is there, to bench/results/gpu-<part>.json, so a run that is cut short
+keeps what it has. When the time is up, what is left is left out, and said so. Exits 1 where a test
+failed or two results disagree, 3 without a GPU. PyTorch is optional: without it, its columns stay
+empty.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from minqkv.runtime import backend
+from minqkv.runtime.errors import EnvironmentFault
+
+from . import gpu_card, gpu_models, gpu_ops
+from .card import this_machine
+from .common import ENVIRONMENT, RESULTS, command, machine, progress, spread, table, write_result
+
+PARTS = {  # name -> cases(card, left): name -> a function that measures it and returns a row
+    "tests": gpu_card.test_cases,
+    "ops": gpu_ops.cases,
+    "step": gpu_models.step_cases,
+    "decode": gpu_models.decode_cases,
+    "ceilings": gpu_card.ceiling_cases,
+}
+LONGEST = 15  # seconds a case may take: none is begun in the last ones
+
+
+def main():
+    options = parse()
+    try:
+        card = this_machine()
+    except EnvironmentFault as error:
+        print(f"bench.gpu: {error}", file=sys.stderr)
+        sys.exit(ENVIRONMENT)
+    try:
+        sys.exit(0 if run(options.parts, card, options.out, options.minutes) else 1)
+    except KeyboardInterrupt:
+        print(f"bench.gpu: interrupted; what was done is in {options.out}", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse():
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    names = ",".join(PARTS)
+    parser.add_argument(
+        "--parts", type=_parts, default=list(PARTS), help=f"in this order (default: {names})"
+    )
+    parser.add_argument("--minutes", type=float, default=8, help="in all (default: 8)")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder for the files (default: bench/results)"
+    )
+    return parser.parse_args()
+
+
+def _parts(text):
+    parts = text.split(",")
+    for part in parts:
+        if part not in PARTS:
+            raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(PARTS)}")
+    return parts
+
+
+def run(parts, card, folder, minutes, now=time.monotonic):
+    """Measure these parts; returns whether all that was measured is right.
+
+    `now` is the clock of the budget.
+    """
+    end = now() + 60 * minutes
+    right, left_out = True, []
+    with backend.use_backend(card.backend):
+        for part in parts:
+            rows, late = measure(part, card, folder, lambda: end - now())
+            right = right and not any("failed" in r or r.get("agrees") is False for r in rows)
+            left_out += [f"{part} {case}" for case in late]
+            if rows:
+                show(part, rows)
+    if left_out:
+        progress(f"bench.gpu: the {minutes:g} minutes are over; left out: {', '.join(left_out)}")
+    return right
+
+
+def measure(part, card, folder, left):
+    """(rows, names of the cases there was no time for) of one part, written after each case.
+
+    `left()` is how many seconds there are. A case that fails is a row that says how.
+    """
+    head = {"part": f"gpu-{part}", "command": command("gpu"), "complete": False, "left_out": []}
+    head["machine"] = machine() | card.description
+    rows = []
+    cases = PARTS[part](card, left)
+    for name, function in cases.items():
+        if left() < LONGEST:
+            head["left_out"].append(name)
+            continue
+        progress(f"gpu: {part} {name}")
+        rows.append({"case": name, **attempt(function)})
+        card.release()
+        write_result(Path(folder) / f"gpu-{part}.json", head, rows)
+    if rows:
+        head["complete"] = not head["left_out"]
+        write_result(Path(folder) / f"gpu-{part}.json", head, rows)
+    return rows, head["left_out"]
+
+
+def attempt(function):
+    """Its row; for an error, among them one of memory, a row that names it."""
+    try:
+        return function()
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}".strip()}
+
+
+MODEL = ["minqkv ms", "PyTorch ms", "ratio", "tokens/s", "differ by"]
+COLUMNS = {
+    "tests": ["summary"],
+    "ops": ["forward ms", "PyTorch", "ratio", "and backward ms", "PyTorch", "ratio", "differ by"],
+    "step": MODEL,
+    "decode": MODEL,
+    "ceilings": ["", "CuPy", "PyTorch"],
+}
+
+
+def show(part, rows):
+    """The table of a part: one line a case."""
+    lines = []
+    for row in rows:
+        text = row.get("failed") or row.get("summary")
+        lines.append([row["case"], *([text] if text else figures(part, row))])
+    table(f"gpu: {part}", ["case", *COLUMNS[part]], lines)
+
+
+def figures(part, row):
+    """The numbers of a row as text, for these columns."""
+    if part == "ceilings":
+        unit, rates = "GB/s", row.get("GB_per_second")
+        if rates is None:
+            unit, rates = "TFLOP/s", row["tflops"]
+        return [unit, *(f"{rate:.1f}" for rate in rates.values())]
+    differ = f"{max(row['differ_by'].values()):.0e}" if "differ_by" in row else ""
+    if part == "ops":
+        names = [n for n in ("forward", "both", "step") if n in row["median_ms"]]
+        cells = [c for n in names for c in _beside(row, n, f"torch {n}", f"{n}_ratio")]
+        return [*cells, *[""] * (6 - len(cells)), differ]
+    cells = _beside(row, "minqkv", row.get("best_torch"), "ratio")
+    return [*cells, f"{row['tokens_per_second']:,}", differ]
+
+
+def _beside(row, ours, theirs, ratio):
+    ms = row["median_ms"]
+    over = spread(row[ratio]) if ratio in row else ""
+    return [f"{ms[ours]:.3f}", f"{ms[theirs]:.3f}" if theirs in ms else "", over]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The synthetic tasks, each registered once: its name, what is asked, and how to work it out.
+
+Help texts, suggestions and `minqkv tasks` go through RULES. This file imports no NumPy, so `--help`
+can list the tasks; a rule works with the methods and operators of the array it is given.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`target(x, a)`: digits (n, T) below the alphabet size a -> the answers, (n, T)."""
+
+    about: str
+    target: Callable
+    even: str | None = None  # why the length must be even, if it must
+
+
+def _sorted(x):
+    x = x.copy()
+    x.sort(axis=1)
+    return x
+
+
+def _halves_swapped(x):
+    half = x.shape[1] // 2
+    return x[:, [*range(half, x.shape[1]), *range(half)]]
+
+
+RULES = {
+    "reverse": Rule("the sequence backwards", lambda x, a: x[:, ::-1]),
+    "sort": Rule("the digits in ascending order", lambda x, a: _sorted(x)),
+    "sub": Rule(
+        "each digit d becomes 9 - d (alphabet size - 1 - d)",
+        lambda x, a: a - 1 - x,
+    ),
+    "swap": Rule(
+        "the second half first; even lengths only",
+        lambda x, a: _halves_swapped(x),
+        even="exchanges two halves",
+    ),
+    "copy": Rule("the sequence itself", lambda x, a: x),
+}
+FORMS = ("encoder", "causal")
+SPLITS = ("train", "validation", "test")
+YEARS = ("2023", "2026")  # protocols, by the year of the paper: RECIPES and models.PROTOCOLS

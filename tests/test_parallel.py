@@ -1,0 +1,669 @@
+"""Shards on threads give the loss and gradients of the whole batch, whatever happens meanwhile."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import threadpoolctl
+
+import minqkv as mq
+from minqkv.models import GPT, GPTConfig, Tagger, TaggerConfig
+from minqkv.nn import Parameter
+from minqkv.optim import AdamW
+from minqkv.runtime import backend, parallel
+from minqkv.runtime.errors import UsageError
+from minqkv.runtime.rng import skip, stream
+from minqkv.runtime.tracing import trace
+from minqkv.tensor import Tensor, grad_wanted, no_grad
+from minqkv.train import evaluate, loss_and_gradients, train_step
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch):
+    monkeypatch.setattr(parallel, "SMALLEST", 1)
+    yield
+    parallel.set_threads(1)
+
+
+MODELS = {
+    "qkv": lambda: GPT(GPTConfig(7, 6, 2, 4, 16, "qkv", dtype="float64")),
+    "dropout": lambda: GPT(GPTConfig(7, 6, 2, 4, 16, "q-k=v", dropout=0.3, dtype="float64")),
+    "rope and groups": lambda: GPT(
+        GPTConfig(7, 6, 1, 4, 16, "q-gqa-2", position="rope", dtype="float64")
+    ),
+    "tagger": lambda: Tagger(
+        TaggerConfig(7, 6, 1, 2, 16, "q=k=v+", protocol="2023", dtype="float64")
+    ),
+}
+
+
+def steps(threads, make, ignored=slice(0, 0)):
+    parallel.set_threads(threads)
+    model = make()
+    optimizer = AdamW(model.parameters(), lr=1e-2)
+    x, y = np.random.default_rng(0).integers(0, 7, (2, 7, 6))
+    y[ignored] = -100
+    return [train_step(model, optimizer, x, y) for _ in range(5)], model.state_dict()
+
+
+def trained(model):
+    x = np.zeros((4, 6), int)
+    return loss_and_gradients(model, x, x)
+
+
+def blas_now():
+    controller = threadpoolctl.ThreadpoolController().select(user_api="blas")
+    return [library.num_threads for library in controller.lib_controllers]
+
+
+@pytest.mark.parametrize("ignored", [slice(0, 0), slice(2, 5)], ids=["all", "an empty shard"])
+@pytest.mark.parametrize("name", MODELS)
+def test_shards_agree_with_the_whole(name, ignored):
+    whole, state = steps(1, MODELS[name], ignored)
+    for threads in (2, 3, 7):
+        losses, sharded = steps(threads, MODELS[name], ignored)
+        np.testing.assert_allclose(losses, whole, rtol=1e-12)
+        for key in state:
+            np.testing.assert_allclose(sharded[key], state[key], rtol=1e-7, atol=1e-9, err_msg=key)
+
+
+def test_the_same_number_of_threads_gives_the_same_bits():
+    (first, a), (again, b) = (steps(2, lambda: GPT(GPTConfig(7, 6, 2, 4, 16))) for _ in range(2))
+    assert first == again
+    assert all((a[key] == b[key]).all() for key in a)
+
+
+def test_bits_do_not_depend_on_who_is_first(monkeypatch):
+    """The last shard is made to finish first, then last."""
+    found = []
+    for late in (0, 2):
+        parallel.set_threads(3)
+        model, gate = MODELS["qkv"](), threading.Barrier(3)
+        part = parallel._part
+
+        def held(function, item, late=late, gate=gate, part=part):
+            gate.wait()
+            if item == late:
+                for _ in range(3):
+                    np.linalg.svd(np.ones((150, 150)))
+            return part(function, item)
+
+        monkeypatch.setattr(parallel, "_part", held)
+        found.append((trained(model), [p.grad.copy() for p in model.parameters()]))
+        monkeypatch.setattr(parallel, "_part", part)
+    assert found[0][0] == found[1][0]
+    assert all((a == b).all() for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+def test_gradients_add_up_over_calls():
+    parallel.set_threads(2)
+    model, x = MODELS["qkv"](), np.random.default_rng(0).integers(0, 7, (4, 6))
+    loss_and_gradients(model, x, x)
+    once = [p.grad.copy() for p in model.parameters()]
+    loss_and_gradients(model, x, x)
+    for p, g in zip(model.parameters(), once, strict=True):
+        np.testing.assert_allclose(p.grad, 2 * g, rtol=1e-12)
+    pointers = [p.grad.__array_interface__["data"][0] for p in model.parameters()]
+    assert len(set(pointers)) == len(pointers)  # no two gradients share memory
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, True, "2", None])
+def test_no_threads_are_refused(n):
+    with pytest.raises(UsageError, match="at least one"):
+        mq.set_threads(n)
+
+
+def test_a_shard_is_the_model_as_it_is():
+    parallel.set_threads(2)
+    model, x = MODELS["dropout"](), np.random.default_rng(0).integers(0, 7, (4, 6))
+    optimizer = AdamW(model.parameters(), lr=0.0)
+    assert len({train_step(model, optimizer, x, x) for _ in range(3)}) == 3
+    for block in model.blocks:
+        block.drop_1.rate = block.drop_2.rate = 0.0
+    plain = train_step(model, optimizer, x, x)
+    parallel.set_threads(1)
+    assert train_step(model, optimizer, x, x) == pytest.approx(plain, rel=1e-12)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_does_not_fit_is_refused_whole_or_in_shards(threads):
+    parallel.set_threads(threads)
+    model, x = MODELS["qkv"](), np.zeros((4, 6), int)
+    for y, message in (
+        (np.zeros((8, 6), int), "do not fit"),
+        (np.full((4, 6), -100), "every target is ignored"),
+        (np.full((4, 6), 7), "outside 0..6"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            loss_and_gradients(model, x, y)
+        assert all(p.grad is None for p in model.parameters())
+    assert np.isfinite(loss_and_gradients(model, x, x))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_can_train():
+    parallel.set_threads(2)
+    model = MODELS["qkv"]()
+    loss = trained(model)
+    child = os.fork()
+    if not child:
+        signal.alarm(30)  # a hang ends the child
+        model.zero_grad()
+        os._exit(0 if trained(model) == loss and parallel._asked == {} else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_replica_shares_arrays_and_nothing_else():
+    model = MODELS["dropout"]()
+    model.tied = model.wte.weight  # a parameter with two names
+    model.pair = (Parameter(np.ones(2)), {"deep": Parameter(np.ones(3))})
+    model.blocks[0].note = note = ["not", "a", "module"]
+    twin = parallel._replica(model, {})
+    assert twin is not model
+    assert twin.config is model.config
+    for (name, p), (same, q) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
+        assert name == same
+        assert q is not p
+        assert q.data is p.data
+        assert q.node is not p.node
+        assert type(q) is Parameter
+    assert twin.tied is twin.wte.weight
+    assert twin.pair[0].data is model.pair[0].data
+    assert twin.pair[1]["deep"] is not model.pair[1]["deep"]
+    assert twin.blocks[0].note == note
+    assert twin.blocks[0] is not model.blocks[0]
+
+
+def test_a_tied_parameter_gets_the_sum_of_its_gradients():
+    found = []
+    for threads in (1, 3):
+        parallel.set_threads(threads)
+        model = MODELS["qkv"]()
+        model.blocks[1].mlp.fc.weight = model.blocks[0].mlp.fc.weight
+        trained(model)
+        found.append(model.blocks[0].mlp.fc.weight.grad.copy())
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-10, atol=1e-15)
+
+
+def test_parameters_replaced_or_left_out():
+    parallel.set_threads(2)
+    model = MODELS["qkv"]()
+    trained(model)
+    model.wte.weight = type(model.wte.weight)(model.wte.weight.data * 2)
+    last = model.blocks.pop()
+    sharded, grads = trained(model), [p.grad.copy() for p in model.blocks[0].parameters()]
+    assert all(p.grad is not None for p in last.parameters())  # of the step before
+    parallel.set_threads(1)
+    assert trained(model) == pytest.approx(sharded, rel=1e-12)
+    assert all(np.isfinite(g).all() for g in grads)
+
+
+def test_a_model_of_two_dtypes():
+    found = []
+    for threads in (1, 2):
+        parallel.set_threads(threads)
+        model = MODELS["qkv"]()
+        model.ln_f.weight.data = model.ln_f.weight.data.astype("float32")
+        found.append(trained(model))
+    assert found[1] == pytest.approx(found[0], rel=1e-12)
+
+
+def test_each_class_of_model_runs_its_own_code():
+    class Doubled(GPT):
+        def forward(self, ids, cache=None):
+            return super().forward(ids, cache) * 2
+
+    found = []
+    for threads in (1, 2):
+        parallel.set_threads(threads)
+        model = Doubled(MODELS["qkv"]().config)
+        model.hook = lambda x: x  # a function needs no copy
+        found.append((trained(model), trained(MODELS["qkv"]())))
+    assert found[1] == pytest.approx(found[0], rel=1e-12)
+    assert found[0][0] != pytest.approx(found[0][1], rel=1e-3)
+
+
+def test_code_changed_between_steps_counts(monkeypatch):
+    parallel.set_threads(2)
+    model = MODELS["qkv"]()
+    trained(model)
+    forward = GPT.forward
+    monkeypatch.setattr(GPT, "forward", lambda self, ids: forward(self, ids) * 3)
+    sharded = trained(model)
+    parallel.set_threads(1)
+    assert trained(model) == pytest.approx(sharded, rel=1e-12)
+
+
+def test_a_parameter_without_a_gradient_stays_without():
+    parallel.set_threads(2)
+    model = MODELS["qkv"]()
+    model.spare = type(model.wte.weight)(np.ones((2, 3)))
+    model.empty = [type(model.wte.weight)(np.ones((0,))) for _ in range(2)]
+    trained(model)
+    assert model.spare.grad is None
+    assert model.wte.weight.grad is not None
+
+
+def test_a_model_that_grows():
+    parallel.set_threads(2)
+    model, other = MODELS["qkv"](), MODELS["qkv"]()
+    trained(model)
+    model.blocks += other.blocks
+    sharded = trained(model)
+    parallel.set_threads(1)
+    assert trained(model) == pytest.approx(sharded, rel=1e-12)
+
+
+def counting(monkeypatch):
+    sizes, run = [], parallel.each
+
+    def noting(function, items):
+        items = list(items)
+        sizes.append(len(items))
+        return run(function, items)
+
+    monkeypatch.setattr(parallel, "each", noting)
+    return sizes
+
+
+def test_what_is_small_stays_whole(monkeypatch):
+    sizes = counting(monkeypatch)
+    parallel.set_threads(2)
+    model = MODELS["qkv"]()
+    trained(model)
+    assert sizes == [2]
+    work = sum(p.size for p in model.parameters()) * 4 * 6
+    monkeypatch.setattr(parallel, "SMALLEST", work // 2)
+    trained(model)
+    assert sizes == [2, 2]
+    monkeypatch.setattr(parallel, "SMALLEST", work // 2 + 1)
+    trained(model)
+    assert sizes == [2, 2]
+
+
+def test_what_is_traced_is_one_shard(monkeypatch):
+    sizes = counting(monkeypatch)
+    parallel.set_threads(2)
+    model = MODELS["qkv"]()
+    with trace() as seen:
+        trained(model)
+    assert not sizes
+    assert seen["blocks.0.attn.q"].shape[0] == 4
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_an_exception_in_a_shard_discards_all_of_it(where, kind, monkeypatch):
+    parallel.set_threads(3)
+    model, ended = MODELS["qkv"](), []
+    loss = trained(model)
+    before = [p.grad.copy() for p in model.parameters()]
+    first, part = blas_now(), parallel._part
+
+    def failing(function, item):
+        if item == where:
+            raise kind("in a shard")
+        result = part(function, item)
+        ended.append(item)
+        return result
+
+    monkeypatch.setattr(parallel, "_part", failing)
+    with pytest.raises(kind, match="in a shard"):
+        trained(model)
+    assert len(ended) == 2  # the others were waited for
+    for p, g in zip(model.parameters(), before, strict=True):
+        np.testing.assert_array_equal(p.grad, g)
+    assert blas_now() == first
+    monkeypatch.setattr(parallel, "_part", part)
+    model.zero_grad()
+    assert trained(model) == loss
+
+
+def test_an_interrupt_while_waiting_is_raised_when_all_have_ended(monkeypatch):
+    parallel.set_threads(2)
+    wait, interrupts = parallel.wait, [KeyboardInterrupt(), KeyboardInterrupt()]
+
+    def interrupted(futures):
+        if interrupts:
+            raise interrupts.pop()
+        return wait(futures)
+
+    monkeypatch.setattr(parallel, "wait", interrupted)
+    model = MODELS["qkv"]()
+    with pytest.raises(KeyboardInterrupt):
+        trained(model)
+    assert all(p.grad is None for p in model.parameters())
+    assert np.isfinite(trained(model))
+
+
+def test_shards_see_the_callers_context():
+    parallel.set_threads(2)
+
+    def look(_):
+        with warnings.catch_warnings(record=True):
+            return np.geterr()["over"], grad_wanted(Tensor([1.0], requires_grad=True))
+
+    with np.errstate(over="raise"), no_grad():
+        assert set(parallel.each(look, range(4))) == {("raise", False)}
+    assert parallel.each(look, range(2))[1][1]
+
+
+def test_what_a_part_sets_does_not_leak():
+    parallel.set_threads(2)
+
+    def leak(_):
+        np.seterr(over="raise")
+        return parallel._inside.get()
+
+    assert parallel.each(leak, range(4)) == [True] * 4
+    assert not parallel._inside.get()
+    assert np.geterr()["over"] == "warn"
+
+
+def test_nested_use_runs_inline():
+    parallel.set_threads(2)
+    model = MODELS["qkv"]()
+    whole = trained(model)
+
+    def nested(i):
+        names = parallel.each(lambda _: threading.current_thread().name, range(3))
+        own = MODELS["qkv"]()
+        return {threading.current_thread().name} == set(names), trained(own)
+
+    same, losses = zip(*parallel.each(nested, range(4)), strict=True)
+    assert all(same)
+    assert losses == pytest.approx([whole] * 4, rel=1e-12)
+
+
+def test_blas_has_one_thread_while_shards_run_and_its_own_afterwards(monkeypatch):
+    parallel.set_threads(2)
+    seen, part = [], parallel._part
+    monkeypatch.setattr(parallel, "_part", lambda f, i: (seen.append(blas_now()), part(f, i))[1])
+    before = blas_now()
+    trained(MODELS["qkv"]())
+    assert len(seen) == 2
+    assert all(n == 1 for ns in seen for n in ns)
+    assert blas_now() == before
+
+
+def test_overlapping_limits_restore_what_was_there():
+    """Entered and left in every order, from several threads: the fewest win, the last restores."""
+    controller = threadpoolctl.ThreadpoolController().select(user_api="blas")
+    with controller.limit(limits=2):
+        before = blas_now()
+        for one, two, left_over in ((1, 2, 2), (2, 1, 1), (1, 1, 1)):
+            first, second = parallel.blas_threads(one), parallel.blas_threads(two)
+            first.__enter__()
+            second.__enter__()
+            assert set(blas_now()) == {1}
+            first.__exit__(None, None, None)
+            assert set(blas_now()) == {left_over}
+            second.__exit__(None, None, None)
+            assert blas_now() == before
+        gate = threading.Barrier(4)
+
+        def work(i):
+            for _ in range(200):
+                with parallel.blas_threads(1 + i % 2):
+                    pass
+            gate.wait()
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+        for thread in threads:
+            thread.start()
+        gate.wait()
+        for thread in threads:
+            thread.join()
+        assert blas_now() == before
+        assert not parallel._asked
+
+
+def test_set_threads_1_undoes_everything():
+    before = blas_now()
+    mq.set_threads(4)
+    assert backend.threads == 4 or backend.current.threads == 4
+    trained(MODELS["qkv"]())
+    names = [thread.name for thread in threading.enumerate()]
+    assert any(name.startswith("minqkv") for name in names)
+    mq.set_threads(1)
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name.startswith("minqkv"):
+            thread.join(timeout=30)
+            assert not thread.is_alive()
+    assert backend.current.threads == 1
+    assert blas_now() == before
+
+
+def test_the_number_of_threads_outlives_a_change_of_backend():
+    mq.set_threads(2)
+    with mq.use_backend("strict") as stand_in:
+        assert stand_in.threads == 1
+    assert backend.current.threads == 2
+
+
+def test_threads_change_their_number_while_another_trains():
+    model, stop, faults = MODELS["qkv"](), threading.Event(), []
+    loss = trained(model)
+
+    def train():
+        try:
+            while not stop.is_set():
+                own = MODELS["qkv"]()
+                assert trained(own) == pytest.approx(loss, rel=1e-12)
+        except BaseException as error:
+            faults.append(error)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    for n in (2, 3, 1, 4, 2, 1) * 5:
+        mq.set_threads(n)
+        trained(MODELS["qkv"]())
+    stop.set()
+    thread.join()
+    assert not faults
+
+
+def test_two_python_threads_train_two_models():
+    parallel.set_threads(2)
+    models, found = [MODELS["qkv"]() for _ in range(2)], {0: [], 1: []}
+
+    def run(i):
+        found[i] += [trained(models[i]) for _ in range(30)]
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {len(set(losses)) for losses in found.values()} == {1}
+    assert all(len(losses) == 30 for losses in found.values())
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_eight_threads_decode_with_one_model_while_another_is_trained(n_threads, rng):
+    parallel.set_threads(n_threads)
+    shared = GPT(GPTConfig(11, 24, 2, 4, 16, "q-k=v", dropout=0.5))  # dropout: off while decoding
+    prompts = rng.integers(0, 11, (8, 1, 5))
+    alone = [mq.generate(shared, prompt, 15) for prompt in prompts]
+    losses, _ = steps(n_threads, MODELS["dropout"])
+    found, trained_losses = [None] * 8, []
+
+    def decode(i):
+        for _ in range(4):
+            found[i] = mq.generate(shared, prompts[i], 15, use_cache=i % 2 == 0)
+            assert (found[i] == alone[i]).all()
+
+    def train():
+        model = MODELS["dropout"]()
+        optimizer = AdamW(model.parameters(), lr=1e-2)
+        x, y = np.random.default_rng(0).integers(0, 7, (2, 7, 6))
+        trained_losses.extend(train_step(model, optimizer, x, y) for _ in range(5))
+
+    threads = [threading.Thread(target=decode, args=(i,)) for i in range(8)]
+    threads.append(threading.Thread(target=train))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(8):
+        np.testing.assert_array_equal(found[i], alone[i])
+    assert trained_losses == losses
+    assert shared.training  # as it was before
+
+
+def test_training_and_decoding_one_model_at_once_is_refused(monkeypatch):
+    model = MODELS["qkv"]()
+    optimizer = AdamW(model.parameters())
+    x, refused = np.zeros((2, 6), int), []
+
+    def tried(action):
+        try:
+            action()
+        except UsageError as error:
+            refused.append(str(error))
+
+    def elsewhere(action):
+        thread = threading.Thread(target=tried, args=(action,))
+        thread.start()
+        thread.join()
+
+    forward = GPT._forward
+    actions = {
+        "train": lambda: train_step(model, optimizer, x, x),
+        "decode": lambda: mq.generate(model, x[:, :2], 2),
+    }
+
+    def during(action):
+        def _forward(self, *args):
+            monkeypatch.setattr(GPT, "_forward", forward)
+            elsewhere(action)
+            return forward(self, *args)
+
+        monkeypatch.setattr(GPT, "_forward", _forward)
+
+    during(actions["decode"])
+    before = model.state_dict()
+    actions["train"]()
+    assert refused == ["this model is being trained by another thread"]
+    assert any((before[name] != array).any() for name, array in model.state_dict().items())
+    during(actions["train"])
+    before = model.state_dict()
+    actions["decode"]()
+    assert refused[1:] == ["this model is being used for decoding by another thread"]
+    assert all((before[name] == array).all() for name, array in model.state_dict().items())
+    during(actions["train"])
+    actions["train"]()
+    assert refused[2:] == ["this model is being trained by another thread"]
+    actions["train"]()  # nothing is left claimed
+    actions["decode"]()
+
+
+def test_evaluation_gives_the_same_bits_on_any_number_of_threads(rng):
+    model, (x, y) = GPT(GPTConfig(7, 6, 2, 4, 16)), rng.integers(0, 7, (2, 23, 6))
+    found = []
+    for threads in (1, 2, 3):
+        parallel.set_threads(threads)
+        found.append(evaluate(model, x, y, batch=5))
+    for other in found[1:]:
+        assert (other["accuracy"], other["loss"]) == (found[0]["accuracy"], found[0]["loss"])
+        np.testing.assert_array_equal(other["predictions"], found[0]["predictions"])
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 64, 1001])
+def test_skipping_numbers_is_drawing_them(n):
+    skipped, drawn = stream(0, "mask"), stream(0, "mask")
+    skip(skipped, n)
+    drawn.random(n, dtype=np.float32)
+    np.testing.assert_array_equal(
+        skipped.random(9, dtype=np.float32), drawn.random(9, dtype=np.float32)
+    )
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_many_steps_and_tokens():
+    """2,000 steps and 5,000 tokens with two threads, in a process of its own."""
+    program = """
+        import resource
+        import numpy as np
+        import minqkv as mq
+        from minqkv.runtime import parallel
+
+        parallel.SMALLEST = 1
+        mq.set_threads(2)
+        model = mq.GPT(mq.GPTConfig(7, 600, 1, 2, 16))
+        optimizer = mq.AdamW(model.parameters())
+        x = np.zeros((4, 6), int)
+        peaks = []
+        for part in range(4):
+            for step in range(500):
+                mq.train_step(model, optimizer, x, x)
+            for _ in range(3):
+                mq.generate(model, [[1, 2, 3]], 420)
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        print(peaks[-1] - peaks[0])
+    """
+    done = run_alone(program)
+    assert int(done.stdout) < 2048, done.stdout + done.stderr  # kilobytes, after the first quarter
+
+
+@pytest.mark.slow
+def test_interrupts_at_any_moment_leave_blas_and_the_claims_as_they_were():
+    """Ctrl-C again and again, at random moments of training and decoding."""
+    program = """
+        import os, random, signal, threading, time
+        import numpy as np
+        import minqkv as mq
+        from minqkv.runtime import claims, parallel
+        import threadpoolctl
+
+        def blas():
+            found = threadpoolctl.ThreadpoolController().select(user_api="blas")
+            return [library.num_threads for library in found.lib_controllers]
+
+        parallel.SMALLEST, before = 1, blas()
+        random.seed(0)
+        model = mq.GPT(mq.GPTConfig(7, 40, 1, 2, 16))
+        optimizer = mq.AdamW(model.parameters())
+        x = np.zeros((6, 6), int)
+
+        def shoot(delay):
+            time.sleep(delay)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        for trial in range(100):
+            mq.set_threads(2 + trial % 2)
+            killer = threading.Thread(target=shoot, args=(random.random() * 0.02,))
+            try:
+                killer.start()
+                for step in range(10_000):
+                    mq.train_step(model, optimizer, x, x)
+                    mq.generate(model, [[1, 2]], 3)
+            except KeyboardInterrupt:
+                pass
+            killer.join()
+        left = parallel._asked, claims._training, claims._decoding[model]
+        print(before == blas(), *map(len, left))
+        mq.train_step(model, optimizer, x, x)
+    """
+    done = run_alone(program)
+    assert done.stdout.split() == ["True", "0", "0", "0"], done.stdout + done.stderr[-2000:]
+    assert not done.stderr
+
+
+def run_alone(program):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
