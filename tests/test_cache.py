@@ -290,11 +290,11 @@ def rows(batch=1, heads=2, n=1, d_head=4):
 @pytest.mark.parametrize(
     ("streams", "given", "says"),
     [
-        (2, [{}], r"stores \(1, 2, 1, 4\), \(1, 2, 1, 4\) .*; \(1, 2, 1, 4\) do not fit"),
-        (1, [{}, {}], r"stores \(1, 2, 1, 4\) .*; \(1, 2, 1, 4\), \(1, 2, 1, 4\) do not fit"),
+        (2, [{}], "keeps 2 rows of a token, not 1"),
+        (1, [{}, {}], "keeps 1 rows of a token, not 2"),
         (1, [{"n": 5}], "holds 4 positions; 5 are needed"),
         (2, [{"n": 5}, {"n": 5}], "holds 4 positions; 5 are needed"),
-        (1, [{"heads": 1}], "stores"),
+        (1, [{"heads": 1}], r"stores 1 x 2 heads of 4 numbers a position; \(1, 1, 1, 4\) does not"),
         (1, [{"heads": 4}], "stores"),
         (1, [{"batch": 2}], "stores"),
         (1, [{"d_head": 1}], "stores"),
@@ -326,7 +326,7 @@ def test_overflow_through_the_model(backend):
         model([[1] * 13])
     with pytest.raises(UsageError, match="stores"):
         model([[1], [2]], cache=model.new_cache(1))
-    with pytest.raises(UsageError, match="do not fit"):  # two arrays for a cache of one
+    with pytest.raises(UsageError, match="keeps 1 rows of a token, not 2"):
         gpt("qkv")([[1]], cache=model.new_cache(1))
 
 

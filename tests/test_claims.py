@@ -1,6 +1,5 @@
 """Who uses a model: many threads may decode with it, or one may train it."""
 
-from contextlib import ExitStack
 from threading import Thread
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 from toys import fresh_gpt
 
 import minqkv as mq
-from minqkv.runtime.claims import decoding, training
+from minqkv.runtime.claims import decoding, evaluating, training
 from minqkv.runtime.errors import UsageError
 
 
@@ -36,7 +35,7 @@ def model():
 def test_a_model_in_use_is_not_trained(model):
     optimizer, ids = mq.AdamW(model.parameters()), np.array([[1, 2]])
     step = lambda: mq.train_step(model, optimizer, ids, ids)  # noqa: E731
-    for claim, says in ((training, "being trained"), (decoding, "decoding")):
+    for claim, says in ((training, "being trained"), (decoding, "used for decoding")):
         with claim(model):
             assert says in str(elsewhere(step))
             assert optimizer.steps == 0
@@ -55,16 +54,16 @@ def test_a_model_being_trained_does_not_decode(model):
     assert elsewhere(lambda: model([[1]], cache=cache)) is None
 
 
-def test_many_decode_and_the_last_one_restores_the_mode(model):
+def test_many_decode_and_whoever_does_evaluates(model):
+    """The mode of the model is not touched: it is that of all threads."""
     model.train(7)
-    with ExitStack() as first:
-        first.enter_context(decoding(model))
-        assert not model.training
+    with decoding(model):
+        assert evaluating.get()
         with decoding(model):
             assert elsewhere(lambda: model([[1]], cache=model.new_cache())) is None
-            assert not model.training
-        first.close()
+        assert evaluating.get()
         assert (model.training, model.step, model.blocks[1].attn.training) == (True, 7, True)
+    assert not evaluating.get()
 
 
 def test_a_claim_ends_with_an_error(model):

@@ -454,7 +454,7 @@ def test_terminals(tmp_path):
         assert "Traceback" not in printed
         assert "…" not in printed
         text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", printed)
-        assert "to qkv, paired" in text
+        assert "minus qkv, paired" in text
         report = text[text.index("copy  T 4") : text.index("kept in")]
         assert max(map(len, report.splitlines())) <= 60
         if env["TERM"] == "dumb":

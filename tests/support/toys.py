@@ -2,18 +2,18 @@
 
 import numpy as np
 
-from minqkv import attention, backend
+from minqkv import backend, variants
 from minqkv.functional import cross_entropy
 from minqkv.models import GPT, GPTConfig, Tagger, TaggerConfig
 from minqkv.runtime.rng import stream
 from minqkv.tensor import Tensor
-from minqkv.variants import NAMES
+from minqkv.variants import variant_names
 
-TEN = tuple(name.replace("N", "2") for name in NAMES)  # with four heads, of which two are stored
+TEN = variant_names(2)  # with four heads, of which two are stored
 POSITIONS = [  # a scheme, and what K = V does under rotary ones
     (name, value)
-    for name in attention.POSITIONS
-    for value in attention.ROPE_VALUES[: None if name == "rope" else 1]
+    for name in variants.POSITIONS
+    for value in [*variants.ROPE_VALUES][: None if name == "rope" else 1]
 ]
 FRESH = ["qkv", "q=k-v", "q-k=v", "q=k=v", "q=k=v+", "gqa-2", "q-mqa"]  # one of each kind
 # What tensor.py holds beside operations.
