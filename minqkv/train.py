@@ -103,8 +103,8 @@ def evaluate(model: Module, x: np.ndarray, y: np.ndarray, batch: int = 500) -> d
 
     def score(i):
         logits = model(x[i : i + batch])  # (batch, T, V)
-        loss = cross_entropy(logits, y[i : i + batch], IGNORE).item()
         weight = int((y[i : i + batch] != IGNORE).sum())
+        loss = cross_entropy(logits, y[i : i + batch], IGNORE).item() if weight else 0.0
         return backend.to_host(logits.data.argmax(axis=-1)), loss, weight
 
     parts = backend.each(score, range(0, len(x), batch))

@@ -1,15 +1,10 @@
-"""Fixtures shared by all tests: the three backends, a seeded generator, float64 leaves, the folder
-of real data sets.
+"""Shared by all tests: how they are spread over cores, the three backends, a seeded generator,
+float64 leaves, the command line in this process.
 """
 
 import os
-
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # read when numpy is first imported: many small products, many processes
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 import signal
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -17,9 +12,30 @@ import strict
 
 from minqkv import Tensor
 from minqkv import backend as backends
-from minqkv.cli import run_cli
 
 strict.register()
+
+with suppress(ImportError):  # many small products, and a process for each core
+    import threadpoolctl
+
+    threadpoolctl.threadpool_limits(1, "blas")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """A run of everything takes all cores, where pytest-xdist is installed; `-n 0` takes one.
+
+    A run of some files, of what needs the GPU, or with `--pdb`, takes one.
+    """
+    whole = config.args_source is config.ArgsSource.TESTPATHS and config.option.markexpr != "gpu"
+    unasked = config.getoption("numprocesses", 0) is None and not config.option.usepdb
+    if whole and unasked and not hasattr(config, "workerinput"):
+        config.option.numprocesses, config.option.dist = cores(), "worksteal"
+
+
+def cores():
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _why_no_gpu():
@@ -33,6 +49,15 @@ def _why_no_gpu():
 @pytest.fixture(params=["numpy", "strict", pytest.param("cupy", marks=pytest.mark.gpu)])
 def backend(request):
     """The test runs once on each backend; this is the `Backend` in use."""
+    if request.param == "cupy" and (why := _why_no_gpu()):
+        pytest.skip(why)
+    with backends.use_backend(request.param) as current:
+        yield current
+
+
+@pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
+def hardware(request):
+    """Like `backend`, for long tests of what `strict` would only repeat, slower."""
     if request.param == "cupy" and (why := _why_no_gpu()):
         pytest.skip(why)
     with backends.use_backend(request.param) as current:
@@ -65,10 +90,10 @@ def cli(capsys, monkeypatch, tmp_path):
     in an empty folder.
     """
     monkeypatch.chdir(tmp_path)
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        monkeypatch.setenv(name, "1")
     for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "MINQKV_BACKEND"):
         monkeypatch.delenv(name, raising=False)
+    from minqkv.cli import run_cli  # not above: only these tests need what it imports
+
     before = signal.getsignal(signal.SIGTERM)
 
     def run(*args):

@@ -97,17 +97,17 @@ def test_who_reads_what(rng, monkeypatch, parts):
     monkeypatch.setattr(backend, "LONG", 1)
     k, v, q = *rng.standard_normal((2, 1, 2, 40, 8)), rng.standard_normal((1, 4, 1, 8))
     monkeypatch.setattr(split_k, "LEAST", 2 * k.nbytes)
-    assert split_k.attend(q, k, v) is None  # one thread, one pass
+    assert split_k.attend(backend.current, q, k, v) is None  # one thread, one pass
     try:
         parallel.set_threads(3)
-        whole = split_k.attend(q, k, v)
+        whole = split_k.attend(backend.current, q, k, v)
         assert sorted(parts) == [13, 13, 14]
         parts.clear()
         monkeypatch.setattr(split_k, "LEAST", 2 * k.nbytes + 1)
-        assert split_k.attend(q, k, v) is None
+        assert split_k.attend(backend.current, q, k, v) is None
         assert not parts
         monkeypatch.setattr(split_k, "PIECE", k.nbytes // 4)
-        split_k.attend(q, k, k)
+        split_k.attend(backend.current, q, k, k)
         assert parts == [10] * 4
     finally:
         parallel.set_threads(1)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import strict
 from strict import StrictArray, count_syncs, shares_memory, xp
+from toys import NOT_OPERATIONS
 
-from minqkv import backend
-from minqkv import functional as fused
-from minqkv import tensor as ops
+from minqkv import backend, tensor
+from minqkv import functional as F
 from minqkv.tensor import DEBUG, Tensor
 
 strict.register()
@@ -392,27 +392,27 @@ def attention(mask=None, temperature=False, bias=False):
         t = more.pop(0) if temperature else None
         b = more.pop(0) if bias else None
         allowed = None if mask is None else backend.upload(mask)
-        return fused.scaled_dot_product_attention(q, k, v, allowed, temperature=t, bias=b)
+        return F.scaled_dot_product_attention(q, k, v, allowed, temperature=t, bias=b)
 
     return run
 
 
 OPERATIONS = {
-    "add": (ops.add, (2, 3), (3,)),
+    "add": (tensor.add, (2, 3), (3,)),
     "add a number": (lambda a: 1 + a, (2, 3)),
-    "sub": (ops.sub, (2, 3), (2, 1)),
-    "mul": (ops.mul, (2, 3), (3,)),
+    "sub": (tensor.sub, (2, 3), (2, 1)),
+    "mul": (tensor.mul, (2, 3), (3,)),
     "mul by a NumPy scalar": (lambda a: a * np.float64(2), (2, 3)),
-    "div": (ops.div, (2, 3), (1, 3)),
+    "div": (tensor.div, (2, 3), (1, 3)),
     "div a number": (lambda a: 2 / a, (2, 3)),
-    "neg": (ops.neg, (2, 3)),
+    "neg": (tensor.neg, (2, 3)),
     "pow": (lambda a: a**3, (2, 3)),
-    "exp": (ops.exp, (2, 3)),
-    "log": (ops.log, (2, 3)),
-    "tanh": (ops.tanh, (2, 3)),
-    "sqrt": (ops.sqrt, (2, 3)),
-    "matmul": (ops.matmul, (2, 3), (3, 4)),
-    "matmul of batches": (ops.matmul, (2, 1, 3, 4), (5, 4, 2)),
+    "exp": (tensor.exp, (2, 3)),
+    "log": (tensor.log, (2, 3)),
+    "tanh": (tensor.tanh, (2, 3)),
+    "sqrt": (tensor.sqrt, (2, 3)),
+    "matmul": (tensor.matmul, (2, 3), (3, 4)),
+    "matmul of batches": (tensor.matmul, (2, 1, 3, 4), (5, 4, 2)),
     "sum": (lambda a: a.sum(), (2, 3)),
     "sum of axes": (lambda a: a.sum((0, -1), keepdims=True), (2, 3, 4)),
     "mean": (lambda a: a.mean(-1), (2, 3)),
@@ -425,21 +425,21 @@ OPERATIONS = {
     "getitem ids": (lambda a: a[np.array([1, 0, -1])], (2, 3)),
     "getitem pairs": (lambda a: a[np.array([0, 1, 0]), np.array([2, 2, 2])], (2, 3)),
     "getitem slice and ids": (lambda a: a[:, np.array([0, 0, 1])], (2, 3)),
-    "concat": (lambda a, b: ops.concat([a, b], axis=1), (2, 3), (2, 1)),
-    "where": (lambda a, b: ops.where(backend.upload(CAUSAL), a, b), (3, 3), (3,)),
-    "where a number": (lambda a: ops.where(backend.upload(CAUSAL), a, -math.inf).exp(), (3, 3)),
-    "linear": (fused.linear, (2, 3, 4), (4, 5), (5,)),
-    "linear without bias": (fused.linear, (2, 4), (4, 5)),
-    "embedding": (lambda w: fused.embedding(np.array([[1, 1, 0], [4, 0, 1]]), w), (5, 3)),
-    "layer_norm": (fused.layer_norm, (2, 3, 4), (4,), (4,)),
-    "relu": (fused.relu, (2, 3)),
-    "gelu": (fused.gelu, (2, 3)),
-    "softmax": (fused.softmax, (2, 3, 4)),
-    "dropout": (lambda a: fused.dropout(a, 0.4, np.random.default_rng(0)), (2, 30)),
-    "split_heads": (lambda a: fused.split_heads(a, 2), (2, 3, 4)),
-    "merge_heads": (lambda a: fused.merge_heads(a), (2, 3, 4, 5)),
+    "concat": (lambda a, b: tensor.concat([a, b], axis=1), (2, 3), (2, 1)),
+    "where": (lambda a, b: tensor.where(backend.upload(CAUSAL), a, b), (3, 3), (3,)),
+    "where a number": (lambda a: tensor.where(backend.upload(CAUSAL), a, -math.inf).exp(), (3, 3)),
+    "linear": (F.linear, (2, 3, 4), (4, 5), (5,)),
+    "linear without bias": (F.linear, (2, 4), (4, 5)),
+    "embedding": (lambda w: F.embedding(np.array([[1, 1, 0], [4, 0, 1]]), w), (5, 3)),
+    "layer_norm": (F.layer_norm, (2, 3, 4), (4,), (4,)),
+    "relu": (F.relu, (2, 3)),
+    "gelu": (F.gelu, (2, 3)),
+    "softmax": (F.softmax, (2, 3, 4)),
+    "dropout": (lambda a: F.dropout(a, 0.4, np.random.default_rng(0)), (2, 30)),
+    "split_heads": (lambda a: F.split_heads(a, 2), (2, 3, 4)),
+    "merge_heads": (lambda a: F.merge_heads(a), (2, 3, 4, 5)),
     "rotate": (
-        lambda a: fused.rotate(a, *map(backend.upload, (np.cos(ANGLES), np.sin(ANGLES)))),
+        lambda a: F.rotate(a, *map(backend.upload, (np.cos(ANGLES), np.sin(ANGLES)))),
         (2, 3, 4),
     ),
     "attention": (attention(), (2, 4, 3, 5), (2, 4, 3, 5), (2, 4, 3, 5)),
@@ -453,8 +453,8 @@ OPERATIONS = {
         (),
         (3,),
     ),
-    "cross_entropy": (lambda a: fused.cross_entropy(a, TARGETS), (2, 3, 5)),
-    "cross_entropy of all": (lambda a: fused.cross_entropy(a, abs(TARGETS) % 5), (2, 3, 5)),
+    "cross_entropy": (lambda a: F.cross_entropy(a, TARGETS), (2, 3, 5)),
+    "cross_entropy of all": (lambda a: F.cross_entropy(a, abs(TARGETS) % 5), (2, 3, 5)),
 }
 
 
@@ -491,12 +491,11 @@ def test_operation_keeps_float32_on_strict(name):
 
 
 def test_every_operation_is_listed():
-    covered = {name.split()[0].strip(",") for name in OPERATIONS} | {
-        "scaled_dot_product_attention"
-    }  # listed as "attention"
+    covered = {name.split()[0].strip(",") for name in OPERATIONS}
+    covered |= NOT_OPERATIONS | {"scaled_dot_product_attention"}  # listed as "attention"
     public = {
         name
-        for module in (ops, fused)
+        for module in (tensor, F)
         for name, value in vars(module).items()
         if getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
     }

@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import torch.nn.functional as tF  # noqa: E402
 import torch_twin as twin  # noqa: E402
+from toys import POSITIONS, TEN  # noqa: E402
 
 from minqkv import GPT, GPTConfig, Tagger, TaggerConfig, Tensor, optim  # noqa: E402
 from minqkv import functional as F  # noqa: E402
@@ -17,25 +18,6 @@ from minqkv.nn import Parameter  # noqa: E402
 from minqkv.train import train_step  # noqa: E402
 
 torch.set_num_threads(1)
-VARIANTS = [
-    "qkv",
-    "q=k-v",
-    "q-k=v",
-    "q=k=v",
-    "q=k-v+",
-    "q=k=v+",
-    "gqa-2",
-    "mqa",
-    "q-gqa-2",
-    "q-mqa",
-]
-POSITIONS = [
-    ("learned", "raw"),
-    ("sinusoidal", "raw"),
-    ("none", "raw"),
-    ("rope", "raw"),
-    ("rope", "unrotate"),
-]
 IDS = np.array([[0, 4, 4, 2, 6], [6, 0, 1, 1, 3]])
 CAUSAL = np.tril(np.ones((3, 3), bool))
 
@@ -63,22 +45,29 @@ QKV = [(2, 4, 3, 4)] * 3
 FUSED = {
     "linear": (F.linear, lambda x, w, b: tF.linear(x, w.T, b), [(2, 3, 4), (4, 5), (5,)]),
     "linear, no bias": (F.linear, lambda x, w: tF.linear(x, w.T), [(2, 3, 4), (4, 5)]),
-    "embedding": (lambda w: F.embedding(IDS, w), lambda w: tF.embedding(torch.tensor(IDS), w), [(7, 3)]),
-    "layer_norm": (F.layer_norm, lambda x, w, b: tF.layer_norm(x, (6,), w, b), [(2, 3, 6), (6,), (6,)]),
+    "embedding": (lambda w: F.embedding(IDS, w), lambda w: tF.embedding(torch.tensor(IDS), w),
+        [(7, 3)]),
+    "layer_norm": (F.layer_norm, lambda x, w, b: tF.layer_norm(x, (6,), w, b),
+        [(2, 3, 6), (6,), (6,)]),
     "relu": (F.relu, tF.relu, [(3, 4)]),
     "gelu": (F.gelu, lambda x: tF.gelu(x, approximate="tanh"), [(30, 4)]),
     "softmax": (F.softmax, lambda x: x.softmax(-1), [(2, 3, 4)]),
     "rotate": (lambda x: F.rotate(x, *rope_table(5, 6, "float64")), twin.turn, [(2, 3, 5, 6)]),
-    "split_heads": (lambda x: F.split_heads(x, 3), lambda x: x.unflatten(-1, (3, -1)).transpose(1, 2), [(2, 5, 6)]),
+    "split_heads": (lambda x: F.split_heads(x, 3),
+        lambda x: x.unflatten(-1, (3, -1)).transpose(1, 2), [(2, 5, 6)]),
     "merge_heads": (F.merge_heads, lambda x: x.transpose(1, 2).flatten(2), [(2, 3, 5, 2)]),
     "attention": (sdpa, grouped, QKV),
     "attention, causal": (lambda *x: sdpa(*x, CAUSAL), lambda *x: grouped(*x, is_causal=True), QKV),
-    "attention, groups": (lambda *x: sdpa(*x, CAUSAL), lambda *x: grouped(*x, is_causal=True), [QKV[0], *[(2, 2, 3, 4)] * 2]),
+    "attention, groups": (lambda *x: sdpa(*x, CAUSAL), lambda *x: grouped(*x, is_causal=True),
+        [QKV[0], *[(2, 2, 3, 4)] * 2]),
     "attention, warm": (sdpa, grouped, [(2, 4, 1, 4), (2, 1, 6, 4), (2, 1, 6, 4)]),
+    "attention, wide values": (sdpa, grouped, [(2, 4, 3, 4), (2, 2, 6, 4), (2, 2, 6, 7)]),
     "attention, scale": (lambda *x: sdpa(*x, scale=0.3), lambda *x: grouped(*x, scale=0.3), QKV),
     "attention, one for all": (lambda x: sdpa(x, x, x), lambda x: grouped(x, x, x), QKV[:1]),
-    "attention, plus": (lambda q, k, v, t, b: sdpa(q, k, v, CAUSAL, temperature=t, bias=b), attend_plus, [*QKV, (), (3,)]),
-    "cross_entropy": (lambda x: F.cross_entropy(x, IDS), lambda x: twin.loss(x, torch.tensor(IDS)), [(2, 5, 7)]),
+    "attention, plus": (lambda q, k, v, t, b: sdpa(q, k, v, CAUSAL, temperature=t, bias=b),
+        attend_plus, [*QKV, (), (3,)]),
+    "cross_entropy": (lambda x: F.cross_entropy(x, IDS), lambda x: twin.loss(x, torch.tensor(IDS)),
+        [(2, 5, 7)]),
     "cross_entropy, ignored": (
         lambda x: F.cross_entropy(x, np.where(IDS == 0, -100, IDS)),
         lambda x: twin.loss(x, torch.tensor(np.where(IDS == 0, -100, IDS))),
@@ -126,7 +115,7 @@ def compare(model, forward, ids, targets):
 
 
 @pytest.mark.parametrize(("position", "rope_value"), POSITIONS, ids="-".join)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", TEN)
 def test_gpt(rng, variant, position, rope_value):
     shape = {"vocab_size": 7, "block_size": 6, "n_layer": 2, "n_head": 4, "n_embd": 16, "d_ff": 24}
     model = loud(
@@ -153,7 +142,7 @@ def test_gpt_without_biases(rng):
 
 @pytest.mark.parametrize("hide_self", [False, True], ids=["all seen", "self hidden"])
 @pytest.mark.parametrize("protocol", ["2023", "2026"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", TEN)
 def test_tagger(rng, variant, protocol, hide_self):
     config = TaggerConfig(
         7,

@@ -16,6 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from . import split_k
 from .errors import EnvironmentFault, UsageError, unknown
 
 Array = np.ndarray  # in type hints: an array of the backend in use, so cupy.ndarray on a GPU
@@ -39,7 +40,7 @@ class Backend:
 
     name = "numpy"
     on_host = True  # in this process's memory, computed on its cores
-    threads = 1  # cores in use: parallel.set_threads
+    threads, cores = 1, None  # how many cores, and what uses them: set by parallel.set_threads
     xp = np
     ndarray = np.ndarray
 
@@ -111,37 +112,27 @@ class Backend:
 
     def each(self, function, items):
         """[function(item) for item in items], on several cores at a time."""
-        if self.threads == 1:
+        if self.cores is None:
             return [function(item) for item in items]
-        return _parallel().each(function, items)
+        return self.cores.each(function, items)
 
     def in_shards(self, model, x, run):
         """run(model, rows) for shards of a batch x, a core each; None: better in one piece."""
-        return None if self.threads == 1 else _parallel().in_shards(model, x, run)
+        return None if self.cores is None else self.cores.in_shards(model, x, run)
 
     def attend_alone(self, q, k, v, bias):
         """A single token's attention to a long cache, in parts; None: better in one piece."""
-        if k.nbytes < LONG:
-            return None
-        from . import split_k
-
-        return split_k.attend(q, k, v, bias)
+        return None if k.nbytes < LONG else split_k.attend(self, q, k, v, bias)
 
     def cores_for(self, macs):
         """`with`: the cores that products of so many multiply-adds deserve while decoding."""
-        if self.threads == 1:
+        if self.cores is None:
             return nullcontext()
-        return _parallel().blas_threads(self.threads if macs >= LARGE_PRODUCT else 1)
+        return self.cores.blas_threads(self.threads if macs >= LARGE_PRODUCT else 1)
 
     def describe(self):
         """One line for `minqkv doctor`."""
         return f"NumPy {np.__version__}"
-
-
-def _parallel():
-    from . import parallel
-
-    return parallel
 
 
 class GpuBackend(Backend):
@@ -151,7 +142,7 @@ class GpuBackend(Backend):
 
     name = "cupy"
     on_host = False
-    threads = 1
+    threads, cores = 1, None
 
     def __init__(self, xp):
         self.xp, self.ndarray = xp, xp.ndarray
@@ -249,6 +240,12 @@ def _use(backend):
     for name in vars(Backend):
         if not name.startswith("_"):
             globals()[name] = getattr(backend, name)
+
+
+def use_cores(threads, cores):
+    """For parallel.set_threads: how many cores NumPy uses, and the module that does it."""
+    Backend.threads, Backend.cores = threads, cores
+    _use(current)
 
 
 def upload_ids(ids, limit, what, ignore=None):

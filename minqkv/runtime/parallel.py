@@ -5,6 +5,7 @@ Results differ from those of one thread in rounding only; with n threads, they d
 """
 
 import os
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ def set_threads(n):
     backend.tame_allocator()
     with _lock:  # threads of an old pool end with their last task
         _pool = ThreadPoolExecutor(int(n) - 1, "minqkv") if n > 1 else None
-        backend.Backend.threads = int(n)
+        backend.use_cores(int(n), sys.modules[__name__] if n > 1 else None)
 
 
 def each(function, items):

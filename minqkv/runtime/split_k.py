@@ -9,20 +9,18 @@ import math
 
 import numpy as np
 
-from . import backend
-
 LEAST = 3 << 20  # bytes of keys and values below which one thread is as fast
 PIECE = 1 << 20  # bytes of rows that are both key and value, to be near when they are read again
 
 
-def attend(q, k, v, bias=None):
+def attend(backend, q, k, v, bias=None):
     """softmax(q kᵀ + bias) v: q (B, H, 1, d_k), k, v (B, h, S, d), bias (S,) -> (B, H, 1, d_v).
 
     None where a single pass is as fast.
     """
     B, h, S, d_k = k.shape
     nbytes = k.nbytes if v is k else k.nbytes + v.nbytes
-    threads = min(backend.current.threads, S) if nbytes >= LEAST else 1
+    threads = min(backend.threads, S) if nbytes >= LEAST else 1
     pieces = math.ceil(nbytes / (PIECE * threads)) if v is k else 1  # for each thread
     if threads * pieces == 1:
         return None
@@ -38,7 +36,7 @@ def attend(q, k, v, bias=None):
             found.append(unfinished(rows, keys, values, some_bias))
         return found
 
-    parts = itertools.chain.from_iterable(backend.current.each(read, range(threads)))
+    parts = itertools.chain.from_iterable(backend.each(read, range(threads)))
     return join(list(parts)).reshape(*q.shape[:3], -1)
 
 
@@ -53,7 +51,7 @@ def unfinished(q, k, v, bias=None):
     top = scores.max(axis=-1, keepdims=True)  # (B, h, G, 1)
     scores -= top
     weights = np.exp(scores, out=scores)
-    return np.matmul(weights, v), backend.row_sum(weights), top
+    return np.matmul(weights, v), weights.sum(axis=-1, keepdims=True), top
 
 
 def join(parts):

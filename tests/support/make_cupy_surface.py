@@ -2,7 +2,7 @@
 is needed.
 
     pip install "cupy-cuda12x[ctk]"
-    python tests/make_cupy_surface.py
+    python tests/support/make_cupy_surface.py
 
 For each public name: its kind ("ufunc", "func" or "other"); for a function, its signature as
 [parameter names, whether it takes any keyword], null where compiled code does not tell; for a
@@ -42,7 +42,8 @@ def main():
         import cupy
     except ImportError as error:
         sys.exit(
-            f"make_cupy_surface: CuPy is needed, and importing it failed: {error}\n    pip install 'cupy-cuda12x[ctk]'"
+            f"make_cupy_surface: CuPy is needed, and importing it failed: {error}\n"
+            "    pip install 'cupy-cuda12x[ctk]'"
         )
     surface = {
         "version": cupy.__version__,
@@ -53,11 +54,10 @@ def main():
             if not name.startswith("_")
         },
     }
-    path = Path(__file__).with_name("cupy_surface.json")
+    path = Path(__file__).parents[1] / "data" / "cupy_surface.json"
     path.write_text(json.dumps(surface, indent=0, sort_keys=True))
-    print(
-        f"{path}: CuPy {cupy.__version__}, {len(surface['names'])} names, {len(surface['methods'])} methods"
-    )
+    counts = f"{len(surface['names'])} names, {len(surface['methods'])} methods"
+    print(f"{path}: CuPy {cupy.__version__}, {counts}")
 
 
 if __name__ == "__main__":

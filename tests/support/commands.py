@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 600.0  # when a test gives up on something that should have happened: no test is timed
 _OURS = (  # what would change the output
     "COLUMNS", "NO_COLOR", "FORCE_COLOR", "MINQKV_BACKEND", "PYTHONIOENCODING",

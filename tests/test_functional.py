@@ -1,34 +1,28 @@
 """Every operation, small and fused, on every backend: its backward is the transpose of its forward,
 whatever the shapes; it leaves its inputs and its output alone; float32 stays float32; and each
-fused one equals its composed twin.
+fused one equals its twin in reference.py. Then attention: in blocks of queries, patterns kept or
+computed again, and what it allocates.
 
-`OPS` and `FUSED` are the two tables all of this runs over. A fused case takes the module
-(functional or composed) first.
+`OPS` and `FUSED` are the two tables that most of this runs over. A fused case takes the module
+(functional or reference) first.
 """
 
 import inspect
 import math
+import tracemalloc
 from functools import partial
 
 import numpy as np
 import pytest
+from toys import NOT_OPERATIONS, host
 
-from minqkv import Tensor, gradcheck
+from minqkv import Tensor, gradcheck, reference, tensor
 from minqkv import backend as backends
 from minqkv import functional as F
-from minqkv import functional as fused
-from minqkv import reference as composed
-from minqkv import tensor as ops
 from minqkv.attention import causal_mask, rope_table
-from minqkv.checking import GradcheckError
 from minqkv.runtime.errors import UsageError
-from minqkv.tensor import make, unbroadcast
 
 IDS = np.array([[0, 4, 4], [6, 0, 1]])
-
-
-def host(x):
-    return backends.to_host(x.data if isinstance(x, Tensor) else x)
 
 
 def device(values, dtype=None):
@@ -103,8 +97,10 @@ for _axis, _kept in AXES:
             )
 
 SHAPES = [
-    ((3, 4), (3, 4)), ((3, 4), (4,)), ((4,), (3, 4)), ((3, 1), (1, 4)), ((), (2, 3)), ((2, 3), ()), ((2, 3, 4), (3, 1)),
-    ((1,), (5,)), ((2, 1, 3), (4, 1)), ((1, 1), (2, 3)), ((2, 3, 4), (1, 1, 1)), ((1, 2), (3, 1, 2)), ((), ()), ((0, 3), (3,)),
+    ((3, 4), (3, 4)), ((3, 4), (4,)), ((4,), (3, 4)), ((3, 1), (1, 4)), ((), (2, 3)), ((2, 3), ()),
+    ((2, 3, 4), (3, 1)),
+    ((1,), (5,)), ((2, 1, 3), (4, 1)), ((1, 1), (2, 3)), ((2, 3, 4), (1, 1, 1)),
+    ((1, 2), (3, 1, 2)), ((), ()), ((0, 3), (3,)),
 ]  # fmt: skip
 for _op in (F.add, F.sub, F.mul, F.div):
     for _a, _b in SHAPES:
@@ -163,6 +159,7 @@ FUSED = {
         lambda m, q, k, v, t, b: attend(m, q, k, v, t, b, mask=True, scale=0.7),
         [*WARM, (), (5,)],
     ),
+    "attention, wide values": (partial(attend, mask=True), [*GQA[:2], (2, 2, 3, 5)]),
     "attention, q = k": (lambda m, k, v: attend(m, k, k, v), QKV[:2]),
     "attention, k = v": (lambda m, q, k: attend(m, q, k, k, mask=True), GQA[:2]),
     "attention, q = k = v": (lambda m, x: attend(m, x, x, x, mask=True), QKV[:1]),
@@ -184,24 +181,26 @@ def inputs(leaf, name, dtype="float64"):
     return [leaf(*shape, dtype=dtype, positive="positive" in name) for shape in ALL[name][1]]
 
 
+def public_functions(module, own=True):
+    """Names of the operations in a module."""
+    return {
+        name
+        for name, f in vars(module).items()
+        if inspect.isfunction(f) and not name.startswith("_") and name not in NOT_OPERATIONS
+        if f.__module__ == module.__name__ or not own
+    }
+
+
 def test_the_tables_cover_every_operation():
     small = {name.split()[0] for name in OPS}
-    assert small >= {name for name, f in vars(ops).items() if inspect.isfunction(f) and f.__module__ == ops.__name__ and
-                     not name.startswith("_")}  # fmt: skip
+    assert small >= public_functions(tensor)
     tried = {
         name.split(",")[0].split()[0].replace("attention", "scaled_dot_product_attention")
         for name in FUSED
     }
-    public = {
-        name
-        for name, f in vars(fused).items()
-        if inspect.isfunction(f) and f.__module__ == fused.__name__ and name[0] != "_"
-    }
-    assert tried == public
-    assert public <= set(vars(composed))
-    assert public | (small & set(vars(ops))) >= {
-        name for name, f in vars(F).items() if inspect.isfunction(f)
-    }
+    assert tried == public_functions(F)
+    assert tried <= set(vars(reference))
+    assert tried | public_functions(tensor) == public_functions(F, own=False)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -244,11 +243,22 @@ def test_float32_stays_float32(backend, leaf, name):
 )
 def test_a_number_does_not_change_the_dtype(backend, leaf, number):
     """NumPy 2 would make float32 * np.float64(2) a float64 array."""
-    uses = [lambda x: x + number, lambda x: number - x, lambda x: x * number, lambda x: number * x, lambda x: x / number,
-            lambda x: number / x, lambda x: x**number, lambda x: F.where(x.data > 1, x, number), lambda x: F.mul(x, number),
-            lambda x: attend(F, x.reshape(1, 1, 2, 3), x.reshape(1, 1, 2, 3), x.reshape(1, 1, 2, 3), scale=number),
-            lambda x: F.layer_norm(x, x[0], x[1], eps=number),
-            lambda x: F.dropout(x, number / 8, np.random.default_rng(0))]  # fmt: skip
+    uses = [
+        lambda x: x + number,
+        lambda x: number - x,
+        lambda x: x * number,
+        lambda x: number * x,
+        lambda x: x / number,
+        lambda x: number / x,
+        lambda x: x**number,
+        lambda x: F.where(x.data > 1, x, number),
+        lambda x: F.mul(x, number),
+        lambda x: attend(
+            F, x.reshape(1, 1, 2, 3), x.reshape(1, 1, 2, 3), x.reshape(1, 1, 2, 3), scale=number
+        ),
+        lambda x: F.layer_norm(x, x[0], x[1], eps=number),
+        lambda x: F.dropout(x, number / 8, np.random.default_rng(0)),
+    ]
     for use in uses:
         x = leaf(2, 3, dtype="float32", positive=True)
         out = use(x)
@@ -262,7 +272,7 @@ def test_fused_equals_its_twin(backend, leaf, rng, name):
     """Forward and every gradient, for one random cotangent, to 1e-10."""
     function, xs, results = FUSED[name][0], inputs(leaf, name), []
     g = None
-    for module in (F, composed):
+    for module in (F, reference):
         for x in xs:
             x.zero_grad()
         out = function(module, *xs)
@@ -271,78 +281,6 @@ def test_fused_equals_its_twin(backend, leaf, rng, name):
         results.append([host(out), *(host(x.grad) for x in xs)])
     for mine, twin in zip(*results, strict=True):
         np.testing.assert_allclose(mine, twin, rtol=0, atol=1e-10)
-
-
-def zero_softmax(x):
-    y = F.softmax(x.detach())
-    return make(y.data, (x,), lambda g: (backends.xp.zeros_like(g),))
-
-
-def test_a_softmax_backward_of_zeros(backend, leaf):
-    """A cotangent of ones cannot tell it from the right one: both give zeros, as every row sums to
-    one. gradcheck can.
-    """
-    x = leaf(3, 4)
-    found = []
-    for softmax in (F.softmax, zero_softmax):
-        x.zero_grad()
-        softmax(x).backward(backends.xp.ones(x.shape))
-        found.append(host(x.grad))
-    np.testing.assert_allclose(*found, rtol=0, atol=1e-15)
-    with pytest.raises(GradcheckError, match="gradient of input 0"):
-        gradcheck(zero_softmax, x)
-
-
-WRONG = {
-    "forgets its factor": lambda x, y: make(x.data * y.data, (x, y), lambda g: (g * y.data, g)),
-    "swaps its inputs": lambda x, y: make(
-        x.data * y.data, (x, y), lambda g: (g * x.data, g * y.data)
-    ),
-    "loses one of two uses": lambda x, y: make(
-        x.data * x.data + y.data, (x, y), lambda g: (g * x.data, g)
-    ),
-    "off by a millionth": lambda x, y: make(x.data + y.data, (x, y), lambda g: (g, g * (1 + 1e-5))),
-    "no gradient": lambda x, y: make(x.data + y.data, (x, y), lambda g: (g, None)),
-    "keeps a broadcast row": lambda x, y: make(
-        x.data + y.data, (x, y), lambda g: (g, g - g.mean(axis=0, keepdims=True))
-    ),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_gradcheck_finds_a_wrong_backward(backend, leaf, name):
-    with pytest.raises(GradcheckError):
-        gradcheck(WRONG[name], leaf(3, 4), leaf(3, 4))
-
-
-def test_gradcheck_wants_float64_and_restores_its_inputs(backend, leaf):
-    with pytest.raises(TypeError, match="float64"):
-        gradcheck(F.exp, leaf(2, dtype="float32"))
-    x = leaf(2, 3)
-    before = host(x).copy()
-    assert 0 <= gradcheck(F.exp, x) < 1e-7
-    np.testing.assert_array_equal(host(x), before)
-
-
-def test_unbroadcast_mirrors_broadcasting(backend, rng):
-    """⟨broadcast(x), g⟩ = ⟨x, unbroadcast(g)⟩."""
-    for shape, full in [
-        ((3,), (2, 3)),
-        ((2, 1), (2, 3)),
-        ((), (2, 3)),
-        ((1, 1, 3), (4, 2, 3)),
-        ((2, 3), (2, 3)),
-    ]:
-        x, g = rng.standard_normal(shape), rng.standard_normal(full)
-        back = host(unbroadcast(device(g), shape))
-        assert back.shape == shape
-        assert math.isclose((np.broadcast_to(x, full) * g).sum(), (x * back).sum(), rel_tol=1e-12)
-
-
-def test_max_shares_the_gradient_among_equals(backend):
-    x = Tensor(device([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]]), requires_grad=True)
-    x.max(axis=1).sum().backward()
-    np.testing.assert_allclose(host(x.grad), [[0, 0.5, 0.5], [1 / 3] * 3])
 
 
 def test_softmax_and_attention_do_not_overflow(backend):
@@ -397,3 +335,102 @@ def test_refused_types(backend, leaf):
     if backend.name != "numpy":
         with pytest.raises(TypeError):
             np.ones(3) * x
+
+
+@pytest.mark.parametrize("keep", [0, 1 << 18], ids=["computed again", "kept"])
+@pytest.mark.parametrize("block", [1, 3, 4, 100])
+@pytest.mark.parametrize("mask", ["none", "causal", "warm cache", "ragged"])
+def test_blocks_agree_with_the_twin(mask, block, keep, backend, leaf, rng, monkeypatch):
+    monkeypatch.setattr(F, "BLOCK", block)
+    monkeypatch.setattr(F, "KEEP", keep)
+    T, S = (7, 11) if mask == "warm cache" else (7, 7)
+    seen = {
+        "none": None,
+        "causal": np.tri(T, dtype=bool),
+        "warm cache": np.arange(S) <= np.arange(S - T, S)[:, None],
+        "ragged": np.arange(S)
+        <= np.array([2, 0, 4, 1, 5, 3, 3])[:, None],  # no query sees the last key
+    }[mask]
+    seen = None if seen is None else backends.upload(seen)
+    inputs = leaf(2, 4, T, 3), leaf(2, 2, S, 3), leaf(2, 2, S, 3), leaf(), leaf(S)
+
+    def run(attention):
+        return lambda q, k, v, t, b: attention(q, k, v, seen, temperature=t, bias=b)
+
+    u, results = rng.standard_normal((2, 4, T, 3)), []
+    for module in (F, reference):
+        for x in inputs:
+            x.zero_grad()
+        out = run(module.scaled_dot_product_attention)(*inputs)
+        out.backward(backends.upload(u))
+        results.append([backends.to_host(out.data), *(backends.to_host(x.grad) for x in inputs)])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
+    assert gradcheck(run(F.scaled_dot_product_attention), *inputs) < 1e-7
+
+
+def test_an_empty_batch_and_a_large_bias(rng):
+    q = Tensor(np.ones((0, 2, 5, 4)))
+    with pytest.raises(UsageError, match="must not be empty"):
+        F.scaled_dot_product_attention(q, q, q)
+    q, bias = (
+        Tensor(rng.standard_normal((1, 2, 5, 4)).astype("float32")),
+        Tensor(np.float32([0, 500, -500, 1000, 90])),
+    )
+    results = [
+        module.scaled_dot_product_attention(q, q, q, bias=bias).data for module in (F, reference)
+    ]
+    np.testing.assert_allclose(*results, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0.1, 30.0, 3000.0], ids=["small", "large", "huge"])
+def test_scores_with_and_without_a_shift(size, leaf, rng):
+    """Small scores go to exp as they are, large ones after their maximum is taken off: both give
+    the twin's.
+    """
+    q, k, v = (
+        leaf(2, 2, 9, 4, dtype="float32"),
+        leaf(2, 2, 9, 4, dtype="float32"),
+        leaf(2, 2, 9, 4, dtype="float32"),
+    )
+    q.data *= size
+    assert backends.bounded(q.data * 0.5, k.data) == (size == 0.1)
+    g = rng.standard_normal(q.shape).astype("float32")
+    results = []
+    for module in (F, reference):
+        for x in (q, k, v):
+            x.zero_grad()
+        out = module.scaled_dot_product_attention(q, k, v, np.tri(9, dtype=bool))
+        out.backward(g)
+        results.append([out.data, *(x.grad for x in (q, k, v))])
+    for a, b in zip(*results, strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * max(1, size))
+
+
+def test_a_long_sequence_never_holds_all_its_scores(leaf):
+    T = 2048
+    q, k, v = (leaf(1, 4, T, 8, dtype="float32") for _ in range(3))
+    mask = np.tri(T, dtype=bool)
+    tracemalloc.start()
+    F.scaled_dot_product_attention(q, k, v, mask).backward(np.ones((1, 4, T, 8), "float32"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    block = 4 * F.BLOCK * T * 4  # bytes of one block of scores, all heads
+    assert peak < 6 * block < 4 * T * T * 4
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        np.ones((4, 1), bool),
+        np.ones((1, 4), bool),
+        np.ones((4, 3), bool),
+        np.ones(4, bool),
+        np.zeros((4, 4)),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(mask, leaf):
+    q = leaf(1, 1, 4, 2)
+    with pytest.raises(UsageError, match="boolean, of shape \\(4, 4\\)"):
+        F.scaled_dot_product_attention(q, q, q, mask)

@@ -16,7 +16,7 @@ import numpy as np
 
 from minqkv import backend
 
-SURFACE = json.loads(Path(__file__).with_name("cupy_surface.json").read_text())
+SURFACE = json.loads((Path(__file__).parents[1] / "data" / "cupy_surface.json").read_text())
 UPLOADS = {"array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray"}
 ON_DEVICE = {
     "allclose",
@@ -85,12 +85,17 @@ def _wrap(result, seen=()):
     """NumPy's result on the device, numbers as 0-d arrays. An argument that comes back (`out`) is
     the same object.
     """
+    if isinstance(result, np.ndarray):
+        for x in seen:
+            if x._host is result:
+                return x
+        return StrictArray(result)
+    if isinstance(result, np.generic):
+        return StrictArray(np.asarray(result))
     if isinstance(result, (list, tuple)):
         parts = [_wrap(part, seen) for part in result]
         return type(result)(*parts) if hasattr(result, "_fields") else type(result)(parts)
-    if not isinstance(result, (np.ndarray, np.generic)):
-        return result
-    return next((x for x in seen if x._host is result), StrictArray(np.asarray(result)))
+    return result
 
 
 def _run(function, args, kwargs):
@@ -131,14 +136,16 @@ class StrictArray:
 
     __slots__ = ("__weakref__", "_host")
     __hash__ = None
-    __array_ufunc__ = None  # so `numpy_array + x` comes to __radd__, which refuses it, and np.exp(x) is a TypeError
+    # So `numpy_array + x` comes to __radd__, which refuses it, and np.exp(x) is a TypeError.
+    __array_ufunc__ = None
 
     def __init__(self, host):
         self._host = host
 
     def __array__(self, dtype=None, copy=None):
         raise TypeError(
-            "Implicit conversion to a NumPy array is not allowed. Please use `.get()`, or backend.to_host"
+            "Implicit conversion to a NumPy array is not allowed. "
+            "Please use `.get()`, or backend.to_host"
         )
 
     def __array_function__(self, function, types, args, kwargs):
@@ -153,7 +160,7 @@ class StrictArray:
             raise AttributeError(f"CuPy's ndarray.{name} is not modelled by the strict backend")
         value = getattr(self._host, name)
         if not callable(value):
-            return _wrap(value, (self,))  # shape, dtype, T, base ...
+            return _wrap(value, (self,))  # T, base ...
 
         def method(*args, **kwargs):
             _check_keywords(name, kwargs, METHOD_KEYWORDS.get(name, ()))
@@ -168,6 +175,11 @@ class StrictArray:
     def get(self):
         """The download."""
         return xp.asnumpy(self)
+
+    shape = property(lambda self: self._host.shape)  # the most used attributes, without detours
+    dtype = property(lambda self: self._host.dtype)
+    ndim = property(lambda self: self._host.ndim)
+    size = property(lambda self: self._host.size)
 
     def __len__(self):
         return len(self._host)
@@ -194,7 +206,8 @@ class StrictArray:
             )
             if len(set(cells)) < len(cells):
                 raise ValueError(
-                    "duplicate indices in an assignment: CuPy may store any of the values; see xp.add.at"
+                    "duplicate indices in an assignment: CuPy may store any of the values; "
+                    "see xp.add.at"
                 )
         self._host[index] = value
 
@@ -336,7 +349,8 @@ class _Ufunc:
             )
         if not isinstance(a, StrictArray) or a.dtype.name not in AT_DTYPES:
             raise TypeError(
-                f"cupy.add.at only supports {', '.join(sorted(AT_DTYPES))}, not {getattr(a, 'dtype', type(a))}"
+                f"cupy.add.at only supports {', '.join(sorted(AT_DTYPES))}, "
+                f"not {getattr(a, 'dtype', type(a))}"
             )
         self.function.at(a._host, a._index(indices), _operand(b))
 

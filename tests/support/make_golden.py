@@ -1,7 +1,7 @@
 """Writes golden.npz: logits, loss, every gradient and ten AdamW losses of a few small models,
 computed by PyTorch alone.
 
-    python tests/make_golden.py
+    python tests/support/make_golden.py
 
 The parameters come from a formula, so nothing random is stored and no generator has to stay the
 same. test_golden.py imports CASES, `start`, `IDS` and `TARGETS` from here and needs no PyTorch.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-GOLDEN = Path(__file__).with_name("golden.npz")
+GOLDEN = Path(__file__).parents[1] / "data" / "golden.npz"
 IDS = np.array([[1, 5, 0, 2, 2, 6], [3, 3, 6, 0, 4, 1]])
 TARGETS = np.array([[2, -100, 0, 6, 2, 5], [1, 4, 3, 3, -100, -100]])
 LR, DECAY, CLIP, STEPS = 1e-2, 0.1, 1.0, 10

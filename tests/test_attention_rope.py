@@ -8,7 +8,7 @@ from toys import gpt, host, scramble
 
 from minqkv import backend as backends
 from minqkv.attention import Attention, causal_mask, rope_table
-from minqkv.cache import KVCache
+from minqkv.cache import LayerCache
 from minqkv.functional import rotate, scaled_dot_product_attention, split_heads
 from minqkv.nn import Init
 from minqkv.runtime.errors import UsageError
@@ -28,6 +28,11 @@ def attention(spec, rope_value="raw", block_size=40):
     return scramble(
         Attention(spec, D, H, block_size, init, position="rope", rope_value=rope_value), std=0.6
     )
+
+
+def stored(attn):
+    """(heads, width) of each array that a cache keeps for this layer."""
+    return [(attn.kv_heads, D_HEAD)] * attn.spec.streams
 
 
 def inputs(rng, n=T):
@@ -95,13 +100,13 @@ def test_decoding_behind_hidden_keys_is_decoding_at_the_start(spec, rope_value, 
     if spec.plus:
         pytest.skip('the column bias of "+" is for absolute positions')
     expected = host(attn(x, causal(T)))
-    cache = KVCache(1, 2, spec.stored_heads(H), 20, D_HEAD, spec.streams, "float64")
-    attn(inputs(rng, junk), cache.mask(junk), cache)
+    cache = LayerCache(2, stored(attn), 20, "float64")
+    attn(inputs(rng, junk), None, cache)
     out = []
     for i, j in ((0, 3), (3, 4), (4, 6)):
-        mask = cache.mask(j - i)
+        mask = np.ones((j - i, junk + j), bool)  # that no key ahead is seen is the cache's to say
         mask[:, :junk] = False
-        out.append(host(attn(Tensor(x.data[:, i:j]), mask, cache)))
+        out.append(host(attn(Tensor(x.data[:, i:j]), backends.upload(mask), cache)))
     np.testing.assert_allclose(np.concatenate(out, axis=1), expected, rtol=0, atol=1e-12)
 
 
@@ -121,22 +126,22 @@ def test_what_the_cache_holds(spec, backend, rng):
     )
     for rope_value, expected in (("raw", raw), ("unrotate", turned)):
         attn = attention(spec, rope_value)
-        cache = KVCache(1, 2, attn.kv_heads, T, D_HEAD, attn.spec.streams, "float64")
+        cache = LayerCache(2, stored(attn), T, "float64")
         for i, j in ((0, 4), (4, 6)):
-            attn(Tensor(x.data[:, i:j]), cache.mask(j - i), cache)
-        np.testing.assert_allclose(host(cache.keys[0]), expected, rtol=0, atol=1e-13)
-        assert cache.values is None
+            attn(Tensor(x.data[:, i:j]), None, cache)
+        (row,) = cache.rows
+        np.testing.assert_allclose(host(row), expected, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("spec", TWO_STREAMS)
 def test_with_two_streams_only_the_keys_turn(spec, rng):
     attn, x = attention(spec), inputs(rng)
-    cache = KVCache(1, 2, attn.kv_heads, T, D_HEAD, 2, "float64")
-    attn(x, cache.mask(T), cache)
+    cache = LayerCache(2, stored(attn), T, "float64")
+    attn(x, None, cache)
     k, v = (host(split_heads(linear(x), attn.kv_heads)) for linear in (attn.wk, attn.wv))
     turned = rotate(Tensor(k), *(table[:T] for table in attn.angles))
-    np.testing.assert_allclose(host(cache.keys[0]), host(turned), rtol=0, atol=1e-13)
-    np.testing.assert_array_equal(host(cache.values[0]), v)
+    np.testing.assert_allclose(host(cache.rows[0]), host(turned), rtol=0, atol=1e-13)
+    np.testing.assert_array_equal(host(cache.rows[1]), v)
 
 
 @pytest.mark.parametrize(
