@@ -18,9 +18,9 @@ steps, length, *threads = map(int, sys.argv[1:])
 if threads:
     mq.set_threads(*threads)
 began = time.monotonic()
-run = RunConfig(task="sort", seq_len=length, steps=steps)
+run = RunConfig(task="sort", seq_len=length, steps=steps).resolved()
 model = run.build()
-optimizer = Adam(model.parameters(), run.resolved_lr)
+optimizer = Adam(model.parameters(), run.lr)
 batches = Batches(*run.data.draw(0, "train", run.recipe.n_train), run.recipe, seed=0)
 for _ in fit(model, optimizer, batches, run.schedule(), steps, run.recipe.clip):
     pass

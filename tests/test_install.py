@@ -34,8 +34,8 @@ def test_a_script_beside_the_clone_finds_the_package(clone, tmp_path):
     command += ["--no-deps", "--no-build-isolation", "--no-index", "--target", site, "-e", clone]
     done = subprocess.run(command, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
-    # Without this interpreter's own packages (-S), but for those of NumPy's folder; addsitedir reads
-    # what pip has left behind, as Python does at its start. The script's own folder comes first.
+    # Without this interpreter's own packages (-S), but for those of NumPy's folder. addsitedir
+    # reads what pip has left behind, as Python does. The script's own folder comes first.
     start = f"import runpy, site, sys; site.addsitedir({str(site)!r}); sys.path.insert(0, '.'); "
     start += f"sys.path.append({str(Path(np.__file__).parents[1])!r}); runpy.run_path('script.py')"
     done = subprocess.run(

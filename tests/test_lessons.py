@@ -174,7 +174,7 @@ def test_the_whole_course():
 
 @each
 def test_key_numbers(lesson):
-    """`python tests/lesson_golden.py` writes them again, when a change is meant."""
+    """`python tests/support/lesson_golden.py` writes them again, when a change is meant."""
     stored = json.loads(path_of(lesson).read_text("utf-8"))
     found = digest(events(lesson))
     named = [[row[:2] for row in rows if row[0] != "answer"] for rows in (stored, found)]

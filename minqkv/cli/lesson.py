@@ -89,7 +89,7 @@ def learn(ctx, as_json, **options):
 
 @click.group()
 def lesson():
-    """Lessons: list and play them, do the exercises, check your answers."""
+    """Lessons: list and play them, and check your exercises."""
 
 
 @lesson.command("list")

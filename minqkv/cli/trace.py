@@ -14,9 +14,7 @@ def trace():
 def _view(name, about):
     @trace.command(name, help=about)
     @click.option("--variant", default="qkv", show_default=True, help="See `minqkv variants`.")
-    @click.option(
-        "--position", default="learned", show_default=True, help=f"{either(POSITIONS)}."
-    )
+    @click.option("--position", default="learned", show_default=True, help=f"{either(POSITIONS)}.")
     @click.option(
         "--rope-value",
         default="raw",

@@ -1,4 +1,4 @@
-"""Key numbers of each lesson, kept in its golden.json: `python tests/lesson_golden.py [NN ...]`
+"""Key numbers of each lesson, kept in its golden.json: `python tests/support/lesson_golden.py [NN ...]`
 writes them again.
 
 Of each array that is shown: shape, sum, and a sum weighted by place, so that neither a value nor
