@@ -1,5 +1,6 @@
-"""Key numbers of each lesson, kept in its golden.json: `python tests/support/lesson_golden.py [NN ...]`
-writes them again.
+"""Key numbers of each lesson, kept in its golden.json.
+
+`python tests/support/lesson_golden.py [NN ...]` writes them again.
 
 Of each array that is shown: shape, sum, and a sum weighted by place, so that neither a value nor
 the order can change unnoticed; of each prediction: its answer.
