@@ -7,6 +7,7 @@ second buffer, and `Attention.read` makes both keys and values from it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 from .attention import Attention, causal_mask
@@ -48,7 +49,8 @@ class LayerCache:
         stored = self.append(*[row.data for row in rows])
         tracing.probe("cache.k", stored[0])
         tracing.probe("cache.v", stored[-1])
-        stored = [Tensor(row.astype(q.dtype, copy=False)) for row in stored]
+        dtype = q.data.dtype  # of the computation, whatever the cache stores
+        stored = [Tensor(row if row.dtype == dtype else row.astype(dtype)) for row in stored]
         return attention.attend(q, stored, mask)
 
     def append(self, *rows: Array) -> tuple[Array, ...]:
@@ -132,6 +134,21 @@ class KVCache:
         for mine, theirs in zip(self.layers, twin.layers, strict=True):
             theirs.append(*[row[rows, :, : len(self)] for row in mine.rows])
         return twin
+
+    def views(self, rows: slice) -> list[LayerCache]:
+        """The layer caches of some sequences of the batch, on the same memory.
+
+        What is appended to them counts here after `grow`.
+        """
+        layers = [copy.copy(layer) for layer in self.layers]
+        for layer in layers:
+            layer.buffers = [buffer[rows] for buffer in layer.buffers]
+        return layers
+
+    def grow(self, n: int) -> None:
+        """Count n more positions, which views of all sequences have written."""
+        for layer in self.layers:
+            layer.length += n
 
     @property
     def nbytes(self) -> int:

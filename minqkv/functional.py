@@ -57,17 +57,15 @@ def embedding(ids: np.ndarray, w: Tensor) -> Tensor:
 
 def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float = 1e-5) -> Tensor:
     """Each row to mean 0 and variance 1, then times w plus b: (..., d), (d,), (d,) -> (..., d)."""
-    shape, weight = x.data.shape, w.data
-    d = shape[-1]
-    flat = x.data.reshape(-1, d)  # (N, d)
-    unit = flat - backend.row_sum(flat) * (1 / d)  # (N, d), of mean 0 ...
+    weight, d = w.data, x.data.shape[-1]
+    unit = x.data - backend.row_sum(x.data) * (1 / d)  # (..., d), of mean 0 ...
     # 1 / √(variance + eps), the variance being row_dot / d; √d is taken out of the root.
-    inv_std = math.sqrt(d) / backend.xp.sqrt(backend.row_dot(unit, unit) + d * eps)  # (N, 1)
+    inv_std = math.sqrt(d) / backend.xp.sqrt(backend.row_dot(unit, unit) + d * eps)  # (..., 1)
     unit *= inv_std  # ... and of variance 1
 
     def vjp(g, wanted):
-        g = g.reshape(-1, d)  # (N, d)
-        scratch = g * unit
+        g, rows = g.reshape(-1, d), unit.reshape(-1, d)  # (N, d)
+        scratch = g * rows
         dw = backend.column_sum(scratch) if wanted[1] else None
         db = backend.column_sum(g) if wanted[2] else None
         if not wanted[0]:
@@ -77,13 +75,13 @@ def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float = 1e-5) -> Tensor:
         along = scratch @ column  # ... and the part that would change the variance are taken out
         dx = g * weight
         dx -= shared
-        dx -= backend.xp.multiply(unit, along, out=scratch)
-        dx *= inv_std
-        return dx.reshape(shape), dw, db
+        dx -= backend.xp.multiply(rows, along, out=scratch)
+        dx *= inv_std.reshape(-1, 1)
+        return dx.reshape(unit.shape), dw, db
 
     y = unit * weight
     y += b.data
-    return make(y.reshape(shape), (x, w, b), vjp)
+    return make(y, (x, w, b), vjp)
 
 
 def relu(x: Tensor) -> Tensor:
@@ -213,10 +211,6 @@ def scaled_dot_product_attention(
     strength = scale if temperature is None else temperature.data * scale
     traced, needed = tracing.active is not None, grad_wanted(q, k, v, temperature, bias)
     call = _Attention(q.data * strength, k.data, v.data, mask, bias)
-    if T == 1 and mask is None and not (traced or needed):
-        alone = backend.attend_alone(call.q, call.k, call.v, call.bias)
-        if alone is not None:  # a token that reads a long cache
-            return make(alone, (), None)
     blocks = _blocks(T, S, mask, T if traced else BLOCK)  # traced arrays are shown in one piece
     keep = needed and (traced or T * S <= KEEP)
     kept, out = [], _heads_last(call.q, v_shape[3])  # (B, H, T, d_v)
@@ -259,7 +253,8 @@ class _Attention:
 
     def fold(self, a):
         """(B, H, t, n) -> (B, h, G·t, n): queries of one stored head are rows of one product."""
-        return a.reshape(a.shape[0], self.k.shape[1], -1, a.shape[-1])
+        h = self.k.shape[1]
+        return a if a.shape[1] == h else a.reshape(a.shape[0], h, -1, a.shape[-1])
 
     def weights(self, rows, end):
         """Scores, (+), mask and softmax: the weights (B, H, t, end), and 1 over their row sums.
@@ -330,8 +325,10 @@ def _check_attention(q, k, v, mask):
 
 def _blocks(T, S, mask, step):
     """(slice of the queries, end of the keys that they may see) of each block."""
-    blocks = [slice(i, min(i + step, T)) for i in range(0, T, step)]
-    return [(rows, S if mask is None else backend.visible(mask[rows])) for rows in blocks]
+    blocks = [slice(i, i + step) for i in range(0, T, step)]
+    if mask is None:
+        return [(rows, S) for rows in blocks]
+    return [(rows, backend.visible(mask[rows])) for rows in blocks]
 
 
 def _heads_last(x, width):

@@ -137,14 +137,13 @@ def make(data: Array, inputs: Sequence, vjp: Callable | None) -> Tensor:
     """
     if not isinstance(data, backend.ndarray):
         data = backend.xp.asarray(data)  # a full reduction gives a NumPy scalar
-    if not _grad_on.get():
-        return Tensor(data)
-    parents = tuple([getattr(x, "node", None) for x in inputs])
-    if not any(parents):
-        return Tensor(data)
-    if DEBUG:
-        vjp = debug.guard(vjp, data, inputs)
-    return Tensor(data, Node(parents, vjp))
+    out = object.__new__(Tensor)  # what __init__ would check is known to hold
+    out.data, out.node = data, None
+    if _grad_on.get():
+        parents = tuple([getattr(x, "node", None) for x in inputs])
+        if any(parents):
+            out.node = Node(parents, debug.guard(vjp, data, inputs) if DEBUG else vjp)
+    return out
 
 
 def _run_backward(root, grad):

@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 import pytest
 import threadpoolctl
+from toys import TEN, gpt, host
 
 import minqkv as mq
 from minqkv.models import GPT, GPTConfig, Tagger, TaggerConfig
@@ -650,7 +651,7 @@ def test_interrupts_at_any_moment_leave_blas_and_the_claims_as_they_were():
             except KeyboardInterrupt:
                 pass
             killer.join()
-        left = parallel._asked, claims._training, claims._decoding[model]
+        left = parallel._asked, claims._training, claims._decoding
         print(before == blas(), *map(len, left))
         mq.train_step(model, optimizer, x, x)
     """
@@ -667,3 +668,155 @@ def run_alone(program):
         timeout=300,
         check=False,
     )
+
+
+# ---- decoding
+
+
+POSITION = {
+    "learned": {},
+    "rope raw": {"position": "rope"},
+    "rope unrotate": {"position": "rope", "rope_value": "unrotate"},
+}
+
+
+@pytest.fixture
+def shared_out(monkeypatch):
+    """Sequences of every batch are shared out; the slices of each step are recorded."""
+    seen, shares = [], parallel.shares
+
+    def noting(n):
+        seen.append(shares(n))
+        return seen[-1]
+
+    monkeypatch.setattr(parallel, "shares", noting)
+    monkeypatch.setattr(backend, "LARGE_CACHE", 0)
+    return seen
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("scheme", POSITION)
+@pytest.mark.parametrize("variant", TEN)
+def test_cached_is_uncached_with_threads(variant, scheme, threads, rng, shared_out):
+    parallel.set_threads(threads)
+    model, ids = gpt(variant, **POSITION[scheme]), rng.integers(0, 11, (5, 12))
+    cache, logits = model.new_cache(5), []
+    for step in [4, 1, 1, 2, *[1] * 4]:
+        start = len(cache)
+        logits.append(host(model(ids[:, start : start + step], cache=cache)))
+    found = np.concatenate(logits, axis=1)
+    np.testing.assert_allclose(found, host(model(ids)), rtol=0, atol=1e-10)
+    assert [len(shares) for shares in shared_out] == [threads] * 8
+    again = model.new_cache(5)  # in one piece: what is stored is the same
+    parallel.set_threads(1)
+    model(ids, cache=again)
+    for mine, theirs in zip(cache.layers, again.layers, strict=True):
+        for a, b in zip(mine.rows, theirs.rows, strict=True):
+            np.testing.assert_allclose(host(a), host(b), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("variant", ["qkv", "q-k=v", "q=k-v+"])
+def test_decoded_bits_depend_on_the_number_of_threads_alone(variant, rng, shared_out):
+    ids, found = rng.integers(0, 11, (4, 12)), {}
+    for threads in (2, 3, 2, 3):
+        parallel.set_threads(threads)
+        model = gpt(variant, dtype="float32")
+        cache = model.new_cache(4)
+        model(ids[:, :-1], cache=cache)
+        found.setdefault(threads, []).append(host(model(ids[:, -1:], cache=cache)))
+    assert shared_out
+    for first, again in found.values():
+        np.testing.assert_array_equal(first, again)
+
+
+def test_what_is_shared_out(rng, shared_out, monkeypatch):
+    model, ids = gpt("qkv"), rng.integers(0, 11, (3, 12))
+
+    def decode(batch=3):
+        shared_out.clear()
+        cache = model.new_cache(batch)
+        model(ids[:batch, :4], cache=cache)
+        model(ids[:batch, 4:5], cache=cache)
+        return shared_out
+
+    assert decode() == []  # one thread
+    parallel.set_threads(2)
+    assert decode() == [[slice(0, 1), slice(1, 3)]] * 2
+    assert decode(1) == [None, None]  # a single sequence
+    with trace() as seen:  # a trace shows every array in one piece
+        assert decode() == [None, None]
+    assert seen["blocks.0.attn.pattern"].shape == (3, 4, 1, 5)
+    cache = model.new_cache(3)
+    model(ids[:, :4], cache=cache)
+    monkeypatch.setattr(backend, "LARGE_CACHE", cache.nbytes + 1)
+    assert decode() == []  # a cache that is too small
+    with pytest.raises(UsageError, match="does not fit"):
+        model(ids[:2, 4:5], cache=cache)
+    assert len(cache) == 4
+
+
+def test_an_interrupted_step_of_many_sequences_leaves_nothing_behind(rng, shared_out, monkeypatch):
+    parallel.set_threads(2)
+    model, ids = gpt("qkv"), rng.integers(0, 11, (4, 12))
+    cache = model.new_cache(4)
+    model(ids[:, :-1], cache=cache)
+    expected = host(model(ids[:, -1:], cache=cache))
+    cache.trim(11)
+    forward = GPT._forward
+
+    def interrupted(self, ids, *args):
+        result = forward(self, ids, *args)
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(GPT, "_forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model(ids[:, -1:], cache=cache)
+    monkeypatch.setattr(GPT, "_forward", forward)
+    assert [len(layer) for layer in cache.layers] == [11] * 2
+    np.testing.assert_array_equal(host(model(ids[:, -1:], cache=cache)), expected)
+    assert len(shared_out) == 4
+
+
+def test_large_products_get_blas_own_threads(rng, monkeypatch):
+    seen, forward = [], GPT._forward
+
+    def noting(self, *args):
+        seen.append(blas_now())
+        return forward(self, *args)
+
+    monkeypatch.setattr(GPT, "_forward", noting)
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        parallel.set_threads(2)
+        model, ids = gpt("qkv"), rng.integers(0, 11, (2, 3))
+        before = blas_now()
+        for large in (1, 1 << 40):
+            monkeypatch.setattr(backend, "LARGE_PRODUCT", large)
+            model(ids, cache=model.new_cache(2))
+        assert [set(numbers) for numbers in seen] == [{2}, {1}]
+        assert blas_now() == before
+
+
+def test_threads_decode_while_another_changes_their_number(rng, shared_out):
+    model, ids, faults = gpt("qkv"), rng.integers(0, 11, (3, 2, 12)), []
+    alone = [host(model(rows)) for rows in ids]
+
+    def decode(i):
+        try:
+            for _ in range(5):
+                cache = model.new_cache(2)
+                logits = [host(model(ids[i][:, j : j + 1], cache=cache)) for j in range(12)]
+                found = np.concatenate(logits, axis=1)
+                np.testing.assert_allclose(found, alone[i], rtol=0, atol=1e-10)
+        except BaseException as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=decode, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for n in (2, 1, 3, 2, 1) * 4:
+        parallel.set_threads(n)
+    for thread in threads:
+        thread.join()
+    assert not faults

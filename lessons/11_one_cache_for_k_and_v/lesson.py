@@ -36,7 +36,7 @@ from minqkv import backend
 from minqkv import functional as F
 from minqkv.attention import rope_table
 from minqkv.cache import LayerCache
-from minqkv.runtime import split_k
+from minqkv.functional import scaled_dot_product_attention
 from minqkv.teach import cache_step, compare, memory, predict, say, show, source, table
 
 size = {"vocab_size": 10, "block_size": 16, "n_layer": 1}
@@ -346,12 +346,10 @@ say("Two products read the one array one after the other, here and on a GPU.")
 say("The second read is cheap if the array is still in the processor's cache.")
 
 # %% [markdown]
-# On NumPy the package helps where it can: it reads a long cache in parts, so small that a part is
-# still near when it is read again as values; and a softmax can be left unfinished and put together
-# at the end. (With `raw` and rotary positions there is one more read: the turned copy must first be
-# made from the array.) To read it only once would take a GPU kernel that does both products in one
-# pass, and this package has none. So: half the bytes held, always; half the bytes moved, not
-# without more work.
+# With `raw` and rotary positions there is one more read: the turned copy must first be made from
+# the array. To read it only once would take a GPU kernel that does both products in one pass, and
+# this package has none yet. So: half the bytes held, always; half the bytes moved, not without
+# more work.
 #
 # In the exercise you write both fixes: `raw_step` and `unrotate_step`, a decode step each, with
 # `turn` given.
@@ -362,4 +360,4 @@ source(mq.Attention.store, at="self.turn_late")
 source(mq.Attention.read, at="if self.turn_late:")
 source(mq.Attention.answer, at="self.turn_back")
 source(F.rotate)
-source(split_k.attend)
+source(scaled_dot_product_attention)

@@ -74,23 +74,37 @@ class GPT(Module):
         With a `cache` they continue what it holds, without a graph. An interrupted step leaves
         nothing behind in any layer.
         """
+        ids = checked_ids(ids, self.config, 0 if cache is None else len(cache))
         if cache is None:
-            steps = backend.xp.arange(np.shape(ids)[-1])
+            steps = backend.xp.arange(ids.shape[1])
             return self._forward(ids, 0, causal_mask(steps, steps), [None] * len(self.blocks))
         if len(cache.layers) != len(self.blocks):
             why = f"a cache of {len(cache.layers)} layers in a model of {len(self.blocks)}"
             raise UsageError(why, "model.new_cache()")
         start = len(cache)
-        macs = np.size(ids) * self.config.n_embd * self.config.d_ff  # of one product of an MLP
+        widest = max(self.config.d_ff, start + ids.shape[1])  # inside an MLP, or of the scores
+        macs = ids.size * self.config.n_embd * widest  # multiply-adds of the largest product
         try:
             with decoding(self), no_grad(), backend.cores_for(macs):
-                return self._forward(ids, start, None, cache.layers)
+                return self._decode(ids, start, cache)
         except BaseException:
             cache.trim(start)
             raise
 
+    def _decode(self, ids, start, cache):
+        # Of a large batch, each core takes some sequences: they do not know of each other.
+        shares = backend.shares(cache) if len(ids) == cache.batch else None
+        if shares is None:
+            return self._forward(ids, start, None, cache.layers)
+
+        def run(rows):
+            return self._forward(ids[rows], start, None, cache.views(rows)).data
+
+        logits = backend.xp.concatenate(backend.each(run, shares))  # (B, T, V)
+        cache.grow(ids.shape[1])
+        return Tensor(logits)
+
     def _forward(self, ids, start, mask, caches):
-        ids = checked_ids(ids, self.config, start)
         x = self.wpe(self.wte(ids), start)  # (B, T, C)
         for block, cache in zip(self.blocks, caches, strict=True):
             x = block(x, mask, cache)

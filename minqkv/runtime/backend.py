@@ -16,13 +16,12 @@ from functools import lru_cache
 
 import numpy as np
 
-from . import split_k
 from .errors import EnvironmentFault, UsageError, unknown
 
 Array = np.ndarray  # in type hints: an array of the backend in use, so cupy.ndarray on a GPU
 
-LONG = 1 << 20  # bytes of keys below which a single pass is as fast
-LARGE_PRODUCT = 1 << 21  # multiply-adds from which BLAS's own threads pay
+LARGE_CACHE = 1 << 26  # bytes from which the sequences of a batch are shared out to the cores
+LARGE_PRODUCT = 1 << 22  # multiply-adds from which BLAS's own threads pay
 
 
 @lru_cache(64)
@@ -73,7 +72,7 @@ class Backend:
         """
         n = a.shape[-1]
         if a.size <= 1024:  # NumPy's own sum has less to set up
-            return a.sum(-1, keepdims=True)
+            return np.add.reduce(a, axis=-1, keepdims=True)
         return (a.reshape(-1, n) @ ones(n, a.dtype)).reshape(*a.shape[:-1], 1)
 
     def column_sum(self, a):
@@ -120,12 +119,17 @@ class Backend:
         """run(model, rows) for shards of a batch x, a core each; None: better in one piece."""
         return None if self.cores is None else self.cores.in_shards(model, x, run)
 
-    def attend_alone(self, q, k, v, bias):
-        """A single token's attention to a long cache, in parts; None: better in one piece."""
-        return None if k.nbytes < LONG else split_k.attend(self, q, k, v, bias)
+    def shares(self, cache):
+        """Slices of a cache's batch that are worth a core each while decoding; None: one piece."""
+        if self.cores is None or cache.nbytes < LARGE_CACHE:
+            return None
+        return self.cores.shares(cache.batch)
 
     def cores_for(self, macs):
-        """`with`: the cores that products of so many multiply-adds deserve while decoding."""
+        """`with`: BLAS on as many cores as pay in a decoding step.
+
+        `macs` are the multiply-adds of its largest product.
+        """
         if self.cores is None:
             return nullcontext()
         return self.cores.blas_threads(self.threads if macs >= LARGE_PRODUCT else 1)
@@ -180,9 +184,6 @@ class GpuBackend(Backend):
             out, ids, rows
         )  # atomics: float32 sums differ from run to run in the last bits
         return out
-
-    def attend_alone(self, q, k, v, bias):
-        return None
 
     def describe(self):
         properties = self.xp.cuda.runtime.getDeviceProperties(0)

@@ -4,7 +4,6 @@ Both at once would mix weights of before a step with weights of after it.
 """
 
 import threading
-import weakref
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -12,8 +11,8 @@ from .errors import UsageError
 
 evaluating = ContextVar("evaluating", default=False)  # dropout is off in here, whatever the mode
 _lock = threading.Lock()
-_training = weakref.WeakKeyDictionary()  # model -> the one claim of a training step
-_decoding = weakref.WeakKeyDictionary()  # model -> the claims of all that decode with it
+_training = {}  # id of a model -> the one claim of a training step
+_decoding = {}  # id of a model -> the claims of all that decode with it
 
 
 @contextmanager
@@ -22,16 +21,16 @@ def training(model):
     claim = object()  # of its own, so that an interrupt at any moment gives back what was taken
     try:
         with _lock:
-            if model in _training or _decoding.get(model):
-                what = "trained" if model in _training else "used for decoding"
+            if id(model) in _training or _decoding.get(id(model)):
+                what = "trained" if id(model) in _training else "used for decoding"
                 why = f"this model is being {what} by another thread"
                 raise UsageError(why, "give each thread a model of its own")
-            _training[model] = claim
+            _training[id(model)] = claim
         yield
     finally:
         with _lock:
-            if _training.get(model) is claim:
-                del _training[model]
+            if _training.get(id(model)) is claim:
+                del _training[id(model)]
 
 
 @contextmanager
@@ -40,13 +39,16 @@ def decoding(model):
     claim, before = object(), evaluating.get()
     try:
         with _lock:
-            if model in _training:
+            if id(model) in _training:
                 why = "this model is being trained by another thread"
                 raise UsageError(why, "decode with a copy of it, or between two steps")
-            _decoding.setdefault(model, set()).add(claim)
+            _decoding.setdefault(id(model), set()).add(claim)
         evaluating.set(True)
         yield
     finally:
         evaluating.set(before)
         with _lock:
-            _decoding.get(model, set()).discard(claim)
+            claims = _decoding.get(id(model), set())
+            claims.discard(claim)
+            if not claims:
+                _decoding.pop(id(model), None)

@@ -18,7 +18,7 @@ from . import backend, tracing
 from .errors import UsageError
 from .rng import first_row
 
-SMALLEST = 1 << 22  # parameters × tokens of a shard below which it costs more than it saves
+SMALLEST = 1 << 24  # parameters × tokens of a shard below which it costs more than it saves
 
 _inside = ContextVar("inside", default=False)  # whether this code runs as one of several parts
 _lock = threading.Lock()
@@ -28,8 +28,8 @@ _pool = None
 def set_threads(n):
     """Use n cores from now on. Raises UsageError below 1.
 
-    Training steps share out the batch, evaluation its batches, decoding the positions of a long
-    cache or, by BLAS's own threads, large products. Freed memory stays in the process
+    Training shares out a batch, evaluation its batches, decoding the sequences of a large cache;
+    and large products of a decoding step use BLAS's own threads. Freed memory stays in the process
     (`tame_allocator`). `set_threads(1)` undoes everything but that.
     """
     global _pool
@@ -61,6 +61,15 @@ def each(function, items):
         finally:
             _wait(futures)
         return [first, *[future.result() for future in futures]]
+
+
+def shares(n):
+    """n rows in slices, one for each thread; None where one piece is best."""
+    parts = min(backend.current.threads, n)
+    if parts < 2 or _inside.get() or tracing.active is not None:
+        return None
+    ends = [n * i // parts for i in range(parts + 1)]
+    return [slice(*ends[i : i + 2]) for i in range(parts)]
 
 
 def _part(function, item):
