@@ -256,14 +256,19 @@ class _Attention:
         h = self.k.shape[1]
         return a if a.shape[1] == h else a.reshape(a.shape[0], h, -1, a.shape[-1])
 
+    def unfold(self, a):
+        """The other way: (B, h, G·t, n) -> (B, H, t, n)."""
+        H = self.q.shape[1]
+        return a if a.shape[1] == H else a.reshape(a.shape[0], H, -1, a.shape[-1])
+
     def weights(self, rows, end):
         """Scores, (+), mask and softmax: the weights (B, H, t, end), and 1 over their row sums.
 
         The pattern is the product of the two; it is cheaper to scale what the rows multiply.
         """
-        q = self.q[:, :, rows]  # (B, H, t, d_k)
-        scores = backend.bmm(self.fold(q), self.k[:, :, :end].swapaxes(-1, -2))  # (B, h, G·t, end)
-        scores = scores.reshape(*q.shape[:3], end)  # (B, H, t, end)
+        q = self.fold(self.q[:, :, rows])  # (B, h, G·t, d_k)
+        scores = backend.bmm(q, self.k[:, :, :end].swapaxes(-1, -2))  # (B, h, G·t, end)
+        scores = self.unfold(scores)  # (B, H, t, end)
         tracing.probe("scores", scores)
         if self.bias is not None:
             scores += self.bias[:end]  # the "+": its temperature is already in the queries
@@ -282,7 +287,7 @@ class _Attention:
     def mix(self, weights, inv_sum, end, out):
         """The values, mixed by the pattern, into `out` (B, H, t, d_v)."""
         mixed = backend.bmm(self.fold(weights), self.v[:, :, :end])  # (B, h, G·t, d_v)
-        backend.xp.multiply(mixed.reshape(out.shape), inv_sum, out=out)
+        backend.xp.multiply(self.unfold(mixed), inv_sum, out=out)
 
     def gradients(self, rows, end, weights, inv_sum, g, out, wanted, prefix):
         """Of the scaled queries of a block, and of keys, values and bias up to `end`.
@@ -298,7 +303,7 @@ class _Attention:
         if wanted[2]:
             dv = bmm(fold(weights).swapaxes(-1, -2), g_rows)  # (B, h, end, d_v)
         d = bmm(g_rows, self.v[:, :, :end].swapaxes(-1, -2))  # inv_sum · dP: (B, h, G·t, end)
-        d_scores = d.reshape(weights.shape)  # (B, H, t, end), to become dS in place
+        d_scores = self.unfold(d)  # (B, H, t, end), to become dS in place
         if prefix is not None:
             tracing.probe("grad.pattern", d_scores / inv_sum, prefix)
         d_scores -= backend.row_dot(g_scaled, out)
@@ -311,7 +316,7 @@ class _Attention:
         if wanted[1]:
             dk = bmm(d.swapaxes(-1, -2), fold(self.q[:, :, rows]))  # (B, h, end, d_k)
         d_scaled = bmm(d, self.k[:, :, :end])  # (B, h, G·t, d_k)
-        return d_scaled.reshape(*g.shape[:3], -1), dk, dv, db
+        return self.unfold(d_scaled), dk, dv, db
 
 
 def _check_attention(q, k, v, mask):
@@ -325,10 +330,10 @@ def _check_attention(q, k, v, mask):
 
 def _blocks(T, S, mask, step):
     """(slice of the queries, end of the keys that they may see) of each block."""
+    if mask is None and step >= T:
+        return [(slice(0, T), S)]
     blocks = [slice(i, i + step) for i in range(0, T, step)]
-    if mask is None:
-        return [(rows, S) for rows in blocks]
-    return [(rows, backend.visible(mask[rows])) for rows in blocks]
+    return [(rows, S if mask is None else backend.visible(mask[rows])) for rows in blocks]
 
 
 def _heads_last(x, width):
