@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import numpy as np
+
 from .attention import Attention, causal_mask
 from .runtime import backend, tracing
 from .runtime.backend import Array
@@ -40,18 +42,31 @@ class LayerCache:
         """Append new rows, then answer queries q (B, H, T, d) with all that is stored.
 
         Each query sees the keys that are not ahead of it; of these, `mask` (T, S + T) may hide
-        some. This plain cache stores rows as they are and has `attention` read them; a window, or
-        rows of fewer bits, would be another class with the same methods.
+        some. What is stored is a constant: gradients reach the queries, not the rows. This plain
+        cache stores rows as they are and has `attention` read them; a window, or rows of fewer
+        bits, would be another class with the same methods.
         """
-        # Before `append`, because the positions of new tokens follow those already stored.
-        if q.shape[2] > 1:  # a single token sees everything
-            mask = self.mask(q.shape[2]) if mask is None else self.mask(q.shape[2]) & mask
-        stored = self.append(*[row.data for row in rows])
-        tracing.probe("cache.k", stored[0])
-        tracing.probe("cache.v", stored[-1])
-        dtype = q.data.dtype  # of the computation, whatever the cache stores
-        stored = [Tensor(row if row.dtype == dtype else row.astype(dtype)) for row in stored]
-        return attention.attend(q, stored, mask)
+        start = self.length
+        try:
+            mask = self._causal(mask, q.data.shape[2])
+            stored = self.append(*[row.data for row in rows])
+            tracing.probe("cache.k", stored[0])
+            tracing.probe("cache.v", stored[-1])
+            dtype = q.data.dtype  # of the computation, whatever the cache stores
+            stored = [Tensor(row if row.dtype == dtype else row.astype(dtype)) for row in stored]
+            return attention.attend(q, stored, mask)
+        except BaseException:  # what is refused, or interrupted, changes nothing
+            self.length = start
+            raise
+
+    def _causal(self, mask, n_new):
+        """The mask of positions, and of these only what `mask` shows; None: everything is seen."""
+        end = self.length + n_new
+        if mask is not None and (mask.shape != (n_new, end) or mask.dtype != bool):
+            raise UsageError(f"attention: a mask is boolean, of shape {(n_new, end)}")
+        if n_new == 1:  # a single token sees everything
+            return mask
+        return self.mask(n_new) if mask is None else self.mask(n_new) & mask
 
     def append(self, *rows: Array) -> tuple[Array, ...]:
         """Store new positions, an array (B, heads, T, width) for each buffer; returns `rows` so
@@ -59,16 +74,16 @@ class LayerCache:
 
         Raises UsageError, before anything is changed, when they do not fit.
         """
-        start, end = self.length, self.length + rows[0].shape[2]
         if len(rows) != len(self.buffers):
-            raise UsageError(
-                f"the cache keeps {len(self.buffers)} rows of a token, not {len(rows)}"
-            )
+            n = len(self.buffers)
+            kept = f"{n} array{'s' if n > 1 else ''} per token"
+            raise UsageError(f"the cache stores {kept}, not {len(rows)}")
+        start, end = self.length, self.length + rows[0].shape[2]
         for row, buffer in zip(rows, self.buffers, strict=True):
             B, h, _, width = buffer.shape
             if row.shape != (B, h, end - start, width):
                 kept = f"{B} x {h} heads of {width} numbers"
-                raise UsageError(f"the cache stores {kept} a position; {row.shape} does not fit")
+                raise UsageError(f"the cache stores {kept} per position; {row.shape} does not fit")
         if end > self.capacity:
             why = f"the cache holds {self.capacity} positions; {end} are needed"
             raise UsageError(why, "ask for a larger capacity")
@@ -95,10 +110,11 @@ class KVCache:
         self, n_layer: int, batch: int, stored: list[tuple], capacity: int, dtype="float32"
     ):
         if not stored or min(n_layer, batch, capacity, *(min(shape) for shape in stored)) < 1:
-            raise UsageError(
-                f"a cache has no empty axis: {n_layer} layers, batch {batch}, {capacity} positions "
-                f"of (heads, width) {list(stored)}"
-            )
+            sizes = f"{n_layer} layers, batch {batch}, {capacity} positions of (heads, width)"
+            raise UsageError(f"the sizes of a cache must be at least 1: {sizes} {list(stored)}")
+        if np.dtype(dtype).kind != "f":
+            why = f"a cache stores floating-point numbers, not {np.dtype(dtype)}"
+            raise UsageError(why, "float16, float32 or float64")
         self.stored, self.batch, self.capacity = tuple(stored), batch, capacity
         self.layers = [LayerCache(batch, self.stored, capacity, dtype) for _ in range(n_layer)]
 
@@ -117,10 +133,11 @@ class KVCache:
 
     def trim(self, n: int) -> None:
         """Keep the first n positions; the buffers stay."""
-        if not 0 <= n <= len(self):
+        whole = isinstance(n, (int, np.integer)) and not isinstance(n, bool)
+        if not whole or not 0 <= n <= len(self):
             raise UsageError(f"trim({n}): the cache holds {len(self)} positions")
         for layer in self.layers:
-            layer.length = n
+            layer.length = int(n)
 
     def clone(self, rows: Sequence[int] | None = None) -> KVCache:
         """A cache of its own with the same contents.

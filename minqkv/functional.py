@@ -104,7 +104,7 @@ def gelu(x: Tensor) -> Tensor:
     y *= data  # u
     backend.xp.tanh(y, out=y)
     y += 1
-    y *= 0.5  # Φ, of which the derivative by u is 2 Φ (1 - Φ)
+    y *= 0.5  # Φ; its derivative with respect to u is 2 Φ (1 - Φ)
     if not grad_wanted(x):
         y *= data
         return make(y, (x,), None)
@@ -221,13 +221,15 @@ def scaled_dot_product_attention(
     unscaled, prefix = None if temperature is None else q.data, tracing.here() if traced else None
 
     def vjp(g, wanted):
-        dq, dk, dv, db = _heads_last(call.q, q_shape[3]), None, None, None
+        dk = dv = db = None
+        dq = _heads_last(call.q, q_shape[3]) if wanted[0] else None
         dt = backend.xp.zeros((), out.dtype) if wanted[3] else None
         for rows, end in reversed(blocks):  # under a causal mask, the last block reaches all keys
             saved = kept.pop() if keep else call.weights(rows, end)
             mine = g[:, :, rows], out[:, :, rows]
             d_scaled, *parts = call.gradients(rows, end, *saved, *mine, wanted, prefix)
-            backend.xp.multiply(d_scaled, strength, out=dq[:, :, rows])
+            if wanted[0]:
+                backend.xp.multiply(d_scaled, strength, out=dq[:, :, rows])
             if wanted[3]:  # Σ dS · scale q kᵀ = scale Σ q · (dS k): the scores are not needed
                 dt += (d_scaled * unscaled[:, :, rows]).sum() * scale
             dk, dv = _add_first(dk, parts[0], S), _add_first(dv, parts[1], S)  # (B, h, S, d)
@@ -264,7 +266,7 @@ class _Attention:
     def weights(self, rows, end):
         """Scores, (+), mask and softmax: the weights (B, H, t, end), and 1 over their row sums.
 
-        The pattern is the product of the two; it is cheaper to scale what the rows multiply.
+        The pattern is the product of the two; it is cheaper to scale the output rows.
         """
         q = self.fold(self.q[:, :, rows])  # (B, h, G·t, d_k)
         scores = backend.bmm(q, self.k[:, :, :end].swapaxes(-1, -2))  # (B, h, G·t, end)
@@ -290,7 +292,7 @@ class _Attention:
         backend.xp.multiply(self.unfold(mixed), inv_sum, out=out)
 
     def gradients(self, rows, end, weights, inv_sum, g, out, wanted, prefix):
-        """Of the scaled queries of a block, and of keys, values and bias up to `end`.
+        """Gradients of a block's scaled queries, and of keys, values and bias up to `end`.
 
         g, out (B, H, t, d_v). `prefix` is where a trace shows what it sees; None: nowhere. With
         p = weights · inv_sum, the gradient of the pattern is dP = g vᵀ, that of the scores
@@ -302,6 +304,8 @@ class _Attention:
         g_rows = fold(g_scaled)  # (B, h, G·t, d_v)
         if wanted[2]:
             dv = bmm(fold(weights).swapaxes(-1, -2), g_rows)  # (B, h, end, d_v)
+        if not (wanted[0] or wanted[1] or wanted[3] or wanted[4]):
+            return None, None, dv, None
         d = bmm(g_rows, self.v[:, :, :end].swapaxes(-1, -2))  # inv_sum · dP: (B, h, G·t, end)
         d_scores = self.unfold(d)  # (B, H, t, end), to become dS in place
         if prefix is not None:
@@ -320,10 +324,12 @@ class _Attention:
 
 
 def _check_attention(q, k, v, mask):
-    if q[0] != k[0] or q[3] != k[3] or k[:3] != v[:3] or q[1] % k[1]:
-        raise UsageError(f"attention: q {q} does not fit k {k} and v {v}")
+    if len(q) != 4 or len(k) != 4 or len(v) != 4:
+        raise UsageError(f"attention: q {q}, k {k} and v {v} need four axes")
     if 0 in q or 0 in k:
         raise UsageError("attention: batch and sequences must not be empty")
+    if q[0] != k[0] or q[3] != k[3] or k[:3] != v[:3] or q[1] % k[1]:
+        raise UsageError(f"attention: q {q} does not fit k {k} and v {v}")
     if mask is not None and (mask.shape != (q[2], k[2]) or mask.dtype != bool):
         raise UsageError(f"attention: a mask is boolean, of shape {(q[2], k[2])}")
 
@@ -343,9 +349,9 @@ def _heads_last(x, width):
 
 
 def _add_first(total, part, n, axis=2):
-    """Add `part` to the first places of `total`, which has n along `axis`.
+    """Add `part` to the start of `total`, which has n along `axis`.
 
-    A first part that has n of them becomes the total.
+    A first part that is full-length becomes the total.
     """
     if part is None or (total is None and part.shape[axis] == n):
         return part

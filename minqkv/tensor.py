@@ -147,8 +147,8 @@ def make(data: Array, inputs: Sequence, vjp: Callable | None) -> Tensor:
 
 
 def _run_backward(root, grad):
-    # A node is newer than its inputs. So, newest first, its gradient is complete when its turn
-    # comes. Recursion would visit a node once for each path to it, and overflow on deep graphs.
+    # A node is newer than its inputs. Going from newest to oldest, its gradient is complete when
+    # its turn comes. Recursion would visit a node once for each path, and overflow on deep graphs.
     order = sorted(_reachable(root), key=lambda node: node.seq, reverse=True)
     _accumulate(root, grad)
     for node in order:
@@ -187,7 +187,7 @@ def _accumulate(node, g):
     if node.grad is None:
         node.grad, node.owned = g, False
     elif not node.owned:
-        node.grad = backend.xp.asarray(node.grad + g)  # of two 0-d arrays NumPy makes a scalar
+        node.grad = backend.xp.asarray(node.grad + g)  # NumPy returns a scalar for two 0-d arrays
         node.owned = True
     else:
         node.grad += g

@@ -1,6 +1,6 @@
 """Training, written out: the loss and its gradients, a step, the loop, and scoring.
 
-What is trained on is a task (tasks/); what is kept of it is a run (runs.py).
+A task (tasks/) supplies the data; a run (runs.py) keeps the results.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .functional import cross_entropy
 from .nn import Module
 from .optim import Optimizer
 from .runtime import backend
-from .runtime.claims import training
+from .runtime.claims import decoding, training
 from .runtime.errors import Diverged, UsageError
 from .tensor import no_grad
 
@@ -96,10 +96,13 @@ def loss_and_gradients(model: Module, x: np.ndarray, y: np.ndarray) -> float:
     return run(model, slice(None)) if losses is None else sum(losses)
 
 
-@no_grad()
 def evaluate(model: Module, x: np.ndarray, y: np.ndarray, batch: int = 500) -> dict:
-    """Token accuracy and mean loss over the targets that count, and the predictions (n, T)."""
-    model.eval()
+    """Token accuracy and mean loss over the targets that count, and the predictions (n, T).
+
+    Without dropout, whatever the model's mode. Raises UsageError when no target counts.
+    """
+    if not (y != IGNORE).any():
+        raise UsageError("evaluate: every target is ignored")
 
     def score(i):
         logits = model(x[i : i + batch])  # (batch, T, V)
@@ -107,7 +110,8 @@ def evaluate(model: Module, x: np.ndarray, y: np.ndarray, batch: int = 500) -> d
         loss = cross_entropy(logits, y[i : i + batch], IGNORE).item() if weight else 0.0
         return backend.to_host(logits.data.argmax(axis=-1)), loss, weight
 
-    parts = backend.each(score, range(0, len(x), batch))
+    with decoding(model), no_grad():
+        parts = backend.each(score, range(0, len(x), batch))
     predictions, losses, weights = zip(*parts, strict=True)
     predicted = np.concatenate(predictions)  # (n, T)
     counted = y != IGNORE

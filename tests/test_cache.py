@@ -8,9 +8,11 @@ from toys import POSITIONS, TEN, gpt, host
 
 from minqkv import attention
 from minqkv import backend as backends
+from minqkv.attention import Attention
 from minqkv.cache import KVCache, LayerCache
 from minqkv.runtime.errors import UsageError
 from minqkv.runtime.tracing import trace
+from minqkv.tensor import Tensor
 from minqkv.variants import VariantSpec
 
 T = 12
@@ -72,11 +74,10 @@ READS = [in_random_chunks, trim_and_redo, token_by_token, one_prefill, prefill_t
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("variant", TEN)
 def test_cached_is_uncached(variant, scheme, backend, rng):
-    """On `strict` the first two ways must do: they have chunks of one and of several tokens."""
     model, ids = gpt(variant, **SCHEMES[scheme]), rng.integers(0, 11, (3, T))
     expected = host(model(ids))
     assert np.ptp(expected) > 1  # the comparison is of numbers that matter
-    for read in READS[: 2 if backend.name == "strict" else None]:
+    for read in READS:
         rows = 1 if read is token_by_token else 3
         found = read(model, ids[:rows], rng)
         np.testing.assert_allclose(
@@ -290,11 +291,15 @@ def rows(batch=1, heads=2, n=1, d_head=4):
 @pytest.mark.parametrize(
     ("streams", "given", "says"),
     [
-        (2, [{}], "keeps 2 rows of a token, not 1"),
-        (1, [{}, {}], "keeps 1 rows of a token, not 2"),
+        (2, [{}], "stores 2 arrays per token, not 1"),
+        (1, [{}, {}], "stores 1 array per token, not 2"),
         (1, [{"n": 5}], "holds 4 positions; 5 are needed"),
         (2, [{"n": 5}, {"n": 5}], "holds 4 positions; 5 are needed"),
-        (1, [{"heads": 1}], r"stores 1 x 2 heads of 4 numbers a position; \(1, 1, 1, 4\) does not"),
+        (
+            1,
+            [{"heads": 1}],
+            r"stores 1 x 2 heads of 4 numbers per position; \(1, 1, 1, 4\) does not",
+        ),
         (1, [{"heads": 4}], "stores"),
         (1, [{"batch": 2}], "stores"),
         (1, [{"d_head": 1}], "stores"),
@@ -326,7 +331,7 @@ def test_overflow_through_the_model(backend):
         model([[1] * 13])
     with pytest.raises(UsageError, match="stores"):
         model([[1], [2]], cache=model.new_cache(1))
-    with pytest.raises(UsageError, match="keeps 1 rows of a token, not 2"):
+    with pytest.raises(UsageError, match="stores 1 array per token, not 2"):
         gpt("qkv")([[1]], cache=model.new_cache(1))
 
 
@@ -371,3 +376,51 @@ def test_decoding_is_evaluation(backend, rng):
     expected = host(model(ids))
     assert np.abs(found - expected).max() > 0.1
     np.testing.assert_allclose(found, host(model.eval()(ids)), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("wrong", ["shape", "dtype", "one for all"])
+@pytest.mark.parametrize("n_new", [1, 2])
+def test_a_mask_that_does_not_fit_changes_nothing(n_new, wrong, rng):
+    """Also where a single token needs no mask of its own."""
+    attn, cache = gpt("q-k=v").blocks[0].attn, gpt("q-k=v").new_cache().layers[0]
+    x = Tensor(rng.standard_normal((1, 3 + n_new, 16)))
+    attn(Tensor(x.data[:, :3]), None, cache)
+    mask = {
+        "shape": np.ones((n_new, 3), bool),
+        "dtype": np.ones((n_new, 3 + n_new)),
+        "one for all": np.ones((1, 1), bool),
+    }[wrong]
+    with pytest.raises(UsageError, match="a mask is boolean, of shape"):
+        attn(Tensor(x.data[:, 3:]), mask, cache)
+    assert len(cache) == 3
+
+
+def test_an_interrupt_in_a_layer_alone_changes_nothing(rng, monkeypatch):
+    attn, cache = gpt("qkv").blocks[0].attn, gpt("qkv").new_cache().layers[0]
+    x = Tensor(rng.standard_normal((1, 3, 16)))
+    attn(x, None, cache)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Attention, "attend", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        attn(x, None, cache)
+    assert len(cache) == 3
+
+
+@pytest.mark.parametrize("n", [2.0, True, "2", None, -1, 4])
+def test_trim_takes_whole_numbers_only(n):
+    cache = gpt("qkv").new_cache()
+    gpt("qkv")([[1, 2, 3]], cache=cache)
+    with pytest.raises(UsageError, match="trim"):
+        cache.trim(n)
+    assert len(cache) == 3
+    cache.trim(np.int64(2))
+    assert len(cache) == 2
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int64", "bool", "complex64"])
+def test_a_dtype_that_cannot_hold_keys_is_refused(dtype):
+    with pytest.raises(UsageError, match="floating-point"):
+        gpt("qkv").new_cache(dtype=dtype)

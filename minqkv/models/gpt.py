@@ -82,8 +82,9 @@ class GPT(Module):
             why = f"a cache of {len(cache.layers)} layers in a model of {len(self.blocks)}"
             raise UsageError(why, "model.new_cache()")
         start = len(cache)
-        widest = max(self.config.d_ff, start + ids.shape[1])  # inside an MLP, or of the scores
-        macs = ids.size * self.config.n_embd * widest  # multiply-adds of the largest product
+        # Multiply-adds of the largest product: inside an MLP, the scores, or the head.
+        widest = max(self.config.d_ff, start + ids.shape[1], self.config.vocab_size)
+        macs = ids.size * self.config.n_embd * widest
         try:
             with decoding(self), no_grad(), backend.cores_for(macs):
                 return self._decode(ids, start, cache)

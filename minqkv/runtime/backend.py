@@ -196,7 +196,7 @@ def _cupy():
     except ImportError as error:
         raise EnvironmentFault(
             f"the cupy backend needs CuPy, and importing it failed: {error}",
-            "pip install 'minqkv[cuda13]' (or cuda12, rocm7), or use --backend numpy",
+            "pip install -e '.[cuda13]' in the clone (or cuda12, rocm7), or use --backend numpy",
         ) from error
     if not cupy.is_available():
         raise EnvironmentFault(

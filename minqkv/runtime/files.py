@@ -102,7 +102,8 @@ def read_arrays(path, kind):
         found = meta.pop("kind")
     except FileNotFoundError as error:
         raise EnvironmentFault(
-            f"{path} does not exist", "a run stopped too early for it goes on with --resume"
+            f"{path} does not exist",
+            "if the run stopped before its first checkpoint, continue it with --resume",
         ) from error
     except Exception as error:  # a damaged archive raises nearly anything, even TokenError
         raise EnvironmentFault(

@@ -7,14 +7,16 @@ Results differ from those of one thread in rounding only; with n threads, they d
 import os
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
+from functools import partial
+from types import MethodType
 
 import numpy as np
-import threadpoolctl
 
 from . import backend, tracing
+from .blas import blas_threads
 from .errors import UsageError
 from .rng import first_row
 
@@ -44,23 +46,53 @@ def set_threads(n):
 def each(function, items):
     """[function(item) for item in items], on all threads, with BLAS on one thread each.
 
-    Each call runs in a copy of the caller's context: its `np.errstate`, its `no_grad`. Everything
-    is waited for, whatever is raised. Inside of another part, they run one after another.
+    Each call runs in a copy of the caller's context: its `np.errstate`, its `no_grad`. All that
+    has begun is waited for, even if one call raises. Called from within a part, it runs in turn.
     """
     items, pool = list(items), _pool
+    parts = [partial(copy_context().run, _part, function, item) for item in items]
     if pool is None or len(items) < 2 or _inside.get():
-        return [function(item) for item in items]
-    contexts = [copy_context() for _ in items]
+        return [part() for part in parts]
+    start, futures = Start(), []
     with blas_threads(1):
-        futures = [
-            pool.submit(context.run, _part, function, item)
-            for context, item in zip(contexts[1:], items[1:], strict=True)
-        ]
         try:
-            first = contexts[0].run(_part, function, items[0])
+            with suppress(RuntimeError):  # the interpreter shuts down: no more threads
+                for part in parts[1:]:
+                    futures.append(pool.submit(start.wait_for, part))
+            start.say(len(futures) == len(parts) - 1)
+            if not start.go:
+                return [part() for part in parts]
+            first = parts[0]()
+            # A part that no thread has taken up yet is done here.
+            rest = [
+                part() if future.cancel() else future
+                for part, future in zip(parts[1:], futures, strict=True)
+            ]
         finally:
+            start.say(False)
             _wait(futures)
-        return [first, *[future.result() for future in futures]]
+        return [first, *[r.result() if isinstance(r, Future) else r for r in rest]]
+
+
+class Start:
+    """Lets parts begin when all of them are submitted, or tells them not to begin at all.
+
+    So an interrupt between two submissions leaves no part behind that nobody knows of.
+    """
+
+    def __init__(self):
+        self.said, self.go = threading.Event(), False
+
+    def say(self, go):
+        """Only the first word counts."""
+        if not self.said.is_set():
+            self.go = go
+            self.said.set()
+
+    def wait_for(self, part):
+        """Run a part, or not."""
+        self.said.wait()
+        return part() if self.go else None
 
 
 def shares(n):
@@ -68,6 +100,10 @@ def shares(n):
     parts = min(backend.current.threads, n)
     if parts < 2 or _inside.get() or tracing.active is not None:
         return None
+    return _slices(n, parts)
+
+
+def _slices(n, parts):
     ends = [n * i // parts for i in range(parts + 1)]
     return [slice(*ends[i : i + 2]) for i in range(parts)]
 
@@ -82,7 +118,7 @@ def _wait(futures):
     interrupted = None
     while True:
         try:
-            wait(futures)
+            wait([future for future in futures if not future.cancelled()])
             break
         except KeyboardInterrupt as error:
             interrupted = error
@@ -96,100 +132,93 @@ def _wait(futures):
 def in_shards(model, x, run):
     """[run(replica, rows)] for shards of the batch x; their gradients are added to the model's.
 
-    None where one shard is best: a small batch, or a trace that wants to see all of it. If a shard
-    fails, no gradient is added.
+    None where one piece is best: a small batch, or a trace that wants to see all of it, or a model
+    with a part that cannot be replicated. If a shard fails, no gradient is added. What `forward`
+    stores in the model stays in the replica and is lost.
     """
-    parameters = {id(p): p for p in model.parameters()}.values()  # a tied one has two names
-    work = sum(p.data.size for p in parameters) * x.size
+    work = sum(p.data.size for p in model.parameters()) * x.size
     n = min(backend.current.threads, len(x), work // SMALLEST)
     if n < 2 or _inside.get() or tracing.active is not None:
         return None
-    ends = [len(x) * i // n for i in range(n + 1)]
-    twins = [{} for _ in range(n)]  # of each shard: id of a part of the model -> its own part
-    replicas = [_replica(model, mine) for mine in twins]
+    rows, leaves = _slices(len(x), n), [[] for _ in range(n)]
+    try:
+        replicas = [_replica(model, {}, mine) for mine in leaves]
+    except Irreplicable:
+        return None
 
     def shard(i):
-        first_row.set(first_row.get() + ends[i])
-        return run(replicas[i], slice(ends[i], ends[i + 1]))
+        first_row.set(first_row.get() + rows[i].start)
+        return run(replicas[i], rows[i])
 
     results = each(shard, range(n))
-    for p in parameters:
-        for mine in twins:  # in the order of the shards, so that the same bits come out every time
-            twin = mine.get(id(p))  # none where no gradient is required
-            if twin is not None and twin.grad is not None:
-                p.add_gradient(twin.grad)
+    for mine in leaves:  # in the order of the shards, so that the same bits come out every time
+        for leaf, twin in mine:
+            if twin.grad is not None:
+                leaf.add_gradient(twin.grad)
     return results
 
 
-def _replica(value, twins):
-    """The same model on the same arrays: modules, lists and parameters are new, nothing else."""
+class Irreplicable(Exception):
+    """A part of a model that shards would share, gradients and all."""
+
+
+def _replica(value, twins, leaves):
+    """The same model on the same arrays: modules, containers and leaves are new, nothing else.
+
+    `twins` maps the id of a part to its replica: a parameter with two names is one there, too.
+    `leaves` gathers (leaf, its twin), whose gradients are to be added up.
+    """
     if isinstance(value, _PLAIN):
         return value
     if id(value) in twins:
-        return twins[id(value)]  # a tied parameter is one parameter there, too
+        return twins[id(value)]
     kind = type(value)
     if hasattr(value, "named_parameters"):
         twin = twins[id(value)] = object.__new__(kind)
-        vars(twin).update([(name, _replica(v, twins)) for name, v in vars(value).items()])
-    elif hasattr(value, "requires_grad") and value.requires_grad:
+        copied = [(name, _replica(v, twins, leaves)) for name, v in vars(value).items()]
+        vars(twin).update(copied)
+        return twin
+    if hasattr(value, "requires_grad"):
+        if not value.requires_grad:
+            return value
+        if value.node.vjp is not None:
+            raise Irreplicable("the result of an operation, kept in the model")
         twin = object.__new__(kind)
         twin.data, twin.node = value.data, type(value.node)()  # gradients of its own
+        leaves.append((value, twin))
     elif kind in (list, tuple):
-        twin = kind([_replica(item, twins) for item in value])
+        twin = kind([_replica(item, twins, leaves) for item in value])
     elif kind is dict:
-        twin = {key: _replica(item, twins) for key, item in value.items()}
+        twin = {key: _replica(item, twins, leaves) for key, item in value.items()}
+    elif isinstance(value, MethodType):
+        twin = MethodType(value.__func__, _replica(value.__self__, twins, leaves))
+    elif any(map(_has_leaves, _parts_of(value))):
+        raise Irreplicable(f"a {kind.__name__} that holds parameters")
     else:
         return value
     twins[id(value)] = twin
     return twin
 
 
-_PLAIN = int, float, str, type(None), type(lambda: None)  # what has no parts, and is met most
+def _parts_of(value):
+    """What else may be inside: attributes, what a function closes over, items of a container."""
+    cells = getattr(value, "__closure__", None) or ()
+    items = value if isinstance(value, (list, tuple, set, frozenset)) else ()
+    items = value.values() if isinstance(value, dict) else items
+    return [*getattr(value, "__dict__", {}).values(), *(c.cell_contents for c in cells), *items]
 
 
-# ---- BLAS's own threads
+def _has_leaves(value):
+    return hasattr(value, "named_parameters") or getattr(value, "requires_grad", False) is True
 
 
-_libraries = None  # found once: the BLAS that NumPy uses
-_asked = {}  # who asks for how many; the fewest win
-_before = []  # what each library had before anybody asked
-
-
-@contextmanager
-def blas_threads(n):
-    """BLAS on n threads inside, on fewer while anybody asks for fewer; at the end as it was."""
-    me = object()
-    try:
-        with _lock:
-            _asked[me] = n
-            _apply()
-        yield
-    finally:
-        with _lock:
-            _asked.pop(me, None)
-            _apply()
-
-
-def _apply():
-    global _libraries, _before
-    if _libraries is None:
-        found = threadpoolctl.ThreadpoolController().select(user_api="blas")
-        _libraries = found.lib_controllers
-    if not _before:
-        _before = [library.num_threads for library in _libraries]
-    for library, before in zip(_libraries, _before, strict=True):
-        wanted = min(_asked.values(), default=before)
-        if library.num_threads != wanted:
-            library.set_num_threads(wanted)
-    if not _asked:
-        _before = []
+_PLAIN = int, float, str, type, type(None), np.ndarray  # what has no parts, and is met most
 
 
 def _after_fork():
     """A child has none of its parent's threads."""
     global _pool, _lock
     _lock = threading.Lock()
-    _asked.clear()
     if _pool is not None:
         _pool = ThreadPoolExecutor(backend.Backend.threads - 1, "minqkv")
 

@@ -1,8 +1,8 @@
 """Random streams keyed by (seed, purpose, name or step). All randomness is drawn here, on the host.
 
-A stream depends on its key alone: not on what was drawn before, nor on the backend, nor on how many
-processes work. So two variants share the start of every parameter they share, and a resumed run
-needs no generator state.
+A stream depends on its key alone: not on what was drawn before, nor on the backend, nor on the
+number of threads or processes. So two variants share the start of every parameter they share, and a
+resumed run needs no generator state.
 """
 
 import zlib

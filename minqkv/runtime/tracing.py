@@ -5,8 +5,8 @@
     t["blocks.0.attn.pattern"]        # (B, H, T, S), a NumPy copy
     t.all("blocks.0.attn.pattern")    # one per call, for instance one per decoded token
 
-Off, a probe costs one `is None` test. Names: `q k v scores pattern z out`, `cache.k cache.v`,
-`grad.<any of them>`.
+Without an active trace, a probe costs one `is None` test. Names: `q k v scores pattern z out`,
+`cache.k cache.v`, `grad.<any of them>`.
 """
 
 from contextlib import contextmanager, nullcontext
