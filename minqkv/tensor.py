@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import numbers
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -199,7 +199,7 @@ def _freed(g, wanted):
 
 
 @contextmanager
-def no_grad():
+def no_grad() -> Iterator[None]:
     """`with no_grad():` (or `@no_grad()`): no graph is built inside, by this thread."""
     before = _grad_on.get()
     _grad_on.set(False)

@@ -7,11 +7,14 @@ be reached as `backend.name`. A method that may be faster returns None where it 
 readable lines of the caller follow.
 """
 
+from __future__ import annotations
+
 import ctypes
 import math
 import os
 import platform
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
 import numpy as np
@@ -25,7 +28,7 @@ LARGE_PRODUCT = 1 << 22  # multiply-adds from which BLAS's own threads pay
 
 
 @lru_cache(64)
-def ones(n, dtype):
+def ones(n: int, dtype) -> Array:
     """(n,) ones, read-only."""
     array = np.ones(n, dtype)
     array.flags.writeable = False
@@ -43,13 +46,13 @@ class Backend:
     xp = np
     ndarray = np.ndarray
 
-    def upload(self, array, dtype=None):
+    def upload(self, array, dtype=None) -> Array:
         """A host array (or list, or number) as an array of this backend; no copy where none is
         needed.
         """
         return np.asarray(array, dtype)
 
-    def empty(self, shape, dtype):
+    def empty(self, shape: tuple, dtype) -> Array:
         """An array for what is read again and again: it begins at a cache line, so its rows lie in
         as few as they can.
         """
@@ -58,15 +61,15 @@ class Backend:
         start = -whole.ctypes.data % 64
         return whole[start : start + size].view(dtype).reshape(shape)
 
-    def to_host(self, array):
+    def to_host(self, array: Array) -> np.ndarray:
         """An array of this backend as a NumPy array. On a GPU this waits for the device."""
         return array
 
-    def bmm(self, a, b):
+    def bmm(self, a: Array, b: Array) -> Array:
         """Batched product over the last two axes: (..., n, k) @ (..., k, m)."""
         return np.matmul(a, b)
 
-    def row_sum(self, a):
+    def row_sum(self, a: Array) -> Array:
         """Sums over the last axis, kept: (..., n) -> (..., 1). A product with ones: several times
         faster on short rows.
         """
@@ -75,29 +78,29 @@ class Backend:
             return np.add.reduce(a, axis=-1, keepdims=True)
         return (a.reshape(-1, n) @ ones(n, a.dtype)).reshape(*a.shape[:-1], 1)
 
-    def column_sum(self, a):
+    def column_sum(self, a: Array) -> Array:
         """Sums over all axes but the last: (..., n) -> (n,)."""
         flat = a.reshape(-1, a.shape[-1])
         return ones(flat.shape[0], a.dtype) @ flat
 
-    def row_dot(self, a, b):
+    def row_dot(self, a: Array, b: Array) -> Array:
         """Inner products of matching rows, kept as an axis: (..., n), (..., n) -> (..., 1)."""
         if a.shape[-1] < 32:  # a call of BLAS for each row does not pay
             return np.einsum("...i,...i->...", a, b)[..., None]
         return np.vecdot(a, b, keepdims=True)
 
-    def visible(self, mask):
+    def visible(self, mask: Array) -> int:
         """How many columns of a boolean mask (t, S) matter: up to the last that is ever True."""
         return mask.shape[1] - int(mask.any(axis=0)[::-1].argmax())
 
-    def bounded(self, a, b):
+    def bounded(self, a: Array, b: Array) -> bool:
         """Whether exp of the inner products of rows of a and b keeps to half the range of
         exponents: by their lengths.
         """
         limit = math.log(np.finfo(a.dtype).max) / 2
         return bool(self.row_dot(a, a).max() * self.row_dot(b, b).max() <= limit**2)
 
-    def add_rows(self, ids, rows, n):
+    def add_rows(self, ids: Array, rows: Array, n: int) -> Array:
         """Sum `rows` (N, d) by their ids (N,) into (n, d): the gradient of a lookup."""
         if n <= 512:  # a small vocabulary: one product with the one-hot matrix
             onehot = np.zeros((len(ids), n), rows.dtype)
@@ -109,23 +112,23 @@ class Backend:
         out[present] = np.add.reduceat(rows[order], starts, axis=0)
         return out
 
-    def each(self, function, items):
+    def each(self, function: Callable, items: Iterable) -> list:
         """[function(item) for item in items], on several cores at a time."""
         if self.cores is None:
             return [function(item) for item in items]
         return self.cores.each(function, items)
 
-    def in_shards(self, model, x, run):
+    def in_shards(self, model, x: np.ndarray, run: Callable) -> list | None:
         """run(model, rows) for shards of a batch x, a core each; None: better in one piece."""
         return None if self.cores is None else self.cores.in_shards(model, x, run)
 
-    def shares(self, cache):
+    def shares(self, cache) -> list[slice] | None:
         """Slices of a cache's batch that are worth a core each while decoding; None: one piece."""
         if self.cores is None or cache.nbytes < LARGE_CACHE:
             return None
         return self.cores.shares(cache.batch)
 
-    def cores_for(self, macs):
+    def cores_for(self, macs: int) -> AbstractContextManager:
         """`with`: BLAS on as many cores as pay in a decoding step.
 
         `macs` are the multiply-adds of its largest product.
@@ -134,7 +137,7 @@ class Backend:
             return nullcontext()
         return self.cores.blas_threads(self.threads if macs >= LARGE_PRODUCT else 1)
 
-    def describe(self):
+    def describe(self) -> str:
         """One line for `minqkv doctor`."""
         return f"NumPy {np.__version__}"
 
@@ -151,41 +154,41 @@ class GpuBackend(Backend):
     def __init__(self, xp):
         self.xp, self.ndarray = xp, xp.ndarray
 
-    def upload(self, array, dtype=None):
+    def upload(self, array, dtype=None) -> Array:
         return self.xp.asarray(array, dtype)
 
-    def empty(self, shape, dtype):
+    def empty(self, shape: tuple, dtype) -> Array:
         return self.xp.empty(shape, dtype)
 
-    def to_host(self, array):
+    def to_host(self, array: Array) -> np.ndarray:
         return self.xp.asnumpy(array)
 
-    def bmm(self, a, b):
+    def bmm(self, a: Array, b: Array) -> Array:
         return self.xp.matmul(a, b)
 
-    def row_sum(self, a):
+    def row_sum(self, a: Array) -> Array:
         return a.sum(-1, keepdims=True)
 
-    def column_sum(self, a):
+    def column_sum(self, a: Array) -> Array:
         return a.reshape(-1, a.shape[-1]).sum(0)
 
-    def row_dot(self, a, b):
+    def row_dot(self, a: Array, b: Array) -> Array:
         return (a * b).sum(-1, keepdims=True)
 
-    def visible(self, mask):
+    def visible(self, mask: Array) -> int:
         return mask.shape[1]  # to know better, the host would have to wait
 
-    def bounded(self, a, b):
+    def bounded(self, a: Array, b: Array) -> bool:
         return False  # likewise
 
-    def add_rows(self, ids, rows, n):
+    def add_rows(self, ids: Array, rows: Array, n: int) -> Array:
         out = self.xp.zeros((n, rows.shape[1]), rows.dtype)
         self.xp.add.at(
             out, ids, rows
         )  # atomics: float32 sums differ from run to run in the last bits
         return out
 
-    def describe(self):
+    def describe(self) -> str:
         properties = self.xp.cuda.runtime.getDeviceProperties(0)
         return f"CuPy {self.xp.__version__} on {properties['name'].decode()}"
 
@@ -209,12 +212,12 @@ def _cupy():
 _makers = {"numpy": Backend, "cupy": _cupy}
 
 
-def register(name, maker):
+def register(name: str, maker: Callable[[], Backend]) -> None:
     """Add a backend: `maker()` returns a `Backend`. The tests add `strict` this way."""
     _makers[name] = maker
 
 
-def set_backend(name):
+def set_backend(name: str) -> None:
     """Use this backend from now on, in the whole process.
 
     Raises UsageError for an unknown name, EnvironmentFault where it cannot run.
@@ -225,7 +228,7 @@ def set_backend(name):
 
 
 @contextmanager
-def use_backend(name):
+def use_backend(name: str) -> Iterator[Backend]:
     """`with use_backend("cupy"): ...`; the one before comes back at the end."""
     before = current
     set_backend(name)
@@ -243,13 +246,13 @@ def _use(backend):
             globals()[name] = getattr(backend, name)
 
 
-def use_cores(threads, cores):
+def use_cores(threads: int, cores) -> None:
     """For parallel.set_threads: how many cores NumPy uses, and the module that does it."""
     Backend.threads, Backend.cores = threads, cores
     _use(current)
 
 
-def upload_ids(ids, limit, what, ignore=None):
+def upload_ids(ids, limit: int, what: str, ignore: int | None = None) -> Array:
     """Check integer ids on the host, where it is free, and upload them: on a GPU a wrong id would
     wrap around silently.
 
@@ -269,7 +272,7 @@ def upload_ids(ids, limit, what, ignore=None):
     return current.upload(ids)
 
 
-def tame_allocator():
+def tame_allocator() -> bool:
     """Keep freed memory in the process instead of giving it back to the kernel (glibc only).
 
     Large temporaries are otherwise mapped and page-faulted anew at every use, which can double the

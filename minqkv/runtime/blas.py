@@ -1,7 +1,10 @@
 """How many threads BLAS uses for a product, at run time and with no environment variable."""
 
+from __future__ import annotations
+
 import os
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
@@ -16,7 +19,7 @@ _before = []  # what each library had before anybody asked
 
 
 @contextmanager
-def blas_threads(n):
+def blas_threads(n: int) -> Iterator[None]:
     """BLAS on n threads inside, on fewer while anybody asks for fewer; at the end as it was."""
     asker = Claim()  # which is gone with this block, however it ends
     with _lock:

@@ -5,8 +5,11 @@ nobody but its `with` block holds: however the block ends, even by an interrupt 
 left, the claim is gone.
 """
 
+from __future__ import annotations
+
 import os
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from weakref import WeakSet
@@ -24,7 +27,7 @@ class Claim:
 
 
 @contextmanager
-def training(model):
+def training(model) -> Iterator[None]:
     """For one training step. Raises UsageError while the model is in use."""
     claim = Claim()
     with _lock:
@@ -41,7 +44,7 @@ def training(model):
 
 
 @contextmanager
-def decoding(model):
+def decoding(model) -> Iterator[None]:
     """For one step of decoding or scoring. Raises UsageError while the model is being trained."""
     claim, before = Claim(), evaluating.get()
     with _lock:

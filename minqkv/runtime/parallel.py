@@ -4,9 +4,12 @@ large arrays, so a batch can be trained in shards, one in each thread.
 Results differ from those of one thread in rounding only; with n threads, they depend on n alone.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 import threading
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from contextvars import ContextVar, copy_context
@@ -27,7 +30,7 @@ _lock = threading.Lock()
 _pool = None
 
 
-def set_threads(n):
+def set_threads(n: int) -> None:
     """Use n cores from now on. Raises UsageError below 1.
 
     Training shares out a batch, evaluation its batches, decoding the sequences of a large cache;
@@ -43,7 +46,7 @@ def set_threads(n):
         backend.use_cores(int(n), sys.modules[__name__] if n > 1 else None)
 
 
-def each(function, items):
+def each(function: Callable, items: Iterable) -> list:
     """[function(item) for item in items], on all threads, with BLAS on one thread each.
 
     Each call runs in a copy of the caller's context: its `np.errstate`, its `no_grad`. All that
@@ -95,7 +98,7 @@ class Start:
         return part() if self.go else None
 
 
-def shares(n):
+def shares(n: int) -> list[slice] | None:
     """n rows in slices, one for each thread; None where one piece is best."""
     parts = min(backend.current.threads, n)
     if parts < 2 or _inside.get() or tracing.active is not None:
@@ -129,7 +132,7 @@ def _wait(futures):
 # ---- a batch in shards
 
 
-def in_shards(model, x, run):
+def in_shards(model, x: np.ndarray, run: Callable) -> list | None:
     """[run(replica, rows)] for shards of the batch x; their gradients are added to the model's.
 
     None where one piece is best: a small batch, or a trace that wants to see all of it, or a model

@@ -5,6 +5,8 @@ number of threads or processes. So two variants share the start of every paramet
 resumed run needs no generator state.
 """
 
+from __future__ import annotations
+
 import zlib
 from contextvars import ContextVar
 
@@ -13,7 +15,7 @@ import numpy as np
 first_row = ContextVar("first_row", default=0)  # of a batch: where the shard at hand begins
 
 
-def stream(seed, *key):
+def stream(seed: int, *key: str | int) -> np.random.Generator:
     """A fresh generator for this key; strings are hashed (CRC-32), so the same words give the same
     numbers everywhere.
     """
@@ -21,7 +23,7 @@ def stream(seed, *key):
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([int(seed), *words])))
 
 
-def skip(rng, n):
+def skip(rng: np.random.Generator, n: int) -> None:
     """Take a fresh generator past its first n float32 numbers, without drawing them."""
     rng.bit_generator.advance(n // 2)  # one 64-bit number makes two of them
     rng.random(n % 2, dtype=np.float32)

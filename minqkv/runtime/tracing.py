@@ -9,9 +9,15 @@ Without an active trace, a probe costs one `is None` test. Names: `q k v scores 
 `cache.k cache.v`, `grad.<any of them>`.
 """
 
-from contextlib import contextmanager, nullcontext
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import numpy as np
 
 from . import backend
+from .backend import Array
 
 active = None  # the Trace being recorded, or None
 _nothing = nullcontext()
@@ -34,17 +40,17 @@ class Trace:
     def __iter__(self):
         return iter(self.seen)
 
-    def all(self, name):
+    def all(self, name: str) -> list[np.ndarray]:
         """Every array recorded under this name, oldest first."""
         return self.seen.get(name, [])
 
-    def record(self, name, array):
+    def record(self, name: str, array: Array) -> None:
         """Keep a host copy."""
         self.seen.setdefault(name, []).append(backend.to_host(array).copy())
 
 
 @contextmanager
-def trace():
+def trace() -> Iterator[Trace]:
     """Record every probe inside the `with` block."""
     global active
     before, active = active, Trace()
@@ -54,7 +60,7 @@ def trace():
         active = before
 
 
-def scope(name):
+def scope(name: str) -> AbstractContextManager:
     """`with scope(name):` prefixes the probes inside with `name.`; modules use their own name."""
     return _nothing if active is None or not name else _inside(name)
 
@@ -68,12 +74,12 @@ def _inside(name):
         active.scopes.pop()
 
 
-def here():
+def here() -> str:
     """The prefix in force, for a backward that will run later: "" outside any scope."""
     return "".join(f"{name}." for name in active.scopes) if active is not None else ""
 
 
-def probe(name, value, prefix=None):
+def probe(name: str, value, prefix: str | None = None) -> None:
     """Show `value` (an array or a Tensor) to the trace being recorded, if there is one."""
     if active is None:
         return
