@@ -22,19 +22,10 @@ import threadpoolctl
 from rich.console import Console
 from rich.table import Table
 
+from minqkv.variants import variant_names
+
 PARTS = ("step", "decode", "memory", "engine", "scale", "threads")
-VARIANTS = (
-    "qkv",
-    "q=k-v",
-    "q-k=v",
-    "q=k=v",
-    "q=k-v+",
-    "q=k=v+",
-    "gqa-2",
-    "mqa",
-    "q-gqa-2",
-    "q-mqa",
-)
+VARIANTS = variant_names(2)
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench/results"
 ENVIRONMENT = 3  # the exit code of the command line for something that is not installed
