@@ -22,8 +22,8 @@ def progress(label, total, start=0, console=None):
         yield _tenths(label, total, start, console) if tenths else lambda done, note="": None
         return
     before = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Elapsed())
-    after = (TextColumn("left"), Remaining(), TextColumn("{task.fields[note]}"))
-    with Progress(*before, *after, console=console) as bar:
+    after = (Remaining(), TextColumn("left  {task.fields[note]}"))
+    with Progress(*before, TextColumn(","), *after, console=console) as bar:
         task = bar.add_task(label, total=total, completed=start, note="")
         yield lambda done, note="": bar.update(task, completed=done, note=note)
 
