@@ -171,7 +171,7 @@ def evaluate_run(run, split, n, wrong, as_json):
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(1),
-    help="[default: the length the model was trained on]",
+    help="How many tokens to add.  [default: as many as in training]",
 )
 @click.option(
     "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 is greedy."

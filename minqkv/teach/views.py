@@ -85,7 +85,10 @@ def _draw(arrays, tokens, first=0):
             what = base if base == "scores" else _AXES.get(base, base).partition(",")[0]
             array = np.asarray(array, np.float64)
             power = math.floor(math.log10(abs(array).max() or 1))
-            array, title = array / 10.0**power, f"{name}: gradient of the {what}, times 1e{power}"
+            array, title = (
+                array / 10.0**power,
+                f"{name}: gradient of the {what}, in units of 1e{power}",
+            )
         if base in ("scores", "plus", "pattern"):
             seen = np.arange(array.shape[-1]) <= first + np.arange(array.shape[-2])[:, None]
             draw = heat if name == "pattern" else show
