@@ -13,6 +13,7 @@ class Elapsed(TimeElapsedColumn):
     """The time so far, with a comma: the time left follows."""
 
     def render(self, task):
+        """The column's text."""
         return super().render(task) + ","
 
 
