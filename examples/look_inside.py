@@ -31,6 +31,8 @@ print("head 0, a row of weights for each query:", t["blocks.0.attn.pattern"][0, 
 cache = model.new_cache()
 for token in ids[0]:
     model([[token]], cache=cache)
-    print(f"after token {token}: {len(cache)} positions, {cache.nbytes} bytes")
+    seen = f"{len(cache)} position{'s' if len(cache) > 1 else ''}"
+    print(f"after token {token}: {seen}, {cache.nbytes} bytes")
 rows = cache.layers[0].rows  # with K = V there is one, read as keys and as values
-print(f"each layer stores {len(rows)} array(s) of shape {rows[0].shape}")
+count = "one array" if len(rows) == 1 else "two arrays"
+print(f"each layer stores {count} of shape {rows[0].shape}")

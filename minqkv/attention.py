@@ -159,7 +159,7 @@ class Attention(Module):
         return row, rows[-1]  # with K = V, the same row twice
 
     def answer(self, z: Tensor, start: int) -> Tensor:
-        """What was mixed, as the query sees it: turned back from its position, if it was turned."""
+        """The mixed values, turned back from the query's position if `turn_back`."""
         return self.turn(z, start, back=True) if self.turn_back else z
 
     def attend(self, q: Tensor, rows: tuple[Tensor, ...], mask: Array | None = None) -> Tensor:

@@ -25,7 +25,7 @@ class Parameter(Tensor):
 
 
 class Init:
-    """Where parameters come from: a seed, a dtype, a scheme, and the name reached so far.
+    """Where parameters come from: a seed, a dtype, a scheme, and the dotted name so far.
 
     A parameter's random numbers depend on the seed and its full name alone, so weights that two
     variants have in common start equal (under "xavier", up to a factor).

@@ -107,8 +107,8 @@ def literal_plus(scores, w, b, row_channels, column_channels):
     (section 3.3).
 
     scores (B, H, T, S); w (m,); b (); row_channels (T, m_row) and column_channels (S, m_col)
-    arrays. S'_ij = Σ_c w_c (S_ij + P_ijc) + b. What the softmax leaves of it is `Plus` in
-    attention.py.
+    arrays. S'_ij = Σ_c w_c (S_ij + P_ijc) + b. `Plus` in attention.py keeps what survives the
+    softmax.
     """
     (T, m_row), (S, m_col) = row_channels.shape, column_channels.shape
     rows = backend.xp.broadcast_to(row_channels[:, None, :], (T, S, m_row))

@@ -198,7 +198,7 @@ class RunFolder:
             stored = {"kind": "minqkv run", "version": __version__, "config": asdict(config)}
             files.write_json(path / "config.json", stored)
         elif differences := "; ".join(difference(load_config(path), config)):
-            cure = "leave those flags out, or take another --out"
+            cure = "leave those flags out, or choose another folder with --out"
             raise UsageError(f"{path} holds another run: {differences}", cure)
 
     def restore(self, model, optimizer):
@@ -211,7 +211,7 @@ class RunFolder:
         if len(lines) < self.saved_step:
             why = f"{self.metrics} has {len(lines)} lines"
             why += f", but the checkpoint is from step {self.saved_step}"
-            raise EnvironmentFault(why, "choose another --out")
+            raise EnvironmentFault(why, "choose another folder with --out")
         with files.replacing(self.metrics) as file:
             file.writelines(lines[: self.saved_step])
         return self.saved_step

@@ -43,8 +43,8 @@ POSITIONS = {
     "rope": "queries and keys are turned by an angle that grows with the position",
 }
 ROPE_VALUES = {  # with K = V under rope, two different models: what is stored, what is the value
-    "raw": "unturned rows: the row is the value, and turned when it is read, the key",
-    "unrotate": "turned rows: the row is key and value, and the answer is turned back",
+    "raw": "unturned rows: the stored row is the value; a turned copy is the key",
+    "unrotate": "turned rows: the stored row is key and value; the answer is turned back",
 }
 
 
@@ -68,13 +68,14 @@ class VariantSpec:
         if self.kv_heads is not None and self.kv_heads < 1:
             raise UsageError(f"{self.kv_heads} KV heads: there must be at least one")
         if self.kv_heads is not None and not self.own_query:
-            why = "there would be more queries than projections of them"
+            h = self.kv_heads
+            why = f"H query heads would have to share {h} projection{'s' if h > 1 else ''}"
             raise UsageError(f"Q = K with fewer KV heads is undefined: {why}")
         if self.plus not in PLUS.values():
             raise unknown("plus", self.plus, [p for p in PLUS.values() if p])
         if self.plus and self.own_query:
-            why = '"+" is defined for Q = K only: it was made to tell queries from keys again'
-            raise UsageError(why, "q=k-v+ or q=k=v+")
+            why = '"+" exists to make queries differ from keys, and here they already do'
+            raise UsageError(why, "use q=k-v+ or q=k=v+")
 
     @classmethod
     def parse(cls, name: str | Self) -> Self:
@@ -172,7 +173,7 @@ class VariantSpec:
         """Multiply-accumulates of a prefill of n tokens.
 
         The full n × n scores, as the paper counts, or the causal half. Not counted: the "+" (its n
-        products a row are additions to the scores), norms and softmax.
+        products per row are additions to the scores), norms and softmax.
         """
         d, f = cfg.n_embd, cfg.d_ff
         stored = sum(heads * width for heads, width in self.stored(cfg))

@@ -48,7 +48,7 @@ def shift_tables(attn, shift):
 
 
 def naive(attn, x, mask):
-    """Rotated keys used as values, and nothing undone (paper.md, section 6, last row)."""
+    """Rotated keys used as values, and nothing undone (the mistake that "unrotate" undoes)."""
     cos, sin = (table[:T] for table in attn.angles)
     k = rotate(split_heads(attn.wk(x), attn.kv_heads), cos, sin)
     q = rotate(split_heads(attn.wq(x), H), cos, sin)

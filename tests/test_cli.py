@@ -63,7 +63,7 @@ WRONG = [
     (("train", "--task", "revers"), 2, "unknown task 'revers' did you mean reverse?"),
     (("train", "--task", "copy", "--variant", "q-k=w"), 2, "unknown variant 'q-k=w' did you mean"),
     (("train", "--task", "copy", "--variant", "kv"), 2, "two meanings"),
-    (("train", "--task", "copy", "--variant", "qkv+"), 2, "defined for Q = K only"),
+    (("train", "--task", "copy", "--variant", "qkv+"), 2, "here they already do"),
     (("train", "--task", "copy", "--variant", "gqa-3"), 2, "KV heads that fit: 1, 2, 4"),
     (("train", "--task", "copy", "--variant", "gqa"), 2, "how many KV heads?"),
     (("train", "--task", "copy", "--protocol", "2025"), 2, "unknown protocol '2025' did you mean"),
@@ -275,7 +275,7 @@ def test_json_of_every_command(command, runs, cli):
 
 # ---- figures
 
-PAPER = {  # paper.md, section 1: parameters, bytes a token in bf16, share saved
+PAPER = {  # the paper: parameters, bytes per token in bf16, share saved
     "300m": {
         "qkv": (305_534_976, 81_920, 0), "q=k-v": (284_542_976, 81_920, 0),
         "q-k=v": (284_542_976, 40_960, 0.5),
@@ -492,6 +492,15 @@ def test_a_broken_pipe_ends_quietly(args):
     assert child.stderr.read() == ""
     assert child.wait(120) == 0
     child.stderr.close()
+
+
+def test_a_task_without_an_example_of_this_length(cli):
+    """It is listed all the same, and the plan of an ablation names its arms."""
+    (line,) = re.findall(r"^swap .*", cli("tasks", "--seq-len", 7)[1], re.M)
+    assert line.count("even lengths only") == 2
+    assert json.loads(cli("tasks", "--seq-len", 7, "--json")[1])[3]["input"] is None
+    plan = cli("study", "--ablate", "plus", "--dry-run")[1]
+    assert "q=k=v (diagonal masked)" in plan
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")

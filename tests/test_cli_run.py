@@ -57,6 +57,27 @@ def test_the_same_answers_however_they_are_printed(gpt, cli, monkeypatch):
     assert lines == one
 
 
+def test_a_separator_in_an_answer_is_printed_as_one(gpt, cli, monkeypatch):
+    def tokens(*args, **options):
+        yield from (np.array([token]) for token in (7, 10))
+
+    monkeypatch.setattr(generation, "iter_tokens", tokens)
+    assert cli("generate", gpt, "1 2 3 4")[1] == "1 2 3 4 | 7 |\n"
+
+
+def test_the_example_of_a_prompt_is_as_long_as_the_run(gpt, cli):
+    assert '"3 1 4 1"' in cli("generate", gpt, " ")[2]
+
+
+def test_encoder_and_decoder_have_folders_of_their_own(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    size = ("--seq-len", 4, "--n-embd", 8, "--n-layer", 1, "--n-head", 2, "--steps", 2)
+    for form in ("encoder", "causal"):
+        assert cli("train", "--task", "sort", "--variant", "q-k=v", "--form", form, *size)[0] == 0
+    assert cli("generate", "runs/sort-q-k=v-s0", "3 1 4 1")[0] == 2
+    assert cli("generate", "runs/sort-q-k=v-causal-s0", "3 1 4 1")[0] == 0
+
+
 def test_a_refused_prompt_prints_nothing(gpt, cli):
     code, out, err = cli("generate", gpt, "1 2 3 4", "--max-new-tokens", 9)
     assert (code, out) == (2, "")

@@ -4,6 +4,7 @@ decoding.
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -125,11 +126,18 @@ def test_a_lesson(copy):
     text = re.sub('# title = ".*"', '# title = "My lesson"', path.read_text("utf-8"))
     path.write_text(text, "utf-8")
     assert "My lesson" in command(copy, "lesson", "list")[1]
-    assert [line[0] for line in commands] == ["minqkv"] * 3
-    check, play, readme = (line[1:] for line in commands)
+    assert [line[0] for line in commands] == ["minqkv", "minqkv", "python", "minqkv"]
+    check, play, golden, readme = (line[1:] for line in commands)
     code, out, err = command(copy, *check)
     assert (code, err) == (0, ""), out
     assert command(copy, *play, "--no-pause")[0] == 0
+    (copy / golden[0]).parent.mkdir(parents=True)
+    shutil.copy(ROOT / golden[0], copy / golden[0])
+    stored = path.with_name("golden.json")
+    stored.unlink()
+    env = {**os.environ, "PYTHONPATH": str(copy)}
+    subprocess.run([sys.executable, *golden], check=True, cwd=copy, env=env)
+    assert stored.exists()
     assert "[My lesson](13_my_lesson" in command(copy, *readme[: readme.index(">")])[1]
 
 

@@ -55,6 +55,32 @@ def test_agreement_with_the_authors():
     )
 
 
+def test_what_the_halves_of_plus_do():
+    """Differences of arms, paired by seed."""
+    found = {(c["task"], r["arm"]): r["by_seed"] for c, r in rows("study-plus")}
+
+    def difference(task, arm, base):
+        return stats.paired(found[task, arm], found[task, base])
+
+    for base, same, worse in (("q=k-v", ".001 ± .002", "−.057 ± .044"),
+                              ("q=k=v", ".000 ± .002", "−.136 ± .047")):  # fmt: skip
+        halves = difference("sort", f"{base}+temperature", f"{base}+")
+        start = difference("sort", f"{base}+ (s₀ = -1)", f"{base}+")
+        assert f"{number(abs(halves.mean))} ± {number(halves.half)}" == same
+        assert f"−{number(-start.mean)} ± {number(start.half)}" == worse
+        assert same in TEXT
+        assert worse in TEXT
+        assert not difference("sort", f"{base}+bias", base).clear_of_zero
+    differ = []
+    for base in ("q=k-v", "q=k=v"):
+        for end in ("+", "+temperature", "+bias", "+ (s₀ = -1)", " (diagonal masked)"):
+            of_none = difference("reverse", base + end, base)
+            differ += [(base + end, of_none)] if of_none.clear_of_zero else []
+    assert [arm for arm, _ in differ] == ["q=k=v+ (s₀ = -1)", "q=k=v (diagonal masked)"]
+    for _, of_none in differ:
+        assert f"(+{number(of_none.mean)} ± {number(of_none.half)})" in TEXT
+
+
 @pytest.mark.parametrize("study", ["study-quick", "study-plus"])
 def test_accuracies_in_the_tables(study):
     for _, row in rows(study):

@@ -470,7 +470,7 @@ def test_the_table_shows_every_seed_the_cost_and_what_cannot_be_told(finished):
         assert f"{one['accuracy']:.3f}".removeprefix("0") in text
         assert f"{one['params']:,}" in text
         assert one["cache_bytes_per_token"] == one["cache_bytes_per_token_formula"]
-    assert "n = 2 seeds, t = 12.706" in text
+    assert "2 seeds (Student's t: 12.706)" in text
     assert "minus qkv, paired" in text
     assert "accuracy against cache bytes" in text
     assert "softmax(αQKᵀ)K" in text
@@ -571,9 +571,9 @@ def test_what_cannot_be_told_is_said(tmp_path):
         return unresolved(summarise(records)[0])
 
     three, mqa_once = ("qkv", "q=k=v", "mqa"), [("mqa", 0), ("mqa", 1)]
-    assert "n = 3 seeds, t = 4.303" in note()
-    assert "n = 2 seeds" in note(diverged=[("q=k=v", 0)])
-    assert "n = 3 seeds" in note(diverged=mqa_once, variants=three)
+    assert "3 seeds (Student's t: 4.303)" in note()
+    assert "2 seeds (" in note(diverged=[("q=k=v", 0)])
+    assert "3 seeds (" in note(diverged=mqa_once, variants=three)
     assert "mqa" in note(diverged=mqa_once, variants=three)
     assert note(variants=("qkv",)) == "qkv alone, so no differences"
     assert note(variants=("mqa",)) == "no qkv among the variants, so no differences"
@@ -591,12 +591,12 @@ def test_the_line_under_a_table_word_by_word():
 
     two = note(qkv=(0.5, 0.6, 0.7), mqa=(0.3, 0.4, 0.51))
     assert two == (
-        "n = 3 seeds, t = 4.303. 95 % half-width of the difference from qkv: 0.014. "
+        "3 seeds (Student's t: 4.303). 95 % half-width of the difference from qkv: .014. "
         "All are distinguishable from zero."
     )
     three = note(**{"qkv": (1.0, 1.0, 1.0), "mqa": (0.3, 0.4, 0.5), "q-mqa": (0.9, 1.0, 1.0)})
     assert three == (
-        "n = 3 seeds, t = 4.303. 95 % half-widths of the differences from qkv: 0.143 to 0.248 "
+        "3 seeds (Student's t: 4.303). 95 % half-widths of the differences from qkv: .143 to .248 "
         "(no correction for multiple comparisons). Not distinguishable from zero: q-mqa. "
         "A mean of 1.000 is at the ceiling."
     )
@@ -626,7 +626,7 @@ def test_published_figures_are_those_of_the_same_configuration():
 
 
 def test_published_differences_of_the_quick_cell():
-    """The authors' own runs, T 16, d 64, L 2, H 4: what paper.md says of them comes out of our
+    """The authors' own runs, T 16, d 64, L 2, H 4: what the paper says of them comes out of our
     statistics.
     """
 

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import termios
+import textwrap
 import time
 import xml.dom.minidom
 from pathlib import Path
@@ -170,7 +171,7 @@ def test_a_right_answer_passes_however_it_fares_afterwards(late, tmp_path, monke
     monkeypatch.setattr(checks, "PATIENCE_S", checks.CASES * 0.001)  # it sleeps twice as long
     passed, found = examined(tmp_path / "a.py")
     assert passed
-    assert found[0]["text"] == f"Right on all {checks.CASES} cases."
+    assert found[0]["text"] == f"Correct on all {checks.CASES} cases."
 
 
 def test_the_cost_is_told_beside_a_pass(tmp_path, monkeypatch):
@@ -178,7 +179,7 @@ def test_the_cost_is_told_beside_a_pass(tmp_path, monkeypatch):
     passed, found = examined(LESSON.companion("solution"))
     assert passed
     assert "times as long as the package" in found[0]["text"]
-    assert "times the memory" in found[0]["text"]
+    assert "times its peak memory" in found[0]["text"]
 
 
 def test_two_terminals_on_one_progress_file(tmp_path):
@@ -513,6 +514,33 @@ def test_keys_that_tell():
     assert "for example: g 2" in text
 
 
+def test_the_source_of_a_function_of_the_lesson(tmp_path):
+    """In the first step as well, where nothing has been run before."""
+    lesson = made(tmp_path, f"{HEAD}# %% One\ndef double(x):\n    return 2 * x\n\n\ndouble(1)\n")
+    stage = Typing("s", "q")
+    Player(lesson, stage).play()
+    assert "return 2 * x" in text_of(stage.drawn[3:])
+    (tmp_path / "other").mkdir()
+    lesson = made(tmp_path / "other", f"{HEAD}# %% One\nx = 1\n")
+    stage = Typing("s", "q")
+    Player(lesson, stage).play()
+    assert "the last step lists the source" in " ".join(text_of(stage.drawn).split())
+
+
+def test_code_never_breaks_inside_a_string():
+    source = 'name = f("one two three four five six seven", value) + rest_of_it\n'
+    source += "whole = 'one two three four five six seven eight nine ten'\n"
+    source += "if some_condition and another_condition and a_third_condition:\n    pass"
+    event = {"event": "code", "source": source, "line": 1}
+    rows = ["".join(text for text, _ in line) for line in lines(event, Page(60))]
+    text = "\n".join(rows)
+    assert '"one two three four five six seven"' in text
+    assert "'one two three four five six seven eight nine ten'" in text
+    assert "another_condition and \\\n" in text
+    assert 'seven", value) + \\\n' in text
+    compile(textwrap.dedent(text), "code", "exec")  # it is still Python
+
+
 def test_a_step_that_fails_names_its_line(tmp_path):
     lesson = made(tmp_path, f"{HEAD}# %% One\nx = 1\n\n\ndef f():\n    return x / 0\n\n\nf()\n")
     line = lesson.text.splitlines().index("    return x / 0") + 1
@@ -642,7 +670,7 @@ def test_commands_from_beginning_to_end(cli, tmp_path, monkeypatch):
     mine.write_text(SOLUTION)
     code, out, _ = cli("lesson", "check", number)
     assert code == 0
-    assert f"Right on all {checks.CASES} cases." in out
+    assert f"Correct on all {checks.CASES} cases." in out
     assert "def attend" in cli("lesson", "solution", number)[1]
     assert "done" in cli("lesson", "list")[1]
     assert "older" not in cli("lesson", "list")[1]
@@ -660,7 +688,7 @@ def test_commands_from_beginning_to_end(cli, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (("lesson", "play", "77"), 2, "unknown lesson '77'"),
+        (("lesson", "play", "77"), 2, "no lesson 77"),
         (("lesson", "play", "atention_by_hand"), 2, "did you mean attention_by_hand"),
         (("lesson", "chekc"), 2, "Did you mean"),
         (("lesson", "solution", "6"), 2, "unlocks once your code passes"),
@@ -738,7 +766,7 @@ def test_watch(tmp_path):
     out, _ = watching.communicate(timeout=PATIENCE_S)
     assert watching.returncode == 0
     assert "not written yet" in said
-    assert "Right on all" in out
+    assert "Correct on all" in out
 
 
 # ---- a real terminal

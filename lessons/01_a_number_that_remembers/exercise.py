@@ -30,7 +30,7 @@ class Number:
         raise NotImplementedError
 
     def backward(self):
-        """Put into `grad` of each Number that led here how fast this one grows as that one does.
+        """For each Number that led here, store in its `grad` how fast this one grows as it grows.
 
         A Number used twice, by two others or twice by one, adds up what it receives. In some of the
         cases y is then doubled sixty times, y = y + y: going down every path would never end there.

@@ -49,9 +49,9 @@ say(f"That took {len(here) + 1} runs of f: one to start from, and one for each i
 say("A model has millions of such inputs. Millions of runs for one step of learning are too many.")
 
 # %% [markdown]
-# All the slopes can be had from one run, if each number remembers how it was made. In this package
-# such a number is a `Tensor`. It holds its `data`, and a `node` that knows its `parents`: the nodes
-# it was made from. (From lesson 02 on the data is an array. Here it is always a single number.)
+# One run gives all the slopes, if each number remembers how it was made. In this package such a
+# number is a `Tensor`. It holds its `data`, and a `node` that knows its `parents`: the nodes it was
+# made from. (From lesson 02 on the data is an array. Here it is always a single number.)
 #
 # `requires_grad=True` marks the numbers whose gradient we want. Python's `*` and `+` do the rest:
 # between Tensors they make a new Tensor, and its node.
@@ -98,7 +98,7 @@ say(
 # - A product `a * b` moves `b` times as far as `a` does. So `a` receives the gradient of the
 #   product times `b`, and `b` receives it times `a`: each factor gets the other one.
 #
-# `backward` goes that way, from `y` to the inputs, and leaves in the `grad` of each input what has
+# `backward` goes that way, from `y` to the inputs, and stores in each input's `grad` what has
 # arrived there.
 
 # %% Handing back
@@ -115,8 +115,8 @@ compare("by nudging", list(slopes.values()), "by backward", by_backward)
 say("One run forward and one back, however many inputs there are.")
 
 # %% [markdown]
-# Along a longer path the factors multiply. In `y = (a * b) * c` the product `p = a * b` stands in
-# the middle: `p` receives what `y` has, times `c`, and hands that on to `a`, times `b`.
+# Along a longer path the factors multiply. In `y = (a * b) * c` the product `p = a * b` is in the
+# middle: `p` receives what `y` has, times `c`, and hands that on to `a`, times `b`.
 #
 # `mq.trace` records what passes through the package while it runs, and `probe` gives a name to a
 # number we want to follow. That lets us see the gradient of `p`, which `backward` throws away once
@@ -322,7 +322,7 @@ table(
 # a graph can be run back only once.
 #
 # To run back again, build the graph again, from the same inputs. And since gradients add up, those
-# of the second run are added to those of the first, unless you say `zero_grad` in between.
+# of the second run are added to those of the first, unless you call `zero_grad` in between.
 # Sometimes that is wanted. In a loop that learns, forgetting it is a classic mistake.
 
 # %% Afterwards

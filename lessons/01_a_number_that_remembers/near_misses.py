@@ -66,8 +66,8 @@ class Number__keeps_the_first(_Number):
 
 
 class Number__own_factor(_Number):
-    """In `*` each factor gets its own value as its slope; a * b moves by b when a moves, so it is
-    the other one's.
+    """In `*` each factor gets its own value as its slope; a * b moves by b when a moves, so the
+    slope is the other factor.
     """
 
     def _slopes(self, other):
@@ -170,8 +170,8 @@ class Number__depth_first(_Number):
 
 
 class Number__every_path(_Number):
-    """Your walk goes down every path, and sixty doublings have far too many to end. Go into each
-    Number once.
+    """Your walk goes down every path, and sixty doublings give too many paths to finish. Go into
+    each Number once.
     """
 
     def backward(self):

@@ -16,12 +16,12 @@
 # %% [markdown]
 # Lesson 01 kept one number in each Tensor. A model of a million numbers would be a million nodes,
 # and Python would be busy with nodes alone. So from now on a Tensor holds an array, and one node
-# stands for all of its entries.
+# represents all of its entries.
 #
 # The rules stay as they are, entry by entry. In a product each entry gets the matching entry of the
 # other factor. The gradient of an array is an array of the same shape: one slope for each entry.
 
-# %% One slope an entry
+# %% One slope per entry
 import numpy as np
 
 import minqkv as mq
@@ -172,9 +172,9 @@ predict(
 show("gradient of c", c.grad, digits=0)
 compare("gradient of c", c.grad, "g.sum(axis=1, keepdims=True)", right)
 say(
-    f"Without keepdims it would be {g_data.sum(axis=1).shape}. And c minus that would be no column "
-    "any more: "
-    f"broadcasting makes {(c.numpy() - g_data.sum(axis=1)).shape} of it, without a complaint."
+    f"Without keepdims it would be {g_data.sum(axis=1).shape}. And c minus that would no "
+    "longer be a column; NumPy silently makes it "
+    f"{(c.numpy() - g_data.sum(axis=1)).shape}."
 )
 
 # %% [markdown]
@@ -205,10 +205,9 @@ show("gradient of h", h.grad, digits=0)
 compare("summed in turn", both, "gradient of h", h.grad)
 
 # %% [markdown]
-# Many wrong gradients have the right shape, and then nothing complains. Take a square, where rows
-# and columns are equally many, and four candidates for the gradient of a row `b` that is added to
-# it. Nudging tells which one is right: raise an entry of `b` by one, and see how far `(y *
-# g).sum()` moves.
+# Many wrong gradients have the right shape, and then nothing complains. Take a square, with as many
+# rows as columns, and four candidates for the gradient of a row `b` that is added to it. Nudging
+# tells which one is right: raise an entry of `b` by one, and see how far `(y * g).sum()` moves.
 
 # %% The right shape proves nothing
 names = ["g.sum(axis=0)", "g.sum(axis=1)", "g.mean(axis=0)", "g[0]"]
@@ -281,7 +280,7 @@ row = mq.Tensor([7, 8, 9])  # (3,)
 x.sum(axis=0).backward(row)  # (2, 3) to (3,), and back
 
 predict(
-    "Which number stands in the second row, first column of the gradient of `x`?",
+    "Which number is in the second row, first column of the gradient of `x`?",
     float(row.numpy()[0]),
 )
 show("gradient of x", x.grad, digits=0)

@@ -153,7 +153,8 @@ say(
 
 # %% [markdown]
 # How do shares move when a score does? Raise one score: its own share grows, and the others must
-# shrink, for the sum stays one. So every output depends on every input, and the Jacobian is full.
+# shrink, because the sum stays one. So every output depends on every input, and the Jacobian is
+# full.
 #
 # We can read it out of the package. With a cotangent that is 1 at one output and 0 elsewhere,
 # backward returns the row of that output.
@@ -180,8 +181,8 @@ compare("diag(y) - outer(y, y)", np.diag(y[0]) - np.outer(y[0], y[0]), "jacobian
 #
 #     gradient of the scores = y * (g - sum(g * y))
 #
-# Read it from the inside. The sum is the average of `g`, weighted by the shares. A score gains as
-# far as its own `g` lies above that average, and a small share moves little.
+# Read it from the inside. The sum is the average of `g`, weighted by the shares. A score gains in
+# proportion to how far its own `g` lies above that average, and a small share moves little.
 
 # %% Above the average
 g = np.array([[10.0, 0.0, 0.0]])  # (1, 3)
@@ -247,14 +248,14 @@ passed = sum(row[1] == 0 for row in rows)
 predict(f"How many of these {len(rows)} pass with ones: {', '.join(results)}?", passed)
 table("error of each backward", ["backward", "ones", "random"], rows)
 say(
-    "With ones every multiple of the right one passes, zero times and minus one times too. Random "
-    "numbers leave one."
+    "With ones every multiple of the right one passes, zero times and minus one times too. With "
+    "random numbers only the right one passes."
 )
 
 # %% [markdown]
-# Why do random vectors find it? A mistake is a difference between two matrices, and `u` and `v`
-# stand on its two sides. If the difference is not zero, only vectors that happen to suit it give
-# zero. Ones suit a softmax perfectly, in every test; numbers drawn at random suit nothing.
+# Why do random vectors find it? A mistake is a difference between two matrices, with `u` on one
+# side of it and `v` on the other. If the difference is not zero, only vectors that happen to suit
+# it give zero. Ones suit a softmax perfectly, in every test; random vectors almost never do.
 #
 # This is a **gradient check**, and `mq.gradcheck` is the package's. It wants float64: in float32
 # the difference of two nudged results would be mostly rounding. We give it the real softmax, and

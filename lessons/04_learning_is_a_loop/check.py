@@ -23,7 +23,7 @@ handful of passes over three arrays, however many layers there are. It corrects 
 and `m` together with the learning rate, by a single number each: the same function, in fewer
 passes.
 
-Where eps stands matters more than its size suggests. Inside the root, or added before `v` is
+Where eps is added matters more than its size suggests. Inside the root, or added before `v` is
 corrected, it is another optimiser: alike where gradients are large, not where they are small. And
 weight decay is not part of Adam: `mq.AdamW` shrinks the matrices first, apart from both averages.
 """

@@ -62,7 +62,7 @@ say(
 
 # %% [markdown]
 # The gradient points uphill, so we walk the other way. How far? The gradient does not say that: it
-# is a slope, and holds only where we stand. We choose a number, the **learning rate**, and multiply
+# is a slope, and holds only where we are. We choose a number, the **learning rate**, and multiply
 # the gradient by it. This is gradient descent; with data drawn at random it is called **SGD**,
 # stochastic gradient descent.
 
@@ -77,8 +77,8 @@ show("w", w, rows=digits, columns=digits, digits=2)
 say(f"the loss was {round(loss.item(), 3)} and is {round(after, 3)}")
 
 # %% [markdown]
-# A training step is four lines: forget the old gradient, look how wrong the model is, ask which way
-# is up, move. Learning is to repeat them. Everything else in training is about doing these four
+# A training step is four lines: forget the old gradient, measure how wrong the model is, ask which
+# way is up, move. Learning is to repeat them. Everything else in training is about doing these four
 # well.
 #
 # The package has the same step as `mq.train_step`, for any model and any optimiser. There a table
@@ -90,7 +90,7 @@ w = mq.Tensor(np.zeros((4, 4)), requires_grad=True)
 
 def step(w, ids, targets, lr):
     w.zero_grad()  # forget
-    loss = F.cross_entropy(F.embedding(ids, w), targets)  # look
+    loss = F.cross_entropy(F.embedding(ids, w), targets)  # measure
     loss.backward()  # ask
     w.data -= lr * w.grad  # move
     return loss.item()
@@ -229,9 +229,9 @@ table(
 say("The first step has the length of the learning rate, in every direction that has a slope.")
 
 # %% [markdown]
-# Back to the valley, where SGD has a single rate for both directions. From two divided by the steep
-# curvature upwards, the steep number no longer shrinks. We take two divided by the sum of the
-# curvatures, just below that: no single rate does better.
+# Back to the valley, where SGD has a single rate for both directions. At a rate of two divided by
+# the steep curvature or more, the steep number no longer shrinks. We take two divided by the sum of
+# the curvatures, just below that: no single rate does better.
 
 # %% The valley again
 with_sgd = descend(SGD, 60, lr=2 / c.sum())  # (61, 2)
@@ -307,7 +307,7 @@ heat("shares after reverse", reverse_table, rows=digits, columns=digits)
 # %% [markdown]
 # Would a larger model help, or more steps? Whatever looks at one digit alone gives the same shares
 # each time it sees that digit, so it is a table, however it was made. And the best of all tables
-# can be counted: for each digit, how often each answer came with it in the examples. (To know its
+# can be counted: for each digit, how often each answer came with it in the examples. (Knowing the
 # place would not help either: the mirrored digit was drawn without regard to it.)
 #
 # The answer is in the sequence, only not in the digit itself. So something must look at other

@@ -106,7 +106,7 @@ def adam__v_corrected_outside_the_root(w, g, state, lr, beta1, beta2, eps):
 
 
 def adam__eps_inside_the_root(w, g, state, lr, beta1, beta2, eps):
-    """Your eps stands inside the root; it is added to the root."""
+    """Your eps is inside the root; it is added to the root."""
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * (m / (1 - beta1**t)) / np.sqrt(v / (1 - beta2**t) + eps)
 

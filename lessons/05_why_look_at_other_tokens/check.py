@@ -22,8 +22,8 @@ divides the result by their sum afterwards: the numbers come out equal, and the 
 columns of the result instead of S columns of weights. For a long sequence S is far larger than d.
 
 It also leaves out the subtraction of the maximum where it can prove that no exponential overflows;
-and it holds the weights of only so many tokens at a time as fit, so that the whole table of pairs
-need not exist at once.
+and it works on a block of tokens at a time, so that the whole table of pairs need not exist at
+once.
 """
 
 

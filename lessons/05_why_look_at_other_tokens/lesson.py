@@ -4,7 +4,7 @@
 #
 # [tool.minqkv.lesson]
 # title = "Why look at other tokens"
-# question = "A token knows only itself. How can it use what stands elsewhere?"
+# question = "A token knows only itself. How can it use what is elsewhere?"
 # needs = ["broadcasting", "matmul", "softmax", "cross-entropy", "loss", "training step"]
 # teaches = ["token", "one-hot", "reverse task", "weighted average", "positions"]
 # minutes = 15
@@ -22,7 +22,7 @@
 # a time cannot do it: lesson 04 ended there. This lesson finds out what is missing, and the
 # smallest thing that supplies it.
 #
-# What stands in one place of a sequence is called a **token**; here each token is one digit. The
+# What is in one place of a sequence is called a **token**; here each token is one digit. The
 # package draws such tasks. Ours has four places, five digits (the smallest is 0), and an answer for
 # each place.
 #
@@ -45,8 +45,8 @@ show("x", x, columns=places)
 show("y", y, columns=places)
 
 # %% [markdown]
-# How often can a rule be right that sees its own digit and its own place, and nothing else? There
-# are few enough sequences to try all of them: five digits in each of four places.
+# How often can a rule be right if it sees only its own digit and place? There are few enough
+# sequences to try all of them: five digits in each of four places.
 #
 # `best_share` is generous. It sorts all tokens by what they know, and in each group it takes the
 # answer that is most frequent there. No rule, however it was trained, gets more of them right.
@@ -85,7 +85,7 @@ say(
     f"Half of {a} and half of {b}, as numbers, is {(a + b) // 2}: a digit that does not occur in "
     "the sequence."
 )
-rows = np.eye(5)[x[0]]  # (T, V), V digits there are
+rows = np.eye(5)[x[0]]  # (T, V), V: number of digits
 digits = ["0", "1", "2", "3", "4"]
 show("rows", rows, rows=places, columns=digits, digits=0)
 show("half of row 0, half of row 1", (rows[0] + rows[1]) / 2, columns=digits, digits=1)
@@ -127,13 +127,13 @@ say(
 #
 #     w @ rows    (T,) times (T, V) gives (V,)
 #
-# Equal weights give the average from before. All weight on one row gives that row. Between them
-# lies everything else.
+# Equal weights give the average from before. All weight on one row gives that row. All other
+# weights lie in between.
 
 # %% Some more than others
 w = np.array([0.5, 0.25, 0.0, 0.25])  # (T,)
 predict(
-    "The rows are those of `(3, 1, 4, 1)`. What stands in column 1 of `w @ rows`?",
+    "The rows are those of `(3, 1, 4, 1)`. What is in column 1 of `w @ rows`?",
     float((w @ rows)[1]),
 )
 show("w @ rows", w @ rows, columns=digits, digits=2)
@@ -262,13 +262,13 @@ say(
 # To sort, a token has to choose its weights after seeing the digits. So weights must be worked out
 # from the rows, again for each sequence. But then a row must hold all that matters, and something
 # is missing: the two 1s in `(3, 1, 4, 1)` have equal rows, so whatever is worked out from them is
-# equal as well, although their answers differ.
+# equal as well, but their answers differ.
 #
 # The fix is to write the **position** into the row. The package keeps a row for each place and adds
 # it to the token's own. Here it has columns to itself, `at 0` and so on; in a trained model its
 # numbers are learned.
 
-# %% Where a token stands
+# %% Where a token is
 sizes = {"vocab_size": 5, "block_size": 4, "n_embd": 9}
 cfg = mq.TaggerConfig(**sizes, n_layer=1, n_head=1)
 wpe = mq.Tagger(cfg).wpe  # the part of a model that adds positions

@@ -20,7 +20,7 @@
 
 # %% [markdown]
 # In lesson 05 a token became a weighted average of others, with weights that were the same for
-# every sequence. Here it works them out itself, from what stands in the rows.
+# every sequence. Here it works them out itself, from what is in the rows.
 #
 # We follow three tokens, `cat sat it`, through one attention layer of the package. Its weights are
 # set by hand to small whole numbers, so that you can check every array by hand. The four columns of
@@ -134,9 +134,10 @@ show("scores", scores, rows=tokens, columns=tokens, digits=1)
 
 # %% [markdown]
 # The tasks of lesson 05 had all their digits from the start. A model that writes has to predict
-# each next token from those before it, and must not look at it. So the score of each key that lies
-# ahead of its query becomes minus infinity: the exponential of that is zero. The diagonal stays,
-# for a token may look at itself; without it the first token would have nothing to look at.
+# each next token from those before it, and must not see the one it predicts. So the score of each
+# key that lies ahead of its query becomes minus infinity: the exponential of that is zero. The
+# diagonal stays, because a token may look at itself; without it the first token would have nothing
+# to look at.
 
 # %% The mask
 visible = " and ".join(np.array(tokens)[seen[1]])

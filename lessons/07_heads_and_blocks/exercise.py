@@ -1,7 +1,7 @@
 """Exercise 07: split into heads, and merge them. Check it with `minqkv lesson check 7`.
 
-The check uses arrays in which the hundreds say the token and the rest says the column, so that you
-can see where each number went. It looks at `merge` once `split` is right.
+The check uses arrays in which the hundreds digit is the token and the rest is the column, so that
+you can see where each number went. It looks at `merge` once `split` is right.
 """
 
 import numpy as np  # noqa: F401

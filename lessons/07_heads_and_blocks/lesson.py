@@ -4,7 +4,7 @@
 #
 # [tool.minqkv.lesson]
 # title = "Heads and blocks"
-# question = "Why several small attentions, and what stands around them in a model?"
+# question = "Why several small attentions, and what surrounds them in a model?"
 # needs = [
 #   "attention", "pattern", "weighted average", "positions", "reverse task", "accumulation",
 #   "training step", "Adam", "seed",
@@ -61,8 +61,8 @@ say(
 # head are dot products over its own columns only, and d in the scale is the columns of one head.
 #
 # To cut, a row of C columns becomes H rows of d columns, with H times d equal to C. Then the heads
-# go to the front, so that each is a matrix like the ones of lesson 06. In this array the tens say
-# the token, the ones say the column.
+# go to the front, so that each is a matrix like the ones of lesson 06. In this array the tens digit
+# is the token, the units digit the column.
 
 # %% Split
 x = np.float64(10 * np.arange(4)[:, None] + np.arange(6))  # (T, C)
@@ -89,8 +89,8 @@ compare("reshape alone", short, "reshape and transpose", heads, same=False)
 # %% [markdown]
 # Now two heads at work, in one real layer. A row holds a digit and a place, both one-hot, as at the
 # end of lesson 05. The weights are set by hand: the first four columns of q are for head 0, which
-# looks for the mirrored place, and the last four for head 1, which looks for the place before. What
-# both hand over is the digit. There is no mask: these tokens may look ahead.
+# looks for the mirrored place, and the last four for head 1, which looks for the place before. Both
+# hand over the digit. There is no mask: these tokens may look ahead.
 
 # %% Two questions at once
 digits = np.array([3, 1, 2, 1])
@@ -128,14 +128,14 @@ hasty = z.reshape(4, 8)  # without bringing the tokens back first
 compare("z.reshape(4, 8)", hasty, "merged", merged, same=False)
 show("z.reshape(4, 8)", hasty, rows=places, digits=0)
 say(
-    "Its first row is what head 0 found for place 0 and for place 1: a token has got another one's "
-    "answer."
+    "Its first row is what head 0 found for place 0 and for place 1: a token has received another "
+    "token's answer."
 )
 
 # %% [markdown]
 # Look again at `merged`: place 0 knows two other digits now, and its own is gone. The fix is a
 # **residual**: add what the layer found to what came in. Each layer then only has to say what
-# should change; in which columns, `wo` decides, the last matrix of the layer.
+# should change. `wo`, the layer's last matrix, decides in which columns.
 #
 # There is a second benefit on the way back. In `x + layer(x)` the array `x` is used twice, so its
 # gradient is a sum, as in lesson 01: what comes through the layer, and the incoming gradient as it
@@ -184,9 +184,7 @@ centred = row - row.mean(axis=-1, keepdims=True)
 by_hand = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True))
 norm = mq.nn.LayerNorm(4, mq.nn.Init(dtype="float64"))
 normal = norm(mq.Tensor(row)).numpy()
-predict(
-    "The row is 1, 1 and twice a five. Its last number, after layer norm?", float(by_hand[0, -1])
-)
+predict("The row is (1, 1, 5, 5). What is its last number after layer norm?", float(by_hand[0, -1]))
 show("by hand", by_hand, digits=1)
 compare("by hand", by_hand, "LayerNorm", normal, tolerance=1e-5)
 compare(
@@ -199,8 +197,8 @@ compare(
 
 # %% [markdown]
 # One part is missing. Attention moves numbers from token to token, but all it does with them is to
-# average. What is to be made of them is worked out by an **MLP**: a matrix, a function that is not
-# linear, and a matrix back. It looks at each token by itself.
+# average. An **MLP** works out what to make of them: a matrix, a function that is not linear, and a
+# matrix back. It takes each token separately.
 #
 # A **block** is these two, each with a norm before it and a residual around it. That is two lines.
 
@@ -266,8 +264,8 @@ compare("by hand", sum(parts.values()), "counted in the model", mq.GPT(cfg).n_pa
 # that makes a score for each digit. The package calls it `Tagger`, since it gives each token a tag.
 # No mask: every token sees every other.
 #
-# It gets six digits and has to write them backwards. For the test we ask all sequences there are;
-# most of them it has never seen. Nobody sets a weight by hand now.
+# It gets six digits and has to write them backwards. We test it on every sequence; it has never
+# seen most of them. Nobody sets a weight by hand now.
 
 # %% The first model that solves it
 task = Synthetic("reverse", seq_len=6, alphabet=5)

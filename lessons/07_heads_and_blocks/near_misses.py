@@ -100,7 +100,7 @@ def merge__all_axes_reversed(z):
 
 
 def merge__columns_first(z):
-    """merge returns the array on its side: one row a token, (T, C), not (C, T)."""
+    """merge returns the array on its side: one row per token, (T, C), not (C, T)."""
     H, T, d = z.shape
     return z.transpose(1, 0, 2).reshape(T, H * d).T
 

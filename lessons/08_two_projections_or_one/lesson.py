@@ -23,9 +23,8 @@
 # ///
 
 # %% [markdown]
-# In lesson 06 a token had a query, a key and a value, made by three matrices. Must it be three?
-# What a token is found by and what it hands over could be one and the same row; so could what it
-# looks for and what it is found by.
+# In lesson 06 a token had a query, a key and a value, made by three matrices. Must it be three? The
+# key and the value could be the same row. So could the query and the key.
 #
 # Each way to share has a name, from the paper that this package is about. In a name `-` separates
 # and `=` shares; the hyphen is not a minus sign. So `q-k=v` reads: a projection for queries, and
@@ -94,7 +93,7 @@ memory(**{role: used["q=k-v"][role] for role in "qkv"})
 # What does the layer lose by it? Put beside it a layer of `qkv` with the same `wq` and `wk`, and
 # the `wv` of lesson 06.
 
-# %% Found by what it hands over
+# %% Keys that equal values
 wv = np.diag([1.0, 1, 0, 1])
 with mq.trace() as t:
     run("qkv", wq=wq, wk=wk, wv=wv, wo=wo)
@@ -160,7 +159,7 @@ nudge[0, 0] = 1e-4  # row noun, column noun
 _, up = run("q-k=v", wq=wq, wk=wk + nudge, wo=wo)
 _, down = run("q-k=v", wq=wq, wk=wk - nudge, wo=wo)
 quotient = (up[0, 2, 0].item() - down[0, 2, 0].item()) / (2 * 1e-4)
-predict("What is the gradient of the one matrix, next to those of the two?", right, list(guesses))
+predict("How does the gradient of the shared matrix relate to the two?", right, list(guesses))
 rows = {"as a key": as_key[0, 0], "as a value": as_value[0, 0]}
 rows |= {"sum": sum(rows.values()), "difference quotient": quotient}
 table("row noun, column noun", ["", "slope"], list(rows.items()))
@@ -171,17 +170,17 @@ say("Each use sends its gradient back, and they add up: accumulation again, and 
 # Now the other sharing, `q=k-v`: one matrix makes queries and keys. We take another `wk`, so that
 # the keys overlap.
 
-# %% When looking for is being found
+# %% Queries that equal keys
 wk = np.array([[1.0, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]])
 with mq.trace() as t:
     run("q=k-v", wk=wk, wv=wv, wo=wo)
 k, scores, pattern = (t[name][0, 0] for name in ("k", "scores", "pattern"))
 show("k", k, rows=tokens, columns=features, digits=0)
 predict(
-    "k is also q. `sat` looks at `cat` with which score? Halve the dot product, d is four.",
+    "k is also q. What is the score of `sat` for `cat`? (d is four, so halve the dot product.)",
     float(scores[1, 0]),
 )
-predict("And `cat` at `sat`?", float(scores[0, 1]))
+predict("And of `cat` for `sat`?", float(scores[0, 1]))
 show("scores", scores, rows=tokens, columns=tokens, digits=1)
 compare("scores", scores, "scores transposed", scores.T)
 predict("Then is the pattern symmetric, too?", bool(np.allclose(pattern, pattern.T)))
@@ -190,7 +189,7 @@ heat("pattern", pattern, rows=tokens, columns=tokens)
 # %% [markdown]
 # It is not: each row is divided by its own sum. But something of the symmetry is left. Read the
 # pattern as a map for a walker: from the token of a row, step to that of a column, with the
-# probability that stands there.
+# probability given there.
 #
 # Let many walkers start, `w[i]` of them at token i, where `w[i]` is the sum that softmax divided
 # row i by. How many then go from i to j in one step?
@@ -276,9 +275,9 @@ say(
 )
 
 # %% [markdown]
-# No A makes `wq` equal to `wk` in that way, for then the scores would be symmetric, and A does not
-# move them. So what can `q=k-v` not do? Something with a direction: let each of three tokens look
-# at the next one around the cycle, and at nothing else.
+# Can some A make `wq` equal to `wk`? No A can do that: the scores would be symmetric, and A leaves
+# them unchanged. So what can `q=k-v` not do? Something with a direction: let each of three tokens
+# look at the next one around the cycle, and at nothing else.
 #
 # Suppose each gives `p` to the next one; that leaves at most `1 - p` for the one before. But
 # without curl, the three weights one way around have the same product as the three the other way.
@@ -312,8 +311,11 @@ predict(
 )
 (_, apart, _), (_, tied, pattern) = learn("qkv"), learn("q=k-v")
 curve("what the next token gets", {"qkv": apart, "q=k-v": tied})
-heat("pattern of q=k-v, learnt", pattern)
-say("Below even that bound. Looking at nothing in particular is the best this layer can do.")
+heat("pattern of q=k-v, learned", pattern)
+say(
+    "It stays below even that bound. Looking at nothing in particular is the best this layer can "
+    "do."
+)
 
 # %% [markdown]
 # What holds it back is a square. `(k[i] - k[j]) · (k[i] - k[j])` is never negative, so the scores
@@ -389,8 +391,8 @@ compare("pattern as written", literal, "pattern in the layer", t["pattern"][0, 0
 # %% [markdown]
 # Multiplying symmetric scores by a number leaves them symmetric, and a bias for each key cancels
 # around a cycle as row sums do. So the `+` does not bring back direction. But it can do something
-# else: with s below zero, the largest score becomes the smallest, and a token's own is among the
-# largest.
+# else: with s below zero, the largest score becomes the smallest, and a token's score with itself
+# is among the largest.
 #
 # Now write the gradient of a tied weight yourself, for `q=k=v`, where one matrix has three uses.
 # The exercise asks for `tied_gradient`.
@@ -404,7 +406,7 @@ for name in ("qkv", "q-k=v", "q=k-v", "q=k=v", "q=k-v+", "q=k=v+"):
     curl = "yes" if cycle_curl(np.log(t["pattern"])) > 1e-9 else "none"
     rows.append([name, mq.VariantSpec.parse(name).formula, curl])
 predict("How much does `q=k-v+` learn to give to the next token?", reached[-1])
-heat("pattern of q=k-v+, learnt", pattern)
+heat("pattern of q=k-v+, learned", pattern)
 say(
     f"The temperature it found is {round(layer.plus(3)[0].item(), 1)}: a token looks not at "
     "itself, but at both neighbours alike."

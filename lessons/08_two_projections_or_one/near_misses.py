@@ -126,7 +126,7 @@ def tied_gradient__scale_squared(x, w, g):
 
 
 def tied_gradient__everything_scaled(x, w, g):
-    """You scale the value's part as well: the root of d stands in the scores alone."""
+    """You scale the value's part as well: the root of d belongs to the scores alone."""
     query, key, value = _parts(x, w, g)
     return query + key + value / np.sqrt(w.shape[1])
 

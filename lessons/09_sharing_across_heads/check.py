@@ -37,7 +37,7 @@ def cases(rng):
 
 
 def use(learner, ids, n_layer, n_head, n_embd, kv_heads, streams, itemsize):
-    """The learner needs no tokens: bytes a token are the same for all."""
+    """The learner needs no tokens: bytes per token are the same for all."""
     per_token = learner.bytes_per_token(n_layer, n_head, n_embd, kv_heads, streams, itemsize)
     return {"bytes_per_token": per_token, "saved": learner.saved(n_head, kv_heads, streams)}
 

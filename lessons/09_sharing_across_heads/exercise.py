@@ -9,7 +9,7 @@ def bytes_per_token(n_layer, n_head, n_embd, kv_heads, streams, itemsize):
     are separate and 1 where they are one. A number has itemsize bytes. Return a number.
 
     (Where the check shows a case, it shows `ids` as well: the tokens that its model has read. You
-    need none.)
+    do not need them.)
     """
     raise NotImplementedError
 

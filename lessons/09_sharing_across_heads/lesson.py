@@ -22,7 +22,7 @@
 # became one. There is another way to keep fewer of them: heads may share with one another.
 #
 # Why would one want fewer? A model that writes makes one token at a time, and each new token looks
-# at all those before it. Their keys and values do not change any more, for no token sees what comes
+# at all those before it. Their keys and values no longer change, because no token sees what comes
 # after it. So the model keeps them, in its **cache**. Lesson 10 uses it step by step; here we only
 # weigh it.
 #
@@ -49,7 +49,7 @@ heads = [f"head{i}" for i in range(4)]
 labels = [x for name in heads for x in (name, "")]
 show("keys of layer 0 in the cache", by_token, rows=["3", "1", "4"], columns=labels, digits=2)
 predict(
-    "Keys and values, in both layers, four bytes a number: how many bytes does the cache hold?",
+    "Keys and values, in both layers, four bytes per number: how many bytes does the cache hold?",
     cache.nbytes,
 )
 say(f"For each further token it grows by {cache.nbytes // len(cache)} bytes.")
@@ -75,7 +75,8 @@ for name, layer in layers.items():
     rows.append([name, *map(str, shapes)])
 columns = layers["gqa-2"].wk.weight.shape[1]
 predict(
-    "Four query heads of two numbers, two KV heads: how many columns has `wk` in `gqa-2`?", columns
+    "Four query heads of two numbers, two KV heads: how many columns does `wk` have in `gqa-2`?",
+    columns,
 )
 table("shapes", ["variant", "wq", "wk", "wv"], rows)
 
@@ -240,7 +241,7 @@ keys, values = first_position("q-mqa")
 memory(keys=keys, values=values)
 left = 1 - mq.VariantSpec.parse("q-mqa").reduction(4)
 predict(
-    "Four heads, two streams: one part in how many of what `qkv` keeps does `q-mqa` keep?",
+    "Four heads, two streams: `qkv` keeps how many times as much as `q-mqa`?",
     round(1 / left),
 )
 
@@ -265,7 +266,7 @@ for name in variants:
     row = [spec.streams, spec.stored_heads(4), cache.nbytes, measured[-1]]
     rows.append([name, *(f"{value:.0f}" for value in row)])
 predict(
-    "Two layers, heads of two numbers, four bytes each: bytes a token for `gqa-2`?",
+    "Two layers, heads of two numbers, four bytes each: how many bytes per token for `gqa-2`?",
     int(measured[2]),
 )
 table("three tokens", ["variant", "streams", "KV heads", "cache.nbytes", "B/token"], rows)
@@ -288,7 +289,7 @@ for name in ("qkv", "q-k=v", "gqa-4", "q-gqa-4", "mqa", "q-mqa"):
     rows.append([name, f"{per_token:,}", f"{long:,.0f} MiB", share])
 q_mqa = mq.VariantSpec.parse("q-mqa")
 parts = {H: round(1 / (1 - q_mqa.reduction(H))) for H in (16, 32)}
-predict("This model has sixteen heads. One part in how many does `q-mqa` keep?", parts[16])
+predict("This model has sixteen heads. `qkv` keeps how many times as much as `q-mqa`?", parts[16])
 table(
     f"{big.n_layer} layers, {big.n_head} heads",
     ["variant", "B/token", f"{2**15:,} tokens", "saved"],
@@ -306,8 +307,8 @@ say(
 # are the same in all variants below. And each query head still computes scores of its own, so the
 # products of the attention itself stay, too.
 #
-# We count parameters, and for a prompt of two thousand tokens the products that are added to a sum,
-# called MACs.
+# We count parameters and, for a prompt of two thousand tokens, the multiply-accumulates (MACs):
+# products that are added to a sum.
 
 
 # %% What does not shrink

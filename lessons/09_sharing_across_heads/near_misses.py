@@ -78,7 +78,7 @@ def bytes_per_token__bits(n_layer, n_head, n_embd, kv_heads, streams, itemsize):
 
 
 def bytes_per_token__always_four_bytes(n_layer, n_head, n_embd, kv_heads, streams, itemsize):
-    """You count four bytes a number, as in float32; itemsize says how many it has here."""
+    """You count four bytes per number, as in float32; itemsize says how many it has here."""
     return _right(n_layer, n_head, n_embd, kv_heads, streams, 4)
 
 

@@ -9,7 +9,7 @@ from minqkv.cache import LayerCache
 TOLERANCE = 1e-9
 
 HINTS = (
-    'The new tokens stand at positions cache["n"] to cache["n"] + T: call these start and end. '
+    'The new tokens are at positions cache["n"] to cache["n"] + T: call these start and end. '
     "Use them three times: for the rows of wp, for where keys and values are written, and for the "
     "mask.",
     "Write first, then read: the keys to compare with are the first `end` rows of the array, the "
@@ -28,7 +28,7 @@ Each layer counts its own rows, because within a step the upper layers lag behin
 the length of the whole cache is the smallest of these counts. So a step that is interrupted can be
 taken back whole.
 
-Yours stores a sequence and a head; the package stores (B, h, positions, d) for a batch, and one
+Yours stores one sequence and one head; the package stores (B, h, positions, d) for a batch, and one
 array instead of two where keys and values are one.
 """
 

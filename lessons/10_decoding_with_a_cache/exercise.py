@@ -7,7 +7,7 @@ def step(x, wq, wk, wv, wp, cache):
     """Attention of the T tokens that come next in a sequence, one or several, with one head.
 
     x (T, C) holds a row for each new token, wp (P, C) a row for each position of the sequence: add
-    to each token the row of the position at which it stands. Then wq, wk and wv (C, d) make
+    to each token the row of the position at which it is. Then wq, wk and wv (C, d) make
     queries, keys and values.
 
     The cache is a dict, made before the first call, with n = 0, and handed to you at each call:

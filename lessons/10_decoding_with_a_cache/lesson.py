@@ -27,11 +27,11 @@
 # To see at once when something goes wrong, we want a model that can do something. Here is a small
 # GPT: two blocks like those of lesson 07, but with the causal mask, and `qkv` attention. It is
 # trained on tunes of three notes that repeat for ever. A note is a digit. To know the next one, it
-# must look back at the note of three places before.
+# must look back at the note three places before.
 #
 # (`AdamW` is the Adam of lesson 04; it also makes each matrix a little smaller at each step.)
 
-# %% A model that goes on with a tune
+# %% A model that continues a tune
 import numpy as np
 
 import minqkv as mq
@@ -89,7 +89,7 @@ say(
 # How many?
 #
 # The trace knows: each call of the model records the `q` of its layers, and `q` has a row for each
-# token that was read. The last token that is added is never read, for nothing comes after it.
+# token that was read. The last token that is added is never read, because nothing comes after it.
 
 # %% Count the rows
 with mq.trace() as t:
@@ -224,7 +224,7 @@ say("What grows is the reading. That is why lesson 09 counted bytes.")
 #
 # The embedding of a token gets the row of its position added. A new token comes to the model alone,
 # as an array of length one. If the model counts from the start of what it is given, the token is
-# told that it stands at position 0. The package adds the length of the cache. Here is its forward,
+# told that it is at position 0. The package adds the length of the cache. Here is its forward,
 # written out, so that we can mislead it.
 
 
@@ -250,7 +250,7 @@ def go_on(start_of, mask_of=lambda n: None):
 
 right, restarted = go_on(lambda n: n), go_on(lambda n: 0)
 predict(
-    "Does the tune still go on if each new token believes that it stands at position 0?",
+    "Does the tune still go on if each new token believes that it is at position 0?",
     restarted == right,
 )
 show("counting on, and restarting at 0", np.array([right, restarted]), rows=["right", "restart"])
@@ -329,7 +329,7 @@ whole = np.concatenate([prompt, other], axis=1)  # (1, 6)
 fresh = model(whole).numpy()[:, 4:]  # (1, 2, V)
 
 predict(
-    "How many bytes are set free when the cache goes back from nine positions to four?",
+    "How many bytes are freed when the cache goes back from nine positions to four?",
     before[1] - after[1],
 )
 table(

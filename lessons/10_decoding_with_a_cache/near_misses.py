@@ -32,7 +32,7 @@ def _append(cache, k, v):
 
 
 def step__position_restarts(x, wq, wk, wv, wp, cache):
-    """Your positions start again at 0 in each call: the new tokens stand at cache["n"] and
+    """Your positions start again at 0 in each call: the new tokens are at cache["n"] and
     after.
     """
     q, k, v = _project(x, wq, wk, wv, wp, 0)
@@ -50,7 +50,7 @@ def step__position_late(x, wq, wk, wv, wp, cache):
 
 
 def step__position_from_one(x, wq, wk, wv, wp, cache):
-    """Your positions are one too many: the first token of a sequence stands at 0, and with n stored
+    """Your positions are one too many: the first token of a sequence is at 0, and with n stored
     the next at n.
     """
     q, k, v = _project(x, wq, wk, wv, wp, cache["n"] + 1)
@@ -59,7 +59,7 @@ def step__position_from_one(x, wq, wk, wv, wp, cache):
 
 
 def step__one_position(x, wq, wk, wv, wp, cache):
-    """All tokens of a call get the position of its first one: they stand at start, start + 1 and so
+    """All tokens of a call get the position of its first one: they are at start, start + 1 and so
     on.
     """
     q, k, v = _project(x, wq, wk, wv, np.repeat(wp[cache["n"]][None], len(wp), axis=0), 0)

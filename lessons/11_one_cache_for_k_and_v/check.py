@@ -10,7 +10,7 @@ from minqkv.cache import LayerCache
 TOLERANCE = 1e-9
 
 HINTS = (
-    'The new token stands at n = cache["n"], read before you count it. In both forms its query is '
+    'The new token is at n = cache["n"], read before you count it. In both forms its query is '
     "turned by n. Write first, then read the first n + 1 rows: the token sees itself.",
     "raw_step: store x @ wk as it is. For the scores alone make a turned copy, turn(stored, "
     "np.arange(n + 1)), each row by its own position; the weights are applied to `stored`. "
@@ -70,7 +70,7 @@ def reference(x, wq, wk):
     found, d = {}, wk.shape[1]
     cos, sin = rope_table(len(x), d, "float64")  # (T, d/2) each
     for name in ("raw_step", "unrotate_step"):
-        cache = LayerCache(1, [(1, d)], len(x), "float64")  # one row a token, of one head
+        cache = LayerCache(1, [(1, d)], len(x), "float64")  # one row per token, of one head
         for i, token in enumerate(x):
             q, k = (mq.Tensor((token @ w)[None, None, None]) for w in (wq, wk))  # (1, 1, 1, d) each
             here = cos[i : i + 1], sin[i : i + 1]

@@ -20,7 +20,7 @@ def raw_step(x, wq, wk, cache):
 
     The cache is a dict, made before the first call, with n = 0, and handed to you at each call:
         cache["k"]   an array (P, d), room for every position; the first n rows are filled
-        cache["n"]   n, how many; the new token stands at position n, counted from 0
+        cache["n"]   n, how many; the new token is at position n, counted from 0
     Write the new row into this array and count it. For the scores turn the query by its position,
     and each stored key by its own; mix what is stored. Return the mixed values, an array (d,).
     Leave the other arguments as they are.

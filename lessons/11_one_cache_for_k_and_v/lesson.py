@@ -79,7 +79,7 @@ def turned(arrow):
 
 k = turned([3.0, 4.0])
 predict(
-    "The arrow (3, 4) stands at position 1. What is its first number when it is turned?",
+    "The arrow (3, 4) is at position 1. What is its first number when it is turned?",
     float(k[1, 0]),
 )
 show("(3, 4) at positions 0, 1, 2 and later", k, columns=["x", "y"], digits=0)
@@ -107,7 +107,7 @@ names = [f"q at {i}" for i in range(4)]
 show("scores", scores, rows=names, columns=[f"k at {i}" for i in range(4)], digits=0)
 say(
     "Along each diagonal the numbers are equal: the score knows how far apart the two are, and not "
-    "where they stand."
+    "where they are."
 )
 
 # %% [markdown]
@@ -125,11 +125,11 @@ with_zero = np.flatnonzero(abs(moved) > 1e-9).tolist()
 
 two = f"{speed[0]:g} and {speed[1]:g}"
 predict(
-    f"The first two of four pairs turn by {two} radians a position. And the third?",
+    f"The first two of four pairs turn by {two} radians per position. And the third?",
     float(speed[2]),
     tolerance=1e-6,
 )
-show("radians a position", speed)
+show("radians per position", speed)
 say(
     f"Column 0 turns with column {with_zero[1]}: a pair is a column of the first half and the "
     "matching one of the second."
@@ -195,12 +195,12 @@ answers, proper = (
     for layer in (naive, usual)
 )
 
-predict("Is the answer the same wherever the token stands?", bool(np.allclose(answers, answers[0])))
+predict("Is the answer the same wherever the token is?", bool(np.allclose(answers, answers[0])))
 show("one array, nothing undone", answers, rows=[f"at {i}" for i in range(4)], columns=["x", "y"])
 show("two arrays", proper, rows=[f"at {i}" for i in range(4)], columns=["x", "y"])
 compare("a longer text at 0", at(0, naive, x), "the same text at 5", at(5, naive, x), same=False)
 say(
-    "Turned values say where they stand. The same text a few places on gets other answers, and no "
+    "Turned values say where they are. The same text a few places on gets other answers, and no "
     "error is raised."
 )
 
@@ -235,7 +235,7 @@ compare("raw", at(5, raw, x), "two arrays with equal weights", at(5, usual, x))
 #     R_i⁻¹ Σ p_j R_j k_j  =  Σ p_j R_(j−i) k_j
 #
 # Turning by j and then back by i is turning by the distance. The answer is made of values as they
-# are seen from where the query stands.
+# are seen from the query's position.
 
 # %% Fix two: turn the answer back
 back = make("q-k=v", rope_value="unrotate")
@@ -283,7 +283,7 @@ predict("How many rows does the step turn in the raw form?", costs["raw"][1])
 predict("And in the unrotate form?", costs["unrotate"][1])
 table(
     "costs",
-    ["form", "bytes a position", "rows turned", "same when moved"],
+    ["form", "bytes per position", "rows turned", "same when moved"],
     [[name, *costs[name]] for name in forms],
 )
 
@@ -340,16 +340,16 @@ with mq.use_backend(place):
     model([[9]], cache=cache)  # one token, on five stored
 
 predict("How many of these products does the step make with the stored array?", len(products))
-say(f"This ran on {place}. For the scores the array went in as {products[0]}, transposed.")
-say(f"For the mix it went in as {products[1]}: the same array, as values.")
+say(f"This ran on {place}. It was used as {products[0]} (transposed) for the scores.")
+say(f"For the mix it was used as {products[1]}: the same array, as values.")
 say("Two products read the one array one after the other, here and on a GPU.")
 say("The second read is cheap if the array is still in the processor's cache.")
 
 # %% [markdown]
 # With `raw` and rotary positions there is one more read: the turned copy must first be made from
 # the array. To read it only once would take a GPU kernel that does both products in one pass, and
-# this package has none yet. So: half the bytes held, always; half the bytes moved, not without
-# more work.
+# this package has none yet. The cache always holds half the bytes. To read half as many takes a
+# special kernel.
 #
 # In the exercise you write both fixes: `raw_step` and `unrotate_step`, a decode step each, with
 # `turn` given.

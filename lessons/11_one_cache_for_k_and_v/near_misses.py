@@ -28,7 +28,7 @@ def _write(cache, row):
 
 
 def raw_step__turned_in_the_cache(x, wq, wk, cache):
-    """raw_step: you store the turned key and mix it as a value, which now says where it stands.
+    """raw_step: you store the turned key and mix it as a value, which now says where it is.
     Store it raw.
     """
     n, stored, _ = _write(cache, _turn(x @ wk, cache["n"]))
@@ -111,7 +111,7 @@ def raw_step__keys_turned_back(x, wq, wk, cache):
 
 
 def raw_step__positions_reversed(x, wq, wk, cache):
-    """raw_step: you count the keys' positions from the newest one: the oldest stands at 0."""
+    """raw_step: you count the keys' positions from the newest one: the oldest is at 0."""
     n, stored, places = _write(cache, x @ wk)
     return _attend(_turn(x @ wq, n), _turn(stored, places[::-1]), stored)
 
@@ -159,7 +159,7 @@ def unrotate_step__wrong_sign(x, wq, wk, cache):
 
 
 def unrotate_step__back_too_far(x, wq, wk, cache):
-    """unrotate_step: you turn the answer back by n + 1; the query stands at n, as it was before you
+    """unrotate_step: you turn the answer back by n + 1; the query is at n, as it was before you
     counted.
     """
     n, stored, _ = _write(cache, _turn(x @ wk, cache["n"]))

@@ -226,9 +226,9 @@ table("spread over seeds", ["of", "spread"], list(rows))
 #
 #     mean ± t · s / √n
 #
-# where s is the spread of single differences, with n − 1 below the fraction because the mean was
-# taken from the same numbers. Divided by √n it is the spread of a mean of n. What the factor t is
-# for, the next step shows.
+# where s is the spread of single differences, with n − 1 in the denominator, because the mean was
+# estimated from the same numbers. Divided by √n it is the spread of a mean of n. The next step
+# shows what the factor t is for.
 
 # %% An interval by hand
 runs, cell = published.synthetic_2026(), (16, 64, 2, 2)  # T, d, layers, heads
@@ -259,23 +259,23 @@ compare(
 
 # %% Why Student's t
 rng = np.random.default_rng(12)
-normal = stats.t_quantile(10_000)  # so many numbers are as good as all
+normal = stats.t_quantile(10_000)  # practically the normal quantile
 rows = []
 for n in (3, 6, 20):
     draws = rng.standard_normal((20_000, n))
     sem = draws.std(axis=1, ddof=1) / np.sqrt(n)  # (20_000,)
     away = abs(draws.mean(axis=1)) / sem
     t = stats.t_quantile(n - 1)
-    alarms = [(away > factor).mean() for factor in (normal, t)]
+    alarms = [100 * (away > factor).mean() for factor in (normal, t)]
     rows.append([str(n), normal, alarms[0], t, alarms[1]])
-factor, alarms = round(normal, 2), float(100 * rows[0][2])
+factor, alarms = round(normal, 2), float(rows[0][2])
 predict(
     f"Three seeds, and the factor {factor} of a normal distribution: how many percent are false "
     "alarms?",
     alarms,
     tolerance=3,
 )
-table("nothing to find", ["n", "normal", "alarms", "t", "with t"], rows)
+table("nothing to find", ["n", "normal", "alarms, %", "t", "with t, %"], rows)
 say("Student's t is wide where n is small, by just as much as it must be.")
 
 # %% [markdown]
@@ -298,7 +298,7 @@ predict("And paired by seed?", bool(three > pairs.half))
 halves = [f"± {np.expm1(half):.1%}" for half in (independent, pairs.half)]
 rows = [["one run each", "unknown"], ["independent", halves[0]]]
 rows.append(["paired", halves[1]])
-table("half width, in percent of a perplexity", ["read as", "half width"], rows)
+table("half width, relative to the perplexity", ["read as", "half width"], rows)
 
 many = 2
 while stats.t_quantile(2 * many - 2) * both / np.sqrt(many) > three:
@@ -307,7 +307,7 @@ say(
     f"As independent samples, it would take about {many} runs of each. One run each gives no "
     "interval at all."
 )
-clear = "clear of zero" if pairs.clear_of_zero else "not clear of zero"
+clear = f"{'' if pairs.clear_of_zero else 'not '}distinguishable from zero"
 ours = f"{pairs.mean:+.4f} ± {pairs.half:.4f}"
 say(f"Our own difference in the loss, paired: {ours}, {clear}.")
 
@@ -332,7 +332,8 @@ for name in ("qkv", "q=k-v", "q-k=v", "q=k=v", "q=k-v+", "q=k=v+"):
     rows.append([name, means[0], difference, means[1], solved])
 each = ", ".join(f"{x:.3f}" for x in runs["q=k=v+", "reverse", *cell])
 predict(
-    "Five variants against `qkv` on sorting, three seeds: how many differences are clear of zero?",
+    "Five variants against `qkv` on sorting, three seeds: how many differences are distinguishable "
+    "from zero?",
     clear,
 )
 table("sort, and reverse", ["variant", "sort", "to qkv", "reverse", "solved"], rows)
@@ -342,7 +343,7 @@ say(
 )
 say(
     "An interval misses about one time in twenty. In a table of twenty differences, expect one "
-    "that is clear by luck."
+    "that is distinguishable from zero by luck."
 )
 
 # %% [markdown]

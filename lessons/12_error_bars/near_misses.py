@@ -186,7 +186,7 @@ def paired__one_sided(a, b):
 
 
 def paired__whole_width(a, b):
-    """You return the whole width; return half of it, what stands after ±."""
+    """You return the whole width; return half of it, what comes after ±."""
     mean, half = _interval(a - b)
     return mean, 2 * half
 

@@ -1,5 +1,5 @@
-"""What a trained attention does: measures that the model's own freedom of parametrisation cannot
-move.
+"""What a trained attention does: measures that do not change when the weights are
+re-parametrised.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ def cycle_curl(scores):
     """How far scores (..., T, T) are from a reversible chain: max |N_ij + N_jk + N_ki| over
     triples, N = S - Sᵀ.
 
-    Zero for Q = K, with or without "+", and in general not for an own Q (paper.md, section 2). For
+    Zero for Q = K, with or without "+", and in general not for an own Q (lesson 08). For
     a non-causal pattern A give log A; for a causal model the scores before the mask. Memory grows
     with T³: meant for short sequences.
     """

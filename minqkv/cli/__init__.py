@@ -1,6 +1,7 @@
 """The command line: parse, call, render. Nothing here computes, and `--help` imports no NumPy.
 
-Results go to stdout, progress and errors to stderr. Exit codes: errors.Exit.
+Results go to stdout, progress and errors to stderr. An error is one line that says what happened
+and why; where something mends it, a second line says what. Exit codes: errors.Exit.
 """
 
 import os
@@ -42,7 +43,7 @@ def cli(ctx):
     """Attention with shared projections: train it, compare it, measure its cache.
 
     `minqkv` alone says where you are in the course; `minqkv learn` continues it.
-    `minqkv study` compares all variants on two tasks, in 2 to 6 minutes on two cores.
+    `minqkv study` compares all variants on two tasks: about 2 minutes on two recent cores.
     """
     if ctx.invoked_subcommand is None:
         lesson.start_page()
@@ -53,7 +54,7 @@ for command in (*lesson.COMMANDS, *trace.COMMANDS, *study.COMMANDS, *run.COMMAND
 
 
 def main(argv=None):
-    """The entry point: runs a command, turns errors into one clear line and an exit code, exits."""
+    """The entry point: runs a command, turns an error into a message and an exit code, exits."""
     sys.exit(run_cli(sys.argv[1:] if argv is None else argv))
 
 

@@ -18,38 +18,38 @@ _DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64
     "--config",
     default="300m",
     show_default=True,
-    help="300m, 1.2b, or a JSON FILE of GPTConfig fields.",
+    help="The model's size: 300m, 1.2b, or a JSON file with the fields of GPTConfig.",
 )
 @click.option(
     "--variants",
     "names",
     type=Listed(),
-    help="Which ones.  [default: all, gqa with H/4 KV heads]",
+    help="Variants to list.  [default: all, gqa with H/4 KV heads]",
 )
-@click.option("--n-layer", type=int, help="Override the configuration; likewise below.")
-@click.option("--n-head", type=int)
-@click.option("--n-embd", type=int)
-@click.option("--vocab-size", type=int)
-@click.option("--block-size", type=int, help="Learned positions.")
+@click.option("--n-layer", type=int, help="Number of layers, instead of the configuration's.")
+@click.option("--n-head", type=int, help="Number of heads, instead of the configuration's.")
+@click.option("--n-embd", type=int, help="Width d, instead of the configuration's.")
+@click.option("--vocab-size", type=int, help="Vocabulary, instead of the configuration's.")
+@click.option("--block-size", type=int, help="Positions, instead of the configuration's.")
 @click.option(
     "--context",
     type=click.IntRange(1),
     default=32768,
     show_default=True,
-    help="Tokens in the cache.",
+    help="Number of tokens in the cache.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(list(_DTYPES)),
     default="bf16",
     show_default=True,
-    help="Of the cache.",
+    help="Number type of the cache.",
 )
 @reports
 def variants(config, names, context, dtype, as_json, **dims):
     """Formula, parameters, MACs and cache of each variant.
 
-    By closed forms: the tests hold them against what models really allocate.
+    Computed from formulas; tests compare them with real models.
     """
     from ..models import PRESETS, GPTConfig
     from ..variants import VariantSpec, variant_names
@@ -104,7 +104,9 @@ def _read_config(path):
 
 @click.command()
 @click.option("--seq-len", type=int, default=8, show_default=True, help="Length of the example.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the example."
+)
 @reports
 def tasks(seq_len, seed, as_json):
     """The tasks, each with an example."""
@@ -113,11 +115,11 @@ def tasks(seq_len, seed, as_json):
 
     rows = []
     for name, rule in RULES.items():
-        if rule.even and seq_len % 2:
-            continue
-        x, y = Synthetic(name, seq_len).draw(seed, "test", 1)
-        row = {"name": name, "about": rule.about}
-        rows.append(row | {"input": x[0].tolist(), "target": y[0].tolist()})
+        row = {"name": name, "about": rule.about, "input": None, "target": None}
+        if not (rule.even and seq_len % 2):  # else there is no example of this length
+            x, y = Synthetic(name, seq_len).draw(seed, "test", 1)
+            row |= {"input": x[0].tolist(), "target": y[0].tolist()}
+        rows.append(row)
     if as_json:
         print_json(rows)
         return
@@ -127,7 +129,9 @@ def tasks(seq_len, seed, as_json):
 
 
 @click.command()
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the vectors."
+)
 @computes
 def gradcheck(seed, as_json):
     """Check every backward against its forward, with random vectors.
@@ -156,7 +160,7 @@ def gradcheck(seed, as_json):
 @click.command()
 @computes
 def doctor(as_json):
-    """Versions, backend, BLAS, GPU, terminal: for an issue."""
+    """Versions, backend, BLAS, GPU; paste this into a bug report."""
     from ..runtime.doctor import examine
 
     terminal = {

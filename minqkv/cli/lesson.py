@@ -5,8 +5,9 @@ import sys
 import click
 
 from ..runtime.errors import Exit, UsageError
-from .options import print_json, reports, stages
+from .options import echo, print_json, reports, stages
 
+_WHICH = "NAME is a number (6) or a name; without it, your current lesson."
 _no_pause = click.option(
     "--no-pause", is_flag=True, help="Ask nothing (automatic when not in a terminal)."
 )
@@ -41,15 +42,17 @@ def start_page():
     lessons, progress = _desk()
     lesson, action = next_thing(lessons, progress)
     passed = sum(progress.done(each) for each in lessons)
-    click.echo("minqkv: attention with shared projections, to be read end to end\n")
+    echo("minqkv: attention with shared projections, to be read end to end")
+    click.echo()
     click.echo(f"Course: {passed} of {len(lessons)} lessons done")
     if lesson is None:
-        click.echo("Next:   minqkv study    (everything the lessons taught, measured)\n")
+        echo("Next:   minqkv study    (everything the lessons taught, measured)", indent=8)
+        click.echo()
     else:
         step = f"step {progress.seen(lesson) + 1} of {len(lesson.steps)}"
         what = {"play": step, "start": "its exercise", "check": "your answer"}[action]
-        click.echo(f"        lesson {lesson.number}, {lesson.title}: {what}")
-        click.echo(f"        {lesson.question}")
+        echo(f"        lesson {lesson.number}, {lesson.title}: {what}", indent=8)
+        echo(f"        {lesson.question}", indent=8)
         click.echo("Next:   minqkv learn\n")
     for command, does in (
         ("minqkv lesson list", "the lessons, and where you are"),
@@ -57,7 +60,7 @@ def start_page():
         ("minqkv study", "train every variant and compare them"),
         ("minqkv --help", "all commands"),
     ):
-        click.echo(f"  {command:21} {does}")
+        echo(f"  {command:21} {does}", indent=24)
 
 
 @click.command()
@@ -119,14 +122,14 @@ def list_lessons(as_json):
         click.echo(f"older: the check has changed since you passed it; {again}")
 
 
-@lesson.command()
+@lesson.command(epilog=_WHICH)
 @click.argument("name", required=False)
 @click.option("--step", type=click.IntRange(1), help="Begin here.  [default: where you stopped]")
 @_no_pause
 @stages
 @reports
 def play(name, as_json, plain, no_pause, svg, step=None):
-    """Step through a lesson: a number or a name."""
+    """Step through a lesson."""
     from ..render.lesson import choose, export
     from ..teach.desk import hint
     from ..teach.runner import Player
@@ -137,7 +140,7 @@ def play(name, as_json, plain, no_pause, svg, step=None):
         raise UsageError(f"lesson {chosen.number} has {len(chosen.steps)} steps", command)
     stage = choose(plain, as_json, not no_pause)
     pause = getattr(stage, "interactive", False)
-    seen = progress.seen(chosen) if pause else 0  # without pauses nothing is learnt or recorded
+    seen = progress.seen(chosen) if pause else 0  # without pauses nothing is recorded
     whole = seen == len(chosen.steps)  # read again, it stays read
     begin = step - 1 if step else 0 if whole else seen
     if not as_json and begin == 0:
@@ -157,7 +160,7 @@ def play(name, as_json, plain, no_pause, svg, step=None):
         click.echo(f"{'The end.' if finished else 'Your place is saved.'} Next: {after}")
 
 
-@lesson.command()
+@lesson.command(epilog=_WHICH)
 @click.argument("name", required=False)
 @reports
 def start(name, as_json):
@@ -169,12 +172,12 @@ def start(name, as_json):
     if as_json:
         print_json({"file": str(path), "new": new, "write": chosen.exercise})
         return
-    click.echo(f"{path}{'' if new else ' exists already and was left as it is'}")
+    click.echo(f"{path}{'' if new else ' already exists; unchanged'}")
     names = " and ".join(chosen.exercise)
     click.echo(f"Write {names} there; then: minqkv lesson check {chosen.number}")
 
 
-@lesson.command()
+@lesson.command(epilog=_WHICH)
 @click.argument("name", required=False)
 @click.option(
     "--watch", is_flag=True, help="Check again whenever the file changes, until it passes."
@@ -208,11 +211,11 @@ def check(name, as_json, watch=False, plain=False):
     return None
 
 
-@lesson.command()
+@lesson.command(epilog=_WHICH)
 @click.argument("name", required=False)
 @reports
 def hint(name, as_json):
-    """Give a hint; the next one each time."""
+    """Give the next hint."""
     from ..render.lesson import choose
     from ..teach import desk
 
@@ -224,9 +227,9 @@ def hint(name, as_json):
         choose().draw({"event": "say", "text": text})
 
 
-@lesson.command()
+@lesson.command(epilog=_WHICH)
 @click.argument("name", required=False)
-@click.option("--spoil", is_flag=True, help="Even before your code passes.")
+@click.option("--spoil", is_flag=True, help="Show it even before your code passes.")
 @reports
 def solution(name, as_json, spoil):
     """Show the solution, once your code passes."""
@@ -241,7 +244,7 @@ def solution(name, as_json, spoil):
         click.echo(f"{text}\n# saved as {path}")
 
 
-@lesson.command()
+@lesson.command(epilog=_WHICH)
 @click.argument("name", required=False)
 @reports
 def reset(name, as_json):
@@ -259,14 +262,14 @@ def reset(name, as_json):
 
 @lesson.group()
 def dev():
-    """For authors of lessons."""
+    """Commands for lesson authors."""
 
 
 @dev.command("check")
 @click.argument("names", nargs=-1)
 @reports
 def dev_check(names, as_json):
-    """Prove that lessons keep their promises."""
+    """Check lessons against the rules in AUTHORS.md."""
     from ..teach.author import check_lesson, untaught_variants
     from ..teach.lessons import course, find
 

@@ -3,7 +3,9 @@
 import json
 import os
 import shlex
+import shutil
 import sys
+import textwrap
 
 import click
 
@@ -49,13 +51,13 @@ def computes(command):
         metavar="NAME",
         callback=_use_backend,
         expose_value=False,
-        help="numpy or cupy (a GPU); never guessed.  [default: $MINQKV_BACKEND or numpy]",
+        help="numpy, or cupy for a GPU.  [default: $MINQKV_BACKEND or numpy]",
     )(command)
     return reports(command)
 
 
 def reports(command):
-    """--json and --traceback, for every command."""
+    """--json and --traceback, for every command that reports something."""
     command = click.option(
         "--json", "as_json", is_flag=True, help="Print one JSON value instead of text."
     )(command)
@@ -63,14 +65,14 @@ def reports(command):
         "--traceback",
         is_flag=True,
         expose_value=False,
-        help="On an error, show where it came from.",
+        help="On an error, also print the Python traceback.",
     )(command)
 
 
 def stages(command):
     """--plain and --svg, for commands that show arrays."""
     command = click.option(
-        "--svg", type=click.Path(dir_okay=False), help="Also draw what was shown into this FILE."
+        "--svg", type=click.Path(dir_okay=False), help="Also save the output as an SVG file."
     )(command)
     return click.option("--plain", is_flag=True, help="No colour.")(command)
 
@@ -79,6 +81,15 @@ def either(names):
     """ "raw or unrotate", "a, b or c": registered names, for a help text."""
     *most, last = names
     return f"{', '.join(most)} or {last}" if most else last
+
+
+def echo(text, indent=0):
+    """Print a text, wrapped to the terminal; its further lines are indented. It is not broken at a
+    no-break space, which is printed as a plain one.
+    """
+    width, further = shutil.get_terminal_size((100, 25)).columns, " " * indent
+    filled = textwrap.fill(text, width, subsequent_indent=further, break_on_hyphens=False)
+    click.echo(filled.replace("\u00a0", " "))
 
 
 def print_json(value):

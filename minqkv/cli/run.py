@@ -3,6 +3,7 @@
 import math
 import sys
 from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 
 import click
@@ -12,6 +13,8 @@ from ..runtime.errors import UsageError
 from ..tasks.rules import FORMS, RULES, SPLITS, YEARS
 from ..variants import POSITIONS, ROPE_VALUES, VARIANTS
 from .options import computes, cores, either, print_json
+
+_PI = (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8)  # digits for an example
 
 threads_option = click.option(
     "--threads",
@@ -41,9 +44,9 @@ threads_option = click.option(
 @click.option(
     "--alphabet", type=int, default=10, show_default=True, help="How many digits there are."
 )
-@click.option("--n-layer", type=int, default=2, show_default=True)
-@click.option("--n-head", type=int, default=4, show_default=True)
-@click.option("--n-embd", type=int, default=64, show_default=True)
+@click.option("--n-layer", type=int, default=2, show_default=True, help="Number of layers L.")
+@click.option("--n-head", type=int, default=4, show_default=True, help="Number of heads H.")
+@click.option("--n-embd", type=int, default=64, show_default=True, help="Width d.")
 @click.option("--position", help=f"{either(POSITIONS)}.  [default: the protocol's]")
 @click.option(
     "--rope-value",
@@ -55,14 +58,14 @@ threads_option = click.option(
     "--plus-start", type=float, help='Initial temperature of "+".  [default: random, near 0]'
 )
 @click.option("--hide-self", is_flag=True, help="Mask the diagonal of the scores (encoder).")
-@click.option("--steps", type=int, help="[default: the protocol's epochs]")
+@click.option("--steps", type=int, help="Training steps.  [default: the protocol's epochs]")
 @click.option("--lr", type=float, help="Peak learning rate.  [default: the protocol's]")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
 @threads_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Run folder.  [default: runs/<task>-<variant>-s<seed>]",
+    help="Run folder.  [default: runs/<task>-<variant>[-causal]-s<seed>]",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in the folder, bit for bit.")
 @computes
@@ -78,7 +81,8 @@ def train(ctx, out, resume, as_json, **flags):
 
     if out is None and flags["task"]:
         config = RunConfig(**flags).resolved()
-        out = Path("runs") / f"{config.task}-{config.variant}-s{config.seed}"
+        form = "" if config.form == "encoder" else f"-{config.form}"
+        out = Path("runs") / f"{config.task}-{config.variant}{form}-s{config.seed}"
     if resume and out and (out / "config.json").exists():
         given = {
             name: value
@@ -87,7 +91,7 @@ def train(ctx, out, resume, as_json, **flags):
         }
         config = replace(load_config(out), **given).resolved()
     elif flags["task"] is None:
-        what = f"{out} holds no run to go on with" if resume and out else "train needs a task"
+        what = f"{out} holds no run to continue" if resume and out else "train needs a task"
         raise UsageError(what, "--task reverse, or --resume --out FOLDER for a run begun earlier")
     else:
         config = RunConfig(**flags).resolved()
@@ -97,7 +101,7 @@ def train(ctx, out, resume, as_json, **flags):
                 config, out, resume, lambda step, steps, loss: advance(step, f"loss {loss:.4f}")
             )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"go on with: minqkv train --resume --out {out}") from None
+        raise KeyboardInterrupt(f"continue with: minqkv train --resume --out {out}") from None
     names = {"task": config.task, "variant": config.variant, "seed": config.seed}
     if as_json:
         print_json({**names, **result, "out": str(out)})
@@ -167,13 +171,15 @@ def evaluate_run(run, split, n, wrong, as_json):
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(1),
-    help="[default: the length the model was trained on]",
+    help="How many tokens to add.  [default: as many as in training]",
 )
 @click.option(
     "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 is greedy."
 )
 @click.option("--top-k", type=click.IntRange(1), help="Draw among the k likeliest only.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the draws."
+)
 @click.option("--no-cache", is_flag=True, help="Compute the whole prefix again for every token.")
 @click.option(
     "--compare",
@@ -203,10 +209,11 @@ def generate(
     lines = [" ".join(prompt)] if prompt else _lines_of_stdin()
     prompts = [_digits(line, config.alphabet) for line in lines if line.strip()]
     if not prompts:
-        raise UsageError("the prompt is empty", f'for instance: minqkv generate {run} "3 1 4 1 5"')
+        digits = _text(d % config.alphabet for d in islice(cycle(_PI), config.seq_len))
+        raise UsageError("the prompt is empty", f'for instance: minqkv generate {run} "{digits}"')
     if any(len(row) != config.seq_len for row in prompts):
         note = f"note: this run was trained on {config.seq_len} digits"
-        click.echo(f"{note}; on other lengths it has learned nothing", err=True)
+        click.echo(f"{note}; it was not trained on other lengths", err=True)
     ids = [[*row, config.alphabet] for row in prompts]  # the separator asks for the answer
     count = max_new_tokens or config.seq_len
     options = {"temperature": temperature, "top_k": top_k, "seed": seed}
@@ -215,28 +222,29 @@ def generate(
         return
     tokens = iter_tokens(model, ids, count, use_cache=not no_cache, **options)  # each (B,)
     if len(prompts) == 1 and not as_json:
-        _stream(prompts[0], tokens)
+        _stream(prompts[0], tokens, config.alphabet)
         return
     answers = zip(*[token.tolist() for token in tokens], strict=True)  # a row for each prompt
     if as_json:
         print_json([{"prompt": p, "output": a} for p, a in zip(prompts, answers, strict=True)])
         return
     for row, answer in zip(prompts, answers, strict=True):
-        click.echo(f"{_text(row)} | {_text(answer)}")
+        click.echo(f"{_text(row)} | {_text(answer, config.alphabet)}")
 
 
-def _stream(prompt, tokens):
+def _stream(prompt, tokens, separator):
     """One answer, each token as soon as it is chosen; click.echo flushes."""
     click.echo(f"{_text(prompt)} |", nl=False)
     try:
         for token in tokens:
-            click.echo(f" {token[0]}", nl=False)
+            click.echo(f" {_text([int(token[0])], separator)}", nl=False)
     finally:
         click.echo()
 
 
-def _text(numbers):
-    return " ".join(map(str, numbers))
+def _text(tokens, separator=None):
+    """Digits, and the separator as "|"."""
+    return " ".join("|" if token == separator else str(token) for token in tokens)
 
 
 def _lines_of_stdin():

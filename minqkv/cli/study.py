@@ -8,7 +8,7 @@ import click
 from ..runtime.errors import Exit, UsageError
 from ..tasks.rules import FORMS, RULES, YEARS
 from ..variants import VARIANTS
-from .options import Listed, command_line, computes, cores, either, print_json
+from .options import Listed, command_line, computes, cores, echo, either, print_json
 
 _GRID = ("tasks", "variants", "seeds", "seq_len", "n_embd", "n_layer", "n_head", "protocol", "form")
 
@@ -21,19 +21,19 @@ _GRID = ("tasks", "variants", "seeds", "seq_len", "n_embd", "n_layer", "n_head",
     show_default=True,
     help=f"quick: 2 tasks, {len(VARIANTS)} variants, 3 seeds, one size. paper: the full 2026 grid.",
 )
-@click.option("--tasks", type=Listed(), help=f"Of {either(RULES)}.")
-@click.option("--variants", type=Listed(), help=f"Of {either(VARIANTS)}.")
+@click.option("--tasks", type=Listed(), help=f"Tasks, from: {either(RULES)}.")
+@click.option("--variants", type=Listed(), help=f"Variants, from: {either(VARIANTS)}.")
 @click.option(
     "--seeds", type=Listed(int, counts=True), help="How many (3 means 0,1,2), or which (0,5,7)."
 )
-@click.option("--seq-len", type=Listed(int), help="Lengths T.")
-@click.option("--n-embd", type=Listed(int), help="Widths d.")
-@click.option("--n-layer", type=Listed(int), help="Numbers of layers L.")
-@click.option("--n-head", type=Listed(int), help="Numbers of heads H.")
+@click.option("--seq-len", type=Listed(int), help="Lengths T, for example 16,64.")
+@click.option("--n-embd", type=Listed(int), help="Widths d, for example 32,64.")
+@click.option("--n-layer", type=Listed(int), help="Numbers of layers L, for example 2,4.")
+@click.option("--n-head", type=Listed(int), help="Numbers of heads H, for example 2,4.")
 @click.option(
     "--protocol",
     type=click.Choice(YEARS),
-    help="Data, blocks and optimiser of which paper.",
+    help="Which paper's data, blocks and optimiser.",
 )
 @click.option(
     "--form",
@@ -49,7 +49,9 @@ _GRID = ("tasks", "variants", "seeds", "seq_len", "n_embd", "n_layer", "n_head",
     help='Instead of variants: the halves of "+", and a masked diagonal.',
 )
 @click.option(
-    "--jobs", type=click.IntRange(1), help="Runs at a time, each on one core.  [default: all cores]"
+    "--jobs",
+    type=click.IntRange(1),
+    help="How many runs in parallel, one core each.  [default: all cores]",
 )
 @click.option(
     "--out",
@@ -57,7 +59,7 @@ _GRID = ("tasks", "variants", "seeds", "seq_len", "n_embd", "n_layer", "n_head",
     help="Folder of records and results.  [default: runs/study-<preset>]",
 )
 @click.option(
-    "--accept-code", is_flag=True, help="Use runs on record from other versions of the code too."
+    "--accept-code", is_flag=True, help="Also use results recorded by other versions of the code."
 )
 @click.option("--dry-run", is_flag=True, help="Print what would run and what it would cost.")
 @computes
@@ -91,7 +93,7 @@ def study(preset, ablate, jobs, out, accept_code, dry_run, as_json, steps, **fla
     out = out or Path("runs") / ("study-" + ("plus" if ablate else "custom" if custom else preset))
 
     if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file, not a folder", "choose another place with --out")
+        raise UsageError(f"{out} is a file, not a folder", "choose another folder with --out")
     messages = stderr()
     missing, others = _missing(configs, out, accept_code)
     seconds = estimate_seconds(missing, jobs) if missing else 0
@@ -112,7 +114,7 @@ def study(preset, ablate, jobs, out, accept_code, dry_run, as_json, steps, **fla
         records = _run_with_progress(configs, missing, out, jobs, accept_code)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"finished runs are kept in {out}: the same command goes on from there"
+            f"finished runs are kept in {out}: repeat the command to continue"
         ) from None
     results = as_results(records, command_line(), time.perf_counter() - began)
     cells = summarise(records)
@@ -160,10 +162,15 @@ def _missing(configs, out, accept_code):
 
 
 def _dry_run(configs, plan):
-    click.echo(plan)
-    for name in ("task", "variant", "seed", "seq_len", "n_embd", "n_layer", "n_head"):
-        values = dict.fromkeys(str(getattr(config, name)) for config in configs)
-        click.echo(f"  {name:8} {', '.join(values)}")
+    from ..study.grid import arm
+
+    echo(plan, indent=2)
+    arms = [arm(config).replace(" ", "\u00a0") for config in configs]
+    values = {"task": [config.task for config in configs], "variant": arms}
+    for name in ("seed", "seq_len", "n_embd", "n_layer", "n_head"):
+        values[name] = [getattr(config, name) for config in configs]
+    for name, found in values.items():
+        echo(f"  {name:8} {', '.join(map(str, dict.fromkeys(found)))}", indent=11)
 
 
 def _run_with_progress(configs, missing, out, jobs, accept_code):

@@ -24,10 +24,14 @@ def _view(name, about):
     @click.option(
         "--tokens", type=Listed(int), default="3,1,4,1", show_default=True, help="The input."
     )
-    @click.option("--n-head", type=int, default=2, show_default=True)
-    @click.option("--n-embd", type=int, default=4, show_default=True)
+    @click.option("--n-head", type=int, default=2, show_default=True, help="Number of heads.")
+    @click.option("--n-embd", type=int, default=4, show_default=True, help="Width d.")
     @click.option(
-        "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the weights."
+        "--seed",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Seed of the random weights.",
     )
     @stages
     @computes

@@ -34,10 +34,12 @@ def variant_table(rows, cfg, config, context, dtype):
 def task_table(rows):
     """Tasks with examples."""
     columns = [("task", "left"), ("target", "left"), ("example", "left")]
-    lines = [
-        [row["name"], row["about"], f"{_digits(row['input'])} → {_digits(row['target'])}"]
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        example = "even lengths only"
+        if row["input"]:
+            example = f"{_digits(row['input'])} → {_digits(row['target'])}"
+        lines.append([row["name"], row["about"], example])
     table(stdout(), None, columns, lines)
 
 

@@ -5,9 +5,13 @@ Nothing is said by colour alone: shading repeats numbers, and a masked entry is 
 comes in blocks of columns, and no number is ever cut.
 """
 
+import ast
+import io
 import math
 import re
 import textwrap
+import tokenize
+from collections import defaultdict
 from dataclasses import dataclass
 
 PROSE_WIDTH = 88  # longer lines of prose are hard to read, however wide the terminal
@@ -142,8 +146,9 @@ def _step(event, page):
 
 
 def _code(event, page):
-    laid = []
-    for row in re.sub(r"[\v\f\r\x1b]", " ", event["source"]).expandtabs(4).split("\n"):
+    source = re.sub(r"[\v\f\r\x1b]", " ", event["source"]).expandtabs(4)
+    laid, breaks = [], _breaks(source)
+    for line, row in enumerate(source.split("\n"), 1):
         beside, mark, comment = row.rpartition("  # ")
         margin = " " * (len(row) - len(row.lstrip()))
         if mark and len(row) + 2 > page.width:  # a comment with no room beside its line goes above
@@ -151,11 +156,61 @@ def _code(event, page):
             for piece in textwrap.wrap(comment, room):
                 laid.append([(f"  {margin}# {piece}"[: page.width], "code")])
             row = beside.rstrip()
-        options = {"break_on_hyphens": False, "replace_whitespace": False}
-        options["subsequent_indent"] = margin + " " * 6
-        pieces = textwrap.wrap("  " + row, page.width, **options) or [""]
+        pieces = _pieces(row, breaks[line], page.width, margin)
         laid += [[(piece, "code")] for piece in pieces]
     return [*laid, []]
+
+
+def _pieces(row, breaks, width, margin):
+    """A row of code, two columns in, in pieces that fit where that is possible.
+
+    `breaks` is what `_breaks` gives for the row; None for prose.
+    """
+    further = margin + " " * 6
+    if breaks is None:
+        options = {"break_on_hyphens": False, "replace_whitespace": False}
+        comment = row.lstrip().startswith("#")
+        options["subsequent_indent"] = f"  {margin}# " if comment else further
+        return textwrap.wrap("  " + row, width, **options) or [""]
+    pieces, start, indent = [], 0, "  "
+    while len(indent) + len(row) - start > width:
+        room = start + width - len(indent)
+        fits = [at for at, mark in breaks.items() if start < at and len(mark) + at - 1 <= room]
+        if not fits:
+            break
+        at = fits[-1]
+        pieces.append(indent + row[start:at].rstrip() + breaks[at])
+        start, indent = at, further
+    return [*pieces, (indent + row[start:]).rstrip()]
+
+
+def _breaks(source):
+    """Row number -> {column: what has to end the row that is broken there}, for Python source.
+
+    Rows break between tokens, so never inside a string: within brackets as they are, elsewhere
+    after a backslash. None for a row of a docstring or a comment, and for any text that is not
+    Python.
+    """
+    try:
+        ast.parse(textwrap.dedent(source))
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    except (SyntaxError, ValueError, tokenize.TokenError):
+        return defaultdict(lambda: None)
+    found, depth, quoted, before = defaultdict(dict), 0, 0, None
+    opens, closes = (getattr(tokenize, f"FSTRING_{end}", -1) for end in ("START", "END"))
+    for token in tokens:
+        (row, column), text = token.start, token.string
+        prose = row != token.end[0] or text.startswith(("#", '"""'))
+        follows = before and before.end[0] == row and before.end[1] < column
+        if prose and not (found[row] and text.startswith("#")):
+            found.update(dict.fromkeys(range(row, token.end[0] + 1)))
+        elif follows and not quoted and not prose:
+            found[row][column] = "" if depth else " \\"
+        quoted += (token.type == opens) - (token.type == closes)
+        if token.type == tokenize.OP and not quoted:
+            depth += (text in "([{") - (text in ")]}")
+        before = token
+    return found
 
 
 # ---- arrays
@@ -175,7 +230,10 @@ def _array(event, page):
     name, shape, values = event["name"], tuple(event["shape"]), event["values"]
     if not shape:
         return [[(f"{name} = {number(values, event['digits'])}", "strong")], []]
-    laid = [[(name, "strong"), (f"  {shape}", "note")]]
+    laid, size = [[(name, "strong")]], f"  {shape}"
+    if len(name + size) > page.width:
+        laid = wrap(name, page.width - len(size), "strong")
+    laid[-1].append((size, "note"))
     if len(shape) <= 2:
         return [*laid, *_matrix(event, page, values if len(shape) == 2 else [values]), []]
     for index, part in _matrices(values, len(shape) - 2):
@@ -210,7 +268,7 @@ def _matrix(event, page, values):
         columns = [str(j) for j in range(len(values[0]))]
     if not labels:
         labels = [str(i) for i in range(len(values))] if several else [""]
-    if glyphs and columns:  # a label stands above the number's last digit, not above its shade
+    if glyphs and columns:  # a label is above the number's last digit, not above its shade
         columns = [f"{label} " for label in columns]
     return grid(columns, labels, cells, page.width)
 

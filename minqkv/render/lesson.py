@@ -83,7 +83,7 @@ class Recorder:
 
 
 class Ndjson(Recorder):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def draw(self, event):
         super().draw(event)

@@ -3,11 +3,18 @@
 import time
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.progress import TimeElapsedColumn as Elapsed
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
 
 from .console import duration, say, stderr
+
+
+class Elapsed(TimeElapsedColumn):
+    """The time so far, with a comma: the time left follows."""
+
+    def render(self, task):
+        """The column's text."""
+        return super().render(task) + ","
 
 
 @contextmanager
@@ -22,7 +29,7 @@ def progress(label, total, start=0, console=None):
         yield _tenths(label, total, start, console) if tenths else lambda done, note="": None
         return
     before = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Elapsed())
-    after = (TextColumn("left"), Remaining(), TextColumn("{task.fields[note]}"))
+    after = (Remaining(), TextColumn("left  {task.fields[note]}"))
     with Progress(*before, *after, console=console) as bar:
         task = bar.add_task(label, total=total, completed=start, note="")
         yield lambda done, note="": bar.update(task, completed=done, note=note)

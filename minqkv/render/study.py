@@ -79,7 +79,7 @@ def formulas(console, cells, itemsize):
     title = 'What each variant computes ("=" joins what is shared; the hyphen is not a minus sign)'
     columns = [("variant", "left"), ("attention", "left")]
     table(console, title, columns, [list(pair) for pair in rows.items()])
-    cache = f"Cache figures: batch 1, {itemsize} bytes an element."
+    cache = f"Cache figures: batch 1, {itemsize} bytes per element."
     encoder = "An encoder has no cache; its figures are those of a decoder with the same attention."
     say(console, f"{cache} {encoder}")
     say(console, "α = 1/√d_h; head i reads stored head ⌊i/G⌋; s and g are learned.")
@@ -106,7 +106,7 @@ def picture(console, cell, height=11):
         marks, width = _marks(places, labels)
         if 7 + sum(width.values()) <= console.width:
             break
-    say(console, f"{cell.task}: accuracy against cache bytes a token", "bold")
+    say(console, f"{cell.task}: accuracy against cache bytes per token", "bold")
     for i in reversed(range(height)):
         line = "".join(marks.get((i, size), "").center(width[size]) for size in width)
         say(console, f"{number(low + i * step, 2):>5} │{line}".rstrip())
@@ -119,7 +119,7 @@ def picture(console, cell, height=11):
 
 
 def _marks(places, labels):
-    """What stands at each (level, size), and how wide the column of each size is."""
+    """What is at each (level, size), and how wide the column of each size is."""
     marks = {}
     for name, place in places.items():
         marks.setdefault(place, []).append(labels[name])

@@ -77,10 +77,10 @@ def cache_bytes_per_token(config):
 
 
 def recorded(config: RunConfig, out: str | Path, accept_code: bool = False) -> dict | None:
-    """The record of this run under `out`: of the same configuration and backend, and of this code.
+    """The stored record with the same configuration, backend and code.
 
-    With `accept_code`, where this code has none, the record of another version will do; of several
-    the one that wrote last. A damaged record counts as none.
+    With `accept_code`, if this code has none, another version's is used; if there are several, the
+    most recent. A damaged record counts as none.
     """
     record = _record(config, out, code_version())
     if record or not accept_code:

@@ -128,17 +128,22 @@ def unresolved(cell: Cell) -> str:
         return "one seed gives no interval: use --seeds 3 or more"
     n = min(difference.n for difference in known)
     halves = [difference.half for difference in known]
-    precision = f"95 % half-width of the difference from qkv: {halves[0]:.3f}"
+    precision = f"95 % half-width of the difference from qkv: {_number(halves[0])}"
     if len(halves) > 1:
         precision = "95 % half-widths of the differences from qkv: "
-        precision += f"{min(halves):.3f} to {max(halves):.3f}"
+        precision += f"{_number(min(halves))} to {_number(max(halves))}"
         precision += " (no correction for multiple comparisons)"
     blurred = [row.arm for row in differences if not row.to_qkv.clear_of_zero]
     verdict = f"Not distinguishable from zero: {', '.join(blurred)}."
     verdict = verdict if blurred else "All are distinguishable from zero."
-    line = f"n = {n} seeds, t = {stats.t_quantile(n - 1):.3f}. {precision}. {verdict}"
+    line = f"{n} seeds (Student's t: {stats.t_quantile(n - 1):.3f}). {precision}. {verdict}"
     ceiling = any(row.accuracy.mean > 0.9995 for row in cell.rows if row.accuracy)
     return line + (" A mean of 1.000 is at the ceiling." if ceiling else "")
+
+
+def _number(value):
+    """As in the tables: .714, 1.250."""
+    return f"{value:.3f}".removeprefix("0")
 
 
 # ---- what is kept

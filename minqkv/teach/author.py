@@ -254,7 +254,7 @@ def runs(lesson, played=None, whole=None):
         why = "is something random without a seed, or a time?"
         yield f"gives other events step by step than as a whole: {why}"
     if not 6 <= len(lesson.steps) <= 14:
-        yield f"{len(lesson.steps)} steps; eight to twelve read well"
+        yield f"{len(lesson.steps)} steps; a lesson has six to fourteen"
 
 
 def readme(lessons):

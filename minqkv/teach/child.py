@@ -28,7 +28,7 @@ def main(lesson_path, file, report, seconds):
     check = Check(lessons.read(Path(lesson_path)))
     sys.modules.update(MOVED)
     with open(f"{report}.frames", "w", encoding="utf-8") as stuck:
-        # From here on the learner's code runs. Where an endless loop is, this says in the end.
+        # From here on the learner's code runs. If it loops for ever, this records the line.
         faulthandler.dump_traceback_later(float(seconds), exit=True, file=stuck)
         passed, events = examine(check, file)
         faulthandler.cancel_dump_traceback_later()
@@ -92,11 +92,11 @@ def _failure(check, outcomes, worst, count, file):
 
 def _success(check, learner):
     faulthandler.cancel_dump_traceback_later()  # it has passed: the comparison may take longer
-    text = f"Right on all {CASES} cases."
+    text = f"Correct on all {CASES} cases."
     if rows := cost(check, learner):
         (mine, my_peak), (theirs, their_peak) = rows["yours"], rows["the package"]
-        text += f" On them your code took {mine / theirs:.2f} times as long as the package, "
-        text += f"and at its peak {my_peak / max(1, their_peak):.2f} times the memory."
+        text += f" Your code took {mine / theirs:.2f} times as long as the package's "
+        text += f"and used {my_peak / max(1, their_peak):.2f} times its peak memory."
     return [said(text, "good"), {"event": "prose", "text": check.explanation}]
 
 

@@ -21,7 +21,7 @@ from .events import quoted, said
 from .lessons import code_of, fingerprint
 
 LIMIT = 20.0  # seconds that the learner's code may take in a check
-GRACE = 60.0  # seconds for all around it, before the process is ended from outside
+GRACE = 60.0  # extra seconds for start-up and report before the process is killed
 
 
 def start(lesson, progress):
@@ -38,9 +38,9 @@ def start(lesson, progress):
 def check(lesson, progress, limit=None):
     """(passed, events) of the learner's file; a pass is recorded."""
     path = progress.file(lesson)
-    command = f"minqkv lesson start {lesson.number}"
     if not path.exists():
-        return False, [said(f"{path} does not exist yet; {command} puts the exercise there", "bad")]
+        create = f"Create it with: minqkv lesson start {lesson.number}"
+        return False, [said(f"There is no {path} yet. {create}", "bad")]
     events = [said(f"Checking {path}")]
     passed, found = run(lesson, path, limit)
     if passed:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..runtime.errors import EnvironmentFault, MinqkvError, unknown
+from ..runtime.errors import EnvironmentFault, MinqkvError, UsageError, unknown
 
 FILES = ("exercise", "solution", "near_misses", "check")
 EVENTS = (
@@ -130,12 +130,13 @@ def find(name, lessons):
         numbered = text.isdecimal() and int(text) == lesson.number
         if numbered or text in (lesson.name, lesson.name[3:]):
             return lesson
-    known = [str(lesson.number) if text.isdigit() else lesson.name[3:] for lesson in lessons]
-    raise unknown("lesson", name, known)
+    if text.isdigit():
+        raise UsageError(f"no lesson {name}", f"there are lessons 1 to {lessons[-1].number}")
+    raise unknown("lesson", name, [lesson.name[3:] for lesson in lessons])
 
 
 def fingerprint(lesson):
-    """A hash of what a pass was a pass of: the code of the check, and of the stub.
+    """A hash of what a pass depends on: the code of the check, and of the stub.
 
     It does not change with layout, comments, docstrings, imports, hints or the explanation.
     """

@@ -40,7 +40,7 @@ class Progress:
             return
         if schema > SCHEMA:
             why = f"{self.path} was written by a newer minqkv"
-            raise EnvironmentFault(why, "pip install --upgrade minqkv")
+            raise EnvironmentFault(why, "update your clone: git pull")
         self.lessons = lessons
 
     def of(self, lesson):

@@ -35,7 +35,12 @@ class Player:
 
     def __init__(self, lesson, stage, saw=lambda n: None, hint=lambda: None):
         self.lesson, self.stage, self.saw, self.hint = lesson, stage, saw, hint
-        self.namespace, self.ran = {}, 0
+        self._begin()
+
+    def _begin(self):
+        """An empty namespace, in which no step has run."""
+        self.namespace = {"__name__": "lesson", "__file__": str(self.lesson.path)}
+        self.ran = 0
 
     def play(self, start=0, pause=True):
         """From step `start` (0 is the first) to the end. Returns whether the end was reached."""
@@ -52,7 +57,7 @@ class Player:
     def _present(self, at):
         """Run up to step `at` in silence where need be, then show and run it."""
         if self.ran != at:
-            self.namespace, self.ran = {"__name__": "lesson", "__file__": str(self.lesson.path)}, 0
+            self._begin()
             with on(Recorder()):
                 while self.ran < at:
                     self._run(self.ran)
@@ -136,7 +141,8 @@ class Player:
             emit("say", text=f"{thing.__qualname__}, {file}, line {line}")
             emit("code", source=inspect.getsource(thing).rstrip(), line=line)
             return
-        emit("say", text="This step calls no function of the package.")
+        text = "No function of the package or the lesson is called here"
+        emit("say", text=f"{text}; the last step lists the source.")
 
 
 def _leave(code=None):
@@ -145,7 +151,7 @@ def _leave(code=None):
 
 
 def _resolve(node, namespace):
-    """What stands behind `name` or `name.name`; None for others."""
+    """What `name` or `name.name` refers to; None for others."""
     if isinstance(node, ast.Attribute):
         return getattr(_resolve(node.value, namespace), node.attr, None)
     return namespace.get(node.id) if isinstance(node, ast.Name) else None

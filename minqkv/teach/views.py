@@ -4,6 +4,8 @@ A small untrained GPT of one layer; what is shown is what its real forward, deco
 computed.
 """
 
+import math
+
 import numpy as np
 
 from ..functional import cross_entropy
@@ -19,7 +21,7 @@ _AXES = {
     "k": "keys",
     "v": "values",
     "z": "mixed values, a row per query",
-    "out": "what leaves the layer",
+    "out": "output of the layer",
     "scores": "q kᵀ, scaled, before the mask",
     "plus": 'scores after the "+"',
     "pattern": "weights, a row per query",
@@ -78,14 +80,22 @@ def _draw(arrays, tokens, first=0):
     keys = [f"{i}:{token}" for i, token in enumerate(tokens)]
     for name, array in arrays.items():
         base = name.removeprefix("grad.")
-        say(f"{name}: {_AXES.get(base, base)}")
+        title = f"{name}: {_AXES.get(base, base)}"
+        if base != name:  # gradients are small: all in one power of ten
+            what = base if base == "scores" else _AXES.get(base, base).partition(",")[0]
+            array = np.asarray(array, np.float64)
+            power = math.floor(math.log10(abs(array).max() or 1))
+            array, title = (
+                array / 10.0**power,
+                f"{name}: gradient of the {what}, in units of 1e{power}",
+            )
         if base in ("scores", "plus", "pattern"):
             seen = np.arange(array.shape[-1]) <= first + np.arange(array.shape[-2])[:, None]
             draw = heat if name == "pattern" else show
             rows, columns = keys[first : first + array.shape[-2]], keys[: array.shape[-1]]
-            draw(name, array, rows=rows, columns=columns, mask=seen)
+            draw(title, array, rows=rows, columns=columns, mask=seen)
         else:
-            show(name, array, rows=keys if array.shape[-2] == len(keys) else keys[first:])
+            show(title, array, rows=keys if array.shape[-2] == len(keys) else keys[first:])
 
 
 def decode(model, ids):
