@@ -28,8 +28,9 @@ from .models import GPT, PROTOCOLS, GPTConfig, Tagger, TaggerConfig
 from .nn import Module
 from .optim import Adam, warmup_cosine
 from .runtime import files
+from .runtime.blas import blas_threads
 from .runtime.errors import Diverged, EnvironmentFault, UsageError, unknown
-from .runtime.parallel import blas_threads, set_threads
+from .runtime.parallel import set_threads
 from .runtime.version import __version__
 from .tasks.base import Batches
 from .tasks.synthetic import RECIPES, Synthetic

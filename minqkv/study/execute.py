@@ -28,8 +28,8 @@ from ..models import GPT, GPTConfig
 from ..optim import Adam
 from ..runs import RunConfig, train_run
 from ..runtime import backend, files
+from ..runtime.blas import blas_threads
 from ..runtime.errors import Diverged, EnvironmentFault
-from ..runtime.parallel import blas_threads
 from ..runtime.version import code_version
 from ..train import train_step
 from ..variants import VariantSpec
