@@ -363,5 +363,5 @@ say(
 source(stats.paired)
 source(stats.estimate, at="t_quantile")
 source(stats.t_quantile.__wrapped__)
-source(train.evaluate.__wrapped__, at="IGNORE")
+source(train.evaluate, at="IGNORE")
 source(unresolved)
