@@ -12,7 +12,7 @@ SHOWN = {  # script and arguments -> what its output must match
     "train_and_generate.py": r"loss .*\n3 1 4 1 5 9 \| 9 5 1 4 1 3\n.* 12 positions in 6,144 bytes",
     "train_and_generate.py qkv 2": r"^3 1 4 1 5 9 \|( \d+){6}\n.* 12 positions in 12,288 bytes",
     "compare_two_variants.py": r"q-k=v - qkv: [+-]0\.\d+ ± 0\.\d+ \(95 % interval\)\n",
-    "look_inside.py": r"pattern +\(1, 2, 6, 6\)[^$]*6 positions, 384 bytes\n.* 1 array",
+    "look_inside.py": r"pattern +\(1, 2, 6, 6\)[^$]*6 positions, 384 bytes\n.* one array",
     "look_inside.py qkv": r"6 positions, 768 bytes\n.* two arrays",
 }
 
