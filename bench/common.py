@@ -24,9 +24,9 @@ from rich.table import Table
 
 PARTS = ("step", "decode", "memory", "engine", "scale", "threads")
 # Not from the package: a side of --against imports this beside an older version of it.
-VARIANTS = tuple(
-    ["qkv", "q=k-v", "q-k=v", "q=k=v", "q=k-v+", "q=k=v+", "gqa-2", "mqa", "q-gqa-2", "q-mqa"]
-)
+VARIANTS = (
+    "qkv", "q=k-v", "q-k=v", "q=k=v", "q=k-v+", "q=k=v+", "gqa-2", "mqa", "q-gqa-2", "q-mqa",
+)  # fmt: skip
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench/results"
 ENVIRONMENT = 3  # the exit code of the command line for something that is not installed

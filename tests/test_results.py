@@ -142,9 +142,41 @@ def test_step_times_and_memory():
             sizes = ", ".join(map(str, row["V T d L H B"]))
             ours, best = row["median_ms"]["minqkv"], row["median_ms"][row["best_torch"]]
             line = f"| {sizes} | {ours:.1f} ms | {best:.1f} ms | {row['ratio'][0]:.2f} |"
+            line += f" {row['blas_ratio'][0]:.2f} | {row['step_over_products'][0]:.2f} |"
             assert line in TEXT
     assert f"The geometric mean is {step['summary']['geometric_mean_of_sizes']:.2f}" in TEXT
     assert f"{memory['step: over PyTorch, geometric mean']:.2f} of PyTorch's" in TEXT
+
+
+def test_ratios_against_the_version_before():
+    for threads, words in ((2, "two threads"), (1, "one thread")):
+        for part in ("step", "decode"):
+            summary = bench(f"{part}-against-{threads}t.json")["summary"]
+            means = {k: v for k, v in summary.items() if "now / before, geometric" in k}
+            assert means
+            for name, mean in means.items():
+                what = f"{part}, {words}"
+                if part == "decode":
+                    batch, variant = name.split(":")[0].split(", ")
+                    what += f", {batch}, `{variant}`"
+                assert f"| {what} | {mean:.2f} |" in TEXT
+
+
+def test_figures_of_a_gpu():
+    for row in bench("gpu-step.json")["rows"]:
+        sizes = ", ".join(map(str, row["V T d L H B"]))
+        ours, best = row["median_ms"]["minqkv"], row["median_ms"][row["best_torch"]]
+        assert f"| {sizes} | {ours:.1f} | {best:.1f} | {row['ratio'][0]:.2f} |" in TEXT
+    for row in bench("gpu-decode.json")["rows"]:
+        variant, context = row["case"].split()
+        ours, best = row["median_ms"]["minqkv"], row["median_ms"][row["best_torch"]]
+        line = (
+            f"| `{variant}`, {int(context):,} | {ours:.1f} | {best:.1f} | {row['ratio'][0]:.2f} |"
+        )
+        assert line in TEXT
+    (tests,) = bench("gpu-tests.json")["rows"]
+    assert f"{tests['passed']:,} GPU tests passed" in TEXT
+    assert not tests["failures"]
 
 
 def test_there_are_results():

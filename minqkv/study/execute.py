@@ -52,7 +52,8 @@ def run_one(config: RunConfig) -> dict:
         record |= {"accuracy": result["accuracy"], "loss": result["loss"]}
     except Diverged as error:
         record["diverged"] = str(error)
-    measured, formula = cache_bytes_per_token(config)
+    with blas_threads(1):  # as in the run: a second thread would only wait
+        measured, formula = cache_bytes_per_token(config)
     record |= {"cache_bytes_per_token": measured, "cache_bytes_per_token_formula": formula}
     record["seconds"] = time.perf_counter() - began
     return record
