@@ -163,7 +163,14 @@ class Module:
 class Linear(Module):
     """y = x @ weight + bias, weight (in, out)."""
 
-    def __init__(self, fan_in, fan_out, init=None, bias=True, fused=None):
+    def __init__(
+        self,
+        fan_in: int,
+        fan_out: int,
+        init: Init | None = None,
+        bias: bool = True,
+        fused: int | None = None,
+    ):
         init = init or Init()
         self.weight = (init / "weight").weight(fan_in, fan_out, fused)
         self.bias = (init / "bias").bias(fan_in, fan_out) if bias else None
@@ -175,7 +182,7 @@ class Linear(Module):
 class Embedding(Module):
     """Rows of weight (n, d) by integer host ids."""
 
-    def __init__(self, n, d, init=None, std=0.02):
+    def __init__(self, n: int, d: int, init: Init | None = None, std: float = 0.02):
         self.weight = ((init or Init()) / "weight").normal((n, d), std)
 
     def forward(self, ids: np.ndarray) -> Tensor:
@@ -185,7 +192,7 @@ class Embedding(Module):
 class LayerNorm(Module):
     """Layer normalisation over the last axis, with a learned scale and shift."""
 
-    def __init__(self, d, init=None):
+    def __init__(self, d: int, init: Init | None = None):
         init = init or Init()
         self.weight = (init / "weight").constant((d,), 1.0)
         self.bias = (init / "bias").constant((d,), 0.0)
@@ -197,7 +204,7 @@ class LayerNorm(Module):
 class Dropout(Module):
     """Dropout whose mask depends on the seed, this module's name, the training step and the row."""
 
-    def __init__(self, rate, init=None):
+    def __init__(self, rate: float, init: Init | None = None):
         init = init or Init()
         self.rate, self.seed, self.name = rate, init.seed, init.name
 
@@ -212,7 +219,15 @@ class Dropout(Module):
 class MLP(Module):
     """proj(activation(fc(x))), with dropout between the two where the rate is not zero."""
 
-    def __init__(self, d, width, init=None, activation="gelu", dropout=0.0, bias=True):
+    def __init__(
+        self,
+        d: int,
+        width: int,
+        init: Init | None = None,
+        activation: str = "gelu",
+        dropout: float = 0.0,
+        bias: bool = True,
+    ):
         init = init or Init()
         self.fc = Linear(d, width, init / "fc", bias)
         self.proj = Linear(width, d, init / "proj", bias)

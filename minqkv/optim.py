@@ -109,7 +109,14 @@ class Adam(Optimizer):
     slots = ("m", "v")
     BETAS, EPS = (0.9, 0.999), 1e-8
 
-    def __init__(self, parameters, lr=1e-3, betas=BETAS, eps=EPS, weight_decay=0.0):
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = BETAS,
+        eps: float = EPS,
+        weight_decay: float = 0.0,
+    ):
         super().__init__(parameters, lr)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
@@ -134,7 +141,14 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay on matrices."""
 
-    def __init__(self, parameters, lr=1e-3, betas=Adam.BETAS, eps=Adam.EPS, weight_decay=0.01):
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = Adam.BETAS,
+        eps: float = Adam.EPS,
+        weight_decay: float = 0.01,
+    ):
         super().__init__(parameters, lr, betas, eps, weight_decay)
 
 
@@ -153,7 +167,9 @@ def constant(lr: float) -> Callable[[int], float]:
     return lambda step: lr
 
 
-def warmup_cosine(lr, warmup, total, floor=0.0, restart=True):
+def warmup_cosine(
+    lr: float, warmup: int, total: int, floor: float = 0.0, restart: bool = True
+) -> Callable[[int], float]:
     """step (from 0) -> lr: a linear rise over `warmup` steps, then half a cosine down to `floor`·lr
     at `total`.
 
