@@ -97,7 +97,7 @@ class Attention(Module):
     ):
         init = init or Init()
         spec = VariantSpec.parse(spec).for_heads(n_head)
-        _check(spec, n_embd, n_head, position, rope_value)
+        check_sizes(n_embd, n_head, position, rope_value)
         d_head, rope = n_embd // n_head, position == "rope"
         self.spec, self.name = spec, init.name
         self.n_head, self.kv_heads = n_head, spec.stored_heads(n_head)
@@ -178,7 +178,8 @@ class Attention(Module):
         return rotate(x, cos, -sin if back else sin)
 
 
-def _check(spec, n_embd, n_head, position, rope_value):
+def check_sizes(n_embd: int, n_head: int, position: str, rope_value: str) -> None:
+    """Refuse heads and positions that no attention can be built from. Raises UsageError."""
     if n_embd % n_head:
         raise UsageError(f"n_embd {n_embd} is not divisible by n_head {n_head}")
     if rope_value not in ROPE_VALUES:

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -229,14 +230,24 @@ def test_what_cannot_be_replicated_is_trained_in_one_piece(monkeypatch):
     sizes = counting(monkeypatch)
     parallel.set_threads(2)
     hidden = Parameter(np.ones(7))
-    for odd in (Box(hidden), lambda x: x * hidden, {hidden}, hidden * 2):
+    bound = partial(MODELS["qkv"]().forward)
+    for odd in (
+        Box(hidden),
+        lambda x: x * hidden,
+        {hidden},
+        hidden * 2,
+        bound,
+        partial(max, hidden),
+    ):
         model = MODELS["qkv"]()
         model.odd = odd
         trained(model)
     assert sizes == []
-    model.odd = Box("nothing")
-    trained(model)
-    assert sizes == [2]
+    for plain in (Box("nothing"), partial(max, 1), lambda: later):
+        model.odd = plain
+        trained(model)
+    later = None  # until here, the cell of that function was empty
+    assert sizes == [2, 2, 2]
 
 
 def test_a_tied_parameter_gets_the_sum_of_its_gradients():

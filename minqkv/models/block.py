@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..attention import POSITIONS, ROPE_VALUES, Attention, sinusoids
+from ..attention import Attention, check_sizes, sinusoids
 from ..cache import LayerCache
 from ..nn import MLP, Dropout, LayerNorm, Module
 from ..runtime import backend
@@ -101,12 +101,7 @@ def check_config(cfg) -> None:
             raise UsageError(
                 f"{name} must be a whole number of at least 1, not {getattr(cfg, name)!r}"
             )
-    if cfg.n_embd % cfg.n_head:
-        raise UsageError(f"n_embd {cfg.n_embd} is not divisible by n_head {cfg.n_head}")
-    if cfg.rope_value not in ROPE_VALUES:
-        raise unknown("rope_value", cfg.rope_value, ROPE_VALUES)
-    if cfg.position not in POSITIONS:
-        raise unknown("position scheme", cfg.position, POSITIONS)
+    check_sizes(cfg.n_embd, cfg.n_head, cfg.position, cfg.rope_value)
     if cfg.dtype not in ("float32", "float64"):
         raise unknown("dtype", cfg.dtype, ("float32", "float64"))
     if cfg.plus_start is not None and not VariantSpec.parse(cfg.variant).plus:

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from functools import partial
-from types import MethodType
+from types import CellType, MethodType
 
 import numpy as np
 
@@ -205,9 +205,11 @@ def _replica(value, twins, leaves):
 
 def _parts_of(value):
     """What else may be inside: attributes, what a function closes over, items of a container."""
-    cells = getattr(value, "__closure__", None) or ()
+    cells = [c for c in getattr(value, "__closure__", None) or () if c != CellType()]  # not empty
     items = value if isinstance(value, (list, tuple, set, frozenset)) else ()
     items = value.values() if isinstance(value, dict) else items
+    if isinstance(value, partial):
+        items = value.func, getattr(value.func, "__self__", None), *value.args
     return [*getattr(value, "__dict__", {}).values(), *(c.cell_contents for c in cells), *items]
 
 
