@@ -77,8 +77,9 @@ class Attention(Module):
 
     Four methods make a design: what is stored of a token, what a query asks, how keys and values
     are read from what is stored, and what is done to the answer. `block_size` bounds positions.
-    `rope_value`, for K = V under rotary positions: "raw" stores unrotated keys and turns them when
-    they are read; "unrotate" stores turned keys and turns the answer back.
+    `head_dim`, the width of a head, is n_embd / n_head unless given. `rope_value`, for K = V under
+    rotary positions: "raw" stores unrotated keys and turns them when they are read; "unrotate"
+    stores turned keys and turns the answer back.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Attention(Module):
         init: Init | None = None,
         *,
         bias: bool = True,
+        head_dim: int | None = None,
         position: str = "none",
         rope_value: str = "raw",
         plus_channels: tuple[int, int, int] = (5, 5, 5),
@@ -97,22 +99,22 @@ class Attention(Module):
     ):
         init = init or Init()
         spec = VariantSpec.parse(spec).for_heads(n_head)
-        check_sizes(n_embd, n_head, position, rope_value)
-        d_head, rope = n_embd // n_head, position == "rope"
-        self.spec, self.name = spec, init.name
+        d_qk, d_v = spec.widths(checked_head_dim(n_embd, n_head, head_dim))
+        check_positions([spec], d_v, position, rope_value)
+        self.spec, self.name, rope = spec, init.name, position == "rope"
         self.n_head, self.kv_heads = n_head, spec.stored_heads(n_head)
-        stored = self.kv_heads * d_head
+        queries, keys, values = n_head * d_qk, self.kv_heads * d_qk, self.kv_heads * d_v
         # All projections as one matrix would be this wide: it sets the bound of "xavier".
-        fused = (n_embd if spec.own_query else 0) + spec.streams * stored
+        fused = spec.own_query * queries + keys + (spec.streams - 1) * values
         if spec.own_query:
-            self.wq = Linear(n_embd, n_embd, init / "wq", bias, fused)
-        self.wk = Linear(n_embd, stored, init / "wk", bias, fused)  # K, and what shares it
+            self.wq = Linear(n_embd, queries, init / "wq", bias, fused)
+        self.wk = Linear(n_embd, keys, init / "wk", bias, fused)  # K, and what shares it
         if spec.streams == 2:
-            self.wv = Linear(n_embd, stored, init / "wv", bias, fused)
-        self.wo = Linear(n_embd, n_embd, init / "wo", bias)
+            self.wv = Linear(n_embd, values, init / "wv", bias, fused)
+        self.wo = Linear(n_head * d_v, n_embd, init / "wo", bias)
         if spec.plus:
             self.plus = Plus(spec.plus, block_size, init / "plus", plus_channels, plus_start)
-        self.angles = rope_table(block_size, d_head, init.dtype) if rope else None
+        self.angles = rope_table(block_size, d_qk, init.dtype) if rope else None
         self.turn_late = rope and spec.streams == 1 and rope_value == "raw"
         self.turn_back = rope and spec.streams == 1 and rope_value == "unrotate"
 
@@ -178,15 +180,24 @@ class Attention(Module):
         return rotate(x, cos, -sin if back else sin)
 
 
-def check_sizes(n_embd: int, n_head: int, position: str, rope_value: str) -> None:
-    """Refuse heads and positions that no attention can be built from. Raises UsageError."""
-    if n_embd % n_head:
-        raise UsageError(f"n_embd {n_embd} is not divisible by n_head {n_head}")
+def checked_head_dim(n_embd: int, n_head: int, head_dim: int | None) -> int:
+    """The width of a head, n_embd / n_head unless given. Raises UsageError where that is none."""
+    if head_dim is None and n_embd % n_head:
+        why = f"n_embd {n_embd} is not divisible by n_head {n_head}"
+        raise UsageError(why, "a width of heads of its own is --head-dim")
+    if head_dim is not None and (not isinstance(head_dim, int) or head_dim < 1):
+        raise UsageError(f"head_dim must be a whole number of at least 1, not {head_dim!r}")
+    return n_embd // n_head if head_dim is None else head_dim
+
+
+def check_positions(specs, head_dim: int, position: str, rope_value: str) -> None:
+    """Refuse positions that these designs cannot have. Raises UsageError."""
     if rope_value not in ROPE_VALUES:
         raise unknown("rope_value", rope_value, ROPE_VALUES)
     if position not in POSITIONS:
         raise unknown("position scheme", position, POSITIONS)
-    d_head = n_embd // n_head
-    if position == "rope" and d_head % 2:
-        why = "rotary positions turn pairs: d_head"
-        raise UsageError(f"{why} {d_head} = n_embd / n_head must be even")
+    for spec in specs:
+        d_qk, _ = spec.widths(head_dim)
+        if position == "rope" and d_qk % 2:
+            why = f"rotary positions turn pairs: the width of a key, {d_qk}, must be even"
+            raise UsageError(f"{why} ({spec.name}, head_dim {head_dim})")

@@ -101,22 +101,22 @@ class LayerCache:
 class KVCache:
     """The caches of all layers, for `batch` sequences of up to `capacity` positions.
 
-    `stored` is `VariantSpec.stored`: (heads, width) of each array that is kept of a token.
-    Bytes: n_layer · batch · positions · Σ heads · width · itemsize (paper, section 4): `nbytes` for
-    the positions in use, `capacity_nbytes` for what is allocated, both summed over the arrays.
+    `stored` has an entry for each layer, its `VariantSpec.stored`: (heads, width) of each array
+    that is kept of a token. Bytes: batch · positions · Σ heads · width · itemsize (paper, section
+    4): `nbytes` for the positions in use, `capacity_nbytes` for what is allocated, both summed over
+    the arrays.
     """
 
-    def __init__(
-        self, n_layer: int, batch: int, stored: list[tuple], capacity: int, dtype="float32"
-    ):
-        if not stored or min(n_layer, batch, capacity, *(min(shape) for shape in stored)) < 1:
-            sizes = f"{n_layer} layers, batch {batch}, {capacity} positions of (heads, width)"
-            raise UsageError(f"the sizes of a cache must be at least 1: {sizes} {list(stored)}")
+    def __init__(self, stored: list[list[tuple]], batch: int, capacity: int, dtype="float32"):
+        sizes = [size for layer in stored for shape in layer for size in shape]
+        if not all(stored) or min([len(stored), batch, capacity, *sizes]) < 1:
+            what = f"layers of (heads, width) {list(stored)}, batch {batch}, {capacity} positions"
+            raise UsageError(f"the sizes of a cache must be at least 1: {what}")
         if np.dtype(dtype).kind != "f":
             why = f"a cache stores floating-point numbers, not {np.dtype(dtype)}"
             raise UsageError(why, "float16, float32 or float64")
         self.stored, self.batch, self.capacity = tuple(stored), batch, capacity
-        self.layers = [LayerCache(batch, self.stored, capacity, dtype) for _ in range(n_layer)]
+        self.layers = [LayerCache(batch, layer, capacity, dtype) for layer in stored]
 
     def __len__(self) -> int:
         """Positions that all layers hold; an interrupted step may leave some layers ahead."""
@@ -146,7 +146,7 @@ class KVCache:
         """
         rows = range(self.batch) if rows is None else rows
         dtype = self.layers[0].buffers[0].dtype
-        twin = KVCache(len(self.layers), len(rows), self.stored, self.capacity, dtype)
+        twin = KVCache(self.stored, len(rows), self.capacity, dtype)
         rows = backend.upload_ids(list(rows), self.batch, "clone")
         for mine, theirs in zip(self.layers, twin.layers, strict=True):
             theirs.append(*[row[rows, :, : len(self)] for row in mine.rows])

@@ -3,28 +3,33 @@
     config.json      what the run is: written first, never changed
     metrics.jsonl    step, loss and learning rate, a line appended after each step
     checkpoint.npz   the model, the optimiser and how many steps they have made: replaced whole
-    result.json      the score on the test split: written last
+    result.json      the score: written last
 
 A run resumes from its checkpoint: metrics beyond it are cut off, and the loop continues with the
 first step that the checkpoint does not contain. Nothing else has to be remembered: the examples,
 their order, the learning rate and the dropout masks depend on the configuration and the step alone.
 So a run that was killed ends with the same bits as one that was not.
+
+The files are bound together. Each carries the hash of the configuration, and each line of the
+metrics a checksum of all lines before it, the last of which the checkpoint knows.
 """
 
+import hashlib
 import json
 import math
 import os
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from .models import GPT, PROTOCOLS, GPTConfig, Tagger, TaggerConfig
 from .nn import Module
 from .optim import Adam, warmup_cosine
 from .runtime import files
@@ -32,96 +37,90 @@ from .runtime.blas import blas_threads
 from .runtime.errors import Diverged, EnvironmentFault, UsageError, unknown
 from .runtime.parallel import set_threads
 from .runtime.version import __version__
-from .tasks.base import Batches
-from .tasks.synthetic import RECIPES, Synthetic
-from .train import evaluate, fit
+from .tasks.base import Recipe, Task, check_split, check_types
+from .tasks.registry import field_names, task_class
+from .train import fit
+from .variants import layer_specs, layered_name
 
 CHECKPOINT_EVERY_SECONDS = 30
+FORMAT = 2  # of a run folder; 1: version 0.1.0, a flat configuration, nothing bound together
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """Everything a run's result depends on, except the code, the backend and the machine.
 
-    `threads` changes it in rounding only. `position`, `steps` and `lr` may be None, which stands
-    for the protocol's value; `resolved()` puts that in. Raises UsageError for what cannot be run.
+    `threads` changes it in rounding only. `split` is what the result is scored on. Usually made by
+    `configure`. Raises UsageError for what cannot be run.
     """
 
-    task: str
-    variant: str = "qkv"
-    form: str = "encoder"
-    protocol: str = "2026"
-    seq_len: int = 16
-    alphabet: int = 10
-    n_layer: int = 2
-    n_head: int = 4
-    n_embd: int = 64
-    position: str | None = None
-    rope_value: str = "raw"
-    plus_start: float | None = None
-    hide_self: bool = False
-    steps: int | None = None
-    lr: float | None = None
+    task: Task
+    variant: str
+    recipe: Recipe
     seed: int = 0
     threads: int = 1
+    split: str = "test"
 
     def __post_init__(self):
-        self.model_config()  # refuses what cannot be built
+        check_types(self)
+        self.task.config(self.variant)  # refuses what cannot be built
+        specs = layer_specs(self.variant, self.task.n_layer, self.task.n_head)
+        object.__setattr__(self, "variant", layered_name(specs))
         if self.threads < 1:
             raise UsageError(f"threads must be at least 1, not {self.threads}")
         if self.seed < 0:
             raise UsageError(f"seed {self.seed} must be at least 0")
-        if self.steps is not None and self.steps < 1:
-            raise UsageError(f"steps {self.steps} must be at least 1")
-        if self.lr is not None and not 0 < self.lr < math.inf:
-            raise UsageError(f"lr {self.lr} must be above 0 and finite")
+        check_split(self.split)
 
-    def resolved(self) -> "RunConfig":
-        """The same run with the protocol's values put in, and its variant by the usual name."""
-        recipe, model = self.recipe, self.model_config()
-        steps = recipe.epochs * recipe.steps_per_epoch if self.steps is None else self.steps
-        lr = recipe.lr if self.lr is None else self.lr
-        return replace(self, variant=model.variant, position=model.position, steps=steps, lr=lr)
-
-    @property
-    def recipe(self):
-        """The Recipe of its protocol."""
-        return RECIPES[self.protocol]
-
-    @property
-    def data(self):
-        """The task that draws its examples."""
-        return Synthetic(self.task, self.seq_len, self.alphabet, self.form)
-
-    def model_config(self) -> TaggerConfig | GPTConfig:
-        """The configuration of its model: a Tagger's, or in causal form a GPT's."""
-        data = self.data
-        names = ("n_layer", "n_head", "n_embd", "variant", "rope_value", "plus_start")
-        shared = {name: getattr(self, name) for name in names}
-        shared |= {"vocab_size": data.vocab_size, "block_size": data.block_size}
-        if self.form == "encoder":
-            own = {"protocol": self.protocol, "position": self.position}
-            return TaggerConfig(**shared, **own, hide_self=self.hide_self)
-        if self.protocol not in PROTOCOLS:
-            raise unknown("protocol", self.protocol, PROTOCOLS)
-        if self.protocol != "2026":
-            why = f"protocol {self.protocol} has no decoder"
-            raise UsageError(f"{why}; the causal form trains by protocol 2026")
-        if self.hide_self:
-            why = "the first token of a decoder would see nothing"
-            raise UsageError(f"hide_self is for encoders: {why}")
-        return GPTConfig(**shared, position=self.position or "learned")
+    def change(self, **given) -> "RunConfig":
+        """The same run but for some fields, wherever they belong; see `configure`. With other
+        `steps`, the warm-up is that of so many steps.
+        """
+        own, of_task, of_recipe = _sorted_out(given, type(self.task), self.task.name)
+        task, recipe = replace(self.task, **of_task), self.recipe
+        if "steps" in of_recipe:
+            recipe = replace(recipe, warmup=task.recipe(of_recipe["steps"]).warmup)
+        return replace(self, task=task, recipe=replace(recipe, **of_recipe), **own)
 
     def build(self) -> Module:
         """A fresh model of this run."""
-        cfg = self.model_config()
-        return (Tagger if self.form == "encoder" else GPT)(cfg, self.seed)
+        return self.task.model(self.variant, self.seed)
 
     def schedule(self) -> Callable[[int], float]:
         """step -> learning rate."""
-        recipe, run = self.recipe, self.resolved()
-        warmup = max(1, int(recipe.warmup_share * run.steps)) if recipe.warmup_share else 5
-        return warmup_cosine(run.lr, warmup, run.steps, restart=recipe.restart)
+        recipe = self.recipe
+        return warmup_cosine(recipe.lr, recipe.warmup, recipe.steps, restart=recipe.restart)
+
+    @cached_property
+    def hash(self) -> str:
+        """Of all its values: what binds the files of a run together."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def configure(task: str, variant: str = "qkv", own: type | None = None, **given) -> RunConfig:
+    """A RunConfig from flat values: fields of the task, of its model, of its Recipe, and `seed`,
+    `threads` and `split`. What is not given, or None, is the task's default.
+
+    `own` is the class of a task MODULE:CLASS. Raises UsageError, with the nearest name for a field
+    that does not exist.
+    """
+    cls = task_class(task, own)
+    rest, of_task, of_recipe = _sorted_out(given, cls, task)
+    made = cls(task, **of_task)
+    recipe = replace(made.recipe(of_recipe.get("steps")), **of_recipe)
+    return RunConfig(made, variant, recipe, **rest)
+
+
+def _sorted_out(given, cls, task):
+    """Values that were given, as those of the run itself, of its task, and of its recipe."""
+    names = [f.name for f in fields(RunConfig) if f.name not in ("task", "recipe")]
+    names = names, field_names(cls), [f.name for f in fields(Recipe)]
+    for name in given:
+        if not any(name in group for group in names):
+            raise unknown(f"setting of task {task}", name, [n for group in names for n in group])
+    given = {name: value for name, value in given.items() if value is not None}
+    return [{name: given[name] for name in group if name in given} for group in names]
 
 
 @np.errstate(all="ignore")  # what is not finite ends in Diverged: no warnings on the way there
@@ -131,50 +130,71 @@ def train_run(
     resume: bool = False,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> tuple[Module, dict]:
-    """Train by `config`, then score the model on the test split; returns (model, result).
+    """Train by `config`, then score the model on its split; returns (model, result).
 
     With `out`, everything is kept in that folder, `resume` continues there, and Ctrl-C and SIGTERM
     save at the end of the step. `progress(steps done, steps in all, loss)` is called after each
-    step. Raises UsageError when the folder holds another run, Diverged, EnvironmentFault.
+    step. The result has the task's metric; where the recipe watches, also `curve`, (steps, score)
+    on the validation split, and `reached`, the steps after which it first was `task.learned`, or
+    None. Raises UsageError when the folder holds another run, Diverged, EnvironmentFault.
     """
-    began, config = time.monotonic(), config.resolved()
+    began, steps = time.monotonic(), config.recipe.steps
     set_threads(config.threads)
     model = config.build()
-    optimizer = Adam(model.parameters(), config.lr)
+    optimizer = Adam(model.parameters(), config.recipe.lr)
     folder = RunFolder(out, config, resume) if out is not None else None
     start = folder.restore(model, optimizer) if folder else 0
-    if folder and start == config.steps and folder.result.exists():
-        return model.eval(), files.read_json(folder.result)
+    if folder and start == steps and folder.result.exists():
+        return model.eval(), folder.read_result()
+    curve = folder.curve if folder else []
     with blas_threads(1):  # shards use the cores; bits do not depend on how many there are
-        _train(config, model, optimizer, start, folder, progress)
-        test = evaluate(model, *config.data.draw(config.seed, "test", config.recipe.n_test))
-    if not math.isfinite(test["loss"]):
-        why = f"the loss after step {config.steps - 1} is {test['loss']}"
+        _train(config, model, optimizer, start, folder, curve, progress)
+        score = config.task.score(model, config.split, config.seed)
+    if not all(math.isfinite(value) for value in score.values()):
+        why = f"the score after step {steps - 1} is {score}"
         raise Diverged(why, "try a smaller learning rate with --lr")
-    result = {"accuracy": test["accuracy"], "loss": test["loss"]}
-    result |= {"steps": config.steps, "params": model.n_params}
+    result = {**score, "steps": steps, "params": model.n_params}
+    if config.recipe.watch:
+        result |= {"curve": curve, "reached": _reached(config.task, curve)}
     result["seconds"] = time.monotonic() - began  # since it was last resumed; all else is exact
     if folder:
-        files.write_json(folder.result, result)
+        folder.write_result(result)
     return model, result
 
 
-def _train(config, model, optimizer, start, folder, progress):
+def _train(config, model, optimizer, start, folder, curve, progress):
     """The steps from `start` on, each recorded; a checkpoint now and then, and after the last."""
-    x, y = config.data.draw(config.seed, "train", config.recipe.n_train)
-    batches = Batches(x, y, config.recipe, config.seed)
-    clip, schedule = config.recipe.clip, config.schedule()
+    task, recipe = config.task, config.recipe
+
+    def batch(step):
+        return task.batch(config.seed, step, recipe.batch)
+
+    loop = fit(
+        model, optimizer, batch, config.schedule(), recipe.steps, recipe.clip, start,
+        task.loss, task.weight,
+    )  # fmt: skip
     with stopping_politely(folder is not None) as stop, folder or nullcontext():
-        for step, loss in fit(model, optimizer, batches, schedule, config.steps, clip, start):
+        for step, loss in loop:
             done, stopping = step + 1, stop.is_set()
+            line = {"step": step, "loss": loss, "lr": optimizer.lr}
+            if recipe.watch and done % recipe.watch == 0:
+                line["validation"] = task.score(model, "validation", config.seed)[task.metric]
+                curve.append((done, line["validation"]))
             if folder:
-                folder.record({"step": step, "loss": loss, "lr": optimizer.lr})
+                folder.record(line)
                 if stopping or folder.is_due(done):
                     folder.save(done, model, optimizer)
             if progress:
-                progress(done, config.steps, loss)
+                progress(done, recipe.steps, loss)
             if stopping:
                 raise KeyboardInterrupt
+
+
+def _reached(task, curve):
+    """Steps after which the validation score first was good enough; None: it never was."""
+    sign = 1 if task.better == "higher" else -1
+    good = (done for done, score in curve if sign * score >= sign * task.learned)
+    return None if task.learned is None else next(good, None)
 
 
 class RunFolder:
@@ -187,18 +207,21 @@ class RunFolder:
     def __init__(self, path, config, resume=False):
         path = Path(path)
         self.metrics, self.checkpoint = path / "metrics.jsonl", path / "checkpoint.npz"
-        self.result = path / "result.json"
-        self.steps, self.saved_step, self.saved_time = config.steps, 0, time.monotonic()
+        self.result, self.steps = path / "result.json", config.recipe.steps
+        self.saved_step, self.saved_time, self.curve = 0, time.monotonic(), []
         holds_a_run = (path / "config.json").exists() or self.checkpoint.exists()
         if holds_a_run and not resume:
             cure = "continue it with --resume, or choose another folder with --out"
             raise UsageError(f"{path} already holds a run", cure)
         for left in path.glob(".*.tmp"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
+        self.hash = config.hash  # None: a folder of version 0.1.0, whose files are not bound
         if not holds_a_run:
-            stored = {"kind": "minqkv run", "version": __version__, "config": asdict(config)}
-            files.write_json(path / "config.json", stored)
-        elif differences := "; ".join(difference(load_config(path), config)):
+            write_config(path, config)
+            return
+        stored, number = read_config(path, type(config.task))
+        self.hash = self.hash if number > 1 else None
+        if differences := "; ".join(difference(stored, config)):
             cure = "leave those flags out, or choose another folder with --out"
             raise UsageError(f"{path} holds another run: {differences}", cure)
 
@@ -206,16 +229,38 @@ class RunFolder:
         """Load the checkpoint, if there is one, and cut off the metrics of later steps; returns how
         many steps have been made.
         """
+        expected = self.check = _first_check(self.hash)
         if self.checkpoint.exists():
-            self.saved_step = load_checkpoint(self.checkpoint, model, optimizer)
+            meta = load_checkpoint(self.checkpoint, self.hash, model, optimizer)
+            self.saved_step, expected = meta["step"], meta.get("metrics", expected)
         lines = self.metrics.read_bytes().splitlines(True) if self.metrics.exists() else []
-        if len(lines) < self.saved_step:
-            why = f"{self.metrics} has {len(lines)} lines"
+        for step, line in enumerate(lines[: self.saved_step]):
+            self._verify(step, line)
+        if len(lines) < self.saved_step or self.check != expected:
+            why = f"{self.metrics} has {len(lines)} whole lines"
             why += f", but the checkpoint is from step {self.saved_step}"
-            raise EnvironmentFault(why, "choose another folder with --out")
+            raise EnvironmentFault(why, f"restore that file, or {_ANOTHER}")
         with files.replacing(self.metrics) as file:
             file.writelines(lines[: self.saved_step])
         return self.saved_step
+
+    def _verify(self, step, text):
+        """One line of the metrics: whole, in its place, and of this run."""
+        try:
+            line = json.loads(text)
+            check = line.pop("check", None)
+            self.check = self._next_check(line)
+            if line["step"] != step or (self.hash and check != self.check):
+                raise ValueError("another step, or changed")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            why = f"{self.metrics} is good up to step {step}; line {step + 1} is not of this run"
+            raise EnvironmentFault(why, f"restore that file, or {_ANOTHER}") from error
+        if "validation" in line:
+            self.curve.append((step + 1, line["validation"]))
+
+    def _next_check(self, line):
+        """A checksum of this line and all before it."""
+        return f"{zlib.crc32(json.dumps(line).encode(), int(self.check, 16)):08x}"
 
     def __enter__(self):
         self.lines = open(self.metrics, "a", encoding="utf-8")
@@ -227,8 +272,10 @@ class RunFolder:
 
     def record(self, line):
         """Append one step's metrics."""
+        self.check = self._next_check(line)
+        bound = {**line, "check": self.check} if self.hash else line
         try:
-            self.lines.write(json.dumps(line) + "\n")
+            self.lines.write(json.dumps(bound) + "\n")
             self.lines.flush()
         except OSError as error:
             raise files.cannot_write(self.metrics, error) from error
@@ -245,15 +292,37 @@ class RunFolder:
         state = optimizer.state_dict()
         arrays |= {f"optimizer/{name}": value for name, value in state.items() if name != "steps"}
         meta = {"step": done, "optimizer_steps": state["steps"], "version": __version__}
+        meta |= {"config": self.hash, "metrics": self.check} if self.hash else {}
         files.write_arrays(self.checkpoint, "minqkv checkpoint", meta, arrays)
         self.saved_step, self.saved_time = done, time.monotonic()
 
+    def write_result(self, result):
+        """Keep the score."""
+        files.write_json(self.result, result | ({"config": self.hash} if self.hash else {}))
 
-def load_checkpoint(path, model, optimizer=None):
-    """Put a checkpoint into a model, and an optimiser; returns how many steps they have made.
-    Raises EnvironmentFault when it does not fit.
+    def read_result(self):
+        """The score of a finished run. Raises EnvironmentFault when it is of another run."""
+        result = files.read_json(self.result)
+        if result.pop("config", None) != self.hash:
+            raise EnvironmentFault(f"{self.result} belongs to another run", _ANOTHER)
+        return result
+
+
+_ANOTHER = "choose another folder with --out"
+
+
+def _first_check(config_hash):
+    return f"{zlib.crc32((config_hash or '').encode()):08x}"
+
+
+def load_checkpoint(path, config_hash, model, optimizer=None):
+    """Put a checkpoint into a model, and an optimiser; returns what else it says: `step` and so on.
+    Raises EnvironmentFault when it does not fit, or carries the hash of another configuration.
     """
     meta, arrays = files.read_arrays(path, "minqkv checkpoint")
+    if meta.get("config") != config_hash:
+        why = f"{path} belongs to another configuration than the config.json beside it"
+        raise EnvironmentFault(why, "one of the two was changed or copied: restore the right one")
     parts = {"model": {}, "optimizer": {}}
     for name, array in arrays.items():
         part, _, rest = name.partition("/")
@@ -262,16 +331,28 @@ def load_checkpoint(path, model, optimizer=None):
         model.load_state_dict(parts["model"])
         if optimizer:
             optimizer.load_state_dict({"steps": meta["optimizer_steps"], **parts["optimizer"]})
-        return meta["step"]
+        return meta | {"step": int(meta["step"])}
     except (UsageError, KeyError) as error:
         why = f"{path} is from another model: {error}"
         raise EnvironmentFault(why, "use the folder it was written in") from error
 
 
-def load_config(path: str | Path) -> RunConfig:
-    """The RunConfig of a run folder. Raises EnvironmentFault when there is none, or it is of
-    another kind or version.
+def write_config(path, config):
+    """config.json of a new folder."""
+    stored = {"kind": "minqkv run", "format": FORMAT, "version": __version__}
+    stored |= {"hash": config.hash, "config": asdict(config)}
+    files.write_json(Path(path) / "config.json", stored)
+
+
+def load_config(path: str | Path, own: type | None = None) -> RunConfig:
+    """The RunConfig of a run folder; `own` is the class of a task of yours. Raises EnvironmentFault
+    when there is none, or it is of another kind or version.
     """
+    return read_config(path, own)[0]
+
+
+def read_config(path, own=None):
+    """(RunConfig, format) of a run folder."""
     path = Path(path) / "config.json"
     if not path.exists():
         cure = "minqkv train makes one; its folder is what --out names"
@@ -279,35 +360,64 @@ def load_config(path: str | Path) -> RunConfig:
     stored = files.read_json(path)
     if stored.get("kind") != "minqkv run":
         raise EnvironmentFault(f"{path} was not written by minqkv train")
-    config, known = stored.get("config"), {field.name for field in fields(RunConfig)}
-    if not isinstance(config, dict) or config.keys() != known:
-        version = stored.get("version")
-        raise EnvironmentFault(f"{path} is from another version of minqkv ({version})")
+    number = stored.get("format", 1)
     try:
-        return RunConfig(**config)
-    except (UsageError, TypeError, ValueError) as error:
-        cure = "choose another folder with --out"
-        raise EnvironmentFault(f"{path} is damaged: {error}", cure) from error
+        config = config_from(stored["config"], own)
+    except (UsageError, TypeError, ValueError, KeyError, AttributeError) as error:
+        if isinstance(error, UsageError) and "of your own" in str(error):
+            raise
+        why = f"{path} cannot be read by this version of minqkv: {error}"
+        raise EnvironmentFault(why, f"it was written by {stored.get('version')}") from error
+    if number > FORMAT or (number > 1 and stored.get("hash") != config.hash):
+        why = f"{path} was changed after it was written: its hash does not fit"
+        raise EnvironmentFault(why, f"restore it, or {_ANOTHER}")
+    return config, number
 
 
-def load_run(path: str | Path) -> tuple[Module, RunConfig]:
-    """The model of a run folder, at its last checkpoint, and its configuration. Raises
-    EnvironmentFault.
+def config_from(stored: dict, own: type | None = None) -> RunConfig:
+    """A RunConfig from what `asdict` made of one; or from the flat values of version 0.1.0."""
+    if isinstance(stored["task"], str):
+        if stored.keys() != _FLAT:
+            raise UsageError(f"its values are {', '.join(stored)}")
+        return configure(**stored)
+    task, recipe = dict(stored["task"]), Recipe(**stored["recipe"])
+    name = task.pop("name")
+    rest = {key: value for key, value in stored.items() if key not in ("task", "recipe")}
+    return RunConfig(task_class(name, own)(name, **task), recipe=recipe, **rest)
+
+
+_FLAT = {
+    *("task", "variant", "form", "protocol", "seq_len", "alphabet", "n_layer", "n_head", "n_embd"),
+    *("position", "rope_value", "plus_start", "hide_self", "steps", "lr", "seed", "threads"),
+}
+
+
+def load_run(path: str | Path, own: type | None = None) -> tuple[Module, RunConfig]:
+    """The model of a run folder, at its last checkpoint, and its configuration. `own` is the class
+    of a task of yours. Raises EnvironmentFault.
     """
-    config = load_config(path)
+    config, number = read_config(path, own)
     model = config.build()
-    load_checkpoint(Path(path) / "checkpoint.npz", model)
+    load_checkpoint(Path(path) / "checkpoint.npz", config.hash if number > 1 else None, model)
     return model.eval(), config
 
 
 def difference(stored, wanted):
-    """'name is a there, b here' for each field in which two RunConfigs differ."""
-    there, here = asdict(stored), asdict(wanted)
+    """'name is a there, b here' for each value in which two RunConfigs differ."""
+    there, here = _flat(asdict(stored)), _flat(asdict(wanted))
     return [
-        f"{name} is {value} there, {here[name]} here"
+        f"{name} is {value} there, {here.get(name)} here"
         for name, value in there.items()
-        if value != here[name]
+        if value != here.get(name)
     ]
+
+
+def _flat(values):
+    """Values of nested dictionaries, by their innermost names."""
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value) if isinstance(value, dict) else {name: value}
+    return flat
 
 
 @contextmanager

@@ -16,9 +16,25 @@ from .optim import Optimizer
 from .runtime import backend
 from .runtime.claims import decoding, training
 from .runtime.errors import Diverged, UsageError
-from .tensor import no_grad
+from .tensor import Tensor, no_grad
 
 IGNORE = -100  # a target that does not count
+
+
+def token_loss(model: Module, x: np.ndarray, y: np.ndarray, sparse: bool = False) -> Tensor:
+    """Mean cross-entropy of model(x) over the targets that count, those that are not IGNORE.
+
+    With `sparse` the model computes logits where a target counts and nowhere else.
+    """
+    if not sparse:
+        return cross_entropy(model(x), y, IGNORE)
+    at = y != IGNORE
+    return cross_entropy(model(x, at=at), y[at])
+
+
+def counted_targets(y: np.ndarray) -> int:
+    """How many targets count."""
+    return int((y != IGNORE).sum())
 
 
 def fit(
@@ -29,21 +45,23 @@ def fit(
     steps: int,
     clip: float | None = 1.0,
     start: int = 0,
+    loss: Callable = token_loss,
+    weight: Callable = counted_targets,
 ) -> Iterator[tuple[int, float]]:
     """The loop. A generator: yields (step, loss) after each of the steps from `start` to `steps`.
 
-    `batch(step)` gives inputs and targets, `schedule(step)` the learning rate. Raises Diverged,
-    naming the step, when a loss is not finite.
+    `batch(step)` gives inputs and targets, `schedule(step)` the learning rate; `loss` and `weight`
+    are those of the task. Raises Diverged, naming the step, when a loss is not finite.
     """
     for step in range(start, steps):
         optimizer.lr = schedule(step)
         x, y = batch(step)
-        loss = train_step(model, optimizer, x, y, clip)
-        if not math.isfinite(loss):
+        found = train_step(model, optimizer, x, y, clip, loss, weight)
+        if not math.isfinite(found):
             raise Diverged(
-                f"the loss at step {step} is {loss}", "try a smaller learning rate with --lr"
+                f"the loss at step {step} is {found}", "try a smaller learning rate with --lr"
             )
-        yield step, loss
+        yield step, found
     model.eval()
 
 
@@ -53,6 +71,8 @@ def train_step(
     x: np.ndarray,
     y: np.ndarray,
     clip: float | None = 1.0,
+    loss: Callable = token_loss,
+    weight: Callable = counted_targets,
 ) -> float:
     """One step on inputs and targets (integers, on the host); returns the loss before it, a float.
 
@@ -64,57 +84,75 @@ def train_step(
     with training(model):
         model.train(optimizer.steps)
         optimizer.zero_grad()
-        loss = loss_and_gradients(model, x, y)
+        found = loss_and_gradients(model, x, y, loss, weight)
         optimizer.step(clip)
-    return loss
+    return found
 
 
-def loss_and_gradients(model: Module, x: np.ndarray, y: np.ndarray) -> float:
-    """Mean cross-entropy of model(x) over the targets that count, a float.
+def loss_and_gradients(
+    model: Module,
+    x: np.ndarray,
+    y: np.ndarray,
+    loss: Callable = token_loss,
+    weight: Callable = counted_targets,
+) -> float:
+    """loss(model, x, y), a mean over what counts, as a float.
 
     Gradients are added to those of the parameters. With several threads the batch is cut into
     shards: each runs on a replica of the model (the same weights, gradients of its own) and counts
-    by its share of the targets; then the gradients are added up. Raises UsageError when x and y
-    differ in shape, or no target counts.
+    by its share, weight(its targets) / weight(y); then the gradients are added up. Raises
+    UsageError when x and y differ in shape, or no target counts.
     """
     x, y = np.asarray(x), np.asarray(y)
-    if x.shape != y.shape:
+    if x.shape[: y.ndim] != y.shape:
         raise UsageError(f"targets {y.shape} do not fit inputs {x.shape}")
-    counted = int((y != IGNORE).sum())
-    if not counted:
-        raise UsageError("cross_entropy: every target is ignored")
+    total = weight(y)
+    if not total:
+        raise UsageError("every target is ignored")
 
     def run(replica, rows):
-        share = int((y[rows] != IGNORE).sum()) / counted
+        share = weight(y[rows]) / total
         if not share:
             return 0.0
-        loss = cross_entropy(replica(x[rows]), y[rows], IGNORE)
-        loss.backward(backend.xp.full((), share, loss.dtype))  # its share of the mean
-        return loss.item() * share
+        mean = loss(replica, x[rows], y[rows])
+        mean.backward(backend.xp.full((), share, mean.dtype))
+        return mean.item() * share
 
     losses = backend.in_shards(model, x, run)  # None: better in one piece
     return run(model, slice(None)) if losses is None else sum(losses)
 
 
-def evaluate(model: Module, x: np.ndarray, y: np.ndarray, batch: int = 500) -> dict:
+def evaluate(
+    model: Module, x: np.ndarray, y: np.ndarray, batch: int = 500, sparse: bool = False
+) -> dict:
     """Token accuracy and mean loss over the targets that count, and the predictions (n, T).
 
-    Without dropout, whatever the model's mode. Raises UsageError when no target counts.
+    Without dropout, whatever the model's mode. `sparse`: see token_loss; predictions elsewhere are
+    IGNORE. Raises UsageError when no target counts.
     """
-    if not (y != IGNORE).any():
+    counted = y != IGNORE
+    if not counted.any():
         raise UsageError("evaluate: every target is ignored")
 
     def score(i):
-        logits = model(x[i : i + batch])  # (batch, T, V)
-        weight = int((y[i : i + batch] != IGNORE).sum())
-        loss = cross_entropy(logits, y[i : i + batch], IGNORE).item() if weight else 0.0
-        return backend.to_host(logits.data.argmax(axis=-1)), loss, weight
+        rows = slice(i, i + batch)
+        at = counted[rows]
+        found, loss = np.full(at.shape, IGNORE), 0.0
+        logits = model(x[rows], at=at) if sparse else model(x[rows])  # (N, V) or (batch, T, V)
+        best = backend.to_host(logits.data.argmax(axis=-1))
+        if sparse:
+            found[at] = best
+        else:
+            found = best
+        if at.any():
+            targets = y[rows][at] if sparse else y[rows]
+            loss = cross_entropy(logits, targets, IGNORE).item()
+        return found, loss, int(at.sum())
 
     with decoding(model), no_grad():
         parts = backend.each(score, range(0, len(x), batch))
     predictions, losses, weights = zip(*parts, strict=True)
     predicted = np.concatenate(predictions)  # (n, T)
-    counted = y != IGNORE
     accuracy = float((predicted[counted] == y[counted]).mean())
     loss = float(np.average(losses, weights=weights))
     return {"accuracy": accuracy, "loss": loss, "predictions": predicted}

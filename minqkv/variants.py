@@ -20,7 +20,7 @@ from .runtime.errors import UsageError, unknown
 if TYPE_CHECKING:
     from .models import GPTConfig
 
-VARIANTS = {  # canonical name -> what differs from qkv; N is any number of KV heads
+VARIANTS = {  # canonical name -> what differs from qkv; N is a number of KV heads, or a width
     "qkv": {},
     "q=k-v": {"own_query": False},
     "q-k=v": {"streams": 1},
@@ -31,6 +31,7 @@ VARIANTS = {  # canonical name -> what differs from qkv; N is any number of KV h
     "mqa": {"kv_heads": 1},
     "q-gqa-N": {"streams": 1, "kv_heads": "N"},
     "q-mqa": {"streams": 1, "kv_heads": 1},
+    "thin-N": {"key_width": "N"},
 }
 NAMES = tuple(VARIANTS)
 _ALIASES = {"mha": "qkv", "q-k-v": "qkv", "q=k": "q=k-v", "k=v": "q-k=v"}
@@ -54,13 +55,15 @@ class VariantSpec:
 
     `own_query`: Q has a projection of its own, else Q = K. `streams`: 2 with separate K and V, 1
     with K = V. `kv_heads`: stored heads, None for all of them. `plus`: None, "full" (the paper's
-    "+"), or one half of it alone, "temperature" or "bias".
+    "+"), or one half of it alone, "temperature" or "bias". `key_width`: the width of queries and
+    keys where it is not that of the values (thin keys).
     """
 
     own_query: bool = True
     streams: int = 2
     kv_heads: int | None = None
     plus: str | None = None
+    key_width: int | None = None
 
     def __post_init__(self):
         if self.streams not in (1, 2):
@@ -76,6 +79,9 @@ class VariantSpec:
         if self.plus and self.own_query:
             why = '"+" exists to make queries differ from keys, and here they already do'
             raise UsageError(why, "use q=k-v+ or q=k=v+")
+        if self.key_width is not None and (self.key_width < 1 or self.streams == 1):
+            why = "keys need a width of at least 1" if self.streams == 2 else "K = V has one width"
+            raise UsageError(f"keys of width {self.key_width}: {why}")
 
     @classmethod
     def parse(cls, name: str | Self) -> Self:
@@ -102,7 +108,8 @@ class VariantSpec:
             return cls(**_fields(tied[1]) | {"own_query": False})  # refused, with the reason
         family = re.sub("-n?$", "", base)
         if f"{family}-N" in VARIANTS:
-            raise UsageError(f"{name!r}: how many KV heads?", f"for instance {family}-4")
+            what = "how wide are its keys" if family == "thin" else "how many KV heads"
+            raise UsageError(f"{name!r}: {what}?", f"for instance {family}-4")
         raise unknown("variant", name, NAMES)
 
     @property
@@ -110,11 +117,13 @@ class VariantSpec:
         """The canonical name. Raises UsageError for a combination that VARIANTS does not name."""
         if self.plus in ("temperature", "bias"):
             return replace(self, plus="full").name + self.plus
-        # An exact entry first, so that one KV head is "mqa"; then one with N for their number.
-        for wanted in (vars(self), {**vars(self), "kv_heads": "N"}):
-            for name, fields in VARIANTS.items():
-                if wanted == {**vars(_QKV), **fields}:
-                    return name.replace("N", str(self.kv_heads))
+        for name, fields in VARIANTS.items():  # an exact entry first, so that one head is "mqa"
+            if vars(self) == {**vars(_QKV), **fields}:
+                return name
+        for n in filter(None, (self.kv_heads, self.key_width)):
+            for name in VARIANTS:
+                if vars(self) == {**vars(_QKV), **_numbered(name, n)}:
+                    return name.replace("N", str(n))
         raise UsageError(f"{self} has no name in minqkv.variants.VARIANTS")
 
     def for_heads(self, n_head: int) -> Self:
@@ -155,41 +164,51 @@ class VariantSpec:
         }[self.plus]
         return f"softmax({inside}){value}"
 
+    def widths(self, head_dim: int) -> tuple[int, int]:
+        """(d_qk, d_v): numbers in a key, and in a value, of one head."""
+        return self.key_width or head_dim, head_dim
+
     def stored(self, cfg: GPTConfig) -> list[tuple[int, int]]:
-        """(heads, width) of each array that the cache keeps per token, the same in every layer."""
-        return [(self.stored_heads(cfg.n_head), cfg.n_embd // cfg.n_head)] * self.streams
+        """(heads, width) of each array that the cache keeps per token in a layer."""
+        widths = self.widths(cfg.head_dim)[: self.streams]
+        return [(self.stored_heads(cfg.n_head), width) for width in widths]
+
+    def layer_params(self, cfg: GPTConfig) -> int:
+        """Numbers in one block: attention, MLP and norms."""
+        d, f, beta = cfg.n_embd, cfg.d_ff, int(cfg.bias)
+        d_qk, d_v = self.widths(cfg.head_dim)
+        projected = self.own_query * cfg.n_head * d_qk + _numbers(self.stored(cfg))
+        attention = (d + beta) * projected + cfg.n_head * d_v * d + beta * d
+        attention += sum(cfg.plus_channels[:2]) if self.plus else 0
+        mlp = 2 * d * f + beta * (f + d) + 2 * d if f else 0
+        return attention + mlp + 2 * d
+
+    def layer_macs(self, cfg: GPTConfig, n: int, causal: bool) -> int:
+        """Multiply-accumulates of one block on n tokens."""
+        d_qk, d_v = self.widths(cfg.head_dim)
+        projected = self.own_query * cfg.n_head * d_qk + _numbers(self.stored(cfg))
+        pairs = n * (n + 1) // 2 if causal else n * n
+        scores_and_mix = pairs * cfg.n_head * (d_qk + d_v)
+        return n * cfg.n_embd * (projected + cfg.n_head * d_v + 2 * cfg.d_ff) + scores_and_mix
 
     def params(self, cfg: GPTConfig) -> int:
-        """Numbers in a GPT of this variant. The head is tied."""
-        d, f, beta = cfg.n_embd, cfg.d_ff, int(cfg.bias)
-        stored = sum(heads * width for heads, width in self.stored(cfg))  # σ · h · d_h
-        attention = (self.own_query + 1) * (d * d + beta * d) + d * stored + beta * stored
-        attention += sum(cfg.plus_channels[:2]) if self.plus else 0
-        block = attention + 2 * d * f + beta * (f + d) + 4 * d
-        positions = cfg.block_size * d if cfg.position == "learned" else 0
-        return cfg.n_layer * block + 2 * d + cfg.vocab_size * d + positions
+        """`params` of a GPT with this variant in every layer."""
+        return params(replace(cfg, variant=self.name))
 
     def macs(self, cfg: GPTConfig, n: int, causal: bool = False) -> int:
-        """Multiply-accumulates of a prefill of n tokens.
-
-        The full n × n scores, as the paper counts, or the causal half. Not counted: the "+" (its n
-        products per row are additions to the scores), norms and softmax.
-        """
-        d, f = cfg.n_embd, cfg.d_ff
-        stored = sum(heads * width for heads, width in self.stored(cfg))
-        projections = n * d * ((self.own_query + 1) * d + stored)
-        scores_and_mix = n * (n + 1) * d if causal else 2 * n * n * d
-        layer = projections + scores_and_mix + 2 * n * d * f
-        return cfg.n_layer * layer + n * d * cfg.vocab_size
+        """`macs` of a GPT with this variant in every layer."""
+        return macs(replace(cfg, variant=self.name), n, causal)
 
     def cache_bytes_per_token(self, cfg: GPTConfig, itemsize: int) -> int:
         """L · σ · h · d_h · itemsize (paper, section 4)."""
-        numbers = sum(heads * width for heads, width in self.stored(cfg))
-        return cfg.n_layer * numbers * itemsize
+        return cfg.n_layer * _numbers(self.stored(cfg)) * itemsize
 
-    def reduction(self, n_head: int) -> float:
-        """The share of qkv's cache that is saved: 1 - σh / 2H."""
-        return 1 - self.streams * self.stored_heads(n_head) / (2 * n_head)
+    def reduction(self, n_head: int, head_dim: int = 1) -> float:
+        """The share of qkv's cache that is saved: 1 - σh / 2H; with thin keys, 1 - (d_qk + d_v) /
+        2d_h.
+        """
+        stored = self.stored_heads(n_head) * sum(self.widths(head_dim)[: self.streams])
+        return 1 - stored / (2 * n_head * head_dim)
 
 
 _QKV = VariantSpec()
@@ -199,10 +218,69 @@ def _fields(name):
     """What `name` changes about qkv: "gqa-4" is gqa-N with N = 4. None for an unknown name."""
     family, _, n = name.rpartition("-")
     if name not in VARIANTS and f"{family}-N" in VARIANTS and n.isdecimal():
-        return VARIANTS[f"{family}-N"] | {"kv_heads": int(n)}
+        return _numbered(f"{family}-N", int(n))
     return VARIANTS.get(name)
 
 
+def _numbered(name, n):
+    return {field: n if value == "N" else value for field, value in VARIANTS[name].items()}
+
+
+def _numbers(stored):
+    return sum(heads * width for heads, width in stored)
+
+
 def variant_names(groups: int) -> tuple[str, ...]:
-    """Every registered name, with this number of KV heads for N."""
+    """Every registered name, with this number for N."""
     return tuple(name.replace("N", str(groups)) for name in VARIANTS)
+
+
+# ---- whole models, in which each layer may be of another variant
+
+
+def layer_specs(variant: str | VariantSpec, n_layer: int, n_head: int) -> tuple[VariantSpec, ...]:
+    """The variant of each layer. "qkv/q-k=v" names one for each of two layers; deeper models repeat
+    them. Raises UsageError where there are more names than layers.
+    """
+    names = variant.split("/") if isinstance(variant, str) else [variant]
+    specs = [VariantSpec.parse(name).for_heads(n_head) for name in names]
+    if len(specs) > n_layer:
+        why = f"{variant} names {len(specs)} layers, but the model has {n_layer}"
+        raise UsageError(why, f"--n-layer {len(specs)}")
+    return tuple(specs[i % len(specs)] for i in range(n_layer))
+
+
+def layered_name(specs: tuple[VariantSpec, ...]) -> str:
+    """The shortest name whose repetition gives these layers."""
+    names = [spec.name for spec in specs]
+    for n in range(1, len(names) + 1):
+        if all(name == names[i % n] for i, name in enumerate(names)):
+            return "/".join(names[:n])
+    raise AssertionError("unreachable")
+
+
+def formula(variant: str) -> str:
+    """The formula of a variant, or of each layer where they differ."""
+    return "  /  ".join(VariantSpec.parse(name).formula for name in variant.split("/"))
+
+
+def params(cfg: GPTConfig) -> int:
+    """Numbers in a GPT. The head is tied."""
+    positions = cfg.block_size * cfg.n_embd if cfg.position == "learned" else 0
+    layers = sum(spec.layer_params(cfg) for spec in cfg.specs)
+    return layers + 2 * cfg.n_embd + cfg.vocab_size * cfg.n_embd + positions
+
+
+def macs(cfg: GPTConfig, n: int, causal: bool = False) -> int:
+    """Multiply-accumulates of a prefill of n tokens.
+
+    The full n × n scores, as the paper counts, or the causal half. Not counted: the "+" (its n
+    products per row are additions to the scores), norms and softmax.
+    """
+    layers = sum(spec.layer_macs(cfg, n, causal) for spec in cfg.specs)
+    return layers + n * cfg.n_embd * cfg.vocab_size
+
+
+def cache_bytes_per_token(cfg: GPTConfig, itemsize: int) -> int:
+    """Bytes of one token in the cache, all layers together."""
+    return itemsize * sum(_numbers(spec.stored(cfg)) for spec in cfg.specs)

@@ -230,7 +230,7 @@ def test_clone(variant, backend, rng):
     cache.trim(0)
     assert (len(twin), len(beams)) == (6, 6)
     assert beams.nbytes * 3 == twin.nbytes * 4
-    assert [len(layer.rows) for layer in beams.layers] == [len(cache.stored)] * 2
+    assert [len(layer.rows) for layer in beams.layers] == [len(cache.stored[0])] * 2
     rest = decode(model, beams, ids[[2, 0, 2, 1], 6:], [2, 4])
     np.testing.assert_allclose(rest, expected[[2, 0, 2, 1]], rtol=0, atol=1e-10)
     np.testing.assert_allclose(

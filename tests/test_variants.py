@@ -250,5 +250,5 @@ def test_heads_that_do_not_divide(name, heads):
 def test_a_cache_of_the_papers_size_without_allocating_it():
     """The shape a 300M q-mqa would store, one layer and four tokens of it, measured."""
     spec = VariantSpec.parse("q-mqa")
-    cache = KVCache(1, 1, spec.stored(BIG), 4, "float16")
+    cache = KVCache([spec.stored(BIG)], 1, 4, "float16")
     assert cache.capacity_nbytes * BIG.n_layer == 4 * spec.cache_bytes_per_token(BIG, 2)

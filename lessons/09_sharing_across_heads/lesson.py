@@ -229,7 +229,7 @@ def first_position(variant):
     model = mq.GPT(mq.GPTConfig(**size, variant=variant))
     cache = model.new_cache()
     new = backend.xp.zeros((1, 1, 1, 2), "float32")  # (B, h, T, d_h)
-    rows = cache.layers[0].append(*[new] * len(cache.stored))
+    rows = cache.layers[0].append(*[new] * len(cache.stored[0]))
     return model.blocks[0].attn.read(rows)  # keys and values
 
 
@@ -282,7 +282,7 @@ big = PRESETS["300m"]
 rows = []
 for name in ("qkv", "q-k=v", "gqa-4", "q-gqa-4", "mqa", "q-mqa"):
     spec = mq.VariantSpec.parse(name)
-    cache = mq.KVCache(big.n_layer, 1, spec.stored(big), 64, "float16")
+    cache = mq.KVCache([spec.stored(big)] * big.n_layer, 1, 64, "float16")
     per_token = cache.capacity_nbytes // cache.capacity
     long = per_token * 2**15 / 2**20
     share = f"{spec.reduction(big.n_head):.1%}"

@@ -6,8 +6,13 @@ import shlex
 import shutil
 import sys
 import textwrap
+import tomllib
 
 import click
+
+from ..runtime.errors import EnvironmentFault, UsageError, unknown
+from ..tasks.rules import FORMS, YEARS
+from ..variants import POSITIONS, ROPE_VALUES
 
 
 class Listed(click.ParamType):
@@ -21,7 +26,10 @@ class Listed(click.ParamType):
     def convert(self, value, param, ctx):
         if isinstance(value, tuple):
             return value
+        if isinstance(value, list):  # from a TOML file
+            value = ",".join(map(str, value))
         try:
+            value = str(value)
             parts = tuple(self.kind(part.strip()) for part in value.split(",") if part.strip())
         except ValueError:
             self.fail(f"{value!r} is not a list of {self.kind.__name__}s, such as 1,2", param, ctx)
@@ -32,6 +40,171 @@ class Listed(click.ParamType):
                 self.fail(f"{value} of them would be none", param, ctx)
             return tuple(range(parts[0]))
         return parts
+
+
+def either(names):
+    """ "raw or unrotate", "a, b or c": registered names, for a help text."""
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+# ---- the settings of a run
+
+SETTINGS = {  # name -> (type, help), of fields of tasks and recipes that have a flag
+    "seq_len": (int, "Length T."),
+    "alphabet": (int, "How many digits there are."),
+    "form": (str, f"{either(FORMS)}: label each digit, or continue `input | output`."),
+    "protocol": (str, f"{either(YEARS)}: data, blocks, optimiser."),
+    "pairs": (int, "Pairs P of a recall task."),
+    "keys": (int, "How many keys, and values, a recall task has."),
+    "n_layer": (int, "Number of layers L."),
+    "n_head": (int, "Number of heads H."),
+    "n_embd": (int, "Width d."),
+    "head_dim": (int, "Width of a head, if not d / H."),
+    "position": (str, f"{either(POSITIONS)}."),
+    "rope_value": (str, f"What K = V stores under rope: {either(ROPE_VALUES)}."),
+    "steps": (int, "Training steps."),
+    "lr": (float, "Peak learning rate."),
+}
+
+
+def settings(listed=False):
+    """Options for SETTINGS, and --set for any other; what is not given is the task's own default.
+    With `listed`, each takes several values.
+    """
+
+    def add(command):
+        several = ", or several: 2,4" if listed else ""
+        command = click.option(
+            "--set",
+            "more",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help=f"Any other setting of the task or its recipe{several}.",
+        )(command)
+        for name, (kind, about) in reversed(SETTINGS.items()):
+            flag = "--" + name.replace("_", "-")
+            command = click.option(flag, type=Listed(kind) if listed else kind, help=about)(command)
+        return command
+
+    return add
+
+
+def given_settings(flags, more, listed=False):
+    """The settings that were given, by name. Raises UsageError for a --set that has no value."""
+    found = {name: flags.pop(name) for name in SETTINGS}
+    found = {name: value for name, value in found.items() if value is not None}
+    for text in more:
+        name, is_given, value = text.partition("=")
+        if not is_given or not value:
+            raise UsageError(f"--set {text}: a name and a value are needed", "--set plus_start=-1")
+        values = [_literal(part.strip()) for part in value.split(",")]
+        found[name.strip().replace("-", "_")] = tuple(values) if listed else _literal(value.strip())
+    return found
+
+
+def _literal(text):
+    try:
+        return json.loads(text)  # a number, true or false
+    except ValueError:
+        return text
+
+
+def own_task(name):
+    """The class of a task MODULE:CLASS, imported from here or from the path; None for others."""
+    if name is None or ":" not in name:
+        return None
+    from importlib import import_module
+
+    from ..tasks.registry import check_class
+
+    module, _, cls = name.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = import_module(module)
+    except ImportError as error:
+        cure = f"MODULE:CLASS names a file {module}.py here, or an installed package"
+        raise UsageError(f"cannot import {module}: {error}", cure) from error
+    except Exception as error:
+        raise UsageError(f"{module} raised {type(error).__name__}: {error}") from error
+    if not hasattr(found, cls):
+        raise unknown(f"class of {module}", cls, [n for n in vars(found) if not n.startswith("_")])
+    return check_class(name, getattr(found, cls))
+
+
+# ---- a file that gives flags
+
+
+def configurable(command):
+    """--config and --show-config."""
+    command = click.option(
+        "--show-config", is_flag=True, help="Print the settings that result, as TOML, and stop."
+    )(command)
+    return click.option(
+        "--config",
+        type=click.Path(),
+        is_eager=True,
+        expose_value=False,
+        callback=_read_flags,
+        metavar="FILE.toml",
+        help="Take flags from a file: `n-head = 4`. What is typed wins.",
+    )(command)
+
+
+def _read_flags(ctx, param, path):
+    if not path or ctx.resilient_parsing:
+        return
+    known = {p.name: p for p in ctx.command.params if isinstance(p, click.Option)}
+    spelled = {flag.removeprefix("--"): p.name for p in known.values() for flag in p.opts}
+    flags = {}
+    for key, value in _read_toml(path).items():
+        name = spelled.get(key.replace("_", "-"))
+        if name is None or name in ("show_config", "backend", "traceback"):
+            raise unknown(f"key in {path}:", key, [k for k in spelled if k != "config"])
+        if name == "more" and isinstance(value, dict):
+            value = [f"{k}={_as_text(v)}" for k, v in value.items()]
+        flags[name] = value
+    ctx.default_map = {**(ctx.default_map or {}), **flags}
+
+
+def _as_text(value):
+    if isinstance(value, list):
+        return ",".join(map(_as_text, value))
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _read_toml(path):
+    try:
+        with open(path, encoding="utf-8-sig") as file:  # some editors begin with a mark
+            return tomllib.loads(file.read())
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+
+
+def print_toml(flags):
+    """Flags as a file that --config takes: those that have one first, others under [set]."""
+    own = {name: value for name, value in flags.items() if name in SETTINGS or name in _FLAGS}
+    for name, value in own.items():
+        click.echo(f"{name.replace('_', '-')} = {_toml(value)}")
+    rest = {name: value for name, value in flags.items() if name not in own}
+    if rest:
+        click.echo("\n[set]")
+    for name, value in rest.items():
+        click.echo(f"{name} = {_toml(value)}")
+
+
+_FLAGS = {
+    *("task", "tasks", "variant", "variants", "seed", "seeds", "threads", "equal_bytes"),
+    *("equal_params", "selection_seeds", "preset"),
+}
+
+
+def _toml(value):
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _use_backend(ctx, param, value):
@@ -75,12 +248,6 @@ def stages(command):
         "--svg", type=click.Path(dir_okay=False), help="Also save the output as an SVG file."
     )(command)
     return click.option("--plain", is_flag=True, help="No colour.")(command)
-
-
-def either(names):
-    """ "raw or unrotate", "a, b or c": registered names, for a help text."""
-    *most, last = names
-    return f"{', '.join(most)} or {last}" if most else last
 
 
 def echo(text, indent=0):

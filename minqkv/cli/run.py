@@ -1,20 +1,27 @@
 """`minqkv train`, `eval` and `generate`: one run at a time."""
 
-import math
+import shlex
 import sys
-from dataclasses import replace
-from itertools import cycle, islice
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
 from ..runtime.errors import UsageError
-from ..tasks.rules import FORMS, RULES, SPLITS, YEARS
-from ..variants import POSITIONS, ROPE_VALUES, VARIANTS
-from .options import computes, cores, either, print_json
-
-_PI = (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8)  # digits for an example
+from ..tasks.rules import SPLITS, TASKS
+from ..variants import VARIANTS
+from .options import (
+    computes,
+    configurable,
+    cores,
+    either,
+    given_settings,
+    own_task,
+    print_json,
+    print_toml,
+    settings,
+)  # fmt: skip
 
 threads_option = click.option(
     "--threads",
@@ -23,44 +30,18 @@ threads_option = click.option(
     envvar="MINQKV_THREADS",
     help="Cores to use.  [default: all]",
 )
+own_task_option = click.option(
+    "--task", "own", metavar="MODULE:CLASS", help="The class of the run's task, if it is your own."
+)
 
 
 @click.command()
-@click.option("--task", help=f"{either(RULES)}.")
-@click.option("--variant", default="qkv", show_default=True, help=f"{either(VARIANTS)}.")
+@click.option("--task", help=f"{either(TASKS)}; or MODULE:CLASS, a task of your own.")
 @click.option(
-    "--form",
-    default="encoder",
-    show_default=True,
-    help=f"{either(FORMS)}: label each digit, or continue `input | output`.",
+    "--variant", help=f"{either(VARIANTS)}; or one for each layer: qkv/q-k=v.  [default: qkv]"
 )
-@click.option(
-    "--protocol",
-    default="2026",
-    show_default=True,
-    help=f"{either(YEARS)}: data, blocks, optimiser.",
-)
-@click.option("--seq-len", type=int, default=16, show_default=True, help="Length T.")
-@click.option(
-    "--alphabet", type=int, default=10, show_default=True, help="How many digits there are."
-)
-@click.option("--n-layer", type=int, default=2, show_default=True, help="Number of layers L.")
-@click.option("--n-head", type=int, default=4, show_default=True, help="Number of heads H.")
-@click.option("--n-embd", type=int, default=64, show_default=True, help="Width d.")
-@click.option("--position", help=f"{either(POSITIONS)}.  [default: the protocol's]")
-@click.option(
-    "--rope-value",
-    default="raw",
-    show_default=True,
-    help=f"What K = V stores under rope: {either(ROPE_VALUES)}.",
-)
-@click.option(
-    "--plus-start", type=float, help='Initial temperature of "+".  [default: random, near 0]'
-)
-@click.option("--hide-self", is_flag=True, help="Mask the diagonal of the scores (encoder).")
-@click.option("--steps", type=int, help="Training steps.  [default: the protocol's epochs]")
-@click.option("--lr", type=float, help="Peak learning rate.  [default: the protocol's]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
+@settings()
+@click.option("--seed", type=int, help="Seed of everything random.  [default: 0]")
 @threads_option
 @click.option(
     "--out",
@@ -68,106 +49,128 @@ threads_option = click.option(
     help="Run folder.  [default: runs/<task>-<variant>[-causal]-s<seed>]",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in the folder, bit for bit.")
+@configurable
 @computes
 @click.pass_context
-def train(ctx, out, resume, as_json, **flags):
+def train(ctx, task, out, resume, as_json, show_config, more, threads, **flags):
     """Train one model into a run folder.
 
     The folder keeps configuration, metrics and checkpoints. Killed at any moment,
     the run continues with `minqkv train --resume --out FOLDER`.
     """
     from ..render.progress import progress
-    from ..runs import RunConfig, load_config, train_run
+    from ..runs import train_run
 
-    if out is None and flags["task"]:
-        config = RunConfig(**flags).resolved()
-        form = "" if config.form == "encoder" else f"-{config.form}"
-        out = Path("runs") / f"{config.task}-{config.variant}{form}-s{config.seed}"
-    if resume and out and (out / "config.json").exists():
-        given = {
-            name: value
-            for name, value in flags.items()
-            if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE
-        }
-        config = replace(load_config(out), **given).resolved()
-    elif flags["task"] is None:
-        what = f"{out} holds no run to continue" if resume and out else "train needs a task"
-        raise UsageError(what, "--task reverse, or --resume --out FOLDER for a run begun earlier")
-    else:
-        config = RunConfig(**flags).resolved()
+    given = given_settings(flags, more) | {n: v for n, v in flags.items() if v is not None}
+    typed = ctx.get_parameter_source("threads")
+    if typed in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP) or not resume:
+        given["threads"] = threads
+    config, out = _config_to_train(task, out, resume, given)
+    if show_config:
+        print_toml(_flat(config))
+        return
     try:
-        with progress("train", config.steps) as advance:
+        with progress("train", config.recipe.steps) as advance:
             _, result = train_run(
                 config, out, resume, lambda step, steps, loss: advance(step, f"loss {loss:.4f}")
             )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"continue with: minqkv train --resume --out {out}") from None
-    names = {"task": config.task, "variant": config.variant, "seed": config.seed}
+        again = shlex.join(["minqkv", "train", "--resume", "--out", str(out)])
+        again += f" --task {config.task.name}" if ":" in config.task.name else ""
+        raise KeyboardInterrupt(f"continue with: {again}") from None
+    names = {"task": config.task.name, "variant": config.variant, "seed": config.seed}
     if as_json:
         print_json({**names, **result, "out": str(out)})
-    else:
-        what = f"{config.task} with {config.variant}: test accuracy {result['accuracy']:.4f}"
-        click.echo(f"{what} after {result['steps']} steps, kept in {out}")
-        click.echo(f"see its mistakes: minqkv eval {out} --wrong 5")
+        return
+    metric, folder = config.task.metric, shlex.quote(str(out))
+    what = f"{config.task.name} with {config.variant}: {config.split} {metric} {result[metric]:.4f}"
+    click.echo(f"{what} after {result['steps']} steps, kept in {out}")
+    click.echo(f"see its mistakes: minqkv eval {folder} --wrong 5")
+
+
+def _config_to_train(task, out, resume, given):
+    """(RunConfig, folder): of the run to continue, or of a new one."""
+    from ..runs import configure, load_config
+
+    own, config = own_task(task), None
+    if task:
+        config = configure(task, own=own, **given)
+        out = out or Path("runs") / _folder(config)
+    if resume and out and (out / "config.json").exists():
+        stored = load_config(out, own)
+        given |= {"threads": given.get("threads", stored.threads)}
+        if task is None or stored.task.name == task:
+            config = stored.change(**given)
+    elif task is None:
+        what = f"{out} holds no run to continue" if resume and out else "train needs a task"
+        raise UsageError(what, "--task reverse, or --resume --out FOLDER for a run begun earlier")
+    return config, out
+
+
+def _folder(config):
+    form = "-causal" if getattr(config.task, "form", "") == "causal" else ""
+    name = f"{config.task.name}-{config.variant}{form}-s{config.seed}"
+    return name.replace("/", "_").replace(":", ".")
+
+
+def _flat(config):
+    """The settings of a run, as flags."""
+    values = asdict(config)
+    task, recipe = values.pop("task"), values.pop("recipe")
+    flat = {"task": task.pop("name"), **values, **task, **recipe}
+    return {name: value for name, value in flat.items() if value is not None}
 
 
 @click.command("eval")
 @click.argument("run", type=click.Path(path_type=Path))
+@own_task_option
 @click.option("--split", default="test", show_default=True, help=f"{either(SPLITS)}.")
-@click.option("--n", type=click.IntRange(1), help="Sequences.  [default: the protocol's test size]")
+@click.option("--n", type=click.IntRange(1), help="Examples.  [default: as many as the task's own]")
 @click.option(
     "--wrong", type=click.IntRange(0), default=0, help="Show this many wrong predictions."
 )
 @computes
-def evaluate_run(run, split, n, wrong, as_json):
+def evaluate_run(run, own, split, n, wrong, as_json):
     """Score a run; show where it is wrong."""
     from ..runs import load_run
-    from ..train import IGNORE, evaluate
 
-    model, config = load_run(run)
+    model, config = load_run(run, own_task(own))
     if not (run / "result.json").exists():
         click.echo("note: this run is unfinished; its last checkpoint is scored", err=True)
-    x, y = config.data.draw(config.seed, split, n or config.recipe.n_test)
-    score = evaluate(model, x, y)
-    predicted, asked = score.pop("predictions"), y != IGNORE
-    misses = [i for i in range(len(x)) if (predicted[i] != y[i])[asked[i]].any()]
-    score |= {
-        "split": split,
-        "sequences": len(x),
-        "sequences_wrong": len(misses),
-        "tokens": int(asked.sum()),
-    }
-    if config.form == "causal":
-        score["masked_perplexity"] = math.exp(score["loss"])
-    shown = []
-    for i in misses[:wrong]:
-        rows = {
-            "input": x[i][: config.seq_len],
-            "expected": y[i][asked[i]],
-            "predicted": predicted[i][asked[i]],
-        }
-        shown.append({name: row.tolist() for name, row in rows.items()})
+    task = config.task
+    x, y = task.draw(config.seed, split, n or task.n_test)
+    score = task.predict(model, x, y)
+    items = task.mistakes(x, y, score.pop("predictions"))
+    misses = [item for item in items if item["expected"] != item["predicted"]]
+    score |= {"split": split, "sequences": len(x), "sequences_wrong": len(misses)}
+    score |= {"tokens": sum(len(item["expected"]) for item in items)}
     if as_json:
-        print_json({**score, "wrong": shown})
+        print_json({**score, "wrong": misses[:wrong]})
         return
-    what = f"{config.task} with {config.variant}, {split} split"
-    click.echo(f"{what}: token accuracy {score['accuracy']:.4f} on {score['tokens']:,} tokens")
+    what = f"{task.name} with {config.variant}, {split} split"
+    click.echo(f"{what}: {task.metric} {score[task.metric]:.4f} on {score['tokens']:,} tokens")
     click.echo(f"{len(misses):,} of {len(x):,} sequences have a mistake")
-    if "masked_perplexity" in score:
-        click.echo(f"perplexity over the answers alone {score['masked_perplexity']:.4f}")
-    for item in shown:
-        marks = [
-            "^" if a != b else " " for a, b in zip(item["expected"], item["predicted"], strict=True)
-        ]
-        width = len(str(config.alphabet - 1))
-        for name, row in {**item, "": marks}.items():
-            text = " ".join(f"{value:>{width}}" for value in row)
-            click.echo(f"{name:>10}  {text}".rstrip())
+    for name, value in score.items():
+        if name == "masked_perplexity":
+            click.echo(f"perplexity over the answers alone {value:.4f}")
+    for item in misses[:wrong]:
+        _show(item)
+
+
+def _show(item):
+    """One example, in columns; wrong answers are marked."""
+    pairs = zip(item["expected"], item["predicted"], strict=True)
+    rows = {**item, "": ["^" if a != b else " " for a, b in pairs]}
+    width = max(len(str(value)) for row in rows.values() for value in row)
+    for name, row in rows.items():
+        text = " ".join(f"{value!s:>{width}}" for value in row)
+        click.echo(f"{name:>10}  {text}".rstrip())
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("prompt", nargs=-1)
+@own_task_option
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(1),
@@ -189,7 +192,7 @@ def evaluate_run(run, split, n, wrong, as_json):
 @threads_option
 @computes
 def generate(
-    run, prompt, max_new_tokens, temperature, top_k, seed, no_cache, compare, threads, as_json
+    run, prompt, own, max_new_tokens, temperature, top_k, seed, no_cache, compare, threads, as_json
 ):
     """Let a causal run answer a PROMPT of digits.
 
@@ -201,50 +204,44 @@ def generate(
     from ..runtime.parallel import set_threads
 
     set_threads(threads)
-    model, config = load_run(run)
-    if config.form != "causal":
-        cure = f"minqkv train --task {config.task} --variant {config.variant} --form causal"
-        cure += f"; for this one: minqkv eval {run}"
-        raise UsageError(f"{run} is an encoder: it labels tokens and generates nothing", cure)
+    model, config = load_run(run, own_task(own))
+    task = config.task
+    task.prompt("")  # refused, with the reason, where nothing can be generated
     lines = [" ".join(prompt)] if prompt else _lines_of_stdin()
-    prompts = [_digits(line, config.alphabet) for line in lines if line.strip()]
-    if not prompts:
-        digits = _text(d % config.alphabet for d in islice(cycle(_PI), config.seq_len))
-        raise UsageError("the prompt is empty", f'for instance: minqkv generate {run} "{digits}"')
-    if any(len(row) != config.seq_len for row in prompts):
-        note = f"note: this run was trained on {config.seq_len} digits"
+    ids = [task.prompt(line) for line in lines if line.strip()]
+    if not ids:
+        cure = f'for instance: minqkv generate {shlex.quote(str(run))} "{task.example()}"'
+        raise UsageError("the prompt is empty", cure)
+    usual = len(task.prompt(task.example()))
+    if any(len(row) != usual for row in ids):
+        note = f"note: this run was trained on {usual - 1} digits"
         click.echo(f"{note}; it was not trained on other lengths", err=True)
-    ids = [[*row, config.alphabet] for row in prompts]  # the separator asks for the answer
-    count = max_new_tokens or config.seq_len
+    count = max_new_tokens or task.n_answer
     options = {"temperature": temperature, "top_k": top_k, "seed": seed}
     if compare:
         _compare(compare_cache(model, ids, count, **options), ids, count, as_json)
         return
     tokens = iter_tokens(model, ids, count, use_cache=not no_cache, **options)  # each (B,)
-    if len(prompts) == 1 and not as_json:
-        _stream(prompts[0], tokens, config.alphabet)
+    if len(ids) == 1 and not as_json:
+        _stream(task, ids[0], tokens)
         return
     answers = zip(*[token.tolist() for token in tokens], strict=True)  # a row for each prompt
     if as_json:
-        print_json([{"prompt": p, "output": a} for p, a in zip(prompts, answers, strict=True)])
+        pairs = zip(ids, answers, strict=True)
+        print_json([{"prompt": row[:-1], "output": answer} for row, answer in pairs])
         return
-    for row, answer in zip(prompts, answers, strict=True):
-        click.echo(f"{_text(row)} | {_text(answer, config.alphabet)}")
+    for row, answer in zip(ids, answers, strict=True):
+        click.echo(f"{task.text(row)} {task.text(answer)}")
 
 
-def _stream(prompt, tokens, separator):
+def _stream(task, ids, tokens):
     """One answer, each token as soon as it is chosen; click.echo flushes."""
-    click.echo(f"{_text(prompt)} |", nl=False)
+    click.echo(task.text(ids), nl=False)
     try:
         for token in tokens:
-            click.echo(f" {_text([int(token[0])], separator)}", nl=False)
+            click.echo(f" {task.text(token.tolist())}", nl=False)
     finally:
         click.echo()
-
-
-def _text(tokens, separator=None):
-    """Digits, and the separator as "|"."""
-    return " ".join("|" if token == separator else str(token) for token in tokens)
 
 
 def _lines_of_stdin():
@@ -254,22 +251,6 @@ def _lines_of_stdin():
         return sys.stdin.read().splitlines()
     except UnicodeDecodeError as error:
         raise UsageError("what came in on stdin is not text") from error
-
-
-def _digits(line, alphabet):
-    """ "3 1 4", "3,1,4" or (with at most ten digits) "314" -> [3, 1, 4]."""
-    parts = line.replace(",", " ").split()
-    if len(parts) == 1 and alphabet <= 10:
-        parts = list(parts[0])
-    try:
-        numbers = [int(part) for part in parts]
-    except ValueError:
-        raise UsageError(
-            f"the prompt {line!r} is not made of digits", 'separate numbers by spaces: "3 1 4 1 5"'
-        ) from None
-    if any(not 0 <= number < alphabet for number in numbers):
-        raise UsageError(f"the prompt {line!r} has digits outside 0..{alphabet - 1}")
-    return numbers
 
 
 def _compare(report, ids, count, as_json):

@@ -6,42 +6,60 @@ from pathlib import Path
 import click
 
 from ..runtime.errors import Exit, UsageError
-from ..tasks.rules import FORMS, RULES, YEARS
+from ..tasks.rules import TASKS
 from ..variants import VARIANTS
-from .options import Listed, command_line, computes, cores, echo, either, print_json
+from .options import (
+    Listed,
+    command_line,
+    computes,
+    configurable,
+    cores,
+    echo,
+    either,
+    given_settings,
+    own_task,
+    print_json,
+    print_toml,
+    settings,
+)  # fmt: skip
 
-_GRID = ("tasks", "variants", "seeds", "seq_len", "n_embd", "n_layer", "n_head", "protocol", "form")
+PRESETS = {  # name -> what it compares; the grids are in study/grid.py
+    "quick": "recall at equal bytes, and sort",
+    "recall": "accuracy against bytes, about 15 minutes",
+    "recall-full": "the study of docs/recall.md, about two hours",
+    "quick-2026": "two of the paper's tasks, ten variants, the default of version 0.1.0",
+    "paper": "the paper's whole synthetic grid, about 70 hours",
+}
 
 
 @click.command()
 @click.option(
     "--preset",
-    type=click.Choice(["quick", "paper"]),
+    type=click.Choice(list(PRESETS)),
     default="quick",
     show_default=True,
-    help=f"quick: 2 tasks, {len(VARIANTS)} variants, 3 seeds, one size. paper: the full 2026 grid.",
+    help="; ".join(f"{name}: {about}" for name, about in PRESETS.items()) + ".",
 )
-@click.option("--tasks", type=Listed(), help=f"Tasks, from: {either(RULES)}.")
-@click.option("--variants", type=Listed(), help=f"Variants, from: {either(VARIANTS)}.")
+@click.option("--tasks", type=Listed(), help=f"Tasks, from: {either(TASKS)}; or MODULE:CLASS.")
+@click.option(
+    "--variants", type=Listed(), help=f"Variants, from: {either(VARIANTS)}; or qkv/q-k=v, by layer."
+)
 @click.option(
     "--seeds", type=Listed(int, counts=True), help="How many (3 means 0,1,2), or which (0,5,7)."
 )
-@click.option("--seq-len", type=Listed(int), help="Lengths T, for example 16,64.")
-@click.option("--n-embd", type=Listed(int), help="Widths d, for example 32,64.")
-@click.option("--n-layer", type=Listed(int), help="Numbers of layers L, for example 2,4.")
-@click.option("--n-head", type=Listed(int), help="Numbers of heads H, for example 2,4.")
+@settings(listed=True)
 @click.option(
-    "--protocol",
-    type=click.Choice(YEARS),
-    help="Which paper's data, blocks and optimiser.",
+    "--equal-bytes",
+    type=Listed(int),
+    help="Choose each head's width so that a token takes so many bytes of cache in a layer.",
 )
 @click.option(
-    "--form",
-    type=click.Choice(FORMS),
-    help="Tagging encoder, or `input | output` decoder.",
+    "--equal-params", type=Listed(int), help="Choose it so that a model has about so many numbers."
 )
 @click.option(
-    "--steps", type=click.IntRange(1), help="Training steps instead of the protocol's epochs."
+    "--selection-seeds",
+    type=click.IntRange(1),
+    help="Seeds, from 100 on, on which one of several --lr is chosen for each arm.  [default: 3]",
 )
 @click.option(
     "--ablate",
@@ -54,6 +72,11 @@ _GRID = ("tasks", "variants", "seeds", "seq_len", "n_embd", "n_layer", "n_head",
     help="How many runs in parallel, one core each.  [default: all cores]",
 )
 @click.option(
+    "--executor",
+    metavar="WHERE",
+    help="Run on dask://HOST:PORT, mpi, or MODULE:FACTORY instead of processes here.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="Folder of records and results.  [default: runs/study-<preset>]",
@@ -62,85 +85,94 @@ _GRID = ("tasks", "variants", "seeds", "seq_len", "n_embd", "n_layer", "n_head",
     "--accept-code", is_flag=True, help="Also use results recorded by other versions of the code."
 )
 @click.option("--dry-run", is_flag=True, help="Print what would run and what it would cost.")
+@configurable
 @computes
-def study(preset, ablate, jobs, out, accept_code, dry_run, as_json, steps, **flags):
-    """Compare variants on tasks over seeds, in tables and a picture.
+def study(
+    preset, ablate, jobs, executor, out, accept_code, dry_run, as_json, show_config, more,
+    selection_seeds, **flags
+):  # fmt: skip
+    """Compare variants on tasks over seeds, in tables and figures.
 
     Each finished run is kept under --out: the same command continues where it was interrupted.
     """
-    from ..render import study as view
-    from ..render.console import duration, say, stderr, stdout, write_svg
-    from ..study.execute import estimate_seconds
-    from ..study.grid import PRESETS, ablation, fitting, grid
-    from ..study.summary import as_results, summarise, unresolved, write_results
+    from ..render.console import duration, say, stderr
+    from ..study.execute import estimate_seconds, study_folder
+    from ..study.grid import ablation, blocks, short_hash
+    from ..study.plan import Part, Plan, plan
+    from ..study.summary import as_results
 
-    given = {name: flags[name] for name in _GRID if flags[name]}
-    dims = {**PRESETS[preset], **given}
-    other = {} if steps is None else {"steps": steps}
+    given = given_settings(flags, more, listed=True)
+    flags["selection_seeds"] = selection_seeds
+    given |= {name: value for name, value in flags.items() if value is not None}
+    own = next(filter(None, map(own_task, given.get("tasks", ()))), None)
+    chosen = blocks(preset, given, own)
+    if show_config:
+        print_toml({"preset": preset, **given})
+        return None
     if ablate:
         if "variants" in given:
-            raise click.UsageError(
-                "--ablate plus chooses the variants itself; leave --variants out"
-            )
-        dims.pop("variants")
-        configs = ablation(**dims, **other)
+            why = "--ablate plus chooses the variants itself; leave --variants out"
+            raise click.UsageError(why)
+        found = Plan([Part(ablation(**{**block, "variants": None})) for block in chosen])
     else:
-        if "variants" not in given:  # the preset's own: not all of them fit any number of heads
-            dims["variants"] = fitting(dims["variants"], dims["n_head"])
-        configs = grid(**dims, **other)
-    jobs = min(jobs or cores(), len(configs))
-    custom = bool(given) or steps is not None
-    out = out or Path("runs") / ("study-" + ("plus" if ablate else "custom" if custom else preset))
-
+        found = plan(chosen, own)
+    name = "plus" if ablate else preset
+    out = out or Path("runs") / f"study-{name}{f'-{short_hash(given)}' if given else ''}"
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, not a folder", "choose another folder with --out")
-    messages = stderr()
-    missing, others = _missing(configs, out, accept_code)
+    messages, wanted = stderr(), [*found.candidates, *found.configs]
+    jobs = min(jobs or cores(), len(wanted))
+    missing, others = _missing(wanted, out, accept_code)
     seconds = estimate_seconds(missing, jobs) if missing else 0
-    plan = f"{len(configs)} runs, {len(configs) - len(missing)} of them on record in {out}"
-    plan += f"; about {duration(seconds)} on {jobs} process{'es' if jobs > 1 else ''}"
+    line = f"{len(wanted)} runs, {len(wanted) - len(missing)} of them on record in {out}"
+    line += f"; about {duration(seconds)} on {jobs} process{'es' if jobs > 1 else ''}"
     if dry_run:
         if as_json:
-            counts = {"runs": len(configs), "recorded": len(configs) - len(missing)}
+            counts = {"runs": len(wanted), "recorded": len(wanted) - len(missing)}
             counts |= {"other_code": others, "seconds": seconds, "jobs": jobs}
             print_json({**counts, "out": str(out)})
         else:
-            _dry_run(configs, plan)
+            _dry_run(found, line)
         return None
-    say(messages, plan)
-
+    say(messages, line)
+    for reason in found.impossible:
+        say(messages, f"left out: {reason}")
     began = time.perf_counter()
     try:
-        records = _run_with_progress(configs, missing, out, jobs, accept_code)
+        with study_folder(out, wanted):
+            records, selection = _run(found, missing, out, jobs, executor, accept_code)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"finished runs are kept in {out}: repeat the command to continue"
         ) from None
-    results = as_results(records, command_line(), time.perf_counter() - began)
-    cells = summarise(records)
+    cells = found.cells(records, own)
+    wall = time.perf_counter() - began
+    results = as_results(records, cells, selection, found.impossible, command_line(), wall, own)
+    return _report(out, cells, results, records, ablate, as_json)
+
+
+def _report(out, cells, results, records, ablate, as_json):
+    """Tables on stdout, files in the folder; the exit code."""
+    from ..render import study as view
+    from ..render.console import say, stderr, stdout, write_svg
+    from ..study.summary import unresolved, write_results
+
     notes = [unresolved(cell) for cell in cells]
 
     def draw(console):
-        view.study(
-            console, cells, notes, results["cache_itemsize"], results["solved_from"], bool(ablate)
-        )
+        view.study(console, cells, notes, results["cache_itemsize"], bool(ablate))
 
     write_results(out, results)
     write_svg(out / "table.svg", "minqkv study", draw, width=150)
-    write_svg(
-        out / "picture.svg",
-        "what each variant buys",
-        lambda c: [view.picture(c, cell) for cell in cells],
-        width=72,
-    )
     if as_json:
         print_json(results)
     else:
         draw(stdout())
-    say(messages, f"kept in {out}: results.json, results.csv, table.svg, picture.svg")
+    say(stderr(), f"kept in {out}: results.json, results.csv, table.svg")
     diverged = [record["diverged"] for record in records if record["diverged"]]
     if diverged:
-        say(messages, f"{len(diverged)} of {len(records)} runs diverged; the first: {diverged[0]}")
+        n = len(records)
+        say(stderr(), f"{len(diverged)} of {n} runs diverged; the first: {diverged[0]}")
         return Exit.DIVERGED
     return None
 
@@ -148,12 +180,13 @@ def study(preset, ablate, jobs, out, accept_code, dry_run, as_json, steps, **fla
 def _missing(configs, out, accept_code):
     """(runs to do, records of other code by version); one line on stderr where there are such."""
     from ..render.console import say, stderr
-    from ..study.execute import other_code, recorded
+    from ..study.execute import Records, own_class
 
-    missing = [config for config in configs if recorded(config, out) is None]
-    others = other_code(configs, out)
+    stored = Records(out, own_class(configs))
+    missing = [config for config in configs if stored.of(config) is None]
+    others = stored.of_other_code(configs)
     if others:
-        unknown = [config for config in missing if recorded(config, out, accept_code=True) is None]
+        unknown = [config for config in missing if stored.of(config, accept_code=True) is None]
         found = f"{len(missing) - len(unknown)} of the {len(configs)} runs are on record"
         use = "they are used here" if accept_code else "--accept-code uses them"
         say(stderr(), f"{found} from other code ({', '.join(others)}); {use}")
@@ -161,58 +194,64 @@ def _missing(configs, out, accept_code):
     return missing, others
 
 
-def _dry_run(configs, plan):
+def _dry_run(plan, line):
     from ..study.grid import arm
 
-    echo(plan, indent=2)
-    arms = [arm(config).replace(" ", "\u00a0") for config in configs]
-    values = {"task": [config.task for config in configs], "variant": arms}
-    for name in ("seed", "seq_len", "n_embd", "n_layer", "n_head"):
-        values[name] = [getattr(config, name) for config in configs]
-    for name, found in values.items():
-        echo(f"  {name:8} {', '.join(map(str, dict.fromkeys(found)))}", indent=11)
+    echo(line, indent=2)
+    for part in plan.parts:
+        arms = [arm(config, bool(part.equal)).replace(" ", "\u00a0") for config in part.configs]
+        values = {"task": [c.task.name for c in part.configs], "variant": arms}
+        values["seed"] = [c.seed for c in part.configs]
+        for name in ("seq_len", "n_embd", "n_layer", "n_head"):
+            values[name] = [getattr(c.task, name) for c in part.configs if hasattr(c.task, name)]
+        values["lr"] = part.rates or [c.recipe.lr for c in part.configs]
+        for name, found in values.items():
+            if found:
+                echo(f"  {name:8} {', '.join(map(str, dict.fromkeys(found)))}", indent=11)
+    for reason in plan.impossible:
+        echo(f"  left out: {reason}", indent=11)
 
 
-def _run_with_progress(configs, missing, out, jobs, accept_code):
-    """run_study with a bar on stderr, and a line for each cell (all seeds of a variant on a task)
-    as it is complete.
-    """
+def _run(plan, missing, out, jobs, executor, accept_code):
+    """The plan's runs, with a bar on stderr, and a line for each arm as it is complete."""
     from ..render.console import duration, say, stderr
     from ..render.progress import progress
     from ..render.study import number
     from ..study.execute import run_study
 
     console, began = stderr(), time.monotonic()
+    total = len(plan.candidates) + len(plan.configs)
     cells, done, fresh = {}, 0, 0
-    for config in configs:
-        cells.setdefault(_cell(config), {})[config.seed] = None
 
-    with progress(
-        "study", len(configs), start=len(configs) - len(missing), console=console
-    ) as advance:
+    with progress("study", total, start=total - len(missing), console=console) as advance:
 
         def on_record(config, record, reused):
             nonlocal done, fresh
             done, fresh = done + 1, fresh + (not reused)
+            score = record["score"] and number(record["score"][record["metric"]])
             cell = cells[_cell(config)]
-            cell[config.seed] = (
-                "diverged" if record["accuracy"] is None else number(record["accuracy"])
-            )
+            cell[config.seed] = score or "diverged"
             if not reused:
                 advance(done)
             if None not in cell.values() and not reused:
-                left = (time.monotonic() - began) / fresh * (len(configs) - done)
-                what = "  ".join(str(part) for part in _cell(config))
+                left = (time.monotonic() - began) / fresh * (total - done)
+                what = "  ".join(_cell(config))
                 values = " ".join(cell.values()) if len(cell) <= 5 else f"{len(cell)} seeds"
-                say(console, f"{what}  {values}  {done}/{len(configs)}, {duration(left)} left")
+                say(console, f"{what}  {values}  {done}/{total}, {duration(left)} left")
 
-        return run_study(configs, out, jobs, on_record, accept_code=accept_code)
+        def execute(configs):
+            for config in configs:
+                cells.setdefault(_cell(config), {})[config.seed] = None
+            return run_study(configs, out, jobs, on_record, accept_code, executor)
+
+        return plan.run(execute)
 
 
 def _cell(c):
     from ..study.grid import arm
 
-    return c.task, arm(c), f"T{c.seq_len} d{c.n_embd} L{c.n_layer} H{c.n_head}"
+    rate = f"lr {c.recipe.lr:g}" if c.split == "validation" else ""
+    return tuple(filter(None, (c.task.name, arm(c, True), rate)))
 
 
 COMMANDS = (study,)

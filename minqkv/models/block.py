@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..attention import Attention, check_sizes, sinusoids
+from ..attention import Attention, check_positions, checked_head_dim, sinusoids
 from ..cache import LayerCache
 from ..nn import MLP, Dropout, LayerNorm, Module
 from ..runtime import backend
 from ..runtime.backend import Array
 from ..runtime.errors import UsageError, unknown
 from ..tensor import Tensor
-from ..variants import VariantSpec
+from ..variants import VariantSpec, layer_specs, layered_name
 
 
 @dataclass(frozen=True)
@@ -36,39 +36,42 @@ PROTOCOLS = {  # how the paper (2026) and its predecessor (arXiv 2305.19129, 202
 
 
 class Block(Module):
-    """Attention, then an MLP, each added to what came in.
+    """Attention, then an MLP, each added to what came in; with `d_ff` 0, attention alone.
 
     They are normalised before (pre-norm) or after (post-norm).
     """
 
-    def __init__(self, cfg, style, d_ff, init, bias=True, mlp_dropout=0.0):
+    def __init__(self, cfg, spec, style, d_ff, init, bias=True, mlp_dropout=0.0):
         self.norm_first = style.norm_first
         self.ln_1 = LayerNorm(cfg.n_embd, init / "ln_1")
         self.attn = Attention(
-            cfg.variant,
+            spec,
             cfg.n_embd,
             cfg.n_head,
             cfg.block_size,
             (init / "attn").using(style.attention_scheme),
             bias=bias,
+            head_dim=cfg.head_dim,
             position=cfg.position,
             rope_value=cfg.rope_value,
             plus_channels=style.plus_channels,
             plus_start=cfg.plus_start,
         )
-        self.ln_2 = LayerNorm(cfg.n_embd, init / "ln_2")
-        self.mlp = MLP(cfg.n_embd, d_ff, init / "mlp", style.activation, mlp_dropout, bias)
         self.drop_1 = Dropout(style.dropout, init / "drop_1")
-        self.drop_2 = Dropout(style.dropout, init / "drop_2")
+        self.mlp = None
+        if d_ff:
+            self.ln_2 = LayerNorm(cfg.n_embd, init / "ln_2")
+            self.mlp = MLP(cfg.n_embd, d_ff, init / "mlp", style.activation, mlp_dropout, bias)
+            self.drop_2 = Dropout(style.dropout, init / "drop_2")
 
     def forward(
         self, x: Tensor, mask: Array | None = None, cache: LayerCache | None = None
     ) -> Tensor:
         if self.norm_first:
             x = x + self.drop_1(self.attn(self.ln_1(x), mask, cache))
-            return x + self.drop_2(self.mlp(self.ln_2(x)))
+            return x if self.mlp is None else x + self.drop_2(self.mlp(self.ln_2(x)))
         x = self.ln_1(x + self.drop_1(self.attn(x, mask, cache)))
-        return self.ln_2(x + self.drop_2(self.mlp(x)))
+        return x if self.mlp is None else self.ln_2(x + self.drop_2(self.mlp(x)))
 
 
 class Positions(Module):
@@ -91,31 +94,44 @@ class Positions(Module):
         return x + self.weight[start : start + x.shape[1]]  # (T, C) broadcasts over B
 
 
+class Layered:
+    """What configurations of models have in common."""
+
+    @property
+    def specs(self) -> tuple[VariantSpec, ...]:
+        """The variant of each layer."""
+        return layer_specs(self.variant, self.n_layer, self.n_head)
+
+
 def check_config(cfg) -> None:
     """Refuse a configuration that no model can be built from.
 
-    A variant is stored under its canonical name.
+    A variant is stored under its canonical name, and the width of a head as a number.
     """
     for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
         if not isinstance(getattr(cfg, name), int) or getattr(cfg, name) < 1:
             raise UsageError(
                 f"{name} must be a whole number of at least 1, not {getattr(cfg, name)!r}"
             )
-    check_sizes(cfg.n_embd, cfg.n_head, cfg.position, cfg.rope_value)
+    head_dim = checked_head_dim(cfg.n_embd, cfg.n_head, cfg.head_dim)
+    object.__setattr__(cfg, "head_dim", head_dim)
+    object.__setattr__(cfg, "variant", layered_name(cfg.specs))
+    check_positions(cfg.specs, head_dim, cfg.position, cfg.rope_value)
     if cfg.dtype not in ("float32", "float64"):
         raise unknown("dtype", cfg.dtype, ("float32", "float64"))
-    if cfg.plus_start is not None and not VariantSpec.parse(cfg.variant).plus:
+    if cfg.plus_start is not None and not any(spec.plus for spec in cfg.specs):
         raise UsageError(f'plus_start sets the temperature of "+", and {cfg.variant} has none')
-    object.__setattr__(cfg, "variant", VariantSpec.parse(cfg.variant).for_heads(cfg.n_head).name)
 
 
 def checked_ids(ids, cfg, start: int = 0) -> np.ndarray:
-    """Ids (B, T) as an array. Raises UsageError for another shape, or too many positions."""
+    """Ids (B, T), or (B, T, channels), as an array. Raises UsageError for another shape, or too
+    many positions.
+    """
     try:
         ids = np.asarray(ids)
     except ValueError as error:
         raise UsageError("the sequences of a batch must be equally long") from error
-    if ids.ndim != 2 or 0 in ids.shape:
+    if ids.ndim not in (2, 3) or 0 in ids.shape:
         raise UsageError(f"ids must be (batch, length), both at least 1, not {ids.shape}")
     if start + ids.shape[1] > cfg.block_size:
         end = start + ids.shape[1]

@@ -8,21 +8,22 @@ import numpy as np
 
 from ..attention import causal_mask
 from ..cache import KVCache
-from ..functional import linear, transpose
+from ..functional import embedding, linear, transpose
 from ..nn import Embedding, Init, LayerNorm, Module
 from ..runtime import backend
 from ..runtime.claims import decoding
 from ..runtime.errors import UsageError
 from ..tensor import Tensor, no_grad
-from ..variants import VariantSpec
-from .block import PROTOCOLS, Block, Positions, check_config, checked_ids
+from .block import PROTOCOLS, Block, Layered, Positions, check_config, checked_ids
 
 
 @dataclass(frozen=True)
-class GPTConfig:
+class GPTConfig(Layered):
     """A decoder in the style of GPT-2: pre-norm, GELU, tied head (paper, section 5).
 
-    `d_ff`, the width inside the MLP, is 4·n_embd unless given.
+    `d_ff`, the width inside the MLP, is 4·n_embd unless given; 0 leaves the MLP out. `head_dim`,
+    the width of a head, is n_embd / n_head unless given. `variant` may name one variant a layer:
+    "qkv/q-k=v".
     """
 
     vocab_size: int
@@ -38,17 +39,16 @@ class GPTConfig:
     dropout: float = 0.0
     plus_start: float | None = None
     dtype: str = "float32"
+    head_dim: int | None = None
 
     plus_channels = PROTOCOLS["2026"].plus_channels
 
     def __post_init__(self):
         if self.d_ff is None:
             object.__setattr__(self, "d_ff", 4 * self.n_embd)
-        if not isinstance(self.d_ff, int) or self.d_ff < 1 or not isinstance(self.bias, bool):
+        if not isinstance(self.d_ff, int) or self.d_ff < 0 or not isinstance(self.bias, bool):
             why = f"not {self.d_ff!r} and {self.bias!r}"
-            raise UsageError(
-                f"d_ff must be a whole number of at least 1, bias true or false, {why}"
-            )
+            raise UsageError(f"d_ff must be a whole number, 0 or more, bias true or false, {why}")
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise UsageError(f"dropout must be in [0, 1), not {self.dropout!r}")
         check_config(self)
@@ -64,20 +64,27 @@ class GPT(Module):
         self.wte = Embedding(cfg.vocab_size, cfg.n_embd, init / "wte")
         self.wpe = Positions(cfg, init / "wpe", std=0.02)
         self.blocks = [
-            Block(cfg, style, cfg.d_ff, init / f"blocks.{i}", cfg.bias) for i in range(cfg.n_layer)
+            Block(cfg, spec, style, cfg.d_ff, init / f"blocks.{i}", cfg.bias)
+            for i, spec in enumerate(cfg.specs)
         ]
         self.ln_f = LayerNorm(cfg.n_embd, init / "ln_f")
 
-    def forward(self, ids: np.ndarray, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, ids: np.ndarray, cache: KVCache | None = None, at: np.ndarray | None = None
+    ) -> Tensor:
         """Logits (B, T, V) for ids (B, T), integers on the host.
 
-        With a `cache` they continue what it holds, without a graph. An interrupted step leaves
-        nothing behind in any layer.
+        The embeddings of ids (B, T, channels) are summed over the channels. `at`, booleans (B, T)
+        on the host, asks for logits at some positions only: (N, V). With a `cache` ids continue
+        what it holds, without a graph. An interrupted step leaves nothing behind in any layer.
         """
         ids = checked_ids(ids, self.config, 0 if cache is None else len(cache))
         if cache is None:
             steps = backend.xp.arange(ids.shape[1])
-            return self._forward(ids, 0, causal_mask(steps, steps), [None] * len(self.blocks))
+            x = self._forward(ids, 0, causal_mask(steps, steps), [None] * len(self.blocks))
+            return self._logits(x if at is None else self._rows(x, at))
+        if at is not None:
+            raise UsageError("logits at some positions only are for training: without a cache")
         if len(cache.layers) != len(self.blocks):
             why = f"a cache of {len(cache.layers)} layers in a model of {len(self.blocks)}"
             raise UsageError(why, "model.new_cache()")
@@ -96,20 +103,29 @@ class GPT(Module):
         # Of a large batch, each core takes some sequences: they do not know of each other.
         shares = backend.shares(cache) if len(ids) == cache.batch else None
         if shares is None:
-            return self._forward(ids, start, None, cache.layers)
+            return self._logits(self._forward(ids, start, None, cache.layers))
 
         def run(rows):
-            return self._forward(ids[rows], start, None, cache.views(rows)).data
+            return self._logits(self._forward(ids[rows], start, None, cache.views(rows))).data
 
         logits = backend.xp.concatenate(backend.each(run, shares))  # (B, T, V)
         cache.grow(ids.shape[1])
         return Tensor(logits)
 
     def _forward(self, ids, start, mask, caches):
-        x = self.wpe(self.wte(ids), start)  # (B, T, C)
+        x = self.wte(ids)  # (B, T, C), or (B, T, channels, C)
+        x = self.wpe(x if ids.ndim == 2 else x.sum(2), start)  # (B, T, C)
         for block, cache in zip(self.blocks, caches, strict=True):
             x = block(x, mask, cache)
-        return linear(self.ln_f(x), transpose(self.wte.weight))  # (B, T, V): the head is tied
+        return x
+
+    def _rows(self, x, at):
+        if at.shape != x.shape[:2]:
+            raise UsageError(f"positions {at.shape} do not fit ids {x.shape[:2]}")
+        return embedding(np.flatnonzero(at), x.reshape(-1, x.shape[2]))  # (N, C)
+
+    def _logits(self, x):
+        return linear(self.ln_f(x), transpose(self.wte.weight))  # (..., V): the head is tied
 
     def new_cache(self, batch: int = 1, capacity: int | None = None, dtype=None) -> KVCache:
         """An empty KVCache for this model.
@@ -117,9 +133,9 @@ class GPT(Module):
         `capacity` is block_size unless given, `dtype` the model's.
         """
         cfg = self.config
-        stored = VariantSpec.parse(cfg.variant).stored(cfg)
+        stored = [spec.stored(cfg) for spec in cfg.specs]
         capacity = cfg.block_size if capacity is None else capacity
-        return KVCache(cfg.n_layer, batch, stored, capacity, dtype or cfg.dtype)
+        return KVCache(stored, batch, capacity, dtype or cfg.dtype)
 
 
 PRESETS = {

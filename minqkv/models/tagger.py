@@ -11,7 +11,7 @@ from ..nn import Dropout, Init, LayerNorm, Linear, Module
 from ..runtime import backend
 from ..runtime.errors import UsageError, unknown
 from ..tensor import Tensor
-from .block import PROTOCOLS, Block, Positions, check_config, checked_ids
+from .block import PROTOCOLS, Block, Layered, Positions, check_config, checked_ids
 
 TOO_SHORT_TO_HIDE = (
     "hide_self needs sequences of two tokens or more: a single one would see nothing"
@@ -19,11 +19,12 @@ TOO_SHORT_TO_HIDE = (
 
 
 @dataclass(frozen=True)
-class TaggerConfig:
+class TaggerConfig(Layered):
     """The encoder of the synthetic tasks (paper, section 4.1), in the blocks of a protocol.
 
     `position` overrides the protocol's; `hide_self` masks the diagonal of the scores; `plus_start`
-    sets the initial temperature of "+". `n_class` is `vocab_size` unless given.
+    sets the initial temperature of "+". `n_class` is `vocab_size` unless given, `head_dim` n_embd /
+    n_head.
     """
 
     vocab_size: int
@@ -39,6 +40,7 @@ class TaggerConfig:
     hide_self: bool = False
     plus_start: float | None = None
     dtype: str = "float32"
+    head_dim: int | None = None
 
     def __post_init__(self):
         if self.protocol not in PROTOCOLS:
@@ -66,8 +68,8 @@ class Tagger(Module):
         self.embed = Linear(cfg.vocab_size, d, init / "embed")
         self.wpe = Positions(cfg, init / "wpe", std=1.0)
         self.blocks = [
-            Block(cfg, style, style.mlp_ratio * d, init / f"blocks.{i}", mlp_dropout=style.dropout)
-            for i in range(cfg.n_layer)
+            Block(cfg, spec, style, style.mlp_ratio * d, init / f"blocks.{i}", True, style.dropout)
+            for i, spec in enumerate(cfg.specs)
         ]
         if not style.norm_first:  # protocol 2023: a hidden layer before the last
             self.fc = Linear(d, d, init / "fc")

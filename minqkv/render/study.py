@@ -31,51 +31,79 @@ def with_interval(estimate, sign=False):
     return f"{prefix}{mean} ± {number(estimate.half)}"
 
 
-def cell_tables(console, cell, note, solved_from):
-    """One task: accuracies, what they cost, and what this many seeds cannot tell."""
+def cell_tables(console, cell, note):
+    """One task: scores, what they cost, and what this many seeds cannot tell. Columns that would be
+    empty are left out.
+    """
     columns = [
         ("variant", "left"),
-        ("accuracy\n95 % interval", "right"),
+        (f"{cell.metric}\n95 % interval", "right"),
         ("each seed", "left"),
-        (f"solved\n≥ {number(solved_from, 2)}", "right"),
-        ("minus qkv, paired\n95 % interval", "right"),
-        ("published\nmean ± sd", "right"),
-        ("parameters", "right"),
-        ("cache B/token\nmeasured", "right"),
-        ("cache B/token\nformula", "right"),
     ]
-    table(console, cell.title, columns, [_line(row) for row in cell.rows])
+    filled = [[row.arm, with_interval(row.score), _each(row)] for row in cell.rows]
+
+    def add(header, values, side="right"):
+        if any(value != "–" for value in values):
+            columns.append((header, side))
+            for line, value in zip(filled, values, strict=True):
+                line.append(value)
+
+    rows = cell.rows
+    if cell.solved_from is not None:
+        sign = "≥" if cell.better == "higher" else "≤"
+        solved = ["–" if row.lifted else f"{row.solved}/{len(row.by_seed)}" for row in rows]
+        add(f"solved\n{sign} {number(cell.solved_from, 2)}", solved)
+    add("steps to\nlearn it", [_steps(row) for row in rows])
+    add(f"minus {cell.baseline},\npaired, 95 % interval", [_against(row, cell) for row in rows])
+    add("published\nmean ± sd", [_published(row) for row in rows])
+    add("learning\nrate", [f"{row.lr:g}{' !' if row.at_the_edge else ''}" for row in rows])
+    add("parameters", [f"{row.params:,}" for row in rows])
+    add("cache B/token\nmeasured", [f"{row.cache_measured:,}" for row in rows])
+    add("cache B/token\nformula", [f"{row.cache_formula:,}" for row in rows])
+    table(console, cell.title, columns, filled)
     say(console, note)
+    if any(row.at_the_edge for row in rows):
+        edge = "! the best rate is at the edge of the list: one beyond it might be better."
+        say(console, edge)
     console.print()
 
 
-def _line(row):
+def _each(row):
     values = row.by_seed.values()
-    published = "–"
-    if row.published is not None:
-        published = f"{number(row.published.mean)} ± {number(row.published_spread)}"
-    return [
-        row.arm,
-        with_interval(row.accuracy),
-        " ".join("diverged" if value is None else number(value) for value in values),
-        f"{row.solved}/{len(values)}",
-        (with_interval(row.to_qkv, sign=True), _difference_style(row.to_qkv)),
-        published,
-        f"{row.params:,}",
-        f"{row.cache_measured:,}",
-        f"{row.cache_formula:,}",
-    ]
+    return " ".join("diverged" if value is None else number(value) for value in values)
 
 
-def _difference_style(estimate):
-    if estimate is None or not estimate.clear_of_zero:
+def _steps(row):
+    """The median of the steps until the task was learned, and how many seeds learned it."""
+    if not row.reached:
+        return "–"
+    steps = sorted(math.inf if n is None else n for n in row.reached.values())
+    middle, learned = steps[(len(steps) - 1) // 2], sum(map(math.isfinite, steps))
+    return f"{f'{middle:,}' if math.isfinite(middle) else 'never'} ({learned}/{len(steps)})"
+
+
+def _against(row, cell):
+    if row.to_baseline is None:
+        return "–"
+    style = _difference_style(row.to_baseline, cell.better)
+    return (with_interval(row.to_baseline, sign=True), style)
+
+
+def _published(row):
+    if row.published is None:
+        return "–"
+    return f"{number(row.published.mean)} ± {number(row.published_spread)}"
+
+
+def _difference_style(estimate, better):
+    if not estimate.clear_of_zero:
         return ""
-    return "green" if estimate.mean > 0 else "red"
+    return "green" if (estimate.mean > 0) == (better == "higher") else "red"
 
 
 def formulas(console, cells, itemsize):
     """What the names mean, once for all tables."""
-    rows = {row.arm: row.formula for cell in cells for row in cell.rows}
+    rows = {row.variant: row.formula for cell in cells for row in cell.rows}
     title = 'What each variant computes ("=" joins what is shared; the hyphen is not a minus sign)'
     columns = [("variant", "left"), ("attention", "left")]
     table(console, title, columns, [list(pair) for pair in rows.items()])
@@ -91,22 +119,20 @@ def picture(console, cell, height=11):
 
     Variants are named where the names fit, otherwise lettered, with a key below.
     """
-    rows = [row for row in cell.rows if row.accuracy]
-    if not rows:
+    rows = [row for row in cell.rows if row.score]
+    if not rows or len({row.cache_measured for row in rows}) < 2:  # nothing to see
         return
-    high = math.ceil(max(row.accuracy.mean for row in rows) * 20) / 20
-    low = min(high - 0.1, math.floor(min(row.accuracy.mean for row in rows) * 20) / 20)
+    high = math.ceil(max(row.score.mean for row in rows) * 20) / 20
+    low = min(high - 0.1, math.floor(min(row.score.mean for row in rows) * 20) / 20)
     step = (high - low) / (height - 1)
-    places = {
-        row.arm: (round((row.accuracy.mean - low) / step), row.cache_measured) for row in rows
-    }
+    places = {row.arm: (round((row.score.mean - low) / step), row.cache_measured) for row in rows}
     names = {name: name for name in places}
     letters = {name: chr(ord("a") + i) for i, name in enumerate(places)}
     for labels in (names, letters):
         marks, width = _marks(places, labels)
         if 7 + sum(width.values()) <= console.width:
             break
-    say(console, f"{cell.task}: accuracy against cache bytes per token", "bold")
+    say(console, f"{cell.title}: {cell.metric} against cache bytes per token", "bold")
     for i in reversed(range(height)):
         line = "".join(marks.get((i, size), "").center(width[size]) for size in width)
         say(console, f"{number(low + i * step, 2):>5} │{line}".rstrip())
@@ -135,7 +161,7 @@ def ablation_table(console, cells):
     """A row for each task and Q = K variant, a column for each arm of the "+"."""
     rows = []
     for cell in cells:
-        found = {row.arm: row.accuracy for row in cell.rows}
+        found = {row.arm: row.score for row in cell.rows}
         for base in ("q=k-v", "q=k=v"):
             estimates = [with_interval(found.get(name.format(base))) for name in ARMS.values()]
             rows.append([f"{cell.task} {base}", *estimates])
@@ -143,12 +169,12 @@ def ablation_table(console, cells):
     table(console, 'What the "+" does: token accuracy, mean and 95 % interval', columns, rows)
 
 
-def study(console, cells, notes, itemsize, solved_from, ablate=False):
+def study(console, cells, notes, itemsize, ablate=False):
     """The whole report."""
     if ablate:
         ablation_table(console, cells)
     for cell, note in zip(cells, notes, strict=True):
-        cell_tables(console, cell, note, solved_from)
+        cell_tables(console, cell, note)
     for cell in cells:
         picture(console, cell)
     formulas(console, cells, itemsize)

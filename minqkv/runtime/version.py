@@ -7,7 +7,7 @@ from pathlib import Path
 __version__ = "0.2.0"
 
 
-NOT_IN_A_RESULT = {"analysis", "cli", "render", "teach"}  # they read results, or only talk
+NOT_IN_A_RESULT = {"cli", "render", "teach"}  # they read results, or only talk
 
 
 @lru_cache

@@ -17,126 +17,173 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, replace
-from functools import lru_cache
-from operator import attrgetter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from ..analysis.lift import lift
 from ..models import GPT, GPTConfig
 from ..optim import Adam
-from ..runs import RunConfig, train_run
+from ..runs import RunConfig, config_from, train_run
 from ..runtime import backend, files
 from ..runtime.blas import blas_threads
-from ..runtime.errors import Diverged, EnvironmentFault
+from ..runtime.errors import Diverged, EnvironmentFault, UsageError
 from ..runtime.version import code_version
 from ..train import train_step
-from ..variants import VariantSpec
+from ..variants import cache_bytes_per_token
+from .grid import ITEMSIZE, cell
 
 KIND = "minqkv study run"
+SCORING = 0.3  # of a step: an example that is scored, not trained on
+PARTS = 40  # of a run, whose mean losses are kept
 FIELDS = {
-    *("kind", "code", "backend", "config", "accuracy", "loss", "params", "diverged", "seconds"),
-    *("cache_bytes_per_token", "cache_bytes_per_token_formula"),
+    *("kind", "code", "backend", "config", "metric", "score", "losses", "curve", "reached"),
+    *("params", "diverged", "seconds", "cache_bytes_per_token", "cache_bytes_per_token_formula"),
+    "lifted",
 }
 
 
 def run_one(config: RunConfig) -> dict:
     """Train and score one run; a divergence is a result too. Returns its record, a JSON object."""
-    config, began = config.resolved(), time.perf_counter()
+    began, losses = time.perf_counter(), []
     record = {"kind": KIND, "code": code_version(), "backend": backend.current.name}
-    record |= {"config": asdict(config), "accuracy": None, "loss": None}
-    record |= {"params": config.build().n_params, "diverged": None}
+    record |= {"config": asdict(config), "metric": config.task.metric, "score": None}
+    record |= {"curve": [], "reached": None, "params": config.build().n_params, "diverged": None}
+    record["lifted"] = None
     try:
-        _, result = train_run(config)
-        record |= {"accuracy": result["accuracy"], "loss": result["loss"]}
+        model, result = train_run(config, progress=lambda done, steps, loss: losses.append(loss))
+        record["lifted"] = _lifted(config, model)
+        extra = ("curve", "reached", "steps", "params", "seconds")
+        record["score"] = {name: value for name, value in result.items() if name not in extra}
+        record |= {name: result[name] for name in ("curve", "reached") if name in result}
     except Diverged as error:
         record["diverged"] = str(error)
+    record["losses"] = [float(part.mean()) for part in np.array_split(losses, PARTS) if len(part)]
     with blas_threads(1):  # as in the run: a second thread would only wait
-        measured, formula = cache_bytes_per_token(config)
+        measured, formula = measured_cache(config)
     record |= {"cache_bytes_per_token": measured, "cache_bytes_per_token_formula": formula}
     record["seconds"] = time.perf_counter() - began
     return record
 
 
-def cache_bytes_per_token(config):
-    """(measured, formula): float32 bytes of the cache that a decoder of this size has filled with
-    seq_len tokens, and those of the closed form.
+def _lifted(config, model):
+    """The score of a trained qkv decoder as the q-k=v model that computes the same, and how many
+    parameters that has: a control beside q-k=v models that learned less. None for other models.
+    """
+    if config.variant != "qkv" or not isinstance(model, GPT):
+        return None
+    twin = lift(model)
+    score = config.task.score(twin, config.split, config.seed)
+    return {"score": score[config.task.metric], "params": twin.n_params}
+
+
+def measured_cache(config):
+    """(measured, formula): float32 bytes of a token in all layers of a filled cache, and those of
+    the closed form.
 
     An encoder has no cache: its figure is that of a GPT with the same attention.
     """
-    size = (config.n_layer, config.n_head, config.n_embd)
-    cfg = GPTConfig(config.alphabet, config.seq_len, *size, config.variant)
+    own = config.task.config(config.variant)
+    names = ("block_size", "n_layer", "n_head", "n_embd", "variant", "head_dim")
+    cfg = GPTConfig(1, **{name: getattr(own, name) for name in names}, d_ff=0)
     model = GPT(cfg)
     cache = model.new_cache()
-    model(np.zeros((1, config.seq_len), int), cache=cache)
-    formula = VariantSpec.parse(config.variant).cache_bytes_per_token(cfg, itemsize=4)
-    return cache.nbytes // len(cache), formula
+    model(np.zeros((1, cfg.block_size), int), cache=cache)
+    return cache.nbytes // len(cache), cache_bytes_per_token(cfg, ITEMSIZE)
 
 
 # ---- records
 
 
+class Records:
+    """The records in a folder that are whole: by the hash of a configuration, and by code."""
+
+    def __init__(self, out: str | Path, own: type | None = None):
+        self.found, written = {}, {}
+        for path in sorted((Path(out) / "runs").glob("*.json")):
+            record, config = _read(path, own)
+            if record and record["backend"] == backend.current.name:
+                code = record["code"]
+                self.found[config.hash, code] = record
+                written[code] = max(written.get(code, 0), path.stat().st_mtime_ns)
+        self.codes = sorted(written, key=lambda code: (written[code], code), reverse=True)
+
+    def of(self, config: RunConfig, accept_code: bool = False) -> dict | None:
+        """The record of a run by this code.
+
+        With `accept_code`, if this code has none, another version's is used; if there are several,
+        that of the version that wrote last.
+        """
+        codes = [code_version(), *(self.codes if accept_code else ())]
+        found = (self.found.get((config.hash, code)) for code in codes)
+        return next(filter(None, found), None)
+
+    def of_other_code(self, configs: list[RunConfig]) -> dict[str, int]:
+        """Code version -> for how many of these runs it has a record, while this code has none."""
+        missing = [config for config in configs if self.of(config) is None]
+        others = [code for code in self.codes if code != code_version()]
+        found = {code: sum((c.hash, code) in self.found for c in missing) for code in others}
+        return {code: n for code, n in found.items() if n}
+
+
 def recorded(config: RunConfig, out: str | Path, accept_code: bool = False) -> dict | None:
-    """The stored record with the same configuration, backend and code.
+    """The record of one run; see `Records.of`."""
+    return Records(out, own_class([config])).of(config, accept_code)
 
-    With `accept_code`, if this code has none, another version's is used; if there are several, the
-    most recent. A damaged record counts as none.
+
+@contextlib.contextmanager
+def study_folder(out: str | Path, configs: list[RunConfig]):
+    """The folder of a study, for this process alone. Raises UsageError where it holds the tables of
+    another grid: one may grow, by more seeds for instance, but nothing is replaced.
     """
-    record = _record(config, out, code_version())
-    if record or not accept_code:
-        return record
-    others = (_record(config, out, code) for code in _other_versions(out))
-    return next(filter(None, others), None)
+    files.make_folder(out)
+    place, hashes = Path(out) / "study.json", {config.hash for config in configs}
+    if place.exists():
+        stored = files.read_json(place)
+        if stored.get("kind") != "minqkv study" or not hashes >= set(stored.get("runs", ())):
+            why = f"{out} holds the tables of another grid, which these runs would replace"
+            raise UsageError(why, "choose another folder with --out")
+    files.write_json(place, {"kind": "minqkv study", "runs": sorted(hashes)})
+    yield
 
 
-def other_code(configs: list[RunConfig], out: str | Path) -> dict[str, int]:
-    """Code version -> for how many of these runs it has a record, while this code has none."""
-    missing = [config for config in configs if recorded(config, out) is None]
-    found = {
-        code: sum(_record(config, out, code) is not None for config in missing)
-        for code in _other_versions(out)
-    }
-    return {code: n for code, n in found.items() if n}
+def own_class(configs: list[RunConfig]) -> type | None:
+    """The class of a task MODULE:CLASS among these runs; None where there is none."""
+    return next((type(c.task) for c in configs if ":" in c.task.name), None)
 
 
 def _path(config, out, code):
-    text = json.dumps([asdict(config.resolved()), code, backend.current.name])
+    text = json.dumps([config.hash, code, backend.current.name])
     return Path(out) / "runs" / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
 
 
-def _record(config, out, code):
-    path = _path(config, out, code)
-    record = _read(path) if path.exists() else {}
-    same = (record.get("code"), record.get("config")) == (code, asdict(config.resolved()))
-    return record if same and record.keys() == FIELDS else None
+def _read(path, own):
+    """(record, its RunConfig); nothing for a file that is damaged or of another kind: such a run
+    is run again.
+    """
+    try:
+        record = _upgraded(files.read_json(path))
+        config = config_from(record["config"], own)
+        score = (record["score"] or {}).get(record["metric"])
+        low, high = config.task.limits
+        good = score is None if record["diverged"] else low <= score <= high
+        if good and record.keys() == FIELDS and isinstance(record["code"], str):
+            return record, config
+    except (EnvironmentFault, UsageError, LookupError, TypeError, ValueError, AttributeError):
+        pass
+    return None, None
 
 
-def _read(path):
-    with contextlib.suppress(EnvironmentFault):  # a damaged record is run again
-        return files.read_json(path)
-    return {}
-
-
-def _other_versions(out):
-    """The other code versions that have records under `out`, the one that wrote last first."""
-    folder = Path(out) / "runs"
-    if not folder.is_dir():
-        return []
-    versions = _versions_in(folder, folder.stat().st_mtime_ns)
-    return [code for code in versions if code != code_version()]
-
-
-@lru_cache(maxsize=1)
-def _versions_in(folder, changed):
-    """Read once for all runs of a study: `changed` is new whenever a file came or was replaced."""
-    written = {}
-    for path in folder.glob("*.json"):
-        record = _read(path)
-        if record.get("kind") == KIND:
-            code = str(record.get("code"))
-            written[code] = max(written.get(code, 0), path.stat().st_mtime_ns)
-    return sorted(written, key=lambda code: (written[code], code), reverse=True)
+def _upgraded(record):
+    """A record of version 0.1.0 in today's form."""
+    if record.get("kind") != KIND or "metric" in record:
+        return record
+    accuracy, loss = record.pop("accuracy"), record.pop("loss")
+    score = None if record["diverged"] else {"accuracy": accuracy, "loss": loss}
+    config = asdict(config_from(record["config"]))
+    new = {"config": config, "metric": "accuracy", "score": score}
+    return record | new | {"losses": [], "curve": [], "reached": None, "lifted": None}
 
 
 # ---- running
@@ -148,6 +195,7 @@ def run_study(
     jobs: int = 1,
     on_record: Callable[[RunConfig, dict, bool], None] | None = None,
     accept_code: bool = False,
+    executor: str | None = None,
 ) -> list[dict]:
     """Run what is missing under `out`, each run recorded as it ends; returns the records in the
     order of `configs`.
@@ -158,6 +206,7 @@ def run_study(
     """
     records, missing = {}, []
     files.make_folder(out)
+    stored = Records(out, own_class(configs))
 
     def keep(config, record, reused):
         records[config] = record
@@ -167,7 +216,7 @@ def run_study(
             on_record(config, record, reused)
 
     for config in configs:
-        record = recorded(config, out, accept_code)
+        record = stored.of(config, accept_code)
         if record:
             keep(config, record, True)
         else:
@@ -217,28 +266,28 @@ def _die_with_parent():
 # ---- how long it will take
 
 
-def seconds_per_step(config):
-    """A measured guess: a few steps on an eighth of the batch, times eight."""
-    config = config.resolved()
-    model = config.build()
-    optimizer = Adam(model.parameters(), config.lr)
-    x, y = config.data.draw(config.seed, "train", config.recipe.batch // 8)
-    with blas_threads(1):  # as in the run
-        train_step(model, optimizer, x, y)
-        began = time.perf_counter()
-        train_step(model, optimizer, x, y)
-        return 8 * (time.perf_counter() - began)
-
-
-_shape = attrgetter("n_embd", "n_layer", "n_head", "seq_len", "form", "protocol")
+def seconds_per_step(config: RunConfig, steps: int = 3) -> float:
+    """The median of a few steps, as they are in the run, after one that warms up."""
+    task, model = config.task, config.build()
+    optimizer = Adam(model.parameters(), config.recipe.lr)
+    seconds = []
+    with blas_threads(1):
+        for step in range(steps + 1):
+            x, y = task.batch(config.seed, step, config.recipe.batch)
+            began = time.perf_counter()
+            train_step(model, optimizer, x, y, config.recipe.clip, task.loss, task.weight)
+            seconds.append(time.perf_counter() - began)
+    return sorted(seconds[1:])[steps // 2]
 
 
 def estimate_seconds(configs: list[RunConfig], jobs: int) -> float:
-    """Wall seconds that `configs` will take, from one measurement for each shape of model."""
-    per_step = {}
+    """Wall seconds that `configs` will take, from one measurement for each size of task."""
+    per_step, seconds = {}, []
     for config in configs:
-        if _shape(config) not in per_step:
-            plain = replace(config, variant="qkv", plus_start=None)
-            per_step[_shape(config)] = seconds_per_step(plain)
-    seconds = [per_step[_shape(c)] * (c.resolved().steps + 10) for c in configs]  # 10: the scoring
+        shape = tuple(sorted(cell(config, equal=True).items()))
+        if shape not in per_step:
+            per_step[shape] = seconds_per_step(config)
+        scorings = config.recipe.steps // (config.recipe.watch or math.inf) + 1
+        work = config.recipe.steps + scorings * SCORING * config.task.n_test / config.recipe.batch
+        seconds.append(per_step[shape] * work)
     return max(math.fsum(seconds) / jobs, max(seconds, default=0))

@@ -1,80 +1,238 @@
-"""Which runs a study is made of: variants × tasks × seeds × sizes."""
+"""Which runs a study is made of: variants × tasks × seeds × sizes, at equal bytes if asked for."""
 
+import hashlib
 import itertools
-from collections.abc import Iterable
-from dataclasses import replace
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, fields
 
-from ..runs import RunConfig
-from ..runtime.errors import UsageError
+from ..runs import RunConfig, configure
+from ..runtime.errors import UsageError, unknown
+from ..tasks.base import Recipe
+from ..tasks.registry import field_names, task_class
 from ..tasks.rules import RULES
-from ..variants import PLUS, VARIANTS, VariantSpec, variant_names
+from ..variants import PLUS, VARIANTS, VariantSpec, cache_bytes_per_token, variant_names
 from .published import synthetic_2026
 
 _authors = synthetic_2026()  # what the authors ran: (variant, task, and the size)
 PROJECTIONS = tuple(name for name in VARIANTS if any(name == key[0] for key in _authors))
 _TASKS = tuple(name for name in RULES if any(name == key[1] for key in _authors))
-PRESETS = {
-    "quick": {
-        "tasks": ("reverse", "sort"), "variants": variant_names(groups=2), "seeds": (0, 1, 2),
-        "seq_len": (16,), "n_embd": (64,), "n_layer": (2,), "n_head": (4,),
-        "protocol": "2026", "form": "encoder",
-    },
-    "paper": {
-        "tasks": _TASKS, "variants": PROJECTIONS, "seeds": (0, 1, 2),
-        "seq_len": (16, 64, 128), "n_embd": (32, 64, 256), "n_layer": (2, 4), "n_head": (2, 4),
-        "protocol": "2026", "form": "encoder",
-    },
+_TEN = tuple(name for name in variant_names(groups=2) if not name.startswith("thin"))
+_ONE_SIZE = {"seq_len": (16,), "n_embd": (64,), "n_layer": (2,), "n_head": (4,)}
+_PAPER = {
+    "tasks": _TASKS, "variants": PROJECTIONS, "seeds": (0, 1, 2), "seq_len": (16, 64, 128),
+    "n_embd": (32, 64, 256), "n_layer": (2, 4), "n_head": (2, 4),
 }  # fmt: skip
+_RATES = (1e-3, 3e-3, 6e-3)
+_PAIRS = {"tasks": ("pairs",), "equal_bytes": (8, 16, 24), "lr": _RATES, "seeds": tuple(range(10))}
+_MQAR = {
+    "tasks": ("mqar",), "lr": _RATES, "selection_seeds": 2, "seeds": tuple(range(8)),
+}  # fmt: skip
+_THREE = (32, 48, 64)
+RECALL_FULL = [
+    {**_PAIRS, "variants": ("qkv", "q-k=v"), "n_head": (1,), "equal_bytes": (8, 16, 24, 32)},
+    {**_PAIRS, "variants": ("mqa", "q-mqa"), "n_head": (4,), "equal_bytes": (8, 16, 24, 32)},
+    {**_PAIRS, "variants": ("q=k-v", "thin-1", "thin-2"), "n_head": (1,)},
+    {**_PAIRS, "variants": ("qkv", "q-k=v"), "n_head": (2,)},
+    {**_PAIRS, "variants": ("gqa-2", "q-gqa-2"), "n_head": (4,)},
+    {**_MQAR, "variants": ("qkv", "q-k=v"), "equal_bytes": _THREE},
+    {**_MQAR, "variants": ("q-k=v",), "rope_value": ("unrotate",), "equal_bytes": _THREE},
+    {**_MQAR, "variants": ("qkv/q-k=v", "q-k=v/qkv"), "equal_bytes": (48,)},
+    {**_MQAR, "variants": ("qkv", "q-k=v"), "position": ("learned",), "equal_bytes": (48, 64)},
+]
+PRESETS = {  # name -> blocks; each block is a grid of its own
+    "quick": [
+        {
+            "tasks": ("pairs",),
+            "variants": ("qkv", "q-k=v"),
+            "seeds": (0, 1, 2, 3, 4, 5),
+            "equal_bytes": (16, 24),
+            "n_head": (1,),
+        },
+        {
+            "tasks": ("sort",),
+            "variants": ("qkv", "q-k=v", "q=k=v"),
+            "seeds": (0, 1, 2),
+            **_ONE_SIZE,
+        },
+    ],
+    "quick-2026": [
+        {"tasks": ("reverse", "sort"), "variants": _TEN, "seeds": (0, 1, 2), **_ONE_SIZE}
+    ],
+    "paper": [_PAPER],
+    "recall-full": RECALL_FULL,
+}
+ITEMSIZE = 4  # bytes of a cached number: float32
+NEAR = 0.02  # how far from --equal-params the nearest width may be
+LARGEST_HEAD = 1024
+
+
+def blocks(preset: str, given: dict, own: type | None = None) -> list[dict]:
+    """The blocks of a preset with some lists replaced by `given`, each where its tasks have such a
+    field. Tasks that no block has come in a block of their own, at their own sizes.
+    """
+    wanted, rest = given.get("tasks"), {n: v for n, v in given.items() if n != "tasks"}
+    chosen = [dict(block) for block in PRESETS[preset]]
+    if wanted:
+        known = {task for block in chosen for task in block["tasks"]}
+        for block in chosen:
+            block["tasks"] = tuple(task for task in wanted if task in block["tasks"])
+        chosen = [block for block in chosen if block["tasks"]]
+        for task in wanted:
+            if task not in known:
+                chosen.append({"tasks": (task,), "variants": _TEN, "seeds": (0, 1, 2)})
+    for block in chosen:
+        known = _fields(block["tasks"], own)
+        block |= {name: values for name, values in rest.items() if name in known}
+        if "variants" not in given:
+            block["variants"] = _fitting(block["variants"], block, own)
+    used = set().union(*(_fields(block["tasks"], own) for block in chosen))
+    for name in rest:
+        if name not in used:
+            raise unknown("setting of these tasks", name, sorted(used))
+    return chosen
+
+
+def _fields(tasks, own):
+    common = {"variants", "seeds", "equal_bytes", "equal_params", "selection_seeds"}
+    common |= {field.name for field in fields(Recipe)}
+    return common.union(*(field_names(task_class(task, own)) for task in tasks))
+
+
+def _fitting(variants, block, own):
+    """Those of `variants` whose KV heads divide every head count of these tasks."""
+    tasks = block["tasks"]
+    heads = block.get("n_head") or [task_class(task, own)(task).n_head for task in tasks]
+
+    def fits(name):
+        groups = [VariantSpec.parse(part).kv_heads or 1 for part in name.split("/")]
+        return all(n % g == 0 for n in heads for g in groups)
+
+    return tuple(name for name in variants if fits(name))
+
+
+def short_hash(given: dict) -> str:
+    """Of lists that were given, to name a folder after: other lists, another folder."""
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:6]
 
 
 def grid(
     tasks: Iterable[str],
     variants: Iterable[str],
     seeds: Iterable[int],
-    seq_len: Iterable[int],
-    n_embd: Iterable[int],
-    n_layer: Iterable[int],
-    n_head: Iterable[int],
-    protocol: str = "2026",
-    form: str = "encoder",
-    **other,
+    equal_bytes: Iterable[int] = (None,),
+    equal_params: Iterable[int] = (None,),
+    own: type | None = None,
+    impossible: list | None = None,
+    **lists,
 ) -> list[RunConfig]:
     """Every RunConfig of the product, cell by cell, each once (with H heads, gqa-H is qkv).
 
-    `other` are further fields of RunConfig. Raises UsageError.
+    `lists` are the values of further fields. `equal_bytes`: bytes of a token in the cache of a
+    layer, on average over the layers; `equal_params`: numbers in the model. For each of them the
+    width of a head is chosen. A variant that no width fits is left out, and the reason appended to
+    `impossible`. Raises UsageError.
     """
-    cells = itertools.product(seq_len, n_embd, n_layer, n_head, tasks, variants, seeds)
-    configs = {}
-    for length, d, layers, heads, task, variant, seed in cells:
-        dims = {"seq_len": length, "n_layer": layers, "n_head": heads, "n_embd": d}
-        config = RunConfig(task, variant, form, protocol, **dims, seed=seed, **other)
-        configs[config.resolved()] = None
+    configs, left_out = {}, [] if impossible is None else impossible
+    names, values = list(lists), [lists[name] for name in lists]
+    cells = itertools.product(equal_bytes, equal_params, *values, tasks, variants)
+    for per_token, n_params, *cell, task, variant in cells:
+        given = dict(zip(names, cell, strict=True))
+        try:
+            if per_token:
+                given["head_dim"] = _width_for_bytes(task, variant, per_token, own, given)
+            elif n_params:
+                given["head_dim"] = _width_for_params(task, variant, n_params, own, given)
+        except NoWidth as error:
+            left_out.append(str(error))
+            continue
+        for seed in seeds:
+            configs[configure(task, variant, own, **given, seed=seed)] = None
     if not configs:
-        raise UsageError("nothing to run: a list is empty")
+        raise UsageError("nothing to run" + (f": {left_out[0]}" if left_out else ""))
     return list(configs)
 
 
-def fitting(variants: Iterable[str], n_head: Iterable[int]) -> tuple[str, ...]:
-    """Those of `variants` whose KV heads divide every one of these head counts."""
-
-    def fits(name):
-        heads = VariantSpec.parse(name).kv_heads or 1
-        return all(n % heads == 0 for n in n_head)
-
-    return tuple(name for name in variants if fits(name))
+class NoWidth(UsageError):
+    """No width of a head gives what was asked for."""
 
 
-def ablation(tasks: Iterable[str], seeds: Iterable[int], **dims) -> list[RunConfig]:
+def _models(task, variant, own, given) -> Iterator:
+    """(head_dim, configuration of the model) for growing widths that can be built."""
+    configure(task, "qkv", own, **given, head_dim=2)  # raises what is wrong with all of them
+    for name in variant.split("/"):
+        VariantSpec.parse(name)
+    for width in range(1, LARGEST_HEAD):
+        try:
+            config = configure(task, variant, own, **given, head_dim=width)
+        except UsageError:  # of this width: an odd one cannot be turned
+            continue
+        yield width, config.task.config(config.variant)
+
+
+def _width_for_bytes(task, variant, per_token, own, given):
+    for width, cfg in _models(task, variant, own, given):
+        found = cache_bytes_per_token(cfg, ITEMSIZE)
+        thin = any(spec.key_width == width for spec in cfg.specs)  # the same as qkv
+        if found == per_token * cfg.n_layer and not thin:
+            return width
+        if found > per_token * cfg.n_layer:
+            break
+    heads = f" with {given['n_head']} heads" if "n_head" in given else ""
+    raise NoWidth(f"{task} {variant}{heads}: no width of a head stores {per_token} B a token")
+
+
+def _width_for_params(task, variant, n_params, own, given):
+    def built(width):
+        return configure(task, variant, own, **given, head_dim=width).build().n_params
+
+    widths = [width for width, _ in _models(task, variant, own, given)]
+    if widths:  # parameters grow linearly with the width
+        first, second = built(widths[0]), built(widths[1])
+        i = round((n_params - first) / (second - first))
+        width = widths[min(max(i, 0), len(widths) - 1)]
+        if abs(built(width) - n_params) <= NEAR * n_params:
+            return width
+    raise NoWidth(f"{task} {variant}: no width of a head gives about {n_params:,} parameters")
+
+
+def ablation(
+    tasks: Iterable[str], seeds: Iterable[int], variants: None = None, **lists
+) -> list[RunConfig]:
     """What in "+" helps: each Q = K variant without it, with it, with either half, with it starting
     at temperature -1, and without it but with the diagonal masked."""
     bases = [name for name in VARIANTS if f"{name}+" in VARIANTS]
-    configs = grid(tasks, [base + half for base in bases for half in PLUS], seeds, **dims)
-    started = [replace(c, plus_start=-1.0) for c in configs if c.variant.endswith("+")]
-    return configs + started + [replace(c, hide_self=True) for c in configs if "+" not in c.variant]
+    configs = grid(tasks, [base + half for base in bases for half in PLUS], seeds, **lists)
+    started = [c.change(plus_start=-1.0) for c in configs if c.variant.endswith("+")]
+    return configs + started + [c.change(hide_self=True) for c in configs if "+" not in c.variant]
 
 
-def arm(config: RunConfig) -> str:
-    """What a row of a table is named after: the variant, and what was changed about it."""
-    changed = [" (diagonal masked)"] if config.hide_self else []
-    changed += [f" (s₀ = {config.plus_start:g})"] if config.plus_start is not None else []
-    return config.variant + "".join(changed)
+# ---- what a row of a table is, and what a table is
+
+OF_AN_ARM = ("n_head", "head_dim", "position", "rope_value")
+
+
+def arm(config: RunConfig, equal: bool = False) -> str:
+    """What a row of a table is named after: the variant, and what was changed about it. At equal
+    bytes or parameters, also heads, their width, and positions.
+    """
+    task, changed = config.task, []
+    if equal:
+        changed += [f"H {task.n_head} d {config.task.config(config.variant).head_dim}"]
+        changed += [task.position] if task.position != "learned" else []
+        shared_row = any(spec.streams == 1 for spec in task.config(config.variant).specs)
+        changed += [task.rope_value] if task.position == "rope" and shared_row else []
+    changed += ["diagonal masked"] if getattr(task, "hide_self", False) else []
+    start = getattr(task, "plus_start", None)
+    changed += [f"s₀ = {start:g}"] if start is not None else []
+    return config.variant + (f" ({', '.join(changed)})" if changed else "")
+
+
+def cell(config: RunConfig, equal: bool = False) -> dict:
+    """What the rows of a table have in common: the task, its size, and steps; at equal bytes not
+    what makes an arm, but the bytes.
+    """
+    values = {name: value for name, value in asdict(config.task).items() if value is not None}
+    for name in ("plus_start", "hide_self", *(OF_AN_ARM if equal else ())):
+        values.pop(name, None)
+    return values | {"steps": config.recipe.steps}

@@ -5,90 +5,154 @@ import io
 import math
 import os
 import platform
-from dataclasses import asdict, dataclass, fields
-from operator import attrgetter
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ..models import PROTOCOLS
 from ..optim import Adam
-from ..runs import RunConfig
+from ..runs import RunConfig, config_from, configure
 from ..runtime import backend, files
 from ..runtime.version import __version__, code_version
-from ..tasks.synthetic import RECIPES
-from ..variants import VariantSpec
+from ..variants import formula
 from . import stats
-from .grid import arm
+from .grid import ITEMSIZE, arm, cell
 from .published import synthetic_2026
+from .rates import Choice, arm_of
 
-SOLVED = 0.99  # token accuracy from which a run counts as solved
+SHORT = {"seq_len": "T", "n_embd": "d", "n_layer": "L", "n_head": "H", "pairs": "P"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One arm on one task in one cell, over its seeds."""
+    """One arm in one cell, over its seeds."""
 
     arm: str
+    variant: str
     formula: str
-    by_seed: dict  # seed -> accuracy; None where the run diverged
-    accuracy: stats.Estimate | None
-    solved: int
-    to_qkv: stats.Estimate | None  # paired by seed; None for qkv itself, or without it
+    lr: float
+    at_the_edge: bool  # of the rates it was chosen from
+    by_seed: dict  # seed -> score; None where the run diverged
+    score: stats.Estimate | None
+    solved: int | None  # how many seeds; None where the task has no such point
+    reached: dict  # seed -> steps until the task was learned; None: not within the run
+    to_baseline: stats.Estimate | None  # paired by seed; None for the baseline, or without it
     published: stats.Estimate | None
     published_spread: float | None
     params: int
     cache_measured: int
     cache_formula: int
+    lifted: bool = False  # not trained: a qkv model in the form of K = V
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One task at one size."""
+    """One task at one size; or at equal bytes or parameters, whatever the sizes."""
 
     task: str
-    protocol: str
-    form: str
-    seq_len: int
-    n_embd: int
-    n_layer: int
-    n_head: int
+    title: str
+    metric: str
+    better: str
+    solved_from: float | None
+    chance: float
+    size: dict
+    equal: dict | None  # {"bytes": of a token in a layer} or {"params": numbers in the model}
+    baseline: str | None  # the arm that the others are compared with
     rows: tuple
 
-    @property
-    def title(self):
-        """Task and size, as a heading."""
-        size = f"T {self.seq_len}  d {self.n_embd}  L {self.n_layer}  H {self.n_head}"
-        return f"{self.task}  {size}  {self.form}, protocol {self.protocol}"
 
+def summarise(
+    records: list[dict],
+    equal: str | None = None,
+    targets: tuple[int, ...] = (),
+    choices: dict[RunConfig, Choice] | None = None,
+    own: type | None = None,
+) -> list[Cell]:
+    """Records -> Cells, in the order the cells and arms first appear.
 
-_of_cell = attrgetter(*[field.name for field in fields(Cell) if field.name != "rows"])
-
-
-def summarise(records: list[dict]) -> list[Cell]:
-    """Records -> Cells, in the order the cells and arms first appear."""
+    `equal` is "bytes" or "params": then cells are made of runs with the same bytes a token and
+    layer, or of those whose parameters are nearest to one of `targets`. `choices`: where each arm's
+    learning rate comes from.
+    """
     cells = {}
     for record in records:
-        config = RunConfig(**record["config"])
-        arms = cells.setdefault(_of_cell(config), {})
-        arms.setdefault(arm(config), []).append((config, record))
+        config = config_from(record["config"], own)
+        group = _equal(record, config, equal, targets)
+        key = tuple(cell(config, bool(equal)).items()), group
+        arms = cells.setdefault(key, {})
+        arms.setdefault(arm(config, bool(equal)), []).append((config, record))
     return [
-        Cell(*of_cell, tuple(_row(runs, arms.get("qkv", ())) for runs in arms.values()))
-        for of_cell, arms in cells.items()
+        _cell(dict(size), equal and {equal: group}, arms, choices or {})
+        for (size, group), arms in cells.items()
     ]
 
 
-def _row(runs, baseline):
+def _equal(record, config, equal, targets):
+    if equal == "bytes":
+        return record["cache_bytes_per_token"] // config.task.n_layer
+    if equal == "params":
+        return min(targets, key=lambda target: abs(record["params"] - target))
+    return None
+
+
+def _cell(size, equal, arms, choices):
+    task = next(iter(arms.values()))[0][0].task
+    baseline = _baseline(arms, equal, choices)
+    rows = []
+    for name, runs in arms.items():
+        rows.append(_row(name, runs, arms, baseline, choices))
+        if equal and runs[0][1]["lifted"]:
+            rows.append(_lifted_row(rows[-1], runs))
+    about = (task.metric, task.better, task.solved, task.chance)
+    return Cell(task.name, _title(size, equal), *about, size, equal, baseline, tuple(rows))
+
+
+def _title(size, equal):
+    size = {name: value for name, value in size.items() if name not in ("n_test", "steps")}
+    parts = [str(size.pop("name"))]
+    if equal:
+        ((what, value),) = equal.items()
+        parts += [f"{value:,} B a token and layer" if what == "bytes" else f"{value:,} parameters"]
+    words = [str(value) for value in size.values() if isinstance(value, str)]
+    numbers = [(SHORT.get(name, name), v) for name, v in size.items() if not isinstance(v, str)]
+    return "  ".join([*parts, *(f"{name} {v}" for name, v in numbers), ", ".join(words)]).rstrip()
+
+
+def _baseline(arms, equal, choices):
+    """The arm of qkv. At equal bytes there may be several, with more or fewer heads: the best one
+    on the seeds that the rates were chosen on, which are not reported; without them, the first.
+    """
+    found = [name for name, runs in arms.items() if runs[0][0].variant == "qkv"]
+    if not equal:
+        return "qkv" if "qkv" in found else None
+
+    def selected(name):
+        config = arms[name][0][0]
+        choice = choices.get(arm_of(config))
+        sign = 1 if config.task.better == "higher" else -1
+        return sign * choice.scores[choice.lr] if choice else 0.0
+
+    return max(found, key=selected, default=None)
+
+
+def _row(name, runs, arms, baseline, choices):
     config, first = runs[0]
     published = published_accuracies(config)
-    finished, reference = _finished(runs), _finished(baseline)  # seed -> accuracy
+    finished, reference = _finished(runs), _finished(arms.get(baseline, ()))  # seed -> score
+    choice, solved = choices.get(arm_of(config)), config.task.solved
+    sign = 1 if config.task.better == "higher" else -1
+    good = [sign * value >= sign * solved for value in finished.values()] if solved else None
     return Row(
-        arm=arm(config),
-        formula=VariantSpec.parse(config.variant).formula,
-        by_seed={c.seed: record["accuracy"] for c, record in runs},
-        accuracy=stats.estimate(list(finished.values())),
-        solved=sum(value >= SOLVED for value in finished.values()),
-        to_qkv=stats.paired(finished, reference) if arm(config) != "qkv" else None,
+        arm=name,
+        variant=config.variant,
+        formula=formula(config.variant),
+        lr=config.recipe.lr,
+        at_the_edge=bool(choice and choice.at_the_edge),
+        by_seed={c.seed: _score(record) for c, record in runs},
+        score=stats.estimate(list(finished.values())),
+        solved=good and sum(good) if good is not None else None,
+        reached={c.seed: record["reached"] for c, record in runs} if config.recipe.watch else {},
+        to_baseline=stats.paired(finished, reference) if name != baseline else None,
         published=stats.estimate(published),
         published_spread=stats.spread(published) if published else None,
         params=first["params"],
@@ -97,47 +161,67 @@ def _row(runs, baseline):
     )
 
 
+def _lifted_row(row, runs):
+    """The control: qkv models as the q-k=v models that compute the same."""
+    by_seed = {c.seed: r["lifted"] and r["lifted"]["score"] for c, r in runs}
+    found = [score for score in by_seed.values() if score is not None]
+    first = runs[0][1]["lifted"]
+    about = {"arm": f"{row.arm}, lifted to q-k=v", "variant": "q-k=v", "formula": formula("q-k=v")}
+    none = {"reached": {}, "to_baseline": None, "published": None, "published_spread": None}
+    none |= {"solved": None, "lifted": True}
+    return replace(
+        row, **about, by_seed=by_seed, score=stats.estimate(found), params=first["params"], **none
+    )
+
+
+def _score(record):
+    return record["score"] and record["score"][record["metric"]]
+
+
 def _finished(runs):
-    """Accuracies by seed of the runs that did not diverge."""
-    return {c.seed: record["accuracy"] for c, record in runs if record["accuracy"] is not None}
+    """Scores by seed of the runs that did not diverge."""
+    return {c.seed: _score(record) for c, record in runs if record["score"] is not None}
 
 
 def published_accuracies(config: RunConfig) -> list[float]:
     """The authors' accuracies, one for each seed, for exactly this configuration; an empty list
     where they published none.
     """
-    names = ("task", "variant", "seq_len", "n_layer", "n_head", "n_embd", "seed")
-    plain = RunConfig(**{name: getattr(config, name) for name in names})
-    if config.resolved() != plain.resolved():
+    task, names = config.task, ("seq_len", "n_embd", "n_layer", "n_head")
+    size = {name: getattr(task, name, None) for name in names}
+    found = synthetic_2026().get((config.variant, task.name, *size.values()), [])
+    if not found:
         return []
-    dims = (config.seq_len, config.n_embd, config.n_layer, config.n_head)
-    return synthetic_2026().get((config.variant, config.task, *dims), [])
+    plain = configure(task.name, config.variant, **size, seed=config.seed, threads=config.threads)
+    return found if plain == config else []
 
 
 def unresolved(cell: Cell) -> str:
-    """One line: how precisely this many seeds give the differences from qkv, and which of them
-    cannot be distinguished from zero.
+    """One line: how precisely this many seeds give the differences from the baseline, and which of
+    them cannot be distinguished from zero.
     """
-    differences = [row for row in cell.rows if row.to_qkv]
-    known = [row.to_qkv for row in differences if row.to_qkv.n > 1]
+    differences = [row for row in cell.rows if row.to_baseline]
+    known = [row.to_baseline for row in differences if row.to_baseline.n > 1]
+    name = cell.baseline
     if not differences:
-        arms = [row.arm for row in cell.rows]
-        alone = "qkv alone" if len(arms) == 1 else "no seed on which qkv and another finished"
-        return f"{alone if 'qkv' in arms else 'no qkv among the variants'}, so no differences"
+        alone = f"no seed on which {name} and another finished"
+        alone = f"{name} alone" if len(cell.rows) == 1 else alone
+        return f"{alone if name else 'no qkv among the variants'}, so no differences"
     if not known:
         return "one seed gives no interval: use --seeds 3 or more"
     n = min(difference.n for difference in known)
     halves = [difference.half for difference in known]
-    precision = f"95 % half-width of the difference from qkv: {_number(halves[0])}"
+    precision = f"95 % half-width of the difference from {name}: {_number(halves[0])}"
     if len(halves) > 1:
-        precision = "95 % half-widths of the differences from qkv: "
+        precision = f"95 % half-widths of the differences from {name}: "
         precision += f"{_number(min(halves))} to {_number(max(halves))}"
         precision += " (no correction for multiple comparisons)"
-    blurred = [row.arm for row in differences if not row.to_qkv.clear_of_zero]
+    blurred = [row.arm for row in differences if not row.to_baseline.clear_of_zero]
     verdict = f"Not distinguishable from zero: {', '.join(blurred)}."
     verdict = verdict if blurred else "All are distinguishable from zero."
     line = f"{n} seeds (Student's t: {stats.t_quantile(n - 1):.3f}). {precision}. {verdict}"
-    ceiling = any(row.accuracy.mean > 0.9995 for row in cell.rows if row.accuracy)
+    best = any(row.score.mean > 0.9995 for row in cell.rows if row.score)
+    ceiling = cell.metric == "accuracy" and best
     return line + (" A mean of 1.000 is at the ceiling." if ceiling else "")
 
 
@@ -164,42 +248,54 @@ def environment() -> dict:
     }
 
 
-def as_results(records: list[dict], command: str, wall_seconds: float) -> dict:
+def as_results(
+    records: list[dict],
+    cells: list[Cell],
+    selection: list[dict],
+    impossible: list[str],
+    command: str,
+    wall_seconds: float,
+    own: type | None = None,
+) -> dict:
     """The object of results.json: versions, hyper-parameters, command, runs, and the summary.
 
+    `selection`: the records that decided the learning rates; `impossible`: what no width gave.
     Where records of other code were accepted, each run says which code it came from.
     """
-    runs = [_as_run(record) for record in records]
-    if any(record["code"] != code_version() for record in records):
-        runs = [run | {"code": record["code"]} for run, record in zip(runs, records, strict=True)]
     adam = {"optimiser": "Adam", "betas": Adam.BETAS, "eps": Adam.EPS}
     adam["schedule"] = "linear warm-up, cosine to 0"
-    recipes = {
-        name: {**asdict(RECIPES[name]), **adam, "blocks": asdict(PROTOCOLS[name])}
-        for name in dict.fromkeys(record["config"]["protocol"] for record in records)
-    }
+    recipes = {}
+    for record in records:
+        recipes.setdefault(record["config"]["task"]["name"], record["config"]["recipe"] | adam)
     return {
         "command": command,
         "versions": environment(),
         "hyper_parameters": recipes,
         "wall_seconds": wall_seconds,
-        "cache_itemsize": 4,
-        "solved_from": SOLVED,
-        "runs": runs,
-        "cells": _without_nan([asdict(cell) for cell in summarise(records)]),
+        "cache_itemsize": ITEMSIZE,
+        "left_out": impossible,
+        "selection": _as_runs(selection, own),
+        "runs": _as_runs(records, own),
+        "cells": _without_nan([asdict(cell) for cell in cells]),
     }
 
 
-def _as_run(record):
+def _as_runs(records, own):
+    runs = [_as_run(record, config_from(record["config"], own)) for record in records]
+    if any(record["code"] != code_version() for record in records):
+        runs = [run | {"code": record["code"]} for run, record in zip(runs, records, strict=True)]
+    return runs
+
+
+def _as_run(record, config):
     """A record as an entry of results.json, and a line of results.csv."""
-    config = record["config"]
-    found = {name: config[name] for name in ("task", "variant")}
-    found |= {"arm": arm(RunConfig(**config)), "seed": config["seed"]}
-    found |= {name: record[name] for name in ("accuracy", "seconds", "loss", "diverged")}
-    sizes = ("seq_len", "n_embd", "n_layer", "n_head", "form", "protocol")
-    found |= {name: config[name] for name in sizes}
-    costs = ("params", "cache_bytes_per_token", "cache_bytes_per_token_formula", "config")
-    return found | {name: record[name] for name in costs}
+    found = {"task": config.task.name, "variant": config.variant, "arm": arm(config)}
+    found |= {"seed": config.seed, "lr": config.recipe.lr, "split": config.split}
+    found |= record["score"] or {config.task.metric: None}
+    size = {name: value for name, value in asdict(config.task).items() if name != "name"}
+    costs = ("params", "cache_bytes_per_token", "cache_bytes_per_token_formula")
+    more = ("seconds", "diverged", "reached", *costs, "losses", "curve", "config")
+    return found | size | {name: record[name] for name in more}
 
 
 def _without_nan(value):
@@ -214,9 +310,10 @@ def _without_nan(value):
 def write_results(out: str | Path, results: dict) -> None:
     """results.json and results.csv under `out`, each replaced whole."""
     files.write_json(Path(out) / "results.json", results)
-    text = io.StringIO()
-    columns = [name for name in results["runs"][0] if name != "config"]
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    text, columns = io.StringIO(), {}
+    for run in results["runs"]:  # tasks differ in their sizes
+        columns |= {name: None for name, value in run.items() if not isinstance(value, list | dict)}
+    writer = csv.DictWriter(text, list(columns), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(results["runs"])
     files.write_text(Path(out) / "results.csv", text.getvalue())

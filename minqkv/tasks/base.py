@@ -1,42 +1,180 @@
-"""What tasks share: how long and how fast a protocol trains, and the order of its examples."""
+"""What a task is: examples, a model that fits them, a loss, and a score.
 
-from dataclasses import dataclass
+All that `train`, `eval`, `study` and `generate` know of a task is in this class. A task of your own
+is a frozen dataclass derived from it, named on the command line: `--task MODULE:CLASS`.
+"""
 
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import ClassVar, get_type_hints
+
+import numpy as np
+
+from ..models import GPT, GPTConfig, Tagger, TaggerConfig
+from ..nn import Module
+from ..runtime.errors import UsageError, unknown
 from ..runtime.rng import stream
+from ..tensor import Tensor
+from ..train import IGNORE, counted_targets, evaluate, token_loss
+from .rules import SPLITS
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a protocol trains with (paper, section 4.1)."""
+    """How a model is trained: by Adam, whose rate rises for `warmup` steps and falls to 0.
 
-    n_train: int
-    n_test: int
-    batch: int
-    epochs: int
-    drop_last: bool
-    lr: float
-    clip: float
-    warmup_share: float  # of all steps; 0: five steps
-    restart: bool  # see optim.warmup_cosine
+    `clip` bounds the norm of the gradient; `restart`: see optim.warmup_cosine.
+    """
+
+    steps: int
+    batch: int = 128
+    lr: float = 1e-3
+    warmup: int = 5
+    clip: float = 5.0
+    restart: bool = True
+    watch: int = 0  # score the validation split every so many steps; 0: never
+
+    def __post_init__(self):
+        check_types(self)
+        for name, least in (("steps", 1), ("batch", 1), ("warmup", 0), ("watch", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} {getattr(self, name)} must be at least {least}")
+        for name in ("lr", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{name} {getattr(self, name)} must be above 0 and finite")
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """One task, and the size of the model that learns it.
+
+    A subclass gives `examples` and `config`; the rest has defaults that it may replace. `name` is
+    what --task selects it by. `metric` is what a study compares, and `better` says which way;
+    a run counts as solved from `solved` on, and as having learned the task when its validation
+    score first reaches `learned` (None: no such point). A score lies within `limits`.
+    """
+
+    name: str = ""
+    _: KW_ONLY
+    n_layer: int = 2
+    n_head: int = 4
+    n_embd: int = 64
+    head_dim: int | None = None
+    position: str = "learned"
+    rope_value: str = "raw"
+    n_test: int = 500
+
+    metric: ClassVar[str] = "accuracy"
+    better: ClassVar[str] = "higher"
+    solved: ClassVar[float | None] = 0.99
+    learned: ClassVar[float | None] = 0.9
+    limits: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
+    def __post_init__(self):
+        check_types(self)
+        if self.n_test < 1:
+            raise UsageError(f"n_test {self.n_test} must be at least 1")
+
+    @abstractmethod
+    def examples(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """n inputs and targets, (n, T) integers each; IGNORE where nothing is asked."""
+
+    @abstractmethod
+    def config(self, variant: str) -> GPTConfig | TaggerConfig:
+        """The configuration of the model with this variant of attention."""
 
     @property
-    def steps_per_epoch(self):
-        """Batches in one pass over the training examples."""
-        whole, rest = divmod(self.n_train, self.batch)
-        return whole + (rest > 0 and not self.drop_last)
+    def chance(self) -> float:
+        """What guessing scores; NaN where that is not known."""
+        return math.nan
+
+    def recipe(self, steps: int | None = None) -> Recipe:
+        """How it is trained unless told otherwise, in so many steps (None: as many as it takes)."""
+        return Recipe(steps or 1000)
+
+    def model(self, variant: str, seed: int) -> Module:
+        """A fresh model."""
+        cfg = self.config(variant)
+        return (GPT if isinstance(cfg, GPTConfig) else Tagger)(cfg, seed)
+
+    def draw(self, seed: int, split: str, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """n examples of a split. Splits never share a stream."""
+        return self.examples(stream(seed, "data", check_split(split), self.name), n)
+
+    def batch(self, seed: int, step: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a step trains on, from these three numbers alone: new examples each time."""
+        return self.examples(stream(seed, "data", "train", self.name, step), size)
+
+    def loss(self, model: Module, x: np.ndarray, y: np.ndarray) -> Tensor:
+        """The mean loss of a batch; `weight` says how much it counts beside that of another."""
+        return token_loss(model, x, y)
+
+    def weight(self, y: np.ndarray) -> float:
+        """How much these targets count: shards, batches and ranks are combined by it."""
+        return counted_targets(y)
+
+    def predict(self, model: Module, x: np.ndarray, y: np.ndarray) -> dict:
+        """Score a model on examples: the metric, the loss, and the predictions (n, T)."""
+        return evaluate(model, x, y)
+
+    def score(self, model: Module, split: str, seed: int) -> dict:
+        """The metric, and further figures, on one split of this seed."""
+        found = self.predict(model, *self.draw(seed, split, self.n_test))
+        return {name: value for name, value in found.items() if name != "predictions"}
+
+    # ---- for people to read
+
+    def mistakes(self, x: np.ndarray, y: np.ndarray, predicted: np.ndarray) -> list[dict]:
+        """Of each example: the input, and what was expected and predicted, as lists of ids."""
+        return [
+            {
+                "input": self.shown(row).tolist(),
+                "expected": answer[answer != IGNORE].tolist(),
+                "predicted": found[answer != IGNORE].tolist(),
+            }
+            for row, answer, found in zip(x, y, predicted, strict=True)
+        ]
+
+    def shown(self, row: np.ndarray) -> np.ndarray:
+        """What of an input is shown with a mistake."""
+        return row
+
+    def prompt(self, text: str) -> list[int]:
+        """A prompt for a decoder, as ids. Raises UsageError where nothing can be generated."""
+        why = "its model answers at given positions and generates nothing"
+        raise UsageError(f"{self.name}: {why}", "score it: minqkv eval RUN --wrong 5")
+
+    def text(self, ids: list[int]) -> str:
+        """Ids as text."""
+        return " ".join(map(str, ids))
+
+    def example(self) -> str:
+        """A prompt as an example."""
+        return ""
+
+    @property
+    def n_answer(self) -> int:
+        """How many tokens answer a prompt."""
+        return 1
 
 
-class Batches:
-    """step -> (x, y): shuffled anew each epoch by a permutation of (seed, epoch) alone."""
+def check_split(split: str) -> str:
+    """The name of a split. Raises UsageError for another."""
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    return split
 
-    def __init__(self, x, y, recipe, seed):
-        self.x, self.y, self.recipe, self.seed = x, y, recipe, seed
-        self.epoch, self.order = None, None
 
-    def __call__(self, step):
-        epoch, i = divmod(step, self.recipe.steps_per_epoch)
-        if epoch != self.epoch:
-            permutation = stream(self.seed, "order", epoch).permutation(len(self.x))
-            self.epoch, self.order = epoch, permutation
-        rows = self.order[i * self.recipe.batch : (i + 1) * self.recipe.batch]
-        return self.x[rows], self.y[rows]
+def check_types(value) -> None:
+    """Refuse a field of a dataclass whose value is not of its type. Raises UsageError."""
+    hints = get_type_hints(type(value))
+    for field in fields(value):
+        found, hint = getattr(value, field.name), hints[field.name]
+        kinds = getattr(hint, "__args__", (hint,))  # int | None
+        kinds = (*kinds, int) if float in kinds else kinds
+        if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
+            wanted = " or ".join("none" if k is type(None) else k.__name__ for k in kinds)
+            raise UsageError(f"{field.name} must be {wanted}, not {found!r}")

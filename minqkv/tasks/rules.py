@@ -42,6 +42,14 @@ RULES = {
     ),
     "copy": Rule("the sequence itself", lambda x, a: x),
 }
+RECALL = {
+    "pairs": "recall: key and value in one token, then keys alone; answer with their values",
+    "mqar": "recall: key, value, key, value …, then keys alone; answer with their values",
+}
+TASKS = {name: rule.about for name, rule in RULES.items()} | RECALL
 FORMS = ("encoder", "causal")
 SPLITS = ("train", "validation", "test")
-YEARS = ("2023", "2026")  # protocols, by the year of the paper: RECIPES and models.PROTOCOLS
+YEARS = (
+    "2023",
+    "2026",
+)  # protocols, by the year of the paper: synthetic.TRAINING and models.PROTOCOLS

@@ -110,7 +110,7 @@ def decode(model, ids):
             logits = model(ids[:, i : i + 1], cache=cache).numpy()  # (1, 1, V)
         cache_step(cache, model.config)
         arrays = _of_layer(t)
-        streams = ("cache.k",) if len(cache.stored) == 1 else ("cache.k", "cache.v")
+        streams = ("cache.k",) if len(cache.stored[0]) == 1 else ("cache.k", "cache.v")
         _draw({name: arrays[name] for name in ("q", *streams, "pattern")}, ids[0, : i + 1], first=i)
         difference = abs(logits[:, 0] - whole[:, i]).max()
         say(f"largest difference to the same position without a cache: {difference:.1e}")

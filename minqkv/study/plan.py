@@ -1,0 +1,86 @@
+"""A study from its blocks to its tables: rates are chosen first, then what is reported runs."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from ..runs import RunConfig
+from .grid import grid
+from .rates import Choice, arm_of, candidates, choose, with_rates
+from .summary import Cell, summarise
+
+
+@dataclass
+class Part:
+    """Runs that belong to the same tables, and where their learning rate comes from."""
+
+    configs: list[RunConfig]
+    rates: tuple[float, ...] = ()  # to choose from; none: the runs have theirs
+    equal: str | None = None  # "bytes" or "params", where tables are made of equals
+    targets: tuple[int, ...] = ()
+    selection_seeds: int = 3  # how many seeds decide a rate
+
+
+@dataclass
+class Plan:
+    """All parts of a study, and what cannot be built."""
+
+    parts: list[Part]
+    impossible: list[str] = field(default_factory=list)
+    choices: dict[RunConfig, Choice] = field(default_factory=dict)  # filled by `run`
+
+    @property
+    def configs(self) -> list[RunConfig]:
+        """What is reported, each run once; with its rate as soon as that is chosen."""
+        configs = [c for part in self.parts for c in part.configs]
+        rated = [c for c in configs if arm_of(c) in self.choices]
+        chosen = dict(zip(rated, with_rates(rated, self.choices), strict=True))
+        return list(dict.fromkeys(chosen.get(c, c) for c in configs))
+
+    @property
+    def candidates(self) -> list[RunConfig]:
+        """The runs that decide the rates."""
+        parts = [part for part in self.parts if part.rates]
+        found = [candidates(p.configs, p.rates, p.selection_seeds) for p in parts]
+        return list(dict.fromkeys(config for part in found for config in part))
+
+    def run(self, execute: Callable) -> tuple[list[dict], list[dict]]:
+        """(records to report, records that decided the rates). `execute` runs configurations and
+        returns their records, in order. No test split is scored before all rates are chosen.
+        """
+        deciding = self.candidates
+        selection = execute(deciding) if deciding else []
+        self.choices = choose(zip(deciding, selection, strict=True))
+        return execute(self.configs), selection
+
+    def cells(self, records: list[dict], own: type | None = None) -> list[Cell]:
+        """The tables, in the order of the parts."""
+        by_hash = {config.hash: r for config, r in zip(self.configs, records, strict=True)}
+        groups = {}  # parts of the same task and kind share their tables
+        for part in self.parts:
+            for config in part.configs:
+                key = config.task.name if part.equal else None, part.equal, part.targets
+                groups.setdefault(key, []).append(config)
+        cells = []
+        for (_, equal, targets), configs in groups.items():
+            rated = [c for c in configs if arm_of(c) in self.choices]
+            chosen = dict(zip(rated, with_rates(rated, self.choices), strict=True))
+            found = [by_hash[chosen.get(c, c).hash] for c in dict.fromkeys(configs)]
+            cells += summarise(found, equal, targets, self.choices, own)
+        return cells
+
+
+def plan(blocks: Iterable[dict], own: type | None = None) -> Plan:
+    """A Plan from blocks of lists, as in grid.PRESETS. With several values of `lr`, one is chosen
+    for each arm, on `selection_seeds` seeds. Raises UsageError.
+    """
+    parts, impossible = [], []
+    for block in blocks:
+        block = dict(block)
+        rates, n_seeds = tuple(block.pop("lr", ())), block.pop("selection_seeds", 3)
+        if len(rates) == 1:
+            block["lr"], rates = rates, ()
+        equal = next((name for name in ("bytes", "params") if f"equal_{name}" in block), None)
+        targets = tuple(block[f"equal_{equal}"]) if equal else ()
+        configs = grid(**block, own=own, impossible=impossible)
+        parts.append(Part(configs, rates, equal, targets, n_seeds))
+    return Plan(parts, impossible)

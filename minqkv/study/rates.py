@@ -1,0 +1,69 @@
+"""A learning rate for each arm, chosen on seeds and a split that are never reported."""
+
+from dataclasses import dataclass, replace
+
+from ..runs import RunConfig
+
+FIRST_SEED = 100  # of those that rates are chosen on
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was found for one arm: the mean validation score of each rate, and the best rate."""
+
+    lr: float
+    scores: dict  # rate -> mean score; None where a run diverged
+
+    @property
+    def at_the_edge(self) -> bool:
+        """Whether a rate beyond the list might be better still."""
+        return len(self.scores) > 1 and self.lr in (min(self.scores), max(self.scores))
+
+
+def arm_of(config: RunConfig) -> RunConfig:
+    """What a rate is chosen for: the run without its seed and rate."""
+    return replace(config, seed=0, split="test").change(lr=1.0)
+
+
+def candidates(configs: list[RunConfig], rates: list[float], n_seeds: int) -> list[RunConfig]:
+    """The runs that decide: each arm with each rate, scored on the validation split of seeds from
+    100 on.
+    """
+    arms = dict.fromkeys(map(arm_of, configs))
+    return [
+        replace(arm, seed=FIRST_SEED + i, split="validation").change(lr=rate)
+        for arm in arms
+        for rate in rates
+        for i in range(n_seeds)
+    ]
+
+
+def choose(runs: list[tuple[RunConfig, dict]]) -> dict[RunConfig, Choice]:
+    """Arm -> Choice, from the candidates and their records. The best mean score wins; among equal
+    ones the lower mean loss; a rate at which a run diverged is never taken.
+    """
+    found = {}
+    for config, record in runs:
+        by_rate = found.setdefault(arm_of(config), {})
+        by_rate.setdefault(config.recipe.lr, []).append(record["score"])
+    return {arm: _choice(arm.task, by_rate) for arm, by_rate in found.items()}
+
+
+def _choice(task, by_rate):
+    sign = 1 if task.better == "higher" else -1
+    means, order = {}, {}
+    for rate, scores in by_rate.items():
+        finished = all(scores)
+        means[rate] = _mean(scores, task.metric) if finished else None
+        loss = _mean(scores, "loss") if finished and "loss" in scores[0] else 0.0
+        order[rate] = (finished, sign * means[rate], -loss) if finished else (False, 0.0, 0.0)
+    return Choice(max(order, key=order.get), means)
+
+
+def _mean(scores, name):
+    return sum(score[name] for score in scores) / len(scores)
+
+
+def with_rates(configs: list[RunConfig], choices: dict[RunConfig, Choice]) -> list[RunConfig]:
+    """The runs to report, each with the rate of its arm."""
+    return [config.change(lr=choices[arm_of(config)].lr) for config in configs]
