@@ -50,7 +50,7 @@ BUDGETS = {
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "tasks": ({"tasks"}, 130),
     "study": ({"study"}, 500),
-    "analysis": ({"analysis"}, 100),
+    "analysis": ({"analysis"}, 170),
     "render, teach": ({"render", "teach"}, 2000),
     "cli, and the way in": ({"cli", "__main__", "__init__"}, 1100),
 }
