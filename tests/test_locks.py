@@ -366,6 +366,17 @@ def test_without_locks_the_last_of_two_that_come_at_once_wins(without_locks, tmp
 
 
 @needs_posix
+def test_without_locks_an_owner_may_leave_while_the_next_one_writes(
+    without_locks, tmp_path, monkeypatch
+):
+    """It has removed the file that we wrote to, so whoever comes now makes another."""
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: (tmp_path / ".lock").unlink())
+    with pytest.raises(EnvironmentFault), locked(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_posix
 def test_on_windows(tmp_path, monkeypatch):
     """There, os.kill(pid, 0) would end a process, and the text must not lie in what is locked."""
     import fcntl

@@ -70,7 +70,7 @@ def _claim(file, path, what):
     """Make the open file say that the lock is ours. Raises EnvironmentFault where it is not.
 
     Where the file system has no locks, what the file says decides, by Fischer's algorithm: write,
-    wait, and see whether it was overwritten. A pid that runs again counts as the owner, then.
+    wait, and see whether it still says so. A pid that runs again counts as the owner, then.
     """
     kernel, owner = _ask_kernel(file), _read(file)
     if kernel is False or not _in_place(file, path):  # removed: by an owner who has just left
@@ -87,7 +87,8 @@ def _claim(file, path, what):
         raise files.cannot_write(path, error) from error
     if kernel is None:
         time.sleep(PAUSE_S)
-        if (owner := _read(file)) != mine:
+        owner = _read(file)
+        if owner != mine or not _in_place(file, path):
             raise _in_use(path, what, owner)
 
 
