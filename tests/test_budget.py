@@ -46,11 +46,11 @@ RANKS = [
 # says why.
 BUDGETS = {
     "the book": ({*BOOK, "runs"}, 2100),
-    "runtime": ({"runtime"}, 700),
+    "runtime": ({"runtime"}, 780),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "tasks": ({"tasks"}, 130),
     "study": ({"study"}, 500),
-    "analysis": ({"analysis"}, 100),
+    "analysis": ({"analysis"}, 170),
     "render, teach": ({"render", "teach"}, 2000),
     "cli, and the way in": ({"cli", "__main__", "__init__"}, 1100),
 }

@@ -1,8 +1,13 @@
-"""Means over seeds with Student t intervals, and differences paired by seed."""
+"""Means over seeds with Student t intervals, differences paired by seed, and what may be claimed of
+them.
+"""
 
 import math
+import statistics
 from dataclasses import dataclass
 from functools import lru_cache
+
+from ..runtime.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -69,3 +74,69 @@ def _t_cdf(t, freedom, panels=200):
     heights = [w * math.cos(end * i / panels) ** (freedom - 1) for i, w in enumerate(weights)]
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
     return 0.5 + scale * end / (3 * panels) * math.fsum(heights)
+
+
+# ---- claims: contrasts, margin and step budget are fixed before the run
+
+SEEDS = 8  # the fewest that a claimed difference needs
+
+
+def sign_flip(differences: list[float]) -> float:
+    """The exact two-sided p of a paired permutation test: could the differences have mean zero?
+
+    If the two arms did not differ, each seed's difference could as well have the opposite sign. p
+    is the share of all 2^n choices of signs whose mean is at least as far from zero as the one
+    seen, so it is never below 2 / 2^n. Two sums count as equal if they differ by 1e-9 of the sum
+    of absolute values: far above the rounding error, far below one token of an accuracy, and a tie
+    counted too many only makes p larger. Raises UsageError unless there are 1 to 20 finite
+    differences.
+    """
+    if not 1 <= len(differences) <= 20 or not all(map(math.isfinite, differences)):
+        raise UsageError("the sign-flip test takes 1 to 20 finite differences")
+    sums = [0.0]
+    for difference in differences:
+        sums = [s + d for d in (difference, -difference) for s in sums]  # sums[0]: as seen
+    slack = 1e-9 * math.fsum(map(abs, differences))
+    return sum(abs(s) >= abs(sums[0]) - slack for s in sums) / len(sums)
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Holm's step-down correction: the adjusted p-values, in the order given.
+
+    Calling every contrast with an adjusted p ≤ α different, one is wrong about any of them with
+    probability α at most. Of m contrasts the smallest p is multiplied by m, the next by m - 1, and
+    so on; none becomes smaller than the one before it, or larger than 1.
+    """
+    adjusted, largest = list(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def verdict(difference: Estimate, p_adjusted: float, margin: float) -> str:
+    """What may be claimed of a paired difference: "different", "the same" or "cannot be told".
+
+    "the same": the 95 % interval lies inside ±margin. "different": the adjusted p of the sign-flip
+    test is at most .05, over at least SEEDS seeds. A difference can be certain and yet smaller than
+    the margin; it is "the same", because the margin says in advance which differences matter, and
+    the interval printed beside it shows that it is not zero.
+    """
+    if abs(difference.mean) + difference.half < margin:  # never with one seed: `half` is NaN
+        return "the same"
+    if difference.n >= SEEDS and p_adjusted <= 0.05:
+        return "different"
+    return "cannot be told"
+
+
+def median_steps(steps: list[int | None], budget: int) -> tuple[float | None, int]:
+    """Median number of steps to a goal, and how many runs reached it within the budget.
+
+    None in the list is a run that never did. Where half of the runs or more did not, the median is
+    None: all that is known is that it lies beyond the budget.
+    """
+    reached = [n for n in steps if n is not None and n <= budget]
+    if 2 * len(reached) <= len(steps):
+        return None, len(reached)
+    missed = len(steps) - len(reached)
+    return statistics.median(reached + [math.inf] * missed), len(reached)

@@ -1,0 +1,132 @@
+"""What a model needs to be trained, in bytes: weights, gradients, moments and activations.
+
+Activations are the arrays that backward needs, as they are held when the forward pass has ended:
+found by walking the graph and, for a GPT, by a formula that says what each layer keeps.
+"""
+
+from __future__ import annotations
+
+from types import FunctionType
+
+import numpy as np
+
+from .. import functional as F
+from ..models import GPTConfig
+from ..nn import Module
+from ..optim import Adam
+from ..runtime.backend import use_backend
+from ..tensor import Node, Tensor
+from ..variants import VariantSpec
+
+
+@use_backend("numpy")
+def training_memory(model: Module, batch: int, length: int) -> dict[str, int | None]:
+    """Bytes that one training step with Adam holds, for a batch of sequences in one shard.
+
+    `model`, a GPT or a Tagger, is left alone: a fresh one of its configuration makes the step, on
+    NumPy. "weights". "gradients": one for each parameter, and the flat copy that the optimiser
+    gathers, so twice the weights. "moments": both of Adam's, twice the weights again.
+    "activations": what the graph of the loss holds when the forward pass has ended, with ids,
+    targets and masks, but without the model's own parameters and tables. "activations_formula":
+    `activation_bytes`, or None for a Tagger. Temporaries come on top. Raises UsageError for a
+    length that the model does not take.
+    """
+    fresh = type(model)(model.config)
+    optimizer = Adam(fresh.parameters())
+    ids, targets = np.zeros((2, batch, length), np.int64)
+    loss = F.cross_entropy(fresh(ids), targets)
+    kept, own = arrays(loss.node), arrays(fresh)
+    activations = sum(array.nbytes for i, array in kept.items() if i not in own)
+    loss.backward()
+    gradients = [optimizer.gradient, *(p.grad for p in optimizer.parameters)]
+    is_gpt = isinstance(model.config, GPTConfig)
+    return {
+        "weights": optimizer.data.nbytes,
+        "gradients": sum(gradient.nbytes for gradient in gradients),
+        "moments": optimizer.m.nbytes + optimizer.v.nbytes,
+        "activations": activations,
+        "activations_formula": activation_bytes(model.config, batch, length) if is_gpt else None,
+    }
+
+
+def arrays(root: Node | Module) -> dict[int, np.ndarray]:
+    """id -> array: every NumPy array that a module holds, or a graph, whose vjps have captured it.
+
+    Of a view, the array behind it.
+    """
+    found, seen, stack = {}, set(), [root]
+    while stack:
+        thing = stack.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, np.ndarray):
+            while thing.base is not None:
+                thing = thing.base
+            found[id(thing)] = thing
+        elif isinstance(thing, Node):
+            stack += [thing.vjp, *thing.parents]
+        elif isinstance(thing, Tensor):
+            stack += [thing.data, thing.node]
+        elif isinstance(thing, FunctionType):
+            stack += [cell.cell_contents for cell in thing.__closure__ or ()]
+        elif isinstance(thing, (tuple, list)):
+            stack += thing
+        elif hasattr(thing, "__dict__") and not isinstance(thing, type):
+            stack += vars(thing).values()
+    return found
+
+
+def activation_bytes(cfg: GPTConfig, batch: int, length: int) -> int:
+    """Bytes of activations of a GPT, by formula, for a loss at every position.
+
+    `batch` sequences of `length` tokens, on NumPy. A GPU keeps more of the pattern of a long
+    sequence: there, no block of it ends before the last key.
+    """
+    tokens, d = batch * length, cfg.n_embd
+    numbers = sum(layer_numbers(cfg, cfg.variant, batch, length) for _ in range(cfg.n_layer))
+    numbers += tokens * (_norm(d) + cfg.vocab_size)  # the last norm; the probabilities
+    booleans = length**2  # the causal mask, which all layers share
+    booleans += 2 * cfg.n_layer * tokens * d if cfg.dropout else 0
+    integers = 5 * tokens  # ids, targets and, in the loss, three lists of places
+    return np.dtype(cfg.dtype).itemsize * numbers + booleans + 8 * integers
+
+
+def layer_numbers(cfg: GPTConfig, variant: str, batch: int, length: int) -> int:
+    """How many numbers one layer keeps for backward.
+
+    With K = V there are no rows of values beside the keys. But under rotary positions one of two
+    things takes their place: turned keys beside the stored rows ("raw"), or the answer before and
+    after it is turned back ("unrotate").
+    """
+    spec, d, H = VariantSpec.parse(variant), cfg.n_embd, cfg.n_head
+    stored = spec.stored(cfg)
+    (h, d_k), (_, d_v) = stored[0], stored[-1]
+    rope = cfg.position == "rope" and spec.streams == 1
+    turn_late, turn_back = rope and cfg.rope_value == "raw", rope and cfg.rope_value == "unrotate"
+
+    rows = sum(heads * width for heads, width in stored) + turn_late * h * d_k
+    # The scaled queries. A temperature needs them unscaled, too: with Q = K those are the keys,
+    # unless queries and keys are turned apart.
+    queries = H * d_k * (2 if turn_late and spec.plus in ("full", "temperature") else 1)
+    answers = H * d_v * (2 if turn_back else 1)
+    attention = length * (_norm(d) + rows + queries + answers) + H * _pattern(length)
+    mlp = length * (_norm(d) + 2 * cfg.d_ff)  # the slope of GELU, and its output
+    # What the sequences of a batch share: the bias of "+", and the sines of the way back.
+    shared = length * (spec.plus in ("full", "bias")) + turn_back * length * d_v // 2
+    return batch * (attention + mlp) + shared
+
+
+def _norm(d):
+    """Of a token in a layer norm: the row at mean 0 and variance 1, 1/σ, and the output."""
+    return 2 * d + 1
+
+
+def _pattern(length):
+    """Of a head: the weights, by blocks of queries up to the last key that any of them may see, and
+    a factor for each query. A long sequence keeps none: backward computes them again.
+    """
+    if length**2 > F.KEEP:
+        return 0
+    blocks = [(start, min(start + F.BLOCK, length)) for start in range(0, length, F.BLOCK)]
+    return sum((end - start) * (end + 1) for start, end in blocks)
