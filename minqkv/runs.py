@@ -35,6 +35,7 @@ from .optim import Adam, warmup_cosine
 from .runtime import files
 from .runtime.blas import blas_threads
 from .runtime.errors import Diverged, EnvironmentFault, UsageError, unknown
+from .runtime.locks import locked
 from .runtime.parallel import set_threads
 from .runtime.version import __version__
 from .tasks.base import Recipe, Task, check_split, check_types
@@ -136,16 +137,37 @@ def train_run(
     save at the end of the step. `progress(steps done, steps in all, loss)` is called after each
     step. The result has the task's metric; where the recipe watches, also `curve`, (steps, score)
     on the validation split, and `reached`, the steps after which it first was `task.learned`, or
-    None. Raises UsageError when the folder holds another run, Diverged, EnvironmentFault.
+    None. Raises UsageError when the folder holds another run, Diverged, EnvironmentFault, also
+    while another process uses the folder.
     """
-    began, steps = time.monotonic(), config.recipe.steps
     set_threads(config.threads)
     model = config.build()
+    if out is None:
+        return model, _train_and_score(config, model, None, progress)
+    if resume and (result := _finished(config, model, out)):
+        return model.eval(), result
+    files.make_folder(out)
+    with locked(out):
+        folder = RunFolder(out, config, resume)
+        return model, _train_and_score(config, model, folder, progress)
+
+
+def _finished(config, model, out):
+    """The result of a run that has ended, and its weights in `model`; None where it has not. Needs
+    no right to write.
+    """
+    if not (Path(out) / "result.json").exists():
+        return None
+    folder = RunFolder(out, config, resume=True)
+    ended = load_checkpoint(folder.checkpoint, folder.hash, model)["step"] == config.recipe.steps
+    return folder.read_result() if ended else None
+
+
+def _train_and_score(config, model, folder, progress):
+    """The result: the score, and what it took."""
+    began, steps = time.monotonic(), config.recipe.steps
     optimizer = Adam(model.parameters(), config.recipe.lr)
-    folder = RunFolder(out, config, resume) if out is not None else None
     start = folder.restore(model, optimizer) if folder else 0
-    if folder and start == steps and folder.result.exists():
-        return model.eval(), folder.read_result()
     curve = folder.curve if folder else []
     with blas_threads(1):  # shards use the cores; bits do not depend on how many there are
         _train(config, model, optimizer, start, folder, curve, progress)
@@ -159,7 +181,7 @@ def train_run(
     result["seconds"] = time.monotonic() - began  # since it was last resumed; all else is exact
     if folder:
         folder.write_result(result)
-    return model, result
+    return result
 
 
 def _train(config, model, optimizer, start, folder, curve, progress):
@@ -205,7 +227,7 @@ class RunFolder:
     """
 
     def __init__(self, path, config, resume=False):
-        path = Path(path)
+        self.path = path = Path(path)
         self.metrics, self.checkpoint = path / "metrics.jsonl", path / "checkpoint.npz"
         self.result, self.steps = path / "result.json", config.recipe.steps
         self.saved_step, self.saved_time, self.curve = 0, time.monotonic(), []
@@ -213,8 +235,6 @@ class RunFolder:
         if holds_a_run and not resume:
             cure = "continue it with --resume, or choose another folder with --out"
             raise UsageError(f"{path} already holds a run", cure)
-        for left in path.glob(".*.tmp"):  # by a process that was killed while it wrote
-            left.unlink(missing_ok=True)
         self.hash = config.hash  # None: a folder of version 0.1.0, whose files are not bound
         if not holds_a_run:
             write_config(path, config)
@@ -229,6 +249,8 @@ class RunFolder:
         """Load the checkpoint, if there is one, and cut off the metrics of later steps; returns how
         many steps have been made.
         """
+        for left in self.path.glob(".*.tmp"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         expected = self.check = _first_check(self.hash)
         if self.checkpoint.exists():
             meta = load_checkpoint(self.checkpoint, self.hash, model, optimizer)
@@ -286,7 +308,10 @@ class RunFolder:
         return tenth or time.monotonic() - self.saved_time > CHECKPOINT_EVERY_SECONDS
 
     def save(self, done, model, optimizer):
-        """Replace the checkpoint."""
+        """Replace the checkpoint. Raises EnvironmentFault when the folder is gone."""
+        if not (self.path / "config.json").exists():
+            why = f"{self.path} was removed, or emptied, while the run was using it"
+            raise EnvironmentFault(why, "start again, with another folder")
         os.fsync(self.lines.fileno())  # first: a checkpoint must find the metrics of all its steps
         arrays = {f"model/{name}": array for name, array in model.state_dict().items()}
         state = optimizer.state_dict()

@@ -29,6 +29,7 @@ from ..runs import RunConfig, config_from, train_run
 from ..runtime import backend, files
 from ..runtime.blas import blas_threads
 from ..runtime.errors import Diverged, EnvironmentFault, UsageError
+from ..runtime.locks import locked
 from ..runtime.version import code_version
 from ..train import train_step
 from ..variants import cache_bytes_per_token
@@ -144,8 +145,9 @@ def study_folder(out: str | Path, configs: list[RunConfig]):
         if stored.get("kind") != "minqkv study" or not hashes >= set(stored.get("runs", ())):
             why = f"{out} holds the tables of another grid, which these runs would replace"
             raise UsageError(why, "choose another folder with --out")
-    files.write_json(place, {"kind": "minqkv study", "runs": sorted(hashes)})
-    yield
+    with locked(out, "study"):
+        files.write_json(place, {"kind": "minqkv study", "runs": sorted(hashes)})
+        yield
 
 
 def own_class(configs: list[RunConfig]) -> type | None:
