@@ -95,8 +95,11 @@ class RunConfig:
     @cached_property
     def hash(self) -> str:
         """Of all its values: what binds the files of a run together."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _hash(asdict(self))
+
+
+def _hash(values):
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def configure(task: str, variant: str = "qkv", own: type | None = None, **given) -> RunConfig:
@@ -239,8 +242,7 @@ class RunFolder:
         if not holds_a_run:
             write_config(path, config)
             return
-        stored, number = read_config(path, type(config.task))
-        self.hash = self.hash if number > 1 else None
+        stored, self.hash = read_config(path, type(config.task))
         if differences := "; ".join(difference(stored, config)):
             cure = "leave those flags out, or choose another folder with --out"
             raise UsageError(f"{path} holds another run: {differences}", cure)
@@ -377,7 +379,9 @@ def load_config(path: str | Path, own: type | None = None) -> RunConfig:
 
 
 def read_config(path, own=None):
-    """(RunConfig, format) of a run folder."""
+    """(RunConfig, the hash that its files carry) of a run folder. The hash is that of what is
+    stored, whatever fields have been added since; None in format 1.
+    """
     path = Path(path) / "config.json"
     if not path.exists():
         cure = "minqkv train makes one; its folder is what --out names"
@@ -385,7 +389,10 @@ def read_config(path, own=None):
     stored = files.read_json(path)
     if stored.get("kind") != "minqkv run":
         raise EnvironmentFault(f"{path} was not written by minqkv train")
-    number = stored.get("format", 1)
+    bound = stored.get("hash") if stored.get("format", 1) > 1 else None
+    if stored.get("format", 1) > FORMAT or (bound and bound != _hash(stored.get("config"))):
+        why = f"{path} was changed after it was written, or by a newer version"
+        raise EnvironmentFault(why, f"restore it, or {_ANOTHER}")
     try:
         config = config_from(stored["config"], own)
     except (UsageError, TypeError, ValueError, KeyError, AttributeError) as error:
@@ -393,10 +400,7 @@ def read_config(path, own=None):
             raise
         why = f"{path} cannot be read by this version of minqkv: {error}"
         raise EnvironmentFault(why, f"it was written by {stored.get('version')}") from error
-    if number > FORMAT or (number > 1 and stored.get("hash") != config.hash):
-        why = f"{path} was changed after it was written: its hash does not fit"
-        raise EnvironmentFault(why, f"restore it, or {_ANOTHER}")
-    return config, number
+    return config, bound
 
 
 def config_from(stored: dict, own: type | None = None) -> RunConfig:
@@ -421,9 +425,9 @@ def load_run(path: str | Path, own: type | None = None) -> tuple[Module, RunConf
     """The model of a run folder, at its last checkpoint, and its configuration. `own` is the class
     of a task of yours. Raises EnvironmentFault.
     """
-    config, number = read_config(path, own)
+    config, bound = read_config(path, own)
     model = config.build()
-    load_checkpoint(Path(path) / "checkpoint.npz", config.hash if number > 1 else None, model)
+    load_checkpoint(Path(path) / "checkpoint.npz", bound, model)
     return model.eval(), config
 
 

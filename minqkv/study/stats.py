@@ -118,9 +118,9 @@ def verdict(difference: Estimate, p_adjusted: float, margin: float) -> str:
     """What may be claimed of a paired difference: "different", "the same" or "cannot be told".
 
     Both take at least SEEDS seeds. "the same": the 95 % interval lies inside ±margin. "different":
-    the adjusted p of the sign-flip test is at most .05. A difference can be certain and yet smaller than
-    the margin; it is "the same", because the margin says in advance which differences matter, and
-    the interval printed beside it shows that it is not zero.
+    the adjusted p of the sign-flip test is at most .05. A difference can be certain and yet smaller
+    than the margin; it is "the same", because the margin says in advance which differences matter,
+    and the interval printed beside it shows that it is not zero.
     """
     if difference.n >= SEEDS and abs(difference.mean) + difference.half < margin:
         return "the same"
