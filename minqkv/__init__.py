@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .runtime.backend import set_backend, tame_allocator, use_backend
     from .runtime.parallel import set_threads
     from .runtime.tracing import trace
+    from .tasks.base import Task
     from .tensor import Tensor, no_grad
     from .train import train_step
     from .variants import VariantSpec
@@ -50,6 +51,7 @@ _HOME = {  # public name -> the module it is in
     "AdamW": "optim",
     "train_step": "train",
     "generate": "generation",
+    "Task": "tasks.base",
     "load_run": "runs",
 }
 _MODULES = {"functional": "functional", "nn": "nn", "backend": "runtime.backend"}

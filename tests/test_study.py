@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import xml.dom.minidom
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,11 +17,11 @@ import threadpoolctl
 from commands import run, start, wait_until
 
 import minqkv
-from minqkv.runs import RunConfig, train_run
+from minqkv.runs import configure, train_run
 from minqkv.runtime import files
 from minqkv.runtime.errors import EnvironmentFault, UsageError
 from minqkv.study import execute, stats, summary
-from minqkv.study.execute import other_code, recorded, run_study
+from minqkv.study.execute import Records, recorded, run_study
 from minqkv.study.grid import PRESETS, PROJECTIONS, ablation, arm, grid
 from minqkv.study.published import synthetic_2026
 from minqkv.study.summary import as_results, published_accuracies, summarise, unresolved
@@ -45,7 +45,7 @@ def results(out):
 
 
 def small_grid(**changes):
-    few = {"tasks": ("copy",), "variants": ("qkv", "q=k=v"), "seeds": (0, 1), "steps": 2}
+    few = {"tasks": ("copy",), "variants": ("qkv", "q=k=v"), "seeds": (0, 1), "steps": (2,)}
     return grid(**{**few, **CELL, **changes})
 
 
@@ -81,7 +81,7 @@ def test_neither_jobs_nor_the_threads_of_blas_change_a_bit(tmp_path, monkeypatch
         seen.append({lib["num_threads"] for lib in libraries if lib["user_api"] == "blas"})
 
     seen, size = [], {"seq_len": (16,), "n_embd": (64,), "n_layer": (1,), "n_head": (4,)}
-    configs = grid(("reverse",), ("qkv", "mqa"), (0,), **size, steps=3)
+    configs = grid(("reverse",), ("qkv", "mqa"), (0,), **size, steps=(3,))
     records = [run_study(configs, tmp_path / "one")]
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.setenv(name, "2")  # the processes of `jobs` read them, this one has done so
@@ -207,7 +207,7 @@ def test_whatever_the_caller_raises_no_process_is_left_behind(tmp_path):
         """Of a disk, for instance."""
 
     short, *long = small_grid()
-    configs = [short, *(replace(config, steps=10_000_000) for config in long)]
+    configs = [short, *(config.change(steps=10_000_000) for config in long)]
     with pytest.raises(Full) as caught:
         run_study(configs, tmp_path, jobs=2, on_record=on_record)
     try:  # `caught` keeps all frames alive, as the command line does while it reports the error
@@ -248,7 +248,7 @@ def test_a_record_is_reused_only_for_the_same_run(tmp_path, monkeypatch):
     assert reuse(configs, tmp_path) == [False] * 4
     assert reuse(configs, tmp_path) == [True] * 4
     for change in ({"steps": 3}, {"alphabet": 9}):
-        changed = [replace(configs[0], **change), *configs[1:]]
+        changed = [configs[0].change(**change), *configs[1:]]
         assert reuse(changed, tmp_path) == [False, True, True, True]
     monkeypatch.setattr(execute, "code_version", lambda: "other")
     assert reuse(configs, tmp_path) == [False] * 4
@@ -261,7 +261,8 @@ def test_a_record_is_reused_only_for_the_same_run(tmp_path, monkeypatch):
 def test_what_is_left_to_the_protocol_makes_no_other_run(tmp_path):
     (config,) = small_grid(variants=("qkv",), seeds=(0,))
     (record,) = run_study([config], tmp_path)
-    asked = RunConfig(**{**asdict(config), "lr": None, "position": None, "variant": "QKV"})
+    size = {name: values[0] for name, values in CELL.items()}
+    asked = configure("copy", "QKV", **size, steps=2, lr=None, position=None)
     assert recorded(asked, tmp_path) == record
     assert reuse([asked], tmp_path) == [True]
 
@@ -279,27 +280,27 @@ def as_code(monkeypatch):
 
 def test_records_of_other_code_are_told_apart_and_used_only_where_accepted(as_code, tmp_path):
     configs = small_grid()
-    assert other_code(configs, tmp_path) == {}
+    assert Records(tmp_path).of_other_code(configs) == {}
     as_code("old")
     before = run_study(configs, tmp_path)
-    assert other_code(configs, tmp_path) == {}
+    assert Records(tmp_path).of_other_code(configs) == {}
     as_code("new")
-    assert other_code(configs, tmp_path) == {"old": 4}
+    assert Records(tmp_path).of_other_code(configs) == {"old": 4}
     assert [recorded(config, tmp_path) for config in configs] == [None] * 4
     assert [recorded(config, tmp_path, accept_code=True) for config in configs] == before
     with minqkv.use_backend("strict"):
-        assert other_code(configs, tmp_path) == {}
+        assert Records(tmp_path).of_other_code(configs) == {}
         assert recorded(configs[0], tmp_path, accept_code=True) is None
 
     (mine,) = run_study(configs[:1], tmp_path)
-    assert other_code(configs, tmp_path) == {"old": 3}
+    assert Records(tmp_path).of_other_code(configs) == {"old": 3}
     assert reuse(configs, tmp_path, accept_code=True) == [True] * 4
     mixed = run_study(configs, tmp_path, accept_code=True)
     assert mixed == [mine, *before[1:]]
     codes = [one["code"] for one in as_results(mixed, "", 0)["runs"]]
     assert codes == ["new", "old", "old", "old"]
     assert reuse(configs, tmp_path) == [True, False, False, False]
-    assert other_code(configs, tmp_path) == {}
+    assert Records(tmp_path).of_other_code(configs) == {}
     assert not any("code" in one for one in as_results([mine], "", 0)["runs"])
 
 
@@ -309,7 +310,7 @@ def test_of_several_other_versions_the_last_is_accepted(as_code, tmp_path):
         as_code(name)
         records[name] = run_study(configs[:1] if name == "a" else configs, tmp_path)
     as_code("new")
-    assert other_code(configs, tmp_path) == {"a": 1, "b": 2, "c": 2}
+    assert Records(tmp_path).of_other_code(configs) == {"a": 1, "b": 2, "c": 2}
     accepted = run_study(configs, tmp_path, accept_code=True)
     assert accepted == [records["a"][0], records["c"][1]]
 
@@ -322,7 +323,7 @@ def test_a_damaged_record_of_other_code_is_not_accepted(content, as_code, tmp_pa
     paths = {files.read_json(p)["config"]["variant"]: p for p in tmp_path.glob("runs/*.json")}
     paths["qkv"].write_text(content)
     as_code("new")
-    assert other_code(configs, tmp_path) == {"old": 1}
+    assert Records(tmp_path).of_other_code(configs) == {"old": 1}
     assert reuse(configs, tmp_path, accept_code=True) == [False, True]
 
 
@@ -337,7 +338,10 @@ def test_a_damaged_record_is_run_again(content, tmp_path):
     if content == "of another run":
         content = paths["q=k=v"].read_bytes()
     elif content == "half of its fields":
-        record, some = files.read_json(paths["qkv"]), ("kind", "code", "backend", "config", "loss")
+        record, some = (
+            files.read_json(paths["qkv"]),
+            ("kind", "code", "backend", "config", "metric"),
+        )
         content = json.dumps({name: record[name] for name in some})
     paths["qkv"].write_bytes(content if isinstance(content, bytes) else content.encode())
     assert reuse(configs, tmp_path) == [False, True]
@@ -346,16 +350,16 @@ def test_a_damaged_record_is_run_again(content, tmp_path):
 
 def test_a_diverged_run_is_recorded_and_the_others_go_on(tmp_path):
     configs = small_grid(seeds=(0, 1, 2))
-    configs[1] = replace(configs[1], lr=1e30)
+    configs[1] = configs[1].change(lr=1e30)
     records = run_study(configs, tmp_path)
     finished = [record["diverged"] is None for record in records]
     assert finished == [True, False, True, True, True, True]
     assert "step 1 " in records[1]["diverged"]
-    assert records[1]["accuracy"] is None
+    assert records[1]["score"] is None
     assert records[1]["params"] == records[0]["params"]
     (cell,) = summarise(records)
     assert cell.rows[0].by_seed[1] is None
-    assert (cell.rows[0].accuracy.n, cell.rows[1].accuracy.n, cell.rows[1].to_qkv.n) == (2, 3, 2)
+    assert (cell.rows[0].score.n, cell.rows[1].score.n, cell.rows[1].to_baseline.n) == (2, 3, 2)
     assert reuse(configs, tmp_path) == [True] * 6
 
 
@@ -364,9 +368,9 @@ def test_a_study_with_a_diverged_run_reports_it_and_exits_with_4(finished, tmp_p
     (out / "runs").mkdir(parents=True)
     for path in (finished[0] / "runs").iterdir():
         record = files.read_json(path)
-        which = tuple(record["config"][name] for name in ("task", "variant", "seed"))
-        if which == ("copy", "q-k=v", 1):
-            record |= {"accuracy": None, "loss": None, "diverged": "the loss at step 3 is nan"}
+        config = record["config"]
+        if (config["task"]["name"], config["variant"], config["seed"]) == ("copy", "q-k=v", 1):
+            record |= {"score": None, "diverged": "the loss at step 3 is nan"}
         files.write_json(out / "runs" / path.name, record)
     code, text, err = cli(*SMALL, "--out", out)
     assert code == 4
@@ -391,7 +395,7 @@ def test_a_dry_run_runs_nothing(cli, tmp_path, monkeypatch):
 def test_a_grid_has_each_run_once():
     names, size = ("qkv", "gqa-2", "mqa", "gqa-1"), {**CELL, "n_head": (2, 4)}
     configs = grid(("reverse",), names, (0, 1, 0), **size)
-    of_one_seed = [(c.n_head, c.variant) for c in configs if c.seed == 0]
+    of_one_seed = [(c.task.n_head, c.variant) for c in configs if c.seed == 0]
     assert of_one_seed == [(2, "qkv"), (2, "mqa"), (4, "qkv"), (4, "gqa-2"), (4, "mqa")]
     assert len(configs) == 10
     with pytest.raises(UsageError):
@@ -399,10 +403,12 @@ def test_a_grid_has_each_run_once():
 
 
 def test_presets_are_the_ones_asked_for():
-    quick, paper = (grid(**PRESETS[name]) for name in ("quick", "paper"))
+    ((quick,), (paper,)) = (
+        [grid(**block) for block in PRESETS[name]] for name in ("quick-2026", "paper")
+    )
     assert len(quick) == 2 * 10 * 3
     assert len(paper) == 5 * 6 * 3 * 3 * 3 * 2 * 2
-    assert {c.steps for c in quick + paper} == {158}
+    assert {c.recipe.steps for c in quick + paper} == {158}
     assert {c.variant for c in quick} == {*PROJECTIONS, "gqa-2", "mqa", "q-gqa-2", "q-mqa"}
 
 
@@ -418,7 +424,7 @@ def test_the_ablation_on_the_command_line(cli, tmp_path):
     assert code == 0
     for heading in ("temperature", "bias only", "diagonal masked"):
         assert heading in text
-    assert (tmp_path / "runs" / "study-plus" / "results.json").exists()
+    assert list((tmp_path / "runs").glob("study-plus-*/results.json"))
     assert cli(*FLAGS, "--ablate", "plus", "--variants", "qkv")[0] == 2
 
 
@@ -428,8 +434,8 @@ def test_the_ablation_on_the_command_line(cli, tmp_path):
 def test_results_json(finished):
     found = results(finished[0])
     assert found["versions"].keys() >= {"minqkv", "code", "numpy", "python", "backend"}
-    recipe = {"batch": 128, "epochs": 2, "lr": 1e-3, "clip": 5.0}
-    assert found["hyper_parameters"]["2026"].items() >= recipe.items()
+    recipe = {"batch": 128, "steps": 8, "lr": 1e-3, "clip": 5.0, "optimiser": "Adam"}
+    assert found["hyper_parameters"]["reverse"].items() >= recipe.items()
     assert found["command"].startswith("minqkv study --seq-len 4")
     assert len(found["runs"]) == 8
     for one in found["runs"]:
@@ -471,7 +477,7 @@ def test_the_table_shows_every_seed_the_cost_and_what_cannot_be_told(finished):
         assert f"{one['params']:,}" in text
         assert one["cache_bytes_per_token"] == one["cache_bytes_per_token_formula"]
     assert "2 seeds (Student's t: 12.706)" in text
-    assert "minus qkv, paired" in text
+    assert "minus qkv," in text
     assert "accuracy against cache bytes" in text
     assert "softmax(αQKᵀ)K" in text
     for name in ("0/2", "64", "32"):
@@ -504,7 +510,7 @@ def test_wrong_input_of_a_study(cli):
         (("--n-head", "3"), "not divisible"),
         (("--tasks", "swap", "--seq-len", "5"), "must be even"),
         (("--jobs", "0"), "0 is not in the range"),
-        (("--steps", "0"), "0 is not in the range"),
+        (("--steps", "0"), "steps 0 must be at least 1"),
     ):
         code, out, err = cli("study", "--n-embd", 8, *flags)
         assert (code, out) == (2, ""), flags
@@ -555,7 +561,7 @@ def test_a_paired_difference_uses_the_seeds_both_have():
 
 def test_one_seed_says_that_it_resolves_nothing(tmp_path):
     (cell,) = summarise(run_study(small_grid(seeds=(0,)), tmp_path))
-    assert math.isnan(cell.rows[1].to_qkv.half)
+    assert math.isnan(cell.rows[1].to_baseline.half)
     assert "one seed gives no interval" in unresolved(cell)
 
 
@@ -563,7 +569,7 @@ def test_what_cannot_be_told_is_said(tmp_path):
     def note(diverged=(), **changes):
         configs = small_grid(seeds=(0, 1, 2), **changes)
         records = run_study(configs, tmp_path)
-        gone = {"accuracy": None, "diverged": "the loss at step 1 is nan"}
+        gone = {"score": None, "diverged": "the loss at step 1 is nan"}
         records = [
             record | gone if (c.variant, c.seed) in diverged else record
             for c, record in zip(configs, records, strict=True)
@@ -583,10 +589,12 @@ def test_what_cannot_be_told_is_said(tmp_path):
 def test_the_line_under_a_table_word_by_word():
     def note(**accuracies):
         rows = [
-            {"config": asdict(config), "accuracy": accuracies[config.variant][config.seed]}
+            {"config": asdict(config), "metric": "accuracy"}
+            | {"score": {"accuracy": accuracies[config.variant][config.seed]}}
             for config in small_grid(seeds=(0, 1, 2), variants=tuple(accuracies))
         ]
         costs = {"params": 0, "cache_bytes_per_token": 0, "cache_bytes_per_token_formula": 0}
+        costs |= {"reached": None, "lifted": None}
         return unresolved(summarise([row | costs for row in rows])[0])
 
     two = note(qkv=(0.5, 0.6, 0.7), mqa=(0.3, 0.4, 0.51))
@@ -615,14 +623,15 @@ def test_published_figures_are_those_of_the_same_configuration():
     rows = _rows()
     assert len(rows) == 3240 == sum(map(len, synthetic_2026().values()))
     dims = ("variant", "task", "seq_len", "n_embd", "n_layer", "n_head")
-    for config in grid(**PRESETS["paper"])[::37]:
-        key = tuple(str(asdict(config)[name]) for name in dims)
+    for config in grid(**PRESETS["paper"][0])[::37]:
+        flat = {"variant": config.variant, "task": config.task.name} | asdict(config.task)
+        key = tuple(str(flat[name]) for name in dims)
         mine = [float(row["accuracy"]) for row in rows if tuple(row[name] for name in dims) == key]
         assert published_accuracies(config) == mine
         assert len(mine) == 3
-    old = {"protocol": "2023", "position": None, "steps": None}
+    old = {"protocol": "2023", "position": "sinusoidal"}
     for change in (old, {"steps": 20}, {"variant": "mqa"}):
-        assert published_accuracies(replace(config, **change)) == []
+        assert published_accuracies(config.change(**change)) == []
 
 
 def test_published_differences_of_the_quick_cell():

@@ -147,7 +147,7 @@ def study(
         ) from None
     cells = found.cells(records, own)
     wall = time.perf_counter() - began
-    results = as_results(records, cells, selection, found.impossible, command_line(), wall, own)
+    results = as_results(records, command_line(), wall, cells, selection, found.impossible, own)
     return _report(out, cells, results, records, ablate, as_json)
 
 

@@ -16,11 +16,9 @@ from ..runtime import backend, files
 from ..runtime.version import __version__, code_version
 from ..variants import formula
 from . import stats
-from .grid import ITEMSIZE, arm, cell
+from .grid import ITEMSIZE, OF_AN_ARM, arm, cell
 from .published import synthetic_2026
 from .rates import Choice, arm_of
-
-SHORT = {"seq_len": "T", "n_embd": "d", "n_layer": "L", "n_head": "H", "pairs": "P"}
 
 
 @dataclass(frozen=True)
@@ -104,18 +102,15 @@ def _cell(size, equal, arms, choices):
         if equal and runs[0][1]["lifted"]:
             rows.append(_lifted_row(rows[-1], runs))
     about = (task.metric, task.better, task.solved, task.chance)
-    return Cell(task.name, _title(size, equal), *about, size, equal, baseline, tuple(rows))
+    return Cell(task.name, _title(task, equal), *about, size, equal, baseline, tuple(rows))
 
 
-def _title(size, equal):
-    size = {name: value for name, value in size.items() if name not in ("n_test", "steps")}
-    parts = [str(size.pop("name"))]
-    if equal:
-        ((what, value),) = equal.items()
-        parts += [f"{value:,} B a token and layer" if what == "bytes" else f"{value:,} parameters"]
-    words = [str(value) for value in size.values() if isinstance(value, str)]
-    numbers = [(SHORT.get(name, name), v) for name, v in size.items() if not isinstance(v, str)]
-    return "  ".join([*parts, *(f"{name} {v}" for name, v in numbers), ", ".join(words)]).rstrip()
+def _title(task, equal):
+    if not equal:
+        return task.title()
+    ((what, value),) = equal.items()
+    what = f"{value:,} B a token and layer" if what == "bytes" else f"about {value:,} parameters"
+    return f"{task.title(without=OF_AN_ARM)}  {what}"
 
 
 def _baseline(arms, equal, choices):
@@ -250,11 +245,11 @@ def environment() -> dict:
 
 def as_results(
     records: list[dict],
-    cells: list[Cell],
-    selection: list[dict],
-    impossible: list[str],
     command: str,
     wall_seconds: float,
+    cells: list[Cell] | None = None,
+    selection: list[dict] = (),
+    impossible: list[str] = (),
     own: type | None = None,
 ) -> dict:
     """The object of results.json: versions, hyper-parameters, command, runs, and the summary.
@@ -273,10 +268,10 @@ def as_results(
         "hyper_parameters": recipes,
         "wall_seconds": wall_seconds,
         "cache_itemsize": ITEMSIZE,
-        "left_out": impossible,
+        "left_out": list(impossible),
         "selection": _as_runs(selection, own),
         "runs": _as_runs(records, own),
-        "cells": _without_nan([asdict(cell) for cell in cells]),
+        "cells": _without_nan([asdict(cell) for cell in cells or summarise(records, own=own)]),
     }
 
 

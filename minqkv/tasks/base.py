@@ -21,6 +21,11 @@ from ..tensor import Tensor
 from ..train import IGNORE, counted_targets, evaluate, token_loss
 from .rules import SPLITS
 
+SHORT = {  # fields of a title, in this order
+    "seq_len": "T", "pairs": "P", "keys": "keys", "n_embd": "d", "n_layer": "L", "n_head": "H",
+    "head_dim": "d_h",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -126,6 +131,16 @@ class Task(ABC):
         return {name: value for name, value in found.items() if name != "predictions"}
 
     # ---- for people to read
+
+    def title(self, without: tuple[str, ...] = ()) -> str:
+        """The name and the size as a heading, without some fields; what is as usual is not said."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in without}
+        parts = [f"{short} {values[name]}" for name, short in SHORT.items() if values.get(name)]
+        for field in fields(self):
+            if field.name in values.keys() - SHORT.keys() - {"name", "n_test"}:
+                usual = field.default is None or values[field.name] == field.default
+                parts += [] if usual else [f"{field.name} {values[field.name]}"]
+        return "  ".join([self.name, *parts])
 
     def mistakes(self, x: np.ndarray, y: np.ndarray, predicted: np.ndarray) -> list[dict]:
         """Of each example: the input, and what was expected and predicted, as lists of ids."""

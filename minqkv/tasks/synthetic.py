@@ -83,6 +83,11 @@ class Synthetic(Task):
             why = "the first token of a decoder would see nothing"
             raise UsageError(f"hide_self is for encoders: {why}")
 
+    def title(self, without=()):
+        """With the form and the protocol."""
+        size = super().title((*without, "form", "protocol", "position", "plus_start", "hide_self"))
+        return f"{size}  {self.form}, protocol {self.protocol}"
+
     @property
     def vocab_size(self):
         """Input ids: the digits, and in causal form the separator, whose id is `alphabet`."""
