@@ -1,7 +1,7 @@
 """Figures as SVG text: points with intervals, learning curves, heat maps, and bars.
 
 Plain data goes in and one string comes out, which has a light and a dark look, no script, and no
-reference to anything outside. A mark is drawn exactly where its value is: an axis is widened until
+reference to anything outside. A mark has exactly the height of its value: an axis is widened until
 it holds every mean and every seed, and where an interval is cut, an arrowhead says so. What cannot
 be drawn is named below the figure.
 """
