@@ -456,7 +456,7 @@ def test_results_csv(finished):
     ]
 
 
-@pytest.mark.parametrize("name", ["table.svg", "picture.svg"])
+@pytest.mark.parametrize("name", ["table.svg", "figure.svg", "curves.svg"])
 def test_pictures_are_well_formed(name, finished):
     text = (finished[0] / name).read_text("utf-8")
     document = xml.dom.minidom.parseString(text)

@@ -96,6 +96,7 @@ def study(
     Each finished run is kept under --out: the same command continues where it was interrupted.
     """
     from ..render.console import duration, say, stderr
+    from ..study.claims import CONTRASTS, as_data, findings
     from ..study.execute import estimate_seconds, study_folder
     from ..study.grid import ablation, blocks, short_hash
     from ..study.plan import Part, Plan, plan
@@ -148,28 +149,34 @@ def study(
     cells = found.cells(records, own)
     wall = time.perf_counter() - began
     results = as_results(records, command_line(), wall, cells, selection, found.impossible, own)
-    return _report(out, cells, results, records, ablate, as_json)
+    claims = findings(CONTRASTS.get(preset, ()), cells) if not given else []
+    results["contrasts"] = as_data(claims)
+    by_hash = {config.hash: r for config, r in zip(found.configs, records, strict=True)}
+    return _report(out, cells, results, by_hash, claims, ablate, as_json)
 
 
-def _report(out, cells, results, records, ablate, as_json):
-    """Tables on stdout, files in the folder; the exit code."""
+def _report(out, cells, results, records, claims, ablate, as_json):
+    """Tables on stdout, files in the folder; the exit code. `records` are by their hash."""
     from ..render import study as view
     from ..render.console import say, stderr, stdout, write_svg
+    from ..runtime.files import write_text
     from ..study.summary import unresolved, write_results
 
     notes = [unresolved(cell) for cell in cells]
 
     def draw(console):
-        view.study(console, cells, notes, results["cache_itemsize"], bool(ablate))
+        view.study(console, cells, notes, results["cache_itemsize"], claims, bool(ablate))
 
     write_results(out, results)
     write_svg(out / "table.svg", "minqkv study", draw, width=150)
+    write_text(out / "figure.svg", view.figure(cells))
+    write_text(out / "curves.svg", view.curves(cells, records))
     if as_json:
         print_json(results)
     else:
         draw(stdout())
-    say(stderr(), f"kept in {out}: results.json, results.csv, table.svg")
-    diverged = [record["diverged"] for record in records if record["diverged"]]
+    say(stderr(), f"kept in {out}: results.json, results.csv, table.svg, figure.svg, curves.svg")
+    diverged = [record["diverged"] for record in records.values() if record["diverged"]]
     if diverged:
         n = len(records)
         say(stderr(), f"{len(diverged)} of {n} runs diverged; the first: {diverged[0]}")

@@ -3,6 +3,8 @@
 import math
 
 from .console import say, table
+from .figures import Panel, Series, learning_curves
+from .figures import figure as svg_figure
 
 ARMS = {  # of the "+": heading -> the name of an arm, by variant
     "none": "{}",
@@ -157,6 +159,103 @@ def _marks(places, labels):
     return marks, width
 
 
+def claims_table(console, found):
+    """Contrasts that were planned, and what may be said of each."""
+    columns = [("contrast", "left"), ("difference\n95 % interval", "right"), ("p", "right")]
+    columns += [("p, corrected\nby Holm", "right"), ("", "left")]
+    rows = []
+    for finding in found:
+        what = f"{finding.cell}: {finding.arm} minus {finding.against}"
+        p_values = [number(finding.p, 4), number(finding.p_adjusted, 4)]
+        rows.append([what, with_interval(finding.difference, True), *p_values, finding.verdict])
+    table(console, "Planned contrasts (exact sign-flip tests, paired by seed)", columns, rows)
+
+
+# ---- figures
+
+
+def figure(cells):
+    """Score against bytes: a curve for each kind of arm where tables are at equal bytes, else a
+    point for each variant. SVG text.
+    """
+    groups = {}
+    for cell in cells:
+        key = cell.title if cell.equal is None else cell.title.partition("  ")[0]
+        groups.setdefault((cell.task, key, cell.equal is None), []).append(cell)
+    panels = []
+    for (_, title, single), found in groups.items():
+        what = "cache bytes per token" if single else "cache bytes per token and layer"
+        series = _points(found) if single else _curves_of_arms(found)
+        limits = (0, 1) if found[0].metric == "accuracy" else None
+        panels.append(Panel(title, what, found[0].metric, series, x_log=True, y_range=limits))
+    n = max(len(row.by_seed) for cell in cells for row in cell.rows)
+    return svg_figure("What each variant buys", panels, columns=min(2, len(panels)),
+                      caption=f"Means of {n} seeds.")  # fmt: skip
+
+
+def _point(row, x):
+    half = None if math.isnan(row.score.half) else row.score.half
+    return x, row.score.mean, half, tuple(v for v in row.by_seed.values() if v is not None)
+
+
+def _points(cells):
+    series = []
+    for row in (row for cell in cells for row in cell.rows if row.score):
+        series.append(Series(row.arm, (_point(row, row.cache_measured),), line=False))
+        if row.published:
+            published = (row.cache_measured, row.published.mean, None, ())
+            series.append(Series(row.arm, (published,), line=False, hollow=True))
+    return tuple(series)
+
+
+def _curves_of_arms(cells):
+    """Arms that differ in their bytes alone are one curve."""
+    curves = {}
+    for cell in cells:
+        for row in cell.rows:
+            if row.score and not row.lifted:
+                curves.setdefault(_kind(row, cells), []).append(_point(row, cell.equal["bytes"]))
+    return tuple(Series(name, tuple(points)) for name, points in curves.items())
+
+
+def _kind(row, cells):
+    """The name of an arm but for the width of its heads; what all arms share is not said."""
+    rows = [other for cell in cells for other in cell.rows]
+    parts = [row.variant]
+    if len({r.settings["n_head"] for r in rows if r.variant == row.variant}) > 1:
+        parts.append(f"H {row.settings['n_head']}")
+    for name in ("position", "rope_value"):
+        turned = name == "position" or row.settings["position"] == "rope"
+        values = {r.settings[name] for r in rows if r.variant == row.variant}
+        parts += [row.settings[name]] if turned and len(values) > 1 else []
+    return ", ".join(parts)
+
+
+def curves(cells, records):
+    """How each run got there, a panel for each table: the watched validation score, or the training
+    loss. SVG text.
+    """
+    panels = []
+    for cell in cells:
+        series, watched = [], False
+        for row in (row for row in cell.rows if not row.lifted):
+            mine = [records[h] for h in row.runs]
+            watched = any(record["curve"] for record in mine)
+            runs = [record["curve"] or _loss_curve(record) for record in mine]
+            runs = [run for run in runs if run]
+            if runs:
+                series.append(learning_curves(row.arm, runs))
+        if series:
+            what = f"validation {cell.metric}" if watched else "training loss"
+            panels.append(Panel(cell.title, "steps", what, tuple(series)))
+    return panels and svg_figure("How the runs learned", panels, caption="Thin lines: seeds.")
+
+
+def _loss_curve(record):
+    part = record["config"]["recipe"]["steps"] / max(1, len(record["losses"]))
+    return [(round((i + 1) * part), loss) for i, loss in enumerate(record["losses"])]
+
+
 def ablation_table(console, cells):
     """A row for each task and Q = K variant, a column for each arm of the "+"."""
     rows = []
@@ -169,12 +268,14 @@ def ablation_table(console, cells):
     table(console, 'What the "+" does: token accuracy, mean and 95 % interval', columns, rows)
 
 
-def study(console, cells, notes, itemsize, ablate=False):
+def study(console, cells, notes, itemsize, found=(), ablate=False):
     """The whole report."""
     if ablate:
         ablation_table(console, cells)
     for cell, note in zip(cells, notes, strict=True):
         cell_tables(console, cell, note)
+    if found:
+        claims_table(console, found)
     for cell in cells:
         picture(console, cell)
     formulas(console, cells, itemsize)

@@ -46,7 +46,13 @@ def spread(values: list[float]) -> float:
 
 def paired(values: dict[int, float], baseline: dict[int, float]) -> Estimate | None:
     """The Estimate of values - baseline. Both map seed -> value; only shared seeds count."""
-    return estimate([values[seed] - baseline[seed] for seed in values if seed in baseline])
+    return estimate(differences(values, baseline))
+
+
+def differences(values: dict[int, float], baseline: dict[int, float]) -> list[float]:
+    """values - baseline of the seeds that both have; None is a run that diverged."""
+    shared = [seed for seed in values if None not in (values[seed], baseline.get(seed))]
+    return [values[seed] - baseline[seed] for seed in shared]
 
 
 @lru_cache

@@ -40,6 +40,8 @@ class Row:
     params: int
     cache_measured: int
     cache_formula: int
+    settings: dict  # of OF_AN_ARM
+    runs: tuple  # hashes of their configurations
     lifted: bool = False  # not trained: a qkv model in the form of K = V
 
 
@@ -153,6 +155,8 @@ def _row(name, runs, arms, baseline, choices):
         params=first["params"],
         cache_measured=first["cache_bytes_per_token"],
         cache_formula=first["cache_bytes_per_token_formula"],
+        runs=tuple(c.hash for c, _ in runs),
+        settings={name: getattr(config.task, name) for name in OF_AN_ARM},
     )
 
 
