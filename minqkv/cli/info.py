@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import click
 
@@ -45,14 +45,15 @@ _DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64
     show_default=True,
     help="Number type of the cache.",
 )
+@click.option("--svg", type=click.Path(dir_okay=False), help="Also save a figure as an SVG file.")
 @reports
-def variants(config, names, context, dtype, as_json, **dims):
+def variants(config, names, context, dtype, svg, as_json, **dims):
     """Formula, parameters, MACs and cache of each variant.
 
     Computed from formulas; tests compare them with real models.
     """
     from ..models import PRESETS, GPTConfig
-    from ..variants import VariantSpec, variant_names
+    from ..variants import cache_bytes_per_token, formula, macs, params, variant_names
 
     if config.lower() in PRESETS:
         base = PRESETS[config.lower()]
@@ -67,19 +68,32 @@ def variants(config, names, context, dtype, as_json, **dims):
     }
     if dims["n_embd"] is not None:
         values["d_ff"] = None
+    if dims["n_embd"] is not None or dims["n_head"] is not None:
+        values["head_dim"] = None
     cfg = GPTConfig(**values)
     groups = next(g for g in range(max(1, cfg.n_head // 4), 0, -1) if cfg.n_head % g == 0)
     names = names or variant_names(groups)
-    specs = dict.fromkeys(VariantSpec.parse(name).for_heads(cfg.n_head) for name in names)
+    configs = {c.variant: c for c in (replace(cfg, variant=name) for name in names)}
+    qkv = cache_bytes_per_token(replace(cfg, variant="qkv"), _DTYPES[dtype])
     rows = []
-    for spec in specs:
-        per_token = spec.cache_bytes_per_token(cfg, _DTYPES[dtype])
+    for name, c in configs.items():
+        per_token = cache_bytes_per_token(c, _DTYPES[dtype])
         rows.append({
-            "name": spec.name, "formula": spec.formula, "params": spec.params(cfg),
-            "macs": spec.macs(cfg, context), "macs_causal": spec.macs(cfg, context, causal=True),
+            "name": name, "formula": formula(name), "params": params(c),
+            "macs": macs(c, context), "macs_causal": macs(c, context, causal=True),
             "cache_bytes_per_token": per_token, "cache_bytes_at_context": per_token * context,
-            "reduction": spec.reduction(cfg.n_head),
+            "reduction": 1 - per_token / qkv,
         })  # fmt: skip
+    if svg:
+        from ..render.figures import bars
+        from ..runtime.files import write_text
+
+        measures = [
+            (f"cache bytes per token, {dtype}", [row["cache_bytes_per_token"] for row in rows]),
+            ("parameters, millions", [row["params"] / 1e6 for row in rows]),
+        ]
+        title = f"What each variant stores ({config})"
+        write_text(svg, bars(title, [row["name"] for row in rows], measures))
     if as_json:
         print_json(rows)
         return
@@ -110,15 +124,19 @@ def _read_config(path):
 @reports
 def tasks(seq_len, seed, as_json):
     """The tasks, each with an example."""
-    from ..tasks.rules import RULES
-    from ..tasks.synthetic import Synthetic
+    from ..tasks.registry import field_names, task_class
+    from ..tasks.rules import RULES, TASKS
 
     rows = []
-    for name, rule in RULES.items():
-        row = {"name": name, "about": rule.about, "input": None, "target": None}
-        if not (rule.even and seq_len % 2):  # else there is no example of this length
-            x, y = Synthetic(name, seq_len).draw(seed, "test", 1)
-            row |= {"input": x[0].tolist(), "target": y[0].tolist()}
+    for name, about in TASKS.items():
+        row = {"name": name, "about": about, "input": None, "target": None}
+        cls = task_class(name)
+        size = {"seq_len": seq_len} if "seq_len" in field_names(cls) else {"pairs": 3, "keys": 5}
+        if not (name in RULES and RULES[name].even and seq_len % 2):  # else there is no example
+            task = cls(name, **size)
+            x, y = task.draw(seed, "test", 1)
+            (shown,) = task.mistakes(x, y, y)
+            row |= {"input": shown["input"], "target": shown["expected"]}
         rows.append(row)
     if as_json:
         print_json(rows)

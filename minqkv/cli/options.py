@@ -245,7 +245,7 @@ def reports(command):
 def stages(command):
     """--plain and --svg, for commands that show arrays."""
     command = click.option(
-        "--svg", type=click.Path(dir_okay=False), help="Also save the output as an SVG file."
+        "--svg", type=click.Path(dir_okay=False), help="Also save a figure as an SVG file."
     )(command)
     return click.option("--plain", is_flag=True, help="No colour.")(command)
 

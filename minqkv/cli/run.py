@@ -161,10 +161,16 @@ def _show(item):
     """One example, in columns; wrong answers are marked."""
     pairs = zip(item["expected"], item["predicted"], strict=True)
     rows = {**item, "": ["^" if a != b else " " for a, b in pairs]}
-    width = max(len(str(value)) for row in rows.values() for value in row)
+    rows = {name: [_id(value) for value in row] for name, row in rows.items()}
+    width = max(len(value) for row in rows.values() for value in row)
     for name, row in rows.items():
-        text = " ".join(f"{value!s:>{width}}" for value in row)
+        text = " ".join(f"{value:>{width}}" for value in row)
         click.echo(f"{name:>10}  {text}".rstrip())
+
+
+def _id(value):
+    """Ids that share a place are joined by a plus."""
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 @click.command()

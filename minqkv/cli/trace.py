@@ -36,15 +36,19 @@ def _view(name, about):
     @stages
     @computes
     def command(as_json, plain, svg, **sizes):
-        from ..render.lesson import choose, export
+        from ..render.figures import heat_map
+        from ..render.lesson import choose
+        from ..runtime.files import write_text
         from ..teach.events import on
-        from ..teach.views import VIEWS, build
+        from ..teach.views import VIEWS, build, pattern
 
         model, ids = build(**sizes)
-        with on(choose(plain, as_json)) as stage:
+        with on(choose(plain, as_json)):
             VIEWS[name](model, ids)
         if svg:
-            export(svg, f"minqkv trace {name}", stage.drawn)
+            title, heads, tokens = pattern(name, model, ids)
+            maps = [(f"head {i}", rows.tolist()) for i, rows in enumerate(heads)]
+            write_text(svg, heat_map(title, maps, tokens, tokens))
 
 
 _view("forward", "Queries, keys, values, scores, pattern and output, in order.")

@@ -44,7 +44,8 @@ def task_table(rows):
 
 
 def _digits(row):
-    return " ".join(map(str, row))
+    """Ids; those that share a place, joined by a plus."""
+    return " ".join("+".join(map(str, v)) if isinstance(v, list) else str(v) for v in row)
 
 
 def check_table(rows):

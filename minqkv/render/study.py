@@ -180,10 +180,10 @@ def figure(cells):
     """
     groups = {}
     for cell in cells:
-        key = cell.title if cell.equal is None else cell.title.partition("  ")[0]
-        groups.setdefault((cell.task, key, cell.equal is None), []).append(cell)
+        single = not _by_bytes(cell)
+        groups.setdefault((cell.title if single else cell.task, single), []).append(cell)
     panels = []
-    for (_, title, single), found in groups.items():
+    for (title, single), found in groups.items():
         what = "cache bytes per token" if single else "cache bytes per token and layer"
         series = _points(found) if single else _curves_of_arms(found)
         limits = (0, 1) if found[0].metric == "accuracy" else None
@@ -244,11 +244,18 @@ def curves(cells, records):
             runs = [record["curve"] or _loss_curve(record) for record in mine]
             runs = [run for run in runs if run]
             if runs:
-                series.append(learning_curves(row.arm, runs))
+                name = _kind(row, cells) if cell.equal else row.arm
+                series.append(learning_curves(name, runs))
         if series:
             what = f"validation {cell.metric}" if watched else "training loss"
-            panels.append(Panel(cell.title, "steps", what, tuple(series)))
-    return panels and svg_figure("How the runs learned", panels, caption="Thin lines: seeds.")
+            title = f"{cell.task}, {cell.equal['bytes']} B" if _by_bytes(cell) else cell.title
+            limits = (0, 1) if watched and cell.metric == "accuracy" else None
+            panels.append(Panel(title, "steps", what, tuple(series), y_range=limits))
+    return svg_figure("How the runs learned", panels) if panels else ""
+
+
+def _by_bytes(cell):
+    return cell.equal is not None and "bytes" in cell.equal
 
 
 def _loss_curve(record):

@@ -134,4 +134,25 @@ def backward(model, ids):
             say(f"grad of {name}, {tuple(p.shape)}: norm {norm:.3g}")
 
 
+def pattern(name, model, ids):
+    """(title, array (H, T, T), labels of the tokens) for a heat map of a view: the weights, those
+    of a decode token by token, or their gradient. NaN where a key lies ahead of its query.
+    """
+    T, cache = ids.shape[1], model.new_cache(1, ids.shape[1])
+    rows = np.full((model.config.n_head, T, T), np.nan)
+    with trace() as t:
+        if name == "decode":
+            for i in range(T):
+                model(ids[:, i : i + 1], cache=cache)
+                rows[:, i, : i + 1] = _of_layer(t)["pattern"][:, 0]
+        else:
+            cross_entropy(model(ids), np.roll(ids, -1, axis=1)).backward()
+            found = _of_layer(t)["pattern"]
+            found = _of_layer(t, "grad.")["grad.pattern"] if name == "backward" else found
+            rows = np.where(np.tri(T, dtype=bool), found, np.nan)
+    what = {"decode": "weights, token by token", "backward": "gradient of the weights"}
+    title = f"{model.config.variant}: {what.get(name, 'attention weights')}, a row per query"
+    return title, rows, [f"{i}:{token}" for i, token in enumerate(ids[0].tolist())]
+
+
 VIEWS = {"forward": forward, "decode": decode, "backward": backward}
