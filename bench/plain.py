@@ -10,7 +10,7 @@ import time
 
 import minqkv as mq
 from minqkv.optim import Adam
-from minqkv.runs import RunConfig
+from minqkv.runs import configure
 from minqkv.tasks.base import Batches
 from minqkv.train import evaluate, fit
 
@@ -18,7 +18,7 @@ steps, length, *threads = map(int, sys.argv[1:])
 if threads:
     mq.set_threads(*threads)
 began = time.monotonic()
-run = RunConfig(task="sort", seq_len=length, steps=steps).resolved()
+run = configure("sort", seq_len=length, steps=steps)
 model = run.build()
 optimizer = Adam(model.parameters(), run.lr)
 batches = Batches(*run.data.draw(0, "train", run.recipe.n_train), run.recipe, seed=0)

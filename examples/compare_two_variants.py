@@ -8,7 +8,7 @@
 import sys
 
 import minqkv as mq
-from minqkv.runs import RunConfig, train_run
+from minqkv.runs import configure, train_run
 from minqkv.study import stats
 
 given = sys.argv[1:]
@@ -20,7 +20,7 @@ def accuracies(name):
     """Seed -> token accuracy on the test split."""
     scores = {}
     for seed in range(3):
-        _, result = train_run(RunConfig(task, name, seed=seed, **SIZE))
+        _, result = train_run(configure(task, name, seed=seed, **SIZE))
         scores[seed] = result["accuracy"]
     return scores
 

@@ -17,7 +17,7 @@
 #   "minqkv.AdamW", "minqkv.GPT", "minqkv.GPTConfig", "minqkv.train_step",
 #   "minqkv.study.published.synthetic_2026", "minqkv.runtime.rng.stream",
 #   "minqkv.study.stats.estimate", "minqkv.study.stats.paired", "minqkv.study.stats.spread",
-#   "minqkv.study.stats.t_quantile", "minqkv.study.summary.SOLVED",
+#   "minqkv.study.stats.t_quantile", "minqkv.tasks.base.Task",
 #   "minqkv.study.summary.unresolved", "minqkv.train.evaluate",
 # ]
 # ///
@@ -37,7 +37,8 @@ import minqkv as mq
 from minqkv import train
 from minqkv.runtime.rng import stream
 from minqkv.study import published, stats
-from minqkv.study.summary import SOLVED, unresolved
+from minqkv.study.summary import unresolved
+from minqkv.tasks.base import Task
 from minqkv.teach import compare, predict, say, show, source, table
 
 END = 6
@@ -327,7 +328,7 @@ for name in ("qkv", "q=k-v", "q-k=v", "q=k=v", "q=k-v+", "q=k=v+"):
     e = stats.paired(dict(enumerate(sort)), baseline)
     clear += e.clear_of_zero and name != "qkv"
     difference = "" if name == "qkv" else f"{e.mean:+.3f} ± {e.half:.3f}"
-    solved = f"{sum(x >= SOLVED for x in reverse)} of {len(reverse)}"
+    solved = f"{sum(x >= Task.solved for x in reverse)} of {len(reverse)}"
     means = [f"{np.mean(x):.3f}" for x in (sort, reverse)]
     rows.append([name, means[0], difference, means[1], solved])
 each = ", ".join(f"{x:.3f}" for x in runs["q=k=v+", "reverse", *cell])
@@ -338,7 +339,7 @@ predict(
 )
 table("sort, and reverse", ["variant", "sort", "to qkv", "reverse", "solved"], rows)
 say(
-    f"Solved means an accuracy of {SOLVED} or more. On reverse, the runs of q=k=v+ reach {each}: "
+    f"Solved means an accuracy of {Task.solved} or more. On reverse, the runs of q=k=v+ reach {each}: "
     "none of them is near their mean."
 )
 say(
@@ -355,7 +356,7 @@ say(
 #
 #     minqkv study
 #
-# trains ten variants with the same seeds, in a few minutes, and prints such a table: every seed,
+# trains some variants with the same seeds, in a few minutes, and prints such tables: every seed,
 # intervals of the differences, the bytes of real caches, and a line on what these seeds cannot
 # tell. `minqkv study --help` says how to choose variants, tasks, sizes and seeds.
 

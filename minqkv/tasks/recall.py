@@ -10,7 +10,7 @@ values that were shown is right once in P times.
     mqar    k₁ v₁ k₂ v₂ ... | k₂ k₁ ...   one after the other: the first layer must bind neighbours
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class Recall(Task):
 
     pairs: int = 8
     keys: int | None = None
+    _: KW_ONLY
     n_layer: int | None = None
     n_embd: int | None = None
     position: str | None = None

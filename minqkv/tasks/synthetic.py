@@ -5,7 +5,7 @@ each digit. In causal form: `x | y` for a decoder, the loss on y only.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -49,6 +49,7 @@ class Synthetic(Task):
     seq_len: int = 16
     alphabet: int = 10
     form: str = "encoder"
+    _: KW_ONLY
     protocol: str = "2026"
     position: str | None = None
     plus_start: float | None = None
