@@ -141,7 +141,7 @@ def study(
     began = time.perf_counter()
     try:
         with study_folder(out, wanted):
-            records, selection = _run(found, missing, out, jobs, executor, accept_code)
+            records, selection = _run(found, missing, seconds, out, jobs, executor, accept_code)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"finished runs are kept in {out}: repeat the command to continue"
@@ -219,18 +219,22 @@ def _dry_run(plan, line):
         echo(f"  left out: {reason}", indent=11)
 
 
-def _run(plan, missing, out, jobs, executor, accept_code):
+def _run(plan, missing, seconds, out, jobs, executor, accept_code):
     """The plan's runs, with a bar on stderr, and a line for each arm as it is complete."""
     from ..render.console import duration, say, stderr
-    from ..render.progress import progress
+    from ..render.progress import creeping, progress
     from ..render.study import number
     from ..study.execute import run_study
 
     console, began = stderr(), time.monotonic()
     total = len(plan.candidates) + len(plan.configs)
     cells, done, fresh = {}, 0, 0
+    each = max(0.1, seconds * jobs / max(1, len(missing)))
 
-    with progress("study", total, start=total - len(missing), console=console) as advance:
+    with (
+        progress("study", total, start=total - len(missing), console=console) as advance,
+        creeping(advance, lambda: done, jobs, each),
+    ):
 
         def on_record(config, record, reused):
             nonlocal done, fresh

@@ -1,5 +1,6 @@
 """Progress on stderr: a live bar on a terminal, a line for each tenth elsewhere."""
 
+import threading
 import time
 from contextlib import contextmanager
 
@@ -33,6 +34,29 @@ def progress(label, total, start=0, console=None):
     with Progress(*before, *after, console=console) as bar:
         task = bar.add_task(label, total=total, completed=start, note="")
         yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+
+@contextmanager
+def creeping(advance, done, jobs, seconds):
+    """While runs are computed, move the bar on by what they have probably done: `jobs` at a time,
+    about `seconds` each. `done()` is how many have ended.
+    """
+    stop = threading.Event()
+
+    def creep():
+        last, since = done(), time.monotonic()
+        while not stop.wait(0.5):
+            if done() != last:
+                last, since = done(), time.monotonic()
+            advance(last + jobs * min(0.95, (time.monotonic() - since) / seconds))
+
+    thread = threading.Thread(target=creep, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _tenths(label, total, start, console):
