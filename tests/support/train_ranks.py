@@ -1,0 +1,70 @@
+"""A toy GPT trained as a run is, for the tests: `train_ranks.py FOLDER STEPS [RANK STEP HOW]`.
+
+Alone, or on the ranks that mpiexec starts. Rank 0 keeps a checkpoint of every step in FOLDER and
+continues from the one it finds there. At STEP, the RANK ends: HOW is "error", "kill" or "signal".
+"""
+
+import os
+import signal
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+
+import minqkv as mq
+from minqkv.runtime import distributed, files
+from minqkv.runtime.errors import MinqkvError
+from minqkv.train import fit
+
+
+def batch(step):
+    """Seven rows for two or three ranks; the last two count for nothing."""
+    x, y = np.random.default_rng(step).integers(0, 7, (2, 7, 6))
+    y[5:] = -100
+    y[0, 1:] = -100
+    return x, y
+
+
+def end(how):
+    """As this rank is asked to."""
+    if how == "error":
+        raise ValueError("boom")
+    os.kill(os.getpid(), signal.SIGKILL if how == "kill" else signal.SIGINT)
+
+
+def train(folder, steps, victim, when, how, rank):
+    """Yields nothing: the losses and the checkpoint are in the folder."""
+    model = mq.GPT(mq.GPTConfig(7, 6, 2, 4, 16, "q-k=v", dropout=0.3, dtype="float64"))
+    optimizer, start = mq.AdamW(model.parameters(), lr=1e-2), 0
+    checkpoint, metrics = folder / "checkpoint.npz", folder / f"losses-{rank}.txt"
+    if checkpoint.exists() and rank == 0:
+        meta, arrays = files.read_arrays(checkpoint, "toy")
+        optimizer.data[...] = arrays.pop("data")
+        optimizer.load_state_dict({"steps": meta["steps"], **arrays})
+        start = meta["steps"]
+    start = distributed.same_start(optimizer, start)
+    for step, loss in fit(model, optimizer, batch, lambda step: 0.01, steps, start=start):
+        with open(metrics, "a", encoding="utf-8") as file:
+            file.write(f"{loss!r}\n")
+        if rank == 0:
+            state = optimizer.state_dict()
+            arrays = {"data": optimizer.data, "m": state["m"], "v": state["v"]}
+            files.write_arrays(checkpoint, "toy", {"steps": step + 1}, arrays)
+        if (step, rank) == (when, victim):
+            end(how)
+
+
+def main(folder, steps, victim=-1, when=-1, how=""):
+    """Exit codes and messages as on the command line."""
+    several = distributed.ranks() if "PMI_RANK" in os.environ else nullcontext(0)
+    try:
+        with several as rank:
+            train(Path(folder), int(steps), int(victim), int(when), how, rank)
+    except MinqkvError as error:
+        print(f"minqkv: {error}\n        {error.hint}", file=sys.stderr)
+        sys.exit(int(error.code))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
