@@ -1,5 +1,6 @@
 """Studies on processes, dask and MPI: the same bits everywhere, whoever is killed."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -8,7 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import cells
@@ -89,8 +90,7 @@ def test_a_halted_worker_is_ended_too(tmp_path):
 def test_an_error_in_a_worker_comes_home_and_ends_the_others(tmp_path):
     configs = some_configs(1, steps=10_000_000)
     with pytest.raises(ZeroDivisionError):
-        for _ in run_on(None, 2, one_fails, [0, *configs]):
-            pytest.fail("nothing can have ended")
+        next(run_on(None, 2, one_fails, [0, *configs]))
     assert not multiprocessing.active_children()
 
 
@@ -120,9 +120,10 @@ def test_a_script_without_a_guard_is_told_what_to_write(guard, tmp_path):
         assert (done.stdout, done.stderr) == ("[(-1, 1), (2, 2), (3, 3)]\n", "")
     else:
         assert done.stdout == ""
-        assert 'under `if __name__ == "__main__":`' in done.stderr.replace("\n", " ") or True
-        assert "a worker process ended by itself, with exit code 1" in done.stderr
-        assert "killed" not in done.stderr
+        last = done.stderr.splitlines()[-1]
+        assert "a worker process ended by itself, with exit code 1" in last
+        assert 'under `if __name__ == "__main__":`' in last
+        assert "spawn" not in done.stderr  # the workers' own tracebacks
 
 
 def run_python(*arguments, **options):
@@ -227,27 +228,279 @@ def test_nothing_of_them_is_imported_unless_named():
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two worker processes and a scheduler, on this machine."""
-    distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
-    ) as cluster:
-        cluster.name = cluster.scheduler_address.replace("tcp://", "dask://")
+    """A dask cluster on this machine, of two worker processes."""
+    distributed = pytest.importorskip("distributed", reason="dask is not installed")
+    size = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "host": "127.0.0.1"}
+    with distributed.LocalCluster(**size, dashboard_address=None) as cluster:
         yield cluster
 
 
-def pids(cluster):
-    """Of its workers."""
-    return [worker.pid for worker in cluster.workers.values()]
+@pytest.fixture
+def dask(cluster):
+    """What --executor names it by; both workers are up."""
+    wait_until(lambda: len(cluster.scheduler.workers) == 2, LIMIT_S)
+    return cluster.scheduler_address.replace("tcp://", "dask://")
 
 
-def test_dask_gives_the_same_bits_though_a_worker_is_killed(cluster, expected, tmp_path):
-    victim = pids(cluster)[0]
+def test_dask_gives_the_same_bits_though_a_worker_is_killed(dask, cluster, expected, tmp_path):
+    victim = next(iter(cluster.workers.values())).pid
 
     def on_record(*_):
         if alive(victim):
             os.kill(victim, signal.SIGKILL)
 
-    records = run_study(some_configs(), tmp_path, on_record=on_record, executor=cluster.scheduler_address.replace("tcp://", "dask://"))
+    records = run_study(some_configs(), tmp_path, on_record=on_record, executor=dask)
     assert plain(records) == expected
     assert not alive(victim)
+
+
+def test_dask_runs_again_what_a_killed_worker_had_begun(dask, tmp_path):
+    items = [(tmp_path, number) for number in range(4)]
+    assert ended(run_on(dask, 2, cells.die_once, items))[0] == [0, 1, 2, 3]
+    assert cells.begun(tmp_path, 1) == 2
+
+
+def test_a_run_that_kills_every_worker_of_dask_is_given_up(dask, tmp_path):
+    with pytest.raises(EnvironmentFault, match=f"lost its worker {AGAIN + 1} times"):
+        list(run_on(dask, 2, cells.die, [(tmp_path, 0)]))
+    assert cells.begun(tmp_path, 0) == AGAIN + 1
+
+
+def test_a_study_that_ends_early_leaves_nothing_running_on_dask(dask, tmp_path):
+    found = run_on(dask, 2, cells.wait, [(tmp_path, number) for number in (0, 1, 2)])
+    next(found)
+    wait_until(lambda: cells.begun(tmp_path, 1), LIMIT_S)
+    (tmp_path / "ended").unlink()
+    found.close()
+    wait_until((tmp_path / "ended").exists, LIMIT_S)
+    later = tmp_path / "later"
+    later.mkdir()
+    assert ended(run_on(dask, 2, cells.compute, [(later, 0), (later, 1)]))[0] == [0, 1]
+
+
+def test_dask_workers_with_other_code_are_refused(dask, monkeypatch):
+    monkeypatch.setattr(executors, "code_version", lambda: "0.0-other")
+    with pytest.raises(EnvironmentFault, match=r"the study has 0\.0-other"):
+        list(run_on(dask, 2, abs, [1, 2]))
+
+
+def test_a_scheduler_that_is_not_there_is_one_line(monkeypatch):
+    """In a process of its own: dask must say nothing beside it."""
+    pytest.importorskip("distributed", reason="dask is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = f"""
+        from minqkv.runtime.errors import EnvironmentFault
+        from minqkv.study import executors
+
+        executors.CONNECT_S = 0.5
+        for name in ("dask://127.0.0.1:{port}", "dask+tcp://127.0.0.1:{port}", "dask://nowhere"):
+            try:
+                list(executors.run_on(name, 2, abs, [1]))
+            except EnvironmentFault as error:
+                print(error)
+    """
+    done = run_python("-c", textwrap.dedent(code))
+    assert done.stderr == ""
+    *two, third = done.stdout.splitlines()
+    for line in two:
+        assert line.startswith(f"no dask scheduler answers at tcp://127.0.0.1:{port}: ")
+    assert third.startswith("no dask scheduler answers at tcp://nowhere: ")
+    assert len(two) == 2
+
+
+CLUSTER = """
+    from distributed import LocalCluster
+
+    if __name__ == "__main__":
+        with LocalCluster(
+            n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        ) as cluster:
+            print(cluster.scheduler_address.replace("tcp://", "dask://"), flush=True)
+            input()
+"""
+
+
+def test_a_scheduler_that_goes_away_is_one_line(monkeypatch, tmp_path):
+    """While a run is computed: its cluster, of processes of their own, is killed."""
+    pytest.importorskip("distributed", reason="dask is not installed")
+    monkeypatch.setattr(executors, "CONNECT_S", 0.5)
+    (tmp_path / "cluster.py").write_text(textwrap.dedent(CLUSTER))
+    paths = f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    child = subprocess.Popen(
+        [sys.executable, tmp_path / "cluster.py"],
+        env={**os.environ, "PYTHONPATH": paths},
+        text=True,
+        start_new_session=True,
+        **pipes,
+    )
+    with child:
+        try:
+            name = child.stdout.readline().strip()
+            found = run_on(name, 2, cells.wait, [(tmp_path, 0), (tmp_path, 1)])
+            next(found)
+            wait_until(lambda: cells.begun(tmp_path, 1), LIMIT_S)
+            os.killpg(child.pid, signal.SIGKILL)
+            with pytest.raises(EnvironmentFault, match="no dask scheduler answers at tcp://127"):
+                next(found)
+        finally:
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+# ---- MPI
+
+
+@cache
+def mpiexec():
+    """The command that starts MPI processes, beside this Python or on the path; None where MPI
+    does not work.
+    """
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = shutil.which("mpiexec", path=places)
+    try:
+        done = under_mpi(found, 1, "-c", "from mpi4py import MPI") if found else None
+    except subprocess.TimeoutExpired:
+        return None
+    return found if done and done.returncode == 0 else None
+
+
+def under_mpi(command, n, *arguments):
+    """n Pythons with this package, started by mpiexec."""
+    paths = f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"
+    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    line = [command, "-n", str(n), sys.executable, *map(str, arguments)]
+    options = {"capture_output": True, "text": True, "timeout": LIMIT_S, "env": env}
+    return subprocess.run(line, check=False, **options)
+
+
+@pytest.fixture
+def mpi():
+    """mpi(n, arguments of Python …) -> a finished process."""
+    if mpiexec() is None:
+        pytest.skip("no MPI: pip install mpi4py mpich")
+    return partial(under_mpi, mpiexec())
+
+
+STUDY = """
+    import json, sys
+    from pathlib import Path
+    from minqkv.runtime.errors import MinqkvError
+    from minqkv.study.execute import run_study
+    from test_executors import some_configs
+
+    if __name__ == "__main__":
+        try:
+            records = run_study(some_configs(), sys.argv[1], executor="mpi")
+        except MinqkvError as error:
+            print(error, error.hint)
+            sys.exit(int(error.code))
+        Path(sys.argv[1], "records.json").write_text(json.dumps(records))
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A script that runs those configurations on MPI into the folder it is given."""
+    path = tmp_path / "study.py"
+    path.write_text(
+        textwrap.dedent(STUDY).replace(
+            "from test_", f"sys.path[:0] = [{str(Path(__file__).parent)!r}]\nfrom test_"
+        )
+    )
+    return path
+
+
+def test_mpi_gives_the_same_bits(mpi, study, expected, tmp_path):
+    done = mpi(3, "-m", "mpi4py.futures", study, tmp_path / "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    records = json.loads((tmp_path / "out" / "records.json").read_text())
+    assert plain(records) == expected
+
+
+def test_a_study_that_nobody_can_compute_for_is_told_the_command(mpi, study, tmp_path):
+    """One process, which leaves none to work; and several that do not know of each other."""
+    for n, start_as in ((1, ("-m", "mpi4py.futures")), (2, ())):
+        done = mpi(n, *start_as, study, tmp_path / "out")
+        assert done.returncode == 2
+        (line,) = done.stdout.splitlines()
+        assert "mpiexec -n 4 python -m mpi4py.futures -m minqkv study" in line
+
+
+# ---- one model on several ranks
+
+TRAIN = ROOT / "tests" / "support" / "train_ranks.py"
+
+
+def state(folder):
+    """What the last checkpoint holds: weights, moments, and the losses up to there."""
+    with np.load(folder / "checkpoint.npz") as file:
+        return {name: file[name] for name in ("data", "m", "v", "losses")}
+
+
+def trained(folder, start, *arguments):
+    """The state after `train_ranks.py folder 6 …`, which must succeed."""
+    folder.mkdir(exist_ok=True)
+    done = start(TRAIN, folder, 6, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    return state(folder)
+
+
+@pytest.fixture(scope="module")
+def on_two(tmp_path_factory):
+    """What two ranks make of the toy run."""
+    if mpiexec() is None:
+        pytest.skip("no MPI: pip install mpi4py mpich")
+    folder = tmp_path_factory.mktemp("ranks") / "two"
+    return trained(folder, partial(under_mpi, mpiexec(), 2))
+
+
+def test_ranks_make_the_steps_of_one_process(mpi, on_two, tmp_path):
+    """With dropout, and with targets that do not count: one of three ranks has hardly any."""
+    alone = trained(tmp_path / "one", run_python)
+    for several in (on_two, trained(tmp_path / "three", partial(mpi, 3))):
+        for name, array in alone.items():
+            np.testing.assert_allclose(several[name], array, rtol=1e-7, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_is_killed_ends_all_and_the_run_can_be_continued(victim, mpi, on_two, tmp_path):
+    done = mpi(2, TRAIN, tmp_path, 6, victim, 3, "kill")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert len(state(tmp_path)["losses"]) in (3, 4)  # rank 0 may have been about to save
+    again = trained(tmp_path, partial(mpi, 2))
+    for name, array in on_two.items():
+        np.testing.assert_array_equal(again[name], array, err_msg=name)
+
+
+def test_a_rank_that_fails_is_named(mpi, on_two, tmp_path):
+    done = mpi(2, TRAIN, tmp_path, 6, 1, 3, "error")
+    assert done.returncode == 1
+    first, second, *rest = done.stderr.splitlines()
+    assert first == "minqkv: rank 1 of 2 failed: ValueError('boom')"
+    assert "--resume" in second
+    assert "Traceback" not in "".join(rest)
+    again = trained(tmp_path, partial(mpi, 2))
+    for name, array in on_two.items():
+        np.testing.assert_array_equal(again[name], array, err_msg=name)
+
+
+def test_an_error_that_all_ranks_meet_is_said_once(mpi, tmp_path):
+    done = mpi(2, TRAIN, tmp_path, 6, "all", 3, "refuse")
+    assert done.returncode == 2
+    assert done.stderr.count("minqkv: refused") == 1
+    assert "rank" not in done.stderr.splitlines()[0]
+
+
+def test_interrupts_are_left_to_rank_0(mpi, on_two, tmp_path):
+    done = mpi(2, TRAIN, tmp_path, 6, 1, 3, "signal")
+    assert (done.returncode, done.stderr) == (0, "")
+    np.testing.assert_array_equal(state(tmp_path)["data"], on_two["data"])
+
+
+def test_one_process_is_told_to_start_several(mpi, tmp_path):
+    done = mpi(1, TRAIN, tmp_path, 6)
+    assert done.returncode == 2
+    assert "mpiexec -n 2 minqkv train" in done.stderr

@@ -13,6 +13,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import sys
 import threading
 from collections import Counter
@@ -22,6 +23,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from itertools import islice
+from urllib.parse import urlsplit
 
 from ..runtime import backend, distributed
 from ..runtime.errors import EnvironmentFault, Exit, UsageError
@@ -116,6 +118,8 @@ def _dask(address, study):
     for name in ("distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is said by `run_on`
     try:
+        url = urlsplit(address)
+        socket.create_connection((url.hostname, url.port), CONNECT_S).close()  # Client is slower
         client = Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
         why = f"no dask scheduler answers at {address}: {error}"

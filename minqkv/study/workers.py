@@ -78,7 +78,7 @@ def processes(jobs: int) -> tuple[Executor, Callable]:
         if code > 0:  # below zero: by a signal
             why = f"a worker process ended by itself, with exit code {code}"
             cure = 'a script must start a study under `if __name__ == "__main__":`'
-            raise EnvironmentFault(why, f"{cure}, because its workers import it")
+            raise EnvironmentFault(f"{why}; {cure}", "its workers import the script, too")
 
     return pool, end
 
