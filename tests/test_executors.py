@@ -11,13 +11,16 @@ import sys
 import textwrap
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import cells
 import numpy as np
 import pytest
 from commands import ROOT, start, wait_until
 
+from minqkv.runtime import distributed
 from minqkv.runtime.errors import EnvironmentFault, UsageError
+from minqkv.runtime.rng import first_row
 from minqkv.study import executors, workers
 from minqkv.study.execute import run_one, run_study
 from minqkv.study.executors import AGAIN, run_on
@@ -191,6 +194,7 @@ def test_what_cannot_be_pickled_is_refused_before_anything_starts(tmp_path):
 
 
 def test_other_code_in_a_worker_is_refused(monkeypatch):
+    """Before it unpickles what it may not know."""
     monkeypatch.setattr(executors, "code_version", lambda: "0.0-other")
     with pytest.raises(EnvironmentFault) as caught:
         list(run_on(None, 2, abs, [1, 2]))
@@ -198,9 +202,15 @@ def test_other_code_in_a_worker_is_refused(monkeypatch):
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("name", [None, "cells:threads"])
+def test_code_that_a_worker_lacks_is_one_line(name, tmp_path):
+    with pytest.raises(EnvironmentFault, match="lacks some code: No module named 'no_such'"):
+        list(run_on(name, 2, cells.lacks, [(tmp_path, 0)]))
+
+
 def test_a_worker_without_the_backend_is_refused():
     with pytest.raises(EnvironmentFault, match=rf"{socket.gethostname()} cannot use no-such"):
-        workers.run_here(b"", workers.code_version(), "no-such-backend", abs, 1)
+        workers.run_here(b"", workers.code_version(), "no-such-backend", b"")
 
 
 @pytest.mark.parametrize(
@@ -229,9 +239,9 @@ def test_nothing_of_them_is_imported_unless_named():
 @pytest.fixture(scope="module")
 def cluster():
     """A dask cluster on this machine, of two worker processes."""
-    distributed = pytest.importorskip("distributed", reason="dask is not installed")
+    dask = pytest.importorskip("distributed", reason="dask is not installed")
     size = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "host": "127.0.0.1"}
-    with distributed.LocalCluster(**size, dashboard_address=None) as cluster:
+    with dask.LocalCluster(**size, dashboard_address=None) as cluster:
         yield cluster
 
 
@@ -492,6 +502,34 @@ def test_an_error_that_all_ranks_meet_is_said_once(mpi, tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("minqkv: refused") == 1
     assert "rank" not in done.stderr.splitlines()[0]
+
+
+def test_ranks_with_different_code_are_told(mpi, tmp_path):
+    done = mpi(2, TRAIN, tmp_path, 6, 1, 0, "other")
+    assert done.returncode == 3
+    first = done.stderr.splitlines()[0]
+    assert first.startswith("minqkv: the ranks run different code: 0.0-other on numpy, ")
+    assert workers.code_version() in first
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_added_up_may_live_on_a_device(backend, monkeypatch):
+    class Twice:
+        """Two ranks that are alike."""
+
+        size, rank = 2, 1
+
+        def Allreduce(self, place, host):
+            host *= 2
+
+    monkeypatch.setattr(distributed, "mpi", lambda: SimpleNamespace(IN_PLACE=None))
+    monkeypatch.setattr(distributed, "_comm", Twice())
+    array = backend.upload(np.arange(3.0))
+    distributed.add_up(array)
+    np.testing.assert_array_equal(backend.to_host(array), [0, 2, 4])
+    with distributed.own_rows(5) as rows:
+        assert (rows, first_row.get()) == (slice(2, 5), 2)
+    assert first_row.get() == 0
 
 
 def test_interrupts_are_left_to_rank_0(mpi, on_two, tmp_path):

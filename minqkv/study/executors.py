@@ -43,21 +43,31 @@ def run_on(executor: str | None, jobs: int, function: Callable, items: Iterable)
     EnvironmentFault when an executor cannot be reached, lacks a package or loses its workers, or
     when a worker has other code.
     """
-    left, lost, study = dict.fromkeys(items), Counter(), os.urandom(8)
-    work = partial(run_here, study, code_version(), backend.current.name, function)
-    _check_pickles(work, left)
+    left = {item: _pickled(function, item) for item in items}
+    study = os.urandom(8)
+    work = partial(run_here, study, code_version(), backend.current.name)
+    with _one_interrupt():
+        yield from _rounds(executor, jobs, work, left, study)
+
+
+def _rounds(executor, jobs, work, left, study):
+    """All of `left` on an executor; then, while workers are lost, on a new one what is left."""
+    lost = Counter()
     while left:
         pool, end = _open(executor, min(jobs, len(left)), study)
         try:
-            waiting = {pool.submit(work, item): item for item in left}
+            waiting = {pool.submit(work, pickled): item for item, pickled in left.items()}
             for future in as_completed(waiting):
                 item, result = waiting[future], future.result()
                 del left[item]
                 yield item, result
             end(early=False)
         except BaseException as error:
-            with _deaf():
-                end(early=True)
+            end(early=True)
+            for missing in (error, error.__cause__):
+                if isinstance(missing, ImportError):
+                    why = f"a worker, or the scheduler, lacks some code: {missing}"
+                    raise EnvironmentFault(why, f"install minqkv {code_version()} there") from error
             if not _means_lost(error):
                 raise
             for item in islice(left, jobs):  # first come, first served: these had begun
@@ -73,20 +83,30 @@ def _means_lost(error):
     return of_dask or isinstance(error, (BrokenExecutor, CancelledError))
 
 
-def _check_pickles(work, items):
+def _pickled(function, item):
     try:
-        pickle.dumps((work, list(items)))
+        return pickle.dumps((function, item))
     except Exception as error:  # PicklingError, TypeError, AttributeError, RecursionError …
         why = f"this study cannot be sent to a worker: {error}"
         raise UsageError(why, "use importable classes and functions, or --jobs 1") from error
 
 
 @contextmanager
-def _deaf():
-    """Ignore Ctrl-C and SIGTERM: the end has begun."""
-    heard = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if heard else ()
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+def _one_interrupt():
+    """Ctrl-C or SIGTERM count once: while the first is obeyed, a second must not break that off."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in found.items() if callable(handler)}
+
+    def first(number, frame):
+        for each in before:
+            signal.signal(each, lambda *_: None)  # SIG_IGN would say that it came too late
+        before[number](number, frame)
+
+    for number in before:
+        signal.signal(number, first)
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import threading
@@ -22,9 +23,9 @@ class Stopped(Exception):
     """Raised inside a run whose study has ended."""
 
 
-def run_here(study: bytes, code: str, backend_name: str, function: Callable, item: object) -> dict:
-    """function(item), with BLAS on one thread. Raises EnvironmentFault when this worker has other
-    code than the study, or not its backend.
+def run_here(study: bytes, code: str, backend_name: str, pickled: bytes) -> dict:
+    """The function(item) that was pickled, with BLAS on one thread. Raises EnvironmentFault when
+    this worker has other code than the study, or not its backend.
     """
     where = f"the worker on {socket.gethostname()}"
     if code_version() != code:
@@ -36,6 +37,7 @@ def run_here(study: bytes, code: str, backend_name: str, function: Callable, ite
         raise EnvironmentFault(f"{where} cannot use {backend_name}: {error}") from error
     _running[threading.get_ident()] = study
     try:
+        function, item = pickle.loads(pickled)  # not before: other code may not know their classes
         with blas_threads(1):
             return function(item)
     finally:
@@ -68,12 +70,10 @@ def processes(jobs: int) -> tuple[Executor, Callable]:
     pool = ProcessPoolExecutor(jobs, spawn, initializer=_start)
 
     def end(early):
-        pool.shutdown(wait=not early, cancel_futures=True)
-        alive = [process for process in spawn.started if process.is_alive()]
-        for process in alive:
-            process.kill()  # also one that was halted; a worker leaves nothing half done
-        for process in alive:
-            process.join()
+        for process in spawn.started if early else ():
+            if process.is_alive():
+                process.kill()  # also one that was halted; a worker leaves nothing half done
+        pool.shutdown(cancel_futures=True)
         code = max((process.exitcode or 0 for process in spawn.started), default=0)
         if code > 0:  # below zero: by a signal
             why = f"a worker process ended by itself, with exit code {code}"

@@ -46,6 +46,13 @@ def wait(cell):
     return found
 
 
+def lacks(cell):
+    """What only the study has installed."""
+    import no_such
+
+    return no_such
+
+
 def threads():
     """An executor."""
     return ThreadPoolExecutor(2)

@@ -2,7 +2,7 @@
 
 Alone, or on the ranks that mpiexec starts. Rank 0 keeps a checkpoint of every step in FOLDER and
 continues from the one it finds there. After STEP, the RANK (or "all" of them) ends: HOW is "error",
-"refuse", "kill" or "signal".
+"refuse", "kill" or "signal". With "other", that RANK has other code from the start.
 """
 
 import os
@@ -58,6 +58,8 @@ def train(folder, steps, victim, when, how, rank):
 
 def main(folder, steps, victim="", when=-1, how=""):
     """Exit codes and messages as on the command line."""
+    if how == "other" and os.environ["PMI_RANK"] == victim:
+        distributed.code_version = lambda: "0.0-other"
     several = distributed.ranks() if "PMI_RANK" in os.environ else nullcontext(0)
     try:
         with several as rank:
