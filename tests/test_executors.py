@@ -27,6 +27,7 @@ from minqkv.study.executors import AGAIN, run_on
 from minqkv.study.grid import grid
 
 LIMIT_S = 120  # when something hangs; no test waits for it
+PATHS = os.pathsep.join(str(ROOT / place) for place in (".", "tests", "tests/support"))
 
 
 def some_configs(n=3, steps=20):
@@ -131,7 +132,7 @@ def test_a_script_without_a_guard_is_told_what_to_write(guard, tmp_path):
 
 def run_python(*arguments, **options):
     """A Python with this package, in a process of its own."""
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"}
+    env = {**os.environ, "PYTHONPATH": PATHS}
     options = {"capture_output": True, "text": True, "timeout": LIMIT_S, "env": env} | options
     return subprocess.run([sys.executable, *map(str, arguments)], check=False, **options)
 
@@ -294,7 +295,7 @@ def test_dask_workers_with_other_code_are_refused(dask, monkeypatch):
         list(run_on(dask, 2, abs, [1, 2]))
 
 
-def test_a_scheduler_that_is_not_there_is_one_line(monkeypatch):
+def test_a_scheduler_that_is_not_there_is_one_line():
     """In a process of its own: dask must say nothing beside it."""
     pytest.importorskip("distributed", reason="dask is not installed")
     with socket.socket() as free:
@@ -337,11 +338,10 @@ def test_a_scheduler_that_goes_away_is_one_line(monkeypatch, tmp_path):
     pytest.importorskip("distributed", reason="dask is not installed")
     monkeypatch.setattr(executors, "CONNECT_S", 0.5)
     (tmp_path / "cluster.py").write_text(textwrap.dedent(CLUSTER))
-    paths = f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     child = subprocess.Popen(
         [sys.executable, tmp_path / "cluster.py"],
-        env={**os.environ, "PYTHONPATH": paths},
+        env={**os.environ, "PYTHONPATH": PATHS},
         text=True,
         start_new_session=True,
         **pipes,
@@ -364,13 +364,12 @@ def test_a_scheduler_that_goes_away_is_one_line(monkeypatch, tmp_path):
 
 @cache
 def mpiexec():
-    """The command that starts MPI processes, beside this Python or on the path; None where MPI
-    does not work.
-    """
+    """The mpiexec of mpich, beside this Python or on the path; None where it does not work."""
     places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     found = shutil.which("mpiexec", path=places)
+    probe = "import os; os.environ['PMI_RANK']; from mpi4py import MPI"
     try:
-        done = under_mpi(found, 1, "-c", "from mpi4py import MPI") if found else None
+        done = under_mpi(found, 1, "-c", probe) if found else None
     except subprocess.TimeoutExpired:
         return None
     return found if done and done.returncode == 0 else None
@@ -378,8 +377,7 @@ def mpiexec():
 
 def under_mpi(command, n, *arguments):
     """n Pythons with this package, started by mpiexec."""
-    paths = f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"
-    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
     line = [command, "-n", str(n), sys.executable, *map(str, arguments)]
     options = {"capture_output": True, "text": True, "timeout": LIMIT_S, "env": env}
     return subprocess.run(line, check=False, **options)
@@ -414,11 +412,7 @@ STUDY = """
 def study(tmp_path):
     """A script that runs those configurations on MPI into the folder it is given."""
     path = tmp_path / "study.py"
-    path.write_text(
-        textwrap.dedent(STUDY).replace(
-            "from test_", f"sys.path[:0] = [{str(Path(__file__).parent)!r}]\nfrom test_"
-        )
-    )
+    path.write_text(textwrap.dedent(STUDY))
     return path
 
 
