@@ -56,6 +56,8 @@ setup(
         "test": ["pytest>=8", "pytest-xdist>=3.5"],
         "oracle": ["torch"],
         "lint": ["ruff==0.17.6"],
+        "dask": ["distributed"],
+        "mpi": ["mpi4py"],
         "cuda12": [f"cupy-cuda12x[ctk]{CUPY}"],
         "cuda13": [f"cupy-cuda13x[ctk]{CUPY}"],
         "rocm7": ["cupy-rocm-7-0>=14.0.1,<15"],

@@ -1,5 +1,6 @@
-"""`python -m minqkv`."""
+"""`python -m minqkv` is the command."""
 
 from .cli import main
 
-main()
+if __name__ == "__main__":  # MPI workers import this file, too
+    main()

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable
 
 from .nn import Parameter
-from .runtime import backend
+from .runtime import backend, distributed
 from .runtime.backend import Array
 from .runtime.errors import UsageError
 
@@ -66,6 +66,7 @@ class Optimizer:
         for p in self.parameters:
             self.gradient[start : start + p.size] = 0 if p.grad is None else p.grad.reshape(-1)
             start += p.size
+        distributed.add_up(self.gradient)  # over all ranks, where there are several
         norm = None if max_norm is None else clip(self.gradient, max_norm)
         self.steps += 1
         self.update(self.gradient)

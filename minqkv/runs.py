@@ -32,7 +32,7 @@ import numpy as np
 
 from .nn import Module
 from .optim import Adam, warmup_cosine
-from .runtime import files
+from .runtime import distributed, files
 from .runtime.blas import blas_threads
 from .runtime.errors import Diverged, EnvironmentFault, UsageError, unknown
 from .runtime.locks import locked
@@ -171,6 +171,7 @@ def _train_and_score(config, model, folder, progress):
     began, steps = time.monotonic(), config.recipe.steps
     optimizer = Adam(model.parameters(), config.recipe.lr)
     start = folder.restore(model, optimizer) if folder else 0
+    start = distributed.same_start(optimizer, start)
     curve = folder.curve if folder else []
     with blas_threads(1):  # shards use the cores; bits do not depend on how many there are
         _train(config, model, optimizer, start, folder, curve, progress)

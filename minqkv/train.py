@@ -13,7 +13,7 @@ import numpy as np
 from .functional import cross_entropy
 from .nn import Module
 from .optim import Optimizer
-from .runtime import backend
+from .runtime import backend, distributed
 from .runtime.claims import decoding, training
 from .runtime.errors import Diverged, UsageError
 from .tensor import Tensor, no_grad
@@ -100,8 +100,9 @@ def loss_and_gradients(
 
     Gradients are added to those of the parameters. With several threads the batch is cut into
     shards: each runs on a replica of the model (the same weights, gradients of its own) and counts
-    by its share, weight(its targets) / weight(y); then the gradients are added up. Raises
-    UsageError when x and y differ in shape, or no target counts.
+    by its share, weight(its targets) / weight(y); then the gradients are added up. With several
+    ranks, each does so with its own rows: the loss is that of the whole batch, and the optimiser's
+    step adds up the gradients. Raises UsageError when x and y differ in shape, or no target counts.
     """
     x, y = np.asarray(x), np.asarray(y)
     if x.shape[: y.ndim] != y.shape:
@@ -118,8 +119,11 @@ def loss_and_gradients(
         mean.backward(backend.xp.full((), share, mean.dtype))
         return mean.item() * share
 
-    losses = backend.in_shards(model, x, run)  # None: better in one piece
-    return run(model, slice(None)) if losses is None else sum(losses)
+    with distributed.own_rows(len(x)) as rows:  # all of them, unless ranks share the batch
+        x, y = x[rows], y[rows]
+        losses = backend.in_shards(model, x, run)  # None: better in one piece
+        found = run(model, slice(None)) if losses is None else sum(losses)
+    return distributed.total(found)
 
 
 def evaluate(

@@ -46,11 +46,12 @@ RANKS = [
 # says why.
 BUDGETS = {
     "the book": ({*BOOK, "runs"}, 2100),
-    "runtime": ({"runtime"}, 780),
+    "runtime": ({"runtime"}, 840),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
+    "of it, several machines": ({"runtime/distributed.py"}, 60),
     "tasks": ({"tasks"}, 130),
-    "study": ({"study"}, 500),
-    "analysis": ({"analysis"}, 170),
+    "study": ({"study"}, 650),
+    "analysis": ({"analysis"}, 220),
     "render, teach": ({"render", "teach"}, 2300),
     "cli, and the way in": ({"cli", "__main__", "__init__"}, 1100),
 }
@@ -243,6 +244,10 @@ PLACES = {  # beside the standard library: what may be imported, and where
     "rich": lambda name, inside: name.startswith(("render/", "teach/")),
     "threadpoolctl": lambda name, inside: name in ("runtime/blas.py", "runtime/doctor.py"),
     "cupy": lambda name, inside: name == "runtime/backend.py" and inside,
+    "dask": lambda name, inside: name == "study/executors.py" and inside,
+    "mpi4py": lambda name, inside: (
+        name in ("study/executors.py", "runtime/distributed.py") and inside
+    ),
 }
 
 

@@ -108,7 +108,10 @@ def test_a_variant(copy):
     checked = json.loads(command(copy, "gradcheck", "--json")[1])
     assert [row["ok"] for row in checked if row["name"] == "Attention k-q=v"] == [True]
     assert decodes(copy, "variant", "--variant", "k-q=v", "--position", "rope")
-    assert "k-q=v" in command(copy, "study", *SIZE, "--preset", "quick-2026", "--n-head", "4", "--dry-run")[1]
+    assert (
+        "k-q=v"
+        in command(copy, "study", *SIZE, "--preset", "quick-2026", "--n-head", "4", "--dry-run")[1]
+    )
 
 
 def test_a_position_scheme(copy):

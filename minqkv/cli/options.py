@@ -110,6 +110,12 @@ def _literal(text):
         return text
 
 
+def look_here():
+    """Let modules of the current folder be imported, as `python` does."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
 def own_task(name):
     """The class of a task MODULE:CLASS, imported from here or from the path; None for others."""
     if name is None or ":" not in name:
@@ -119,7 +125,7 @@ def own_task(name):
     from ..tasks.registry import check_class
 
     module, _, cls = name.partition(":")
-    sys.path.insert(0, os.getcwd())
+    look_here()
     try:
         found = import_module(module)
     except ImportError as error:

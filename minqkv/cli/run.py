@@ -49,15 +49,33 @@ own_task_option = click.option(
     help="Run folder.  [default: runs/<task>-<variant>[-causal]-s<seed>]",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in the folder, bit for bit.")
+@click.option(
+    "--distributed",
+    type=click.Choice(["mpi"]),
+    help="Share each batch among the processes of mpiexec -n N minqkv train …",
+)
 @configurable
 @computes
 @click.pass_context
-def train(ctx, task, out, resume, as_json, show_config, more, threads, **flags):
+def train(ctx, distributed, **flags):
     """Train one model into a run folder.
 
     The folder keeps configuration, metrics and checkpoints. Killed at any moment,
     the run continues with `minqkv train --resume --out FOLDER`.
     """
+    if not distributed:
+        _train(ctx, 0, **flags)
+        return
+    from ..runtime.distributed import ranks
+
+    with ranks() as rank:
+        if not rank:
+            click.echo("note: if one process dies, all end; --resume continues", err=True)
+        _train(ctx, rank, **flags)
+
+
+def _train(ctx, rank, task, out, resume, as_json, show_config, more, threads, **flags):
+    """What `train` does in one process, which is `rank` 0 unless others share the batch."""
     from ..render.progress import progress
     from ..runs import train_run
 
@@ -68,6 +86,9 @@ def train(ctx, task, out, resume, as_json, show_config, more, threads, **flags):
     config, out = _config_to_train(task, out, resume, given)
     if show_config:
         print_toml(_flat(config))
+        return
+    if rank:  # the folder and the terminal are those of rank 0
+        train_run(config)
         return
     try:
         with progress("train", config.recipe.steps) as advance:

@@ -17,6 +17,7 @@ from .options import (
     echo,
     either,
     given_settings,
+    look_here,
     own_task,
     print_json,
     print_toml,
@@ -102,6 +103,8 @@ def study(
     from ..study.plan import Part, Plan, plan
     from ..study.summary import as_results
 
+    if executor and ":" in executor:
+        look_here()
     given = given_settings(flags, more, listed=True)
     flags["selection_seeds"] = selection_seeds
     given |= {name: value for name, value in flags.items() if value is not None}

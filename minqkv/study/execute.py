@@ -9,14 +9,8 @@ import contextlib
 import hashlib
 import json
 import math
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,6 +27,7 @@ from ..runtime.locks import locked
 from ..runtime.version import code_version
 from ..train import train_step
 from ..variants import cache_bytes_per_token
+from .executors import run_on
 from .grid import ITEMSIZE, cell
 
 KIND = "minqkv study run"
@@ -202,9 +197,10 @@ def run_study(
     """Run what is missing under `out`, each run recorded as it ends; returns the records in the
     order of `configs`.
 
-    `jobs` processes share the work; the results do not depend on how many. `on_record(config,
-    record, reused)` is called for each run, in the order they end. `accept_code`: see `recorded`.
-    Raises EnvironmentFault when `out` cannot be written, or a process is killed.
+    `jobs` processes share the work, or the workers of an `executor` (executors.py); the results do
+    not depend on who computes them. `on_record(config, record, reused)` is called for each run, in
+    the order they end. `accept_code`: see `recorded`. Raises EnvironmentFault when `out` cannot be
+    written, and what `run_on` raises.
     """
     records, missing = {}, []
     files.make_folder(out)
@@ -223,46 +219,14 @@ def run_study(
             keep(config, record, True)
         else:
             missing.append(config)
-    if jobs == 1 or len(missing) < 2:
+    if executor is None and min(jobs, len(missing)) < 2:
         ended = ((config, run_one(config)) for config in missing)
     else:
-        ended = _in_processes(missing, min(jobs, len(missing)))
-    with contextlib.closing(ended):  # whatever `keep` raises, no process is left behind
+        ended = run_on(executor, jobs, run_one, missing)
+    with contextlib.closing(ended):  # whatever `keep` raises, nothing is left running
         for config, record in ended:
             keep(config, record, False)
     return [records[config] for config in configs]
-
-
-def _in_processes(configs, jobs):
-    """Yield (config, record) as runs end, each on one core of its own process (`threads` is 1)."""
-    spawn = multiprocessing.get_context("spawn")
-    start = {"initializer": _start_worker, "initargs": (backend.current.name,)}
-    pool = ProcessPoolExecutor(jobs, spawn, **start)
-    try:
-        waiting = {pool.submit(run_one, config): config for config in configs}
-        for future in as_completed(waiting):
-            yield waiting[future], future.result()
-        pool.shutdown()
-    except BaseException as error:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
-        if isinstance(error, BrokenProcessPool):
-            why = "a worker process was killed, perhaps for lack of memory"
-            cure = "the same command continues from there; with fewer --jobs it needs less"
-            raise EnvironmentFault(why, cure) from error
-        raise
-
-
-def _start_worker(backend_name):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them; the parent decides
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    backend.set_backend(backend_name)
-
-
-def _die_with_parent():
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 # ---- how long it will take
