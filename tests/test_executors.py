@@ -30,9 +30,12 @@ LIMIT_S = 120  # when something hangs; no test waits for it
 PATHS = os.pathsep.join(str(ROOT / place) for place in (".", "tests", "tests/support"))
 
 
+SIZE = {"seq_len": 4, "n_embd": 8, "n_layer": 1, "n_head": 2}
+
+
 def some_configs(n=3, steps=20):
     """A few tiny runs, none like another."""
-    return grid(("copy",), ("qkv", "q=k=v"), range(n), (4,), (8,), (1,), (2,), steps=steps)
+    return grid(("copy",), ("qkv", "q=k=v"), range(n), **SIZE, steps=steps)
 
 
 def plain(records):

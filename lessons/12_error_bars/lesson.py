@@ -339,8 +339,8 @@ predict(
 )
 table("sort, and reverse", ["variant", "sort", "to qkv", "reverse", "solved"], rows)
 say(
-    f"Solved means an accuracy of {Task.solved} or more. On reverse, the runs of q=k=v+ reach {each}: "
-    "none of them is near their mean."
+    f"Solved means an accuracy of {Task.solved} or more. On reverse, the runs of q=k=v+ reach "
+    f"{each}: none of them is near their mean."
 )
 say(
     "An interval misses about one time in twenty. In a table of twenty differences, expect one "

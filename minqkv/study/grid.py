@@ -120,6 +120,7 @@ def grid(
     tasks: Iterable[str],
     variants: Iterable[str],
     seeds: Iterable[int],
+    *,
     equal_bytes: Iterable[int] = (None,),
     equal_params: Iterable[int] = (None,),
     own: type | None = None,
@@ -128,13 +129,14 @@ def grid(
 ) -> list[RunConfig]:
     """Every RunConfig of the product, cell by cell, each once (with H heads, gqa-H is qkv).
 
-    `lists` are the values of further fields. `equal_bytes`: bytes of a token in the cache of a
-    layer, on average over the layers; `equal_params`: numbers in the model. For each of them the
-    width of a head is chosen. A variant that no width fits is left out, and the reason appended to
-    `impossible`. Raises UsageError.
+    `lists` are the values of further fields, or one value. `equal_bytes`: bytes of a token in the
+    cache of a layer, on average over the layers; `equal_params`: numbers in the model. For each of
+    them the width of a head is chosen. A variant that no width fits is left out, and the reason
+    appended to `impossible`. Raises UsageError.
     """
     configs, left_out = {}, [] if impossible is None else impossible
-    names, values = list(lists), [lists[name] for name in lists]
+    names = list(lists)
+    values = [v if isinstance(v, (tuple, list, range)) else (v,) for v in lists.values()]
     cells = itertools.product(equal_bytes, equal_params, *values, tasks, variants)
     for per_token, n_params, *cell, task, variant in cells:
         given = dict(zip(names, cell, strict=True))
