@@ -128,7 +128,8 @@ def study(
     jobs = min(jobs or cores(), len(wanted))
     missing, others = _missing(wanted, out, accept_code)
     seconds = estimate_seconds(missing, jobs) if missing else 0
-    line = f"{len(wanted)} runs, {len(wanted) - len(missing)} of them on record in {out}"
+    n = len(wanted)
+    line = f"{n} run{'s' if n > 1 else ''}, {n - len(missing)} of them on record in {out}"
     line += f"; about {duration(seconds)} on {jobs} process{'es' if jobs > 1 else ''}"
     if dry_run:
         if as_json:

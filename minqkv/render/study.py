@@ -58,10 +58,12 @@ def cell_tables(console, cell, note):
     add("steps to\nlearn it", [_steps(row) for row in rows])
     add(f"minus {cell.baseline},\npaired, 95 % interval", [_against(row, cell) for row in rows])
     add("published\nmean ± sd", [_published(row) for row in rows])
-    add("learning\nrate", [f"{row.lr:g}{' !' if row.at_the_edge else ''}" for row in rows])
+    rates = [f"{row.lr:g}{' !' if row.at_the_edge else ''}" for row in rows]
+    add("learning\nrate", rates if len(set(rates)) > 1 or rates[0].endswith("!") else [])
     add("parameters", [f"{row.params:,}" for row in rows])
-    add("cache B/token\nmeasured", [f"{row.cache_measured:,}" for row in rows])
-    add("cache B/token\nformula", [f"{row.cache_formula:,}" for row in rows])
+    add("cache\nB/token", [f"{row.cache_measured:,}" for row in rows])
+    if any(row.cache_measured != row.cache_formula for row in rows):
+        add("by formula", [f"{row.cache_formula:,}" for row in rows])
     table(console, cell.title, columns, filled)
     say(console, note)
     if any(row.at_the_edge for row in rows):
@@ -109,7 +111,7 @@ def formulas(console, cells, itemsize):
     title = 'What each variant computes ("=" joins what is shared; the hyphen is not a minus sign)'
     columns = [("variant", "left"), ("attention", "left")]
     table(console, title, columns, [list(pair) for pair in rows.items()])
-    cache = f"Cache figures: batch 1, {itemsize} bytes per element."
+    cache = f"Cache: measured on a filled one, {itemsize} bytes a number; equal to the formula."
     encoder = "An encoder has no cache; its figures are those of a decoder with the same attention."
     say(console, f"{cache} {encoder}")
     say(console, "α = 1/√d_h; head i reads stored head ⌊i/G⌋; s and g are learned.")

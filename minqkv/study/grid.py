@@ -73,6 +73,11 @@ def blocks(preset: str, given: dict, own: type | None = None) -> list[dict]:
     """
     wanted, rest = given.get("tasks"), {n: v for n, v in given.items() if n != "tasks"}
     chosen = [dict(block) for block in PRESETS[preset]]
+    equal = [name for name in ("equal_bytes", "equal_params") if name in given]
+    if len(equal) > 1:
+        raise UsageError("cells are made at equal bytes or at equal parameters, not both")
+    for block in chosen if equal else ():
+        block.pop("equal_bytes", None)
     if wanted:
         known = {task for block in chosen for task in block["tasks"]}
         for block in chosen:
@@ -180,7 +185,8 @@ def _width_for_bytes(task, variant, per_token, own, given):
             return width
         if found > per_token * cfg.n_layer:
             break
-    heads = f" with {given['n_head']} heads" if "n_head" in given else ""
+    n = given.get("n_head")
+    heads = f" with {n} head{'s' if n > 1 else ''}" if n else ""
     raise NoWidth(f"{task} {variant}{heads}: no width of a head stores {per_token} B a token")
 
 
