@@ -123,15 +123,15 @@ def check_config(cfg) -> None:
         raise UsageError(f'plus_start sets the temperature of "+", and {cfg.variant} has none')
 
 
-def checked_ids(ids, cfg, start: int = 0) -> np.ndarray:
-    """Ids (B, T), or (B, T, channels), as an array. Raises UsageError for another shape, or too
-    many positions.
+def checked_ids(ids, cfg, start: int = 0, channels: bool = False) -> np.ndarray:
+    """Ids (B, T), with `channels` also (B, T, channels), as an array. Raises UsageError for another
+    shape, or too many positions.
     """
     try:
         ids = np.asarray(ids)
     except ValueError as error:
         raise UsageError("the sequences of a batch must be equally long") from error
-    if ids.ndim not in (2, 3) or 0 in ids.shape:
+    if ids.ndim not in ((2, 3) if channels else (2,)) or 0 in ids.shape:
         raise UsageError(f"ids must be (batch, length), both at least 1, not {ids.shape}")
     if start + ids.shape[1] > cfg.block_size:
         end = start + ids.shape[1]
