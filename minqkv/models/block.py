@@ -58,8 +58,9 @@ class Block(Module):
             plus_start=cfg.plus_start,
         )
         self.drop_1 = Dropout(style.dropout, init / "drop_1")
-        self.mlp = None
-        if d_ff:
+        if not d_ff:
+            self.mlp = None
+        else:  # in this order: an optimiser's state is stored in the order of the parameters
             self.ln_2 = LayerNorm(cfg.n_embd, init / "ln_2")
             self.mlp = MLP(cfg.n_embd, d_ff, init / "mlp", style.activation, mlp_dropout, bias)
             self.drop_2 = Dropout(style.dropout, init / "drop_2")
