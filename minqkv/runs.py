@@ -40,7 +40,7 @@ from .runtime.locks import locked
 from .runtime.parallel import set_threads
 from .runtime.version import __version__
 from .tasks.base import Recipe, Task, check_split, check_types
-from .tasks.registry import field_names, task_class
+from .tasks.registry import blaming, field_names, task_class, try_out
 from .train import fit
 from .variants import layer_specs, layered_name
 
@@ -112,9 +112,10 @@ def configure(task: str, variant: str = "qkv", own: type | None = None, **given)
     """
     cls = task_class(task, own)
     rest, of_task, of_recipe = _sorted_out(given, cls, task)
-    made = cls(task, **of_task)
-    recipe = replace(made.recipe(of_recipe.get("steps")), **of_recipe)
-    return RunConfig(made, variant, recipe, **rest)
+    with blaming(task):
+        made = cls(task, **of_task)
+        recipe = replace(made.recipe(of_recipe.get("steps")), **of_recipe)
+        return RunConfig(made, variant, recipe, **rest)
 
 
 def _sorted_out(given, cls, task):
@@ -145,7 +146,10 @@ def train_run(
     while another process uses the folder.
     """
     set_threads(config.threads)
-    model = config.build()
+    with blaming(config.task.name):
+        model = config.build()
+    if ":" in config.task.name:
+        try_out(config.task, model, config.seed)
     if out is None:
         return model, _train_and_score(config, model, None, progress)
     if resume and (result := _finished(config, model, out)):
