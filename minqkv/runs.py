@@ -454,7 +454,7 @@ def difference(stored, wanted):
     """'name is a there, b here' for each value in which two RunConfigs differ."""
     there, here = _flat(asdict(stored)), _flat(asdict(wanted))
     return [
-        f"{name} is {value} there, {here.get(name)} here"
+        f"{'task' if name == 'name' else name} is {value} there, {here.get(name)} here"
         for name, value in there.items()
         if value != here.get(name)
     ]
