@@ -519,7 +519,7 @@ def test_a_task_without_an_example_of_this_length(cli):
     (line,) = re.findall(r"^swap .*", cli("tasks", "--seq-len", 7)[1], re.M)
     assert line.count("even lengths only") == 2
     assert json.loads(cli("tasks", "--seq-len", 7, "--json")[1])[3]["input"] is None
-    plan = cli("study", "--ablate", "plus", "--dry-run")[1]
+    plan = cli("study", "--preset", "quick-2026", "--ablate", "plus", "--dry-run")[1]
     assert "q=k=v (diagonal masked)" in plan
 
 
