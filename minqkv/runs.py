@@ -11,7 +11,8 @@ their order, the learning rate and the dropout masks depend on the configuration
 So a run that was killed ends with the same bits as one that was not.
 
 The files are bound together. Each carries the hash of the configuration, and each line of the
-metrics a checksum of all lines before it, the last of which the checkpoint knows.
+metrics a checksum of all lines before it, the last of which the checkpoint knows; that of the
+result continues them.
 """
 
 import hashlib
