@@ -11,13 +11,15 @@ their order, the learning rate and the dropout masks depend on the configuration
 So a run that was killed ends with the same bits as one that was not.
 
 The files are bound together. Each carries the hash of the configuration, and each line of the
-metrics a checksum of all lines before it, the last of which the checkpoint knows.
+metrics a checksum of all lines before it, the last of which the checkpoint knows; that of the
+result continues them.
 """
 
 import hashlib
 import json
 import math
 import os
+import shlex
 import signal
 import threading
 import time
@@ -39,7 +41,7 @@ from .runtime.locks import locked
 from .runtime.parallel import set_threads
 from .runtime.version import __version__
 from .tasks.base import Recipe, Task, check_split, check_types
-from .tasks.registry import field_names, task_class
+from .tasks.registry import blaming, field_names, task_class, try_out
 from .train import fit
 from .variants import layer_specs, layered_name
 
@@ -111,9 +113,10 @@ def configure(task: str, variant: str = "qkv", own: type | None = None, **given)
     """
     cls = task_class(task, own)
     rest, of_task, of_recipe = _sorted_out(given, cls, task)
-    made = cls(task, **of_task)
-    recipe = replace(made.recipe(of_recipe.get("steps")), **of_recipe)
-    return RunConfig(made, variant, recipe, **rest)
+    with blaming(task):
+        made = cls(task, **of_task)
+        recipe = replace(made.recipe(of_recipe.get("steps")), **of_recipe)
+        return RunConfig(made, variant, recipe, **rest)
 
 
 def _sorted_out(given, cls, task):
@@ -144,7 +147,10 @@ def train_run(
     while another process uses the folder.
     """
     set_threads(config.threads)
-    model = config.build()
+    with blaming(config.task.name):
+        model = config.build()
+    if ":" in config.task.name:
+        try_out(config.task, model, config.seed)
     if out is None:
         return model, _train_and_score(config, model, None, progress)
     if resume and (result := _finished(config, model, out)):
@@ -162,8 +168,9 @@ def _finished(config, model, out):
     if not (Path(out) / "result.json").exists():
         return None
     folder = RunFolder(out, config, resume=True)
-    ended = load_checkpoint(folder.checkpoint, folder.hash, model)["step"] == config.recipe.steps
-    return folder.read_result() if ended else None
+    meta = load_checkpoint(folder.checkpoint, folder.hash, model)
+    ended = meta["step"] == config.recipe.steps
+    return folder.read_result(meta.get("metrics")) if ended else None
 
 
 def _train_and_score(config, model, folder, progress):
@@ -176,9 +183,10 @@ def _train_and_score(config, model, folder, progress):
     with blas_threads(1):  # shards use the cores; bits do not depend on how many there are
         _train(config, model, optimizer, start, folder, curve, progress)
         score = config.task.score(model, config.split, config.seed)
-    if not all(math.isfinite(value) for value in score.values()):
-        why = f"the score after step {steps - 1} is {score}"
-        raise Diverged(why, "try a smaller learning rate with --lr")
+    for name, value in score.items():
+        if not math.isfinite(value):
+            why = f"the {name} after step {steps - 1} is {value}"
+            raise Diverged(why, "try a smaller learning rate with --lr")
     result = {**score, "steps": steps, "params": model.n_params}
     if config.recipe.watch:
         result |= {"curve": curve, "reached": _reached(config.task, curve)}
@@ -257,14 +265,17 @@ class RunFolder:
         expected = self.check = _first_check(self.hash)
         if self.checkpoint.exists():
             meta = load_checkpoint(self.checkpoint, self.hash, model, optimizer)
-            self.saved_step, expected = meta["step"], meta.get("metrics", expected)
+            self.saved_step, expected = meta["step"], meta.get("metrics")
         lines = self.metrics.read_bytes().splitlines(True) if self.metrics.exists() else []
         for step, line in enumerate(lines[: self.saved_step]):
             self._verify(step, line)
-        if len(lines) < self.saved_step or self.check != expected:
-            why = f"{self.metrics} has {len(lines)} whole lines"
+        if len(lines) < self.saved_step:
+            why = f"{self.metrics} has {len(lines)} lines"
             why += f", but the checkpoint is from step {self.saved_step}"
             raise EnvironmentFault(why, f"restore that file, or {_ANOTHER}")
+        if self.hash and self.check != expected:
+            why = f"{self.metrics} was written by another run than {self.checkpoint.name} beside it"
+            raise EnvironmentFault(why, f"restore the right one, or {_ANOTHER}")
         with files.replacing(self.metrics) as file:
             file.writelines(lines[: self.saved_step])
         return self.saved_step
@@ -278,7 +289,8 @@ class RunFolder:
             if line["step"] != step or (self.hash and check != self.check):
                 raise ValueError("another step, or changed")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            why = f"{self.metrics} is good up to step {step}; line {step + 1} is not of this run"
+            why = f"{self.metrics} is good up to step {step}; line {step + 1} is damaged"
+            why += ", or of another run"
             raise EnvironmentFault(why, f"restore that file, or {_ANOTHER}") from error
         if "validation" in line:
             self.curve.append((step + 1, line["validation"]))
@@ -325,14 +337,19 @@ class RunFolder:
         self.saved_step, self.saved_time = done, time.monotonic()
 
     def write_result(self, result):
-        """Keep the score."""
-        files.write_json(self.result, result | ({"config": self.hash} if self.hash else {}))
+        """Keep the score, and a checksum of it and of the metrics."""
+        bound = {"config": self.hash, "check": self._next_check(result)} if self.hash else {}
+        files.write_json(self.result, result | bound)
 
-    def read_result(self):
-        """The score of a finished run. Raises EnvironmentFault when it is of another run."""
-        result = files.read_json(self.result)
-        if result.pop("config", None) != self.hash:
-            raise EnvironmentFault(f"{self.result} belongs to another run", _ANOTHER)
+    def read_result(self, check):
+        """The score of a finished run; `check` is that of the last line of its metrics. Raises
+        EnvironmentFault when it was changed, or is of another run.
+        """
+        result, self.check = files.read_json(self.result), check
+        bound = result.pop("config", None), result.pop("check", None)
+        if bound != ((self.hash, self._next_check(result)) if self.hash else (None, None)):
+            cure = f"restore it; the run itself: minqkv eval {shlex.quote(str(self.path))}"
+            raise EnvironmentFault(f"{self.result} was changed, or is of another run", cure)
         return result
 
 
@@ -390,12 +407,14 @@ def read_config(path, own=None):
     stored = files.read_json(path)
     if stored.get("kind") != "minqkv run":
         raise EnvironmentFault(f"{path} was not written by minqkv train")
-    bound = stored.get("hash") if stored.get("format", 1) > 1 else None
-    if stored.get("format", 1) > FORMAT or (bound and bound != _hash(stored.get("config"))):
-        why = f"{path} was changed after it was written, or by a newer version"
+    values, bound = stored.get("config"), stored.get("hash")
+    if isinstance(values, dict) and isinstance(values.get("task"), str):
+        bound = None  # format 1
+    elif stored.get("format") != FORMAT or bound != _hash(values):
+        why = f"{path} was changed after it was written, or comes from a newer version of minqkv"
         raise EnvironmentFault(why, f"restore it, or {_ANOTHER}")
     try:
-        config = config_from(stored["config"], own)
+        config = config_from(values, own)
     except (UsageError, TypeError, ValueError, KeyError, AttributeError) as error:
         if isinstance(error, UsageError) and "of your own" in str(error):
             raise
@@ -436,7 +455,7 @@ def difference(stored, wanted):
     """'name is a there, b here' for each value in which two RunConfigs differ."""
     there, here = _flat(asdict(stored)), _flat(asdict(wanted))
     return [
-        f"{name} is {value} there, {here.get(name)} here"
+        f"{'task' if name == 'name' else name} is {value} there, {here.get(name)} here"
         for name, value in there.items()
         if value != here.get(name)
     ]

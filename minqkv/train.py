@@ -142,6 +142,8 @@ def evaluate(
         rows = slice(i, i + batch)
         at = counted[rows]
         found, loss = np.full(at.shape, IGNORE), 0.0
+        if sparse and not at.any():
+            return found, loss, 0
         logits = model(x[rows], at=at) if sparse else model(x[rows])  # (N, V) or (batch, T, V)
         best = backend.to_host(logits.data.argmax(axis=-1))
         if sparse:

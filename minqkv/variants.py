@@ -93,7 +93,7 @@ class VariantSpec:
         if isinstance(name, cls):
             return name
         text = re.sub(r"[\s()]", "", str(name).lower()).replace("≠", "-").replace("_", "-")
-        text = re.sub(r"(?<=gqa)(?=\d)", "-", text)
+        text = re.sub(r"(?<=gqa)(?=\d)|(?<=thin)(?=\d)", "-", text)
         base, plus, kind = text.partition("+")
         base = _ALIASES.get(base, base)
         if base == "kv":
@@ -230,9 +230,15 @@ def _numbers(stored):
     return sum(heads * width for heads, width in stored)
 
 
-def variant_names(groups: int) -> tuple[str, ...]:
-    """Every registered name, with this number for N."""
-    return tuple(name.replace("N", str(groups)) for name in VARIANTS)
+def variant_names(groups: int, key_width: int | None = None) -> tuple[str, ...]:
+    """Every registered name, with these numbers for N: of KV heads, and, unless it is the same, of
+    the width of thin keys.
+    """
+    width = key_width or groups
+    return tuple(
+        name.replace("N", str(width if "key_width" in fields else groups))
+        for name, fields in VARIANTS.items()
+    )
 
 
 # ---- whole models, in which each layer may be of another variant

@@ -45,11 +45,11 @@ RANKS = [
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
-    "the book": ({*BOOK, "runs"}, 2100),
-    "runtime": ({"runtime"}, 840),
+    "the book": ({*BOOK, "runs"}, 2210),
+    "runtime": ({"runtime"}, 850),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "of it, several machines": ({"runtime/distributed.py"}, 60),
-    "tasks": ({"tasks"}, 130),
+    "tasks": ({"tasks"}, 460),
     "study": ({"study"}, 650),
     "analysis": ({"analysis"}, 220),
     "render, teach": ({"render", "teach"}, 2300),
@@ -354,7 +354,7 @@ def test_the_code_version_covers_every_file_that_can_change_a_result(change, cop
         aside.unlink(missing_ok=True)
         path.write_bytes(content)
         assert version() == before
-    talk = {"analysis", "cli", "render", "teach"}  # they read results, or only talk
+    talk = {"cli", "render", "teach"}  # they read results, or only talk
     assert blind == {name for name in NAMES if name.split("/")[0] in talk}
 
 

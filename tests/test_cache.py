@@ -4,7 +4,7 @@ holds.
 
 import numpy as np
 import pytest
-from toys import POSITIONS, TEN, gpt, host
+from toys import DESIGNS, POSITIONS, design, gpt, host
 
 from minqkv import attention
 from minqkv import backend as backends
@@ -13,7 +13,7 @@ from minqkv.cache import KVCache, LayerCache
 from minqkv.runtime.errors import UsageError
 from minqkv.runtime.tracing import trace
 from minqkv.tensor import Tensor
-from minqkv.variants import VariantSpec
+from minqkv.variants import cache_bytes_per_token
 
 T = 12
 SCHEMES = {f"{name} {value}": {"position": name, "rope_value": value} for name, value in POSITIONS}
@@ -29,6 +29,12 @@ def decode(model, cache, ids, chunks):
         ],
         axis=1,
     )
+
+
+def widths(spec, model):
+    """The width of each array that a layer of this variant stores."""
+    d = model.config.head_dim
+    return [spec.key_width or d, d][: spec.streams]
 
 
 def random_chunks(rng, n):
@@ -72,9 +78,9 @@ READS = [in_random_chunks, trim_and_redo, token_by_token, one_prefill, prefill_t
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("variant", TEN)
-def test_cached_is_uncached(variant, scheme, backend, rng):
-    model, ids = gpt(variant, **SCHEMES[scheme]), rng.integers(0, 11, (3, T))
+@pytest.mark.parametrize("name", DESIGNS)
+def test_cached_is_uncached(name, scheme, backend, rng):
+    model, ids = design(name, **SCHEMES[scheme]), rng.integers(0, 11, (3, T))
     expected = host(model(ids))
     assert np.ptp(expected) > 1  # the comparison is of numbers that matter
     for read in READS:
@@ -85,12 +91,12 @@ def test_cached_is_uncached(variant, scheme, backend, rng):
         )
 
 
-@pytest.mark.parametrize("variant", TEN)
-def test_an_upper_left_mask_would_be_noticed(variant, monkeypatch, rng):
+@pytest.mark.parametrize("name", DESIGNS)
+def test_an_upper_left_mask_would_be_noticed(name, monkeypatch, rng):
     """The usual mistake: a triangle that starts in the upper left corner, on a cache that is not
     empty.
     """
-    model, ids = gpt(variant), rng.integers(0, 11, (2, T))
+    model, ids = design(name), rng.integers(0, 11, (2, T))
     right = decode(model, model.new_cache(2), ids, [5, 4, 3])
     monkeypatch.setattr(
         LayerCache, "mask", lambda cache, n: backends.upload(np.tri(n, len(cache) + n, dtype=bool))
@@ -101,7 +107,7 @@ def test_an_upper_left_mask_would_be_noticed(variant, monkeypatch, rng):
 
 
 def test_mask_and_positions(backend):
-    cache = KVCache(1, 1, [(1, 2), (1, 2)], 9)
+    cache = KVCache([[(1, 2), (1, 2)]], 1, 9)
     np.testing.assert_array_equal(host(cache.mask(3)), np.tri(3, dtype=bool))
     cache.layers[0].append(*[backends.xp.zeros((1, 1, 4, 2))] * 2)
     np.testing.assert_array_equal(host(cache.positions), [0, 1, 2, 3])
@@ -111,14 +117,13 @@ def test_mask_and_positions(backend):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@pytest.mark.parametrize("variant", TEN)
-def test_bytes(variant, dtype, backend, rng):
+@pytest.mark.parametrize("name", DESIGNS)
+def test_bytes(name, dtype, backend, rng):
     """Formula = nbytes = the arrays that attention really read, counted once where keys and values
     are one.
     """
-    model, spec = gpt(variant), VariantSpec.parse(variant)
-    itemsize = np.dtype(dtype).itemsize
-    per_token = spec.cache_bytes_per_token(model.config, itemsize)
+    model, itemsize = design(name), np.dtype(dtype).itemsize
+    per_token = cache_bytes_per_token(model.config, itemsize)
     cache = model.new_cache(3, capacity=10, dtype=dtype)
     assert (cache.nbytes, cache.capacity_nbytes) == (0, 3 * 10 * per_token)
     for n in (4, 1, 1):
@@ -127,7 +132,7 @@ def test_bytes(variant, dtype, backend, rng):
         assert cache.nbytes == 3 * len(cache) * per_token
         names = [
             f"blocks.{layer}.attn.cache.{stream}"
-            for layer in range(2)
+            for layer, spec in enumerate(model.config.specs)
             for stream in "kv"[: spec.streams]
         ]
         assert cache.nbytes == sum(t[name].nbytes for name in names)
@@ -140,27 +145,27 @@ def test_bytes(variant, dtype, backend, rng):
     )
 
 
-@pytest.mark.parametrize("variant", TEN)
-def test_k_equals_v_is_one_buffer(variant, backend, rng):
-    model, spec = gpt(variant), VariantSpec.parse(variant)
+@pytest.mark.parametrize("name", DESIGNS)
+def test_k_equals_v_is_one_buffer(name, backend, rng):
+    model = design(name)
     cache = model.new_cache(2, capacity=6)
-    layer, shape = cache.layers[0], (2, spec.stored_heads(4), 3, 4)
-    new = [backends.upload(rng.standard_normal(shape)) for _ in range(spec.streams)]
-    rows = layer.append(*new)
-    assert len(rows) == len(layer.buffers) == spec.streams
-    for i, (row, given, buffer) in enumerate(zip(rows, new, layer.buffers, strict=True)):
-        assert row.shape == shape
-        np.testing.assert_array_equal(host(row), host(given))
-        buffer[:, :, :3] = 7.0 + i  # a view shows what is written to the buffer, a copy would not
-    assert [np.unique(host(row)).tolist() for row in rows] == [[7.0], [8.0]][: spec.streams]
-    k, v = model.blocks[0].attn.read(rows)
-    assert k is rows[0]
-    assert (v is k) == (spec.streams == 1)
+    for spec, layer, block in zip(model.config.specs, cache.layers, model.blocks, strict=True):
+        shapes = [(2, spec.stored_heads(4), 3, width) for width in widths(spec, model)]
+        new = [backends.upload(rng.standard_normal(shape)) for shape in shapes]
+        rows = layer.append(*new)
+        assert len(rows) == len(layer.buffers) == spec.streams
+        for i, (row, given, buffer) in enumerate(zip(rows, new, layer.buffers, strict=True)):
+            np.testing.assert_array_equal(host(row), host(given))
+            buffer[:, :, :3] = 7.0 + i  # a view shows what is written there, a copy would not
+        assert [np.unique(host(row)).tolist() for row in rows] == [[7.0], [8.0]][: spec.streams]
+        k, v = block.attn.read(rows)
+        assert k is rows[0]
+        assert (v is k) == (spec.streams == 1)
 
 
-@pytest.mark.parametrize("variant", TEN)
-def test_attention_reads_one_array_as_keys_and_values(variant, monkeypatch, backend, rng):
-    model, same = gpt(variant), []
+@pytest.mark.parametrize("name", DESIGNS)
+def test_attention_reads_one_array_as_keys_and_values(name, monkeypatch, backend, rng):
+    model, same = design(name), []
 
     def spied(middle):
         return lambda q, k, v, *args, **kwargs: (
@@ -171,27 +176,29 @@ def test_attention_reads_one_array_as_keys_and_values(variant, monkeypatch, back
     monkeypatch.setattr(attention, "scaled_dot_product_attention", spied(middle))
     decode(model, model.new_cache(), rng.integers(0, 11, (1, 3)), [2, 1])
     model([[1, 2]])
-    assert same == [VariantSpec.parse(variant).streams == 1] * 6
+    assert same == [spec.streams == 1 for spec in model.config.specs] * 3
 
 
-@pytest.mark.parametrize("variant", TEN)
-def test_the_trace_shows_the_cache(variant, backend, rng):
-    model, spec = gpt(variant), VariantSpec.parse(variant)
+@pytest.mark.parametrize("name", DESIGNS)
+def test_the_trace_shows_the_cache(name, backend, rng):
+    model = design(name)
     cache = model.new_cache(2)
     with trace() as t:
         decode(model, cache, rng.integers(0, 11, (2, 5)), [3, 1, 1])
-    for layer in range(2):
+    for layer, spec in enumerate(model.config.specs):
         k, v = (t.all(f"blocks.{layer}.attn.cache.{name}") for name in "kv")
-        assert [a.shape for a in k] == [(2, spec.stored_heads(4), n, 4) for n in (3, 4, 5)]
+        for arrays, width in zip((k, v), widths(spec, model), strict=False):
+            h = spec.stored_heads(4)
+            assert [a.shape for a in arrays] == [(2, h, n, width) for n in (3, 4, 5)]
         np.testing.assert_array_equal(k[-1], host(cache.layers[layer].rows[0]))
         assert np.array_equal(k[-1], v[-1]) == (spec.streams == 1)
         if spec.streams == 2:
             np.testing.assert_array_equal(v[-1], host(cache.layers[layer].rows[1]))
 
 
-@pytest.mark.parametrize("variant", TEN)
-def test_half_precision_cache_approximates(variant, backend, rng):
-    model, ids = gpt(variant), rng.integers(0, 11, (2, T))
+@pytest.mark.parametrize("name", DESIGNS)
+def test_half_precision_cache_approximates(name, backend, rng):
+    model, ids = design(name), rng.integers(0, 11, (2, T))
     exact = host(model(ids))
     halved = decode(model, model.new_cache(2, dtype="float16"), ids, [1] * T)
     assert halved.dtype == exact.dtype
@@ -199,9 +206,9 @@ def test_half_precision_cache_approximates(variant, backend, rng):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("variant", TEN)
-def test_float32_stays_float32(variant, scheme, backend, rng):
-    model, ids = gpt(variant, dtype="float32", **SCHEMES[scheme]), rng.integers(0, 11, (2, 7))
+@pytest.mark.parametrize("name", DESIGNS)
+def test_float32_stays_float32(name, scheme, backend, rng):
+    model, ids = design(name, dtype="float32", **SCHEMES[scheme]), rng.integers(0, 11, (2, 7))
     cache = model.new_cache(2)
     with trace() as t:
         logits = decode(model, cache, ids, [5, 1, 1])
@@ -219,9 +226,9 @@ def test_no_graph_while_decoding(backend):
     assert model([[1, 2]]).requires_grad
 
 
-@pytest.mark.parametrize("variant", ["qkv", "q=k=v+", "q-gqa-2"])
-def test_clone(variant, backend, rng):
-    model, ids = gpt(variant), rng.integers(0, 11, (3, T))
+@pytest.mark.parametrize("name", ["qkv", "q=k=v+", "q-gqa-2", "shared in one layer", "all of it"])
+def test_clone(name, backend, rng):
+    model, ids = design(name), rng.integers(0, 11, (3, T))
     cache = model.new_cache(3)
     decode(model, cache, ids[:, :6], [6])
     expected = host(model(ids))[:, 6:]
@@ -230,7 +237,9 @@ def test_clone(variant, backend, rng):
     cache.trim(0)
     assert (len(twin), len(beams)) == (6, 6)
     assert beams.nbytes * 3 == twin.nbytes * 4
-    assert [len(layer.rows) for layer in beams.layers] == [len(cache.stored[0])] * 2
+    assert [len(layer.rows) for layer in beams.layers] == [
+        spec.streams for spec in model.config.specs
+    ]
     rest = decode(model, beams, ids[[2, 0, 2, 1], 6:], [2, 4])
     np.testing.assert_allclose(rest, expected[[2, 0, 2, 1]], rtol=0, atol=1e-10)
     np.testing.assert_allclose(
@@ -309,7 +318,7 @@ def rows(batch=1, heads=2, n=1, d_head=4):
     ],
 )
 def test_what_does_not_fit_is_refused_and_changes_nothing(streams, given, says, backend):
-    cache = KVCache(1, 1, [(2, 4)] * streams, 4)
+    cache = KVCache([[(2, 4)] * streams], 1, 4)
     with pytest.raises(UsageError, match=says):
         cache.layers[0].append(*[rows(**shape) for shape in given])
     assert len(cache) == 0
@@ -424,3 +433,22 @@ def test_trim_takes_whole_numbers_only(n):
 def test_a_dtype_that_cannot_hold_keys_is_refused(dtype):
     with pytest.raises(UsageError, match="floating-point"):
         gpt("qkv").new_cache(dtype=dtype)
+
+
+def test_layers_that_store_differently_are_counted_one_by_one():
+    """By hand: 4 heads; thin keys of 6 beside values of 4, then 2 stored heads of one row of 4."""
+    cache = design("all of it").new_cache(3, capacity=5, dtype="float32")
+    shapes = [[buffer.shape for buffer in layer.buffers] for layer in cache.layers]
+    assert shapes == [[(3, 4, 5, 6), (3, 4, 5, 4)], [(3, 2, 5, 4)]]
+    assert cache.capacity_nbytes == 3 * 5 * 4 * (4 * 6 + 4 * 4 + 2 * 4)
+
+
+@pytest.mark.parametrize(
+    "stored", [[], [[]], [[(2, 4)], []], [[(0, 4)]], [[(2, 0)]], [[(2, 4)], [(2, 4), (2, -1)]]]
+)
+def test_a_cache_of_nothing_is_refused(stored):
+    with pytest.raises(UsageError, match="must be at least 1"):
+        KVCache(stored, 1, 4)
+    for batch, capacity in ((0, 4), (1, 0)):
+        with pytest.raises(UsageError, match="must be at least 1"):
+            KVCache([[(2, 4)]], batch, capacity)

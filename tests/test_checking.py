@@ -4,7 +4,7 @@ Attention, and for whole models by every position scheme.
 
 import numpy as np
 import pytest
-from toys import POSITIONS, TEN, host
+from toys import EVERY, POSITIONS, host
 
 from minqkv import backend as backends
 from minqkv import functional as F
@@ -70,7 +70,7 @@ def test_gradcheck_wants_float64_and_restores_its_inputs(backend, leaf):
 
 
 @pytest.mark.parametrize(("position", "rope_value"), POSITIONS)
-@pytest.mark.parametrize("variant", TEN)
+@pytest.mark.parametrize("variant", EVERY)
 def test_a_whole_gpt(variant, position, rope_value, hardware, rng):
     cfg = GPTConfig(
         7, 5, 1, 4, 8, variant, position=position, rope_value=rope_value, d_ff=8, dtype="float64"

@@ -18,7 +18,7 @@ import termios
 import pytest
 from commands import ROOT, run, start
 
-from minqkv.runs import RunConfig, train_run
+from minqkv.runs import configure, train_run
 
 COMMANDS = (
     "completion",
@@ -43,7 +43,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, form in (("tagger", "encoder"), ("gpt", "causal")):
         train_run(
-            RunConfig("reverse", form=form, seq_len=4, n_embd=8, n_layer=1, n_head=2, steps=2),
+            configure("reverse", form=form, seq_len=4, n_embd=8, n_layer=1, n_head=2, steps=2),
             folder / name,
         )
     return folder
@@ -70,7 +70,7 @@ WRONG = [
     (("train", "--task", "copy", "--form", "casual"), 2, "did you mean causal?"),
     (("train", "--task", "copy", "--form", "casual", "--protocol", "x"), 2, "unknown"),
     (("train", "--task", "copy", "--form", "causal", "--protocol", "x"), 2, "unknown protocol"),
-    (("train", "--task", "copy", "--form", "causal", "--hide-self"), 2, "for encoders"),
+    (("train", "--task", "copy", "--form", "causal", "--set", "hide_self=true"), 2, "for encoders"),
     (("train", "--task", "copy", "--position", "sinusodial"), 2, "did you mean sinusoidal?"),
     (("train", "--task", "copy", "--position", "rope", "--n-head", 64), 2, "must be even"),
     (("train", "--task", "copy", "--rope-value", "cooked"), 2, "known: raw, unrotate"),
@@ -86,8 +86,25 @@ WRONG = [
     (("train", "--task", "copy", "--seed", -1), 2, "seed -1"),
     (("train", "--task", "copy", "--steps", 0), 2, "steps 0"),
     (("train", "--task", "copy", "--lr", 0), 2, "lr 0.0"),
-    (("train", "--task", "copy", "--plus-start", 1), 2, 'and qkv has none'),
-    (("train", "--task", "copy", "--hide-self", "--seq-len", 1), 2, "two tokens or more"),
+    (("train", "--task", "copy", "--set", "plus_start=1"), 2, 'and qkv has none'),
+    (("train", "--task", "copy", "--set", "hide_self=true", "--seq-len", 1), 2,
+        "two tokens or more"),
+    (("train", "--task", "copy", "--set", "hide_self"), 2, "a name and a value are needed"),
+    (("train", "--task", "copy", "--set", "plus_strat=1"), 2, "did you mean plus_start"),
+    (("train", "--task", "copy", "--pairs", 3), 2, "unknown setting of task copy 'pairs'"),
+    (("train", "--task", "mqar", "--seq-len", 3), 2, "unknown setting of task mqar 'seq_len'"),
+    (("train", "--task", "pairs", "--pairs", 99), 2, "pairs 99 must be 2 to keys 64"),
+    (("train", "--task", "copy", "--head-dim", 0), 2, "head_dim must be"),
+    (("train", "--task", "copy", "--n-embd", 30), 2, "--head-dim"),
+    (("train", "--task", "copy", "--variant", "qkv/mqa/qkv"), 2,
+        "names 3 layers, but the model has 2 --n-layer 3"),
+    (("train", "--task", "copy", "--variant", "thin"), 2, "how wide are its keys?"),
+    (("train", "--task", "nothere:Mine"), 2, "cannot import nothere"),
+    (("train", "--task", "os:Mine"), 2, "unknown class of os 'Mine'"),
+    (("train", "--task", "os:PathLike"), 2, "os:PathLike is not a task"),
+    (("train", "--config", "nowhere.toml"), 3, "cannot read nowhere.toml"),
+    (("train", "--resume", "--out", "RUNS/gpt", "--task", "copy"), 2,
+        "task is reverse there, copy here"),
     (("train", "--task", "copy", "--seq-len", 10**12), 3, "out of memory"),
     (("eval",), 2, "Missing argument 'RUN'"),
     (("eval", "nowhere"), 3, "nowhere holds no run"),
@@ -97,12 +114,12 @@ WRONG = [
     (("eval", "RUNS/tagger", "--n", 0), 2, "0 is not in the range"),
     (("eval", "RUNS/tagger", "--wrong", -1), 2, "-1 is not in the range"),
     (("generate", "nowhere", "1"), 3, "nowhere holds no run"),
-    (("generate", "RUNS/tagger", "1 2 3 4"), 2, "is an encoder"),
+    (("generate", "RUNS/tagger", "1 2 3 4"), 2, "an encoder labels tokens"),
     (("generate", "RUNS/gpt"), 2, "the prompt is empty"),
     (("generate", "RUNS/gpt", " "), 2, "the prompt is empty"),
     (("generate", "RUNS/gpt", "1 2 x"), 2, "is not made of digits"),
     (("generate", "RUNS/gpt", "1 2 10"), 2, "outside 0..9"),
-    (("generate", "RUNS/gpt", "--", "-1 2"), 2, "outside 0..9"),
+    (("generate", "RUNS/gpt", "--", "-1 2"), 2, "is not made of digits"),
     (("generate", "RUNS/gpt", "12345"), 2,
         "but this model has 8 positions ask for at most 3 new tokens"),
     (("generate", "RUNS/gpt", "1234", "--max-new-tokens", 6), 2, "ask for at most 4 new tokens"),
@@ -110,7 +127,7 @@ WRONG = [
     (("generate", "RUNS/gpt", "1", "--temperature", -1), 2, "is not in the range"),
     (("generate", "RUNS/gpt", "1", "--top-k", 0), 2, "0 is not in the range"),
     (("variants", "--config", "300n"), 2, "no configuration '300n'"),
-    (("variants", "--config", "RUNS"), 3, "Is a directory"),
+    (("variants", "--config", "RUNS"), 3, "it is not a plain file"),
     (("variants", "--config", "RUNS/tagger/config.json"), 2, "unexpected keyword"),
     (("variants", "--config", "RUNS/tagger/metrics.jsonl"), 3, "is not valid JSON"),
     (("variants", "--n-head", 7), 2, "n_embd 1024 is not divisible by n_head 7"),
@@ -121,7 +138,7 @@ WRONG = [
     (("tasks", "--seq-len", 0), 2, "length 0"),
     (("completion", "tcsh"), 2, "'tcsh' is not one of"),
     (("study", "--preset", "quik"), 2, "'quik' is not one of"),
-    (("study", "--protocol", "2024"), 2, "'2024' is not one of"),
+    (("study", "--protocol", "2024"), 2, "unknown protocol '2024' did you mean"),
 ]  # fmt: skip
 
 
@@ -297,7 +314,9 @@ def test_variants_gives_the_figures_of_the_paper(config, cli):
     code, out, _ = cli("variants", "--config", config, "--json")
     found = {row["name"]: row for row in json.loads(out)}
     assert code == 0
-    assert len(found) == 10
+    assert len(found) == 11
+    thin = found["thin-32"]  # half of d_h: keys half as wide, values as they are
+    assert (thin["reduction"], found["q-k=v"]["params"] > thin["params"]) == (0.25, False)
     for name, (params, per_token, saved) in PAPER[config].items():
         row = found[name]
         assert row["params"] == (
@@ -454,7 +473,8 @@ def test_terminals(tmp_path):
         assert "Traceback" not in printed
         assert "…" not in printed
         text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", printed)
-        assert "minus qkv, paired" in text
+        assert "minus qkv" in text
+        assert "95 % interval" in text
         report = text[text.index("copy  T 4") : text.index("kept in")]
         assert max(map(len, report.splitlines())) <= 60
         if env["TERM"] == "dumb":
@@ -499,7 +519,7 @@ def test_a_task_without_an_example_of_this_length(cli):
     (line,) = re.findall(r"^swap .*", cli("tasks", "--seq-len", 7)[1], re.M)
     assert line.count("even lengths only") == 2
     assert json.loads(cli("tasks", "--seq-len", 7, "--json")[1])[3]["input"] is None
-    plan = cli("study", "--ablate", "plus", "--dry-run")[1]
+    plan = cli("study", "--preset", "quick-2026", "--ablate", "plus", "--dry-run")[1]
     assert "q=k=v (diagonal masked)" in plan
 
 

@@ -3,14 +3,16 @@
 import io
 import json
 import os
+import signal
 import sys
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from commands import start
 
 from minqkv import backend, generation
-from minqkv.runs import RunConfig, load_config, train_run
+from minqkv.runs import configure, load_config, train_run
 from minqkv.runtime.parallel import set_threads
 
 SIZE = {"seq_len": 4, "n_embd": 8, "n_layer": 1, "n_head": 2, "steps": 2}
@@ -21,7 +23,7 @@ FLAGS = [part for name, n in SIZE.items() for part in (f"--{name.replace('_', '-
 def gpt(tmp_path_factory):
     """The folder of a small run in causal form."""
     folder = tmp_path_factory.mktemp("runs") / "gpt"
-    train_run(RunConfig("reverse", form="causal", **SIZE), folder)
+    train_run(configure("reverse", form="causal", **SIZE), folder)
     return folder
 
 
@@ -114,3 +116,243 @@ def test_no_environment_variable_is_set(cli, monkeypatch):
     assert set(report["packages"]) == {"numpy", "click", "rich", "threadpoolctl"}
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert json.loads(cli("doctor", "--json")[1])["threads"]["OMP_NUM_THREADS"] == "5"
+
+
+# ---- flags from a file
+
+FILE = """
+task = "sort"
+n-head = 2
+n_embd = 8
+seq-len = 4
+lr = 2e-3
+steps = 3
+[set]
+hide_self = true
+watch = 2
+"""
+
+
+@pytest.fixture
+def toml(cli, tmp_path):
+    """toml(text) -> a file of flags in the folder in which commands run."""
+
+    def write(text, name="flags.toml"):
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        return name
+
+    return write
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
+def test_a_file_gives_flags(mark, toml, cli):
+    path = toml(mark + FILE.encode())
+    assert cli("train", "--config", path, "--out", "run")[0] == 0
+    config = load_config("run")
+    assert (config.task.name, config.task.n_head, config.task.n_embd) == ("sort", 2, 8)
+    assert (config.recipe.lr, config.recipe.steps, config.recipe.watch) == (2e-3, 3, 2)
+    assert config.task.hide_self
+    typed = ("--n-head", 4, "--set", "watch=1", "--task", "copy")
+    assert cli("train", *typed, "--config", path, "--out", "typed")[0] == 0
+    config = load_config("typed")
+    assert (config.task.name, config.task.n_head, config.recipe.watch) == ("copy", 4, 1)
+    assert (config.task.n_embd, config.task.hide_self) == (8, True)  # what was not typed stays
+
+
+def test_a_typed_flag_wins_over_a_set_value_of_a_file(toml, cli):
+    path = toml("task = 'sort'\n[set]\nn_head = 2\nlr = 0.5\nwatch = 3")
+    shown = cli("train", "--config", path, "--n-head", 8, "--show-config")[1]
+    assert "n-head = 8\n" in shown
+    assert "lr = 0.5\n" in shown
+    assert "watch = 3\n" in shown
+
+
+SHOWN = {
+    "plain": ("--task", "sort"),
+    "every kind of value": ("--task", "sort", "--lr", "1e-5", "--set", "hide_self=true"),
+    "causal": ("--task", "copy", "--form", "causal", "--position", "rope", "--head-dim", 6),
+    "plus": ("--task", "copy", "--variant", "q=k-v+/qkv", "--set", "plus_start=-1.5"),
+    "recall": ("--task", "mqar", "--pairs", 4, "--set", "watch=7"),
+    "scored elsewhere": ("--task", "sub", "--set", "split=validation", "--seed", 3),
+}
+
+
+@pytest.mark.parametrize("what", SHOWN)
+def test_what_is_shown_can_be_read_again(what, toml, cli, tmp_path):
+    code, shown, err = cli("train", *SHOWN[what], "--threads", 1, "--show-config")
+    assert (code, err) == (0, "")
+    path = toml(shown)
+    assert cli("train", "--config", path, "--show-config")[:2] == (0, shown)
+    assert [p.name for p in tmp_path.iterdir()] == [path]  # it shows, and begins nothing
+    flags = ("--set", "n_test=5", "--steps", 1)
+    for out, given in (("a", SHOWN[what]), ("b", ("--config", path))):
+        assert cli("train", *given, *flags, "--threads", 1, "--out", out)[0] == 0
+    a, b = load_config("a"), load_config("b")
+    assert replace(a, recipe=b.recipe) == b
+    warmup = {"warmup": 0}  # shown as a number; with other steps a share is another
+    assert asdict(a.recipe) | warmup == asdict(b.recipe) | warmup
+
+
+REFUSED = {
+    "a key that is none": ("n-haed = 2", 2, "unknown key in flags.toml: 'n-haed' did you mean n-h"),
+    "a key of [set]": (
+        "[set]\nwacth = 2",
+        2,
+        "unknown setting of task sort 'wacth' did you mean w",
+    ),
+    "itself": ("config = 'flags.toml'", 2, "unknown key in flags.toml: 'config'"),
+    "where to compute": ("backend = 'numpy'", 2, "unknown key in flags.toml: 'backend'"),
+    "a word": ("n-head = 'two'", 2, "'two' is not a valid integer"),
+    "half a step": ("steps = 2.5", 2, "'2.5' is not a valid integer"),
+    "a list": ("n-head = [2, 4]", 2, "n-head in flags.toml cannot be [2, 4]"),
+    "true": ("n-head = true", 2, "n-head in flags.toml cannot be True"),
+    "a table": ("[task]\nname = 'sort'", 2, "task in flags.toml cannot be {'name': 'sort'}"),
+    "a date": ("seed = 2020-01-01", 2, "seed in flags.toml cannot be datetime.date"),
+    "no table": ("set = 3", 2, "set in flags.toml cannot be 3"),
+    "no TOML": ("n-head = ", 2, "flags.toml is not valid TOML"),
+    "JSON": ('{"n-head": 2}', 2, "flags.toml is not valid TOML"),
+    "not UTF-8": (b"\xff\xfe", 2, "flags.toml is not valid TOML"),
+    "not finite": ("lr = nan", 2, "lr nan must be above 0 and finite"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_file_that_does_not_fit(what, toml, cli, tmp_path):
+    text, expected, says = REFUSED[what]
+    code, out, err = cli("train", "--config", toml(text), "--task", "sort")
+    assert (code, out) == (expected, "")
+    assert says in " ".join(err.split())
+    assert "unexpected" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["flags.toml"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "shown"), [("3", [0, 1, 2]), ("[3]", [3]), ("[3, 5]", [3, 5]), ('"3,"', [3])]
+)
+def test_lists_of_a_study(seeds, shown, toml, cli):
+    path = toml(f"tasks = ['sort']\nsteps = 3\nseeds = {seeds}")
+    code, text, _ = cli("study", "--config", path, "--show-config")
+    assert code == 0
+    assert f"seeds = {shown}\n" in text
+    assert cli("study", "--config", toml(text), "--show-config")[1] == text
+
+
+# ---- a task of one's own
+
+MINE = """
+from dataclasses import dataclass
+from pathlib import Path
+
+from minqkv import GPTConfig, Task
+
+Path("imported").touch()
+
+
+@dataclass(frozen=True)
+class Mine(Task):
+    symbols: int = 5
+
+    def examples(self, rng, n):
+        x = rng.integers(0, self.symbols, (n, 4))
+        return x, (x + 1) % self.symbols
+
+    def config(self, variant):
+        return GPTConfig(self.symbols, 4, self.n_layer, self.n_head, self.n_embd, variant)
+
+
+@dataclass(frozen=True)
+class Long(Mine):
+    def examples(self, rng, n):
+        return (rng.integers(0, 5, (n, 9)),) * 2
+
+
+class Bare(Mine):
+    pass
+
+
+@dataclass(frozen=True)
+class Lacking(Task):
+    pass
+"""
+OWN = ("--n-layer", 1, "--n-embd", 8, "--set", "n_test=20", "--threads", 1)
+
+
+@pytest.fixture
+def my(cli, tmp_path, monkeypatch):
+    """my.py in the folder in which commands run, never imported by another test."""
+    (tmp_path / "my.py").write_text(MINE)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    sys.modules.pop("my", None)
+    yield tmp_path
+    sys.modules.pop("my", None)
+
+
+def test_a_task_of_ones_own(my, cli):
+    sets = ("--set", "symbols=7", "--steps", 20)
+    code, out, err = cli("train", "--task", "my:Mine", *OWN, *sets)
+    assert code == 0, err
+    folder = my / "runs" / "my.Mine-qkv-s0"
+    assert "my:Mine with qkv: test accuracy" in out
+    code, out, err = cli("eval", folder, "--task", "my:Mine", "--wrong", 1, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["sequences"], found["tokens"]) == (20, 80)
+    assert found["accuracy"] == json.loads((folder / "result.json").read_text())["accuracy"]
+    assert cli("train", "--resume", "--out", folder, "--task", "my:Mine")[0] == 0
+    code, shown, _ = cli("train", "--task", "my:Mine", *OWN, *sets, "--show-config")
+    (my / "mine.toml").write_text(shown)
+    assert cli("train", "--config", "mine.toml", "--show-config")[1] == shown
+    code, out, err = cli("generate", folder, "1 2", "--task", "my:Mine")
+    assert (code, out) == (2, "")
+    assert "generates nothing" in err
+
+
+def test_a_folder_never_imports_code(my, cli):
+    assert cli("train", "--task", "my:Mine", *OWN, "--steps", 2, "--out", "run")[0] == 0
+    sys.modules.pop("my")
+    (my / "imported").unlink()
+    for command in (("eval", "run"), ("train", "--resume", "--out", "run"), ("generate", "run")):
+        code, out, err = cli(*command)
+        assert (code, out) == (2, "")
+        assert "my:Mine is a task of your own name it: --task my:Mine" in " ".join(err.split())
+    assert not (my / "imported").exists()
+    assert "my" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("my:Long", "my:Long: 9 tokens, but this model has 4 positions"),
+        ("my:Bare", "my:Bare must be a frozen dataclass"),
+        ("my:Lacking", "my:Lacking lacks config and examples"),
+        ("my:Path", "my:Path is not a task"),
+        ("my:Mien", "unknown class of my 'Mien' did you mean Mine"),
+        ("yours:Mine", "cannot import yours: No module named 'yours'"),
+        ("broken:Mine", "broken raised ZeroDivisionError: division by zero"),
+        ("torn:Mine", "torn raised SyntaxError"),
+        (":Mine", "MODULE:CLASS"),
+        ("my:", "MODULE:CLASS"),
+    ],
+)
+def test_tasks_that_are_none(name, says, my, cli):
+    (my / "broken.py").write_text("1 / 0")
+    (my / "torn.py").write_text("def")
+    code, out, err = cli("train", "--task", name, "--steps", 2, "--out", "run")
+    assert (code, out) == (2, ""), err
+    assert says in " ".join(err.split())
+    assert "Traceback" not in err
+    assert not (my / "run").exists()
+
+
+def test_the_hint_after_an_interrupt_names_the_class(my, cli, monkeypatch):
+    from minqkv.tasks.base import Task
+
+    def score(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        return {"accuracy": 0.5}
+
+    monkeypatch.setattr(Task, "score", score)
+    given = ("--steps", 3, "--set", "watch=1", "--out", "a run")
+    code, _, err = cli("train", "--task", "my:Mine", *OWN, *given)
+    assert code == 130
+    assert "minqkv train --resume --out 'a run' --task my:Mine" in " ".join(err.split())

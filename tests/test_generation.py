@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toys import SMALL, TEN, gpt, host
+from toys import DESIGNS, SMALL, design, gpt, host
 
 from minqkv import backend as backends
 from minqkv.generation import compare_cache, generate, iter_tokens, pick
 from minqkv.models import GPT
 from minqkv.runtime.errors import UsageError
-from minqkv.variants import VariantSpec
+from minqkv.variants import cache_bytes_per_token
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ SAMPLINGS = [{"temperature": 0.7, "top_k": 3}, {}, {"temperature": 1.3, "seed": 
 
 
 @pytest.mark.parametrize("position", ["learned", "rope"])
-@pytest.mark.parametrize("variant", TEN)
-def test_the_cache_changes_no_id(variant, position, prompt, backend):
-    model = gpt(variant, position=position)
+@pytest.mark.parametrize("name", DESIGNS)
+def test_the_cache_changes_no_id(name, position, prompt, backend):
+    model = design(name, position=position)
     model.ln_f.weight.data *= -1  # else the tied head repeats the last token
     for sampling in SAMPLINGS:
         cached, uncached = (
@@ -197,12 +197,12 @@ def test_a_stream_is_refused_before_its_first_token(prompt):
             iter_tokens(gpt("qkv"), ids, n)
 
 
-@pytest.mark.parametrize("variant", TEN)
-def test_compare_cache(variant, prompt, backend):
-    model = gpt(variant)
+@pytest.mark.parametrize("name", DESIGNS)
+def test_compare_cache(name, prompt, backend):
+    model = design(name)
     report = compare_cache(model, prompt, 6)
     np.testing.assert_array_equal(report["cached"]["ids"], report["uncached"]["ids"])
-    per_token = VariantSpec.parse(variant).cache_bytes_per_token(model.config, 8)
+    per_token = cache_bytes_per_token(model.config, 8)
     assert (
         report["cached"]["cache_bytes"] == 3 * (4 + 6 - 1) * per_token
     )  # the last token is never read

@@ -1,6 +1,7 @@
 """What training needs: the formula is what is held, and what is held is what was allocated."""
 
 import gc
+import itertools
 import tracemalloc
 
 import numpy as np
@@ -12,6 +13,7 @@ from minqkv.analysis.memory import activation_bytes, arrays, layer_numbers, trai
 from minqkv.runtime.errors import UsageError
 from minqkv.variants import variant_names
 
+QKV = mq.VariantSpec()
 VARIANTS = (*variant_names(2), "q=k=v+temperature", "q=k=v+bias", "q=k-v+bias")
 POSITIONS = [("learned", "raw"), ("none", "raw"), ("rope", "raw"), ("rope", "unrotate")]
 SIZES = [  # batch, length, n_layer, n_head, n_embd, d_ff, vocab_size
@@ -20,6 +22,7 @@ SIZES = [  # batch, length, n_layer, n_head, n_embd, d_ff, vocab_size
     (1, 130, 2, 4, 24, 96, 3),  # two blocks of queries
     (2, 300, 1, 4, 8, 8, 3),
     (1, 520, 1, 4, 8, 8, 3),  # a pattern that is not kept
+    (2, 5, 3, 4, 16, 0, 7),  # no MLP
 ]
 
 
@@ -46,8 +49,30 @@ def test_the_formula_is_what_the_graph_holds_to_the_byte(variant, position, rope
 
 def test_the_formula_without_biases_and_with_dropout():
     for changes in ({"bias": False}, {"dropout": 0.1}):
-        found = needs(SIZES[0], "gqa-2", **changes)
+        for size in (SIZES[0], SIZES[5]):
+            found = needs(size, "gqa-2", **changes)
+            assert found["activations"] == found["activations_formula"]
+
+
+@pytest.mark.parametrize(("position", "rope_value"), POSITIONS)
+@pytest.mark.parametrize("variant", [*VARIANTS, "thin-6"])
+def test_the_formula_with_heads_of_a_width_of_their_own(variant, position, rope_value):
+    """Of 2 numbers, half of d / H, and of 6: then thin-2 is thinner, and thin-6 is not."""
+    for size, head_dim in itertools.product((SIZES[0], SIZES[2], SIZES[5]), (2, 6)):
+        found = needs(size, variant, position, rope_value=rope_value, head_dim=head_dim)
+        assert found["activations"] == found["activations_formula"], (size, head_dim)
+
+
+@pytest.mark.parametrize(("position", "rope_value"), POSITIONS)
+@pytest.mark.parametrize("variant", ["qkv/q-k=v", "q=k=v+/mqa/thin-2", "q-k=v/qkv"])
+def test_the_formula_with_a_variant_for_each_layer(variant, position, rope_value):
+    """Three layers: two names repeat, so that the first counts twice."""
+    for size in (SIZES[0], SIZES[5]):
+        found = needs(size, variant, position, rope_value=rope_value)
         assert found["activations"] == found["activations_formula"]
+        one, two = (needs(size, name, position, rope_value=rope_value)["activations"]
+                    for name in variant.split("/")[:2])  # fmt: skip
+        assert one == two or found["activations"] not in (one, two)
 
 
 def allocated():
@@ -95,7 +120,9 @@ def test_a_layer_counted_by_hand():
     attention = 2 * 2 + 2 * 2 + 2 * 2 + 2 * 2 + 2 + 2 * 2  # q, k, v, weights, 1/sums, answers
     mlp = 2 * 3 + 2 * 3  # slope, output
     cfg = mq.GPTConfig(5, 2, 1, 1, 2, d_ff=3)
-    assert layer_numbers(cfg, "qkv", 1, 2) == norm + attention + norm + mlp
+    assert layer_numbers(cfg, QKV, 1, 2) == norm + attention + norm + mlp
+    without = mq.GPTConfig(5, 2, 1, 1, 2, d_ff=0)
+    assert layer_numbers(without, QKV, 1, 2) == norm + attention
 
 
 # ---- what sharing saves
@@ -138,7 +165,7 @@ def test_every_variant_needs_less_than_qkv(variant):
 
 def test_a_pattern_grows_with_the_square_of_the_length_until_none_is_kept():
     def numbers(length):
-        return layer_numbers(gpt(SIZES[0]).config, "qkv", 1, length)
+        return layer_numbers(gpt(SIZES[0]).config, QKV, 1, length)
 
     assert numbers(512) > 3 * numbers(256)
     assert numbers(513) < numbers(256)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from toys import POSITIONS, TEN, gpt, gradients, tagger
+from toys import DESIGNS, EVERY, POSITIONS, design, gpt, gradients, host, tagger
 
 from minqkv import backend as backends
 from minqkv.models import PROTOCOLS, TaggerConfig
@@ -42,6 +42,7 @@ def test_hide_self_of_one_token_is_refused():
         ([[True]], "integers"),
         ([0, 1], "batch, length"),
         ([[]], "at least 1"),
+        ([[[[0]]]], "batch, length"),
         ([[0] * 13], "13 tokens, but this model has 12 positions"),
     ],
 )
@@ -50,6 +51,49 @@ def test_models_refuse_ids_out_of_range(make, ids, says, backend):
     with pytest.raises(UsageError, match=says):
         model(ids)
     model([[0, 10]])
+
+
+def test_ids_of_several_channels_are_added_as_embeddings(backend, rng):
+    model, ids = gpt("q-k=v"), rng.integers(0, 11, (2, 5, 2))
+    found = model(ids)
+    x = model.wte(ids[..., 0]) + model.wte(ids[..., 1])
+    model.wte.forward, real = lambda _: x, model.wte.forward  # the sum in place of one embedding
+    expected = host(model(ids[..., 0]))
+    model.wte.forward = real
+    np.testing.assert_allclose(host(found), expected, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(host(model(ids[..., :1])), host(model(ids[..., 0])))
+    cache = model.new_cache(2)
+    parts = [host(model(part, cache=cache)) for part in (ids[:, :3], ids[:, 3:])]
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), host(found), rtol=0, atol=1e-10)
+
+
+def test_an_encoder_refuses_several_channels(backend):
+    with pytest.raises(UsageError, match="batch, length"):
+        tagger("qkv")([[[0, 1], [1, 2]]])
+
+
+def test_logits_where_they_are_asked_for(backend, rng):
+    model, ids = gpt("qkv"), rng.integers(0, 11, (3, 6))
+    at = rng.random((3, 6)) < 0.4
+    np.testing.assert_array_equal(host(model(ids, at=at)), host(model(ids))[at])
+    for wrong in (at[:, :5], at[:2], at[0]):
+        with pytest.raises(UsageError, match="do not fit ids"):
+            model(ids, at=wrong)
+    cache = model.new_cache(3)
+    with pytest.raises(UsageError, match="without a cache"):
+        model(ids, cache, at)
+    assert len(cache) == 0
+
+
+def test_an_mlp_can_be_left_out(rng):
+    model, ids = gpt("qkv", d_ff=0), rng.integers(0, 11, (2, 5))
+    names = [name for name, _ in model.named_parameters()]
+    assert not [name for name in names if "mlp" in name or "ln_2" in name]
+    block, x = model.blocks[0], model.wpe(model.wte(ids))
+    np.testing.assert_array_equal(host(block(x)), host(x + block.attn(block.ln_1(x))))
+    for d_ff in (-1, 1.5, "8"):
+        with pytest.raises(UsageError, match="d_ff must be a whole number, 0 or more"):
+            gpt("qkv", d_ff=d_ff)
 
 
 def test_ids_on_the_device_are_refused(backend):
@@ -62,14 +106,14 @@ def test_ids_on_the_device_are_refused(backend):
 
 
 @pytest.mark.parametrize(("position", "rope_value"), POSITIONS)
-@pytest.mark.parametrize("variant", TEN)
-def test_numpy_and_strict_agree_on_a_gpt(variant, position, rope_value):
+@pytest.mark.parametrize("name", DESIGNS)
+def test_numpy_and_strict_agree_on_a_gpt(name, position, rope_value):
     """Same parameters, same gradients on both: the strict backend runs the GPU's code."""
-    agree(lambda: gpt(variant, position=position, rope_value=rope_value))
+    agree(lambda: design(name, position=position, rope_value=rope_value))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("variant", TEN)
+@pytest.mark.parametrize("variant", EVERY)
 def test_numpy_and_strict_agree_on_a_tagger(variant, protocol):
     agree(lambda: tagger(variant, protocol=protocol))
 

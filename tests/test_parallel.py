@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import pytest
 import threadpoolctl
-from toys import TEN, gpt, host
+from toys import DESIGNS, design, gpt, host
 
 import minqkv as mq
 from minqkv.models import GPT, GPTConfig, Tagger, TaggerConfig
@@ -905,10 +905,10 @@ def shared_out(monkeypatch):
 
 @pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("scheme", POSITION)
-@pytest.mark.parametrize("variant", TEN)
-def test_cached_is_uncached_with_threads(variant, scheme, threads, rng, shared_out):
+@pytest.mark.parametrize("name", DESIGNS)
+def test_cached_is_uncached_with_threads(name, scheme, threads, rng, shared_out):
     parallel.set_threads(threads)
-    model, ids = gpt(variant, **POSITION[scheme]), rng.integers(0, 11, (5, 12))
+    model, ids = design(name, **POSITION[scheme]), rng.integers(0, 11, (5, 12))
     cache, logits = model.new_cache(5), []
     for step in [4, 1, 1, 2, *[1] * 4]:
         start = len(cache)

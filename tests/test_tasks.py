@@ -1,14 +1,24 @@
-"""The five tasks: targets computed by hand, splits apart, the same digits for all, ids checked on
-every backend.
+"""The five tasks of the paper: targets computed by hand, splits apart, the same digits for all, ids
+checked on every backend; and what every task has, one's own included.
 """
+
+import json
+import math
+from dataclasses import FrozenInstanceError, asdict, dataclass, replace
 
 import numpy as np
 import pytest
 from toys import tagger
 
+from minqkv import GPTConfig, Task
 from minqkv.functional import cross_entropy
+from minqkv.runs import configure, train_run
 from minqkv.runtime.errors import UsageError
-from minqkv.tasks.rules import FORMS, RULES, SPLITS
+from minqkv.tasks.base import Recipe
+from minqkv.tasks.recall import Recall
+from minqkv.tasks.registry import CLASSES, check_class, field_names, task_class
+from minqkv.tasks.rules import FORMS, RECALL, RULES, SPLITS
+from minqkv.tasks.rules import TASKS as TASKS_BY_NAME
 from minqkv.tasks.synthetic import Synthetic
 from minqkv.train import IGNORE
 
@@ -129,3 +139,221 @@ def test_targets_out_of_range(target, backend):
     with pytest.raises(UsageError, match=f"id {target} is outside 0..10"):
         cross_entropy(logits, [[0, target]])
     assert cross_entropy(logits, [[0, IGNORE]]).item() > 0
+
+
+# ---- what every task has
+
+
+@pytest.mark.parametrize("name", TASKS_BY_NAME)
+def test_every_task_is_a_frozen_value_that_can_be_stored(name):
+    task = configure(name).task
+    assert isinstance(task, task_class(name))
+    assert task == replace(task)
+    assert hash(task) == hash(configure(name).task)
+    values = asdict(task)
+    assert json.loads(json.dumps(values)) == values
+    assert type(task)(**values) == task
+    assert set(field_names(type(task))) == values.keys() - {"name"}
+    with pytest.raises(FrozenInstanceError):
+        task.n_layer = 9
+    assert 0 < task.chance < task.solved <= 1
+    assert task.better == "higher"
+
+
+@pytest.mark.parametrize("name", TASKS_BY_NAME)
+def test_a_task_is_scored_on_its_own_split(name):
+    task = configure(name, n_layer=1, n_test=20).task
+    model = task.model("q-k=v", 0)
+    score = {split: task.score(model, split, 0) for split in SPLITS}
+    assert len({found["loss"] for found in score.values()}) == 3
+    x, y = task.draw(0, "test", 20)
+    found = task.predict(model, x, y)
+    assert found.pop("predictions").shape == y.shape
+    assert found == score["test"]
+    with pytest.raises(UsageError, match="unknown split 'tests'"):
+        task.score(model, "tests", 0)
+
+
+def test_names_of_tasks():
+    assert list(TASKS_BY_NAME) == [*RULES, *RECALL] == list(CLASSES)
+    assert (task_class("sort"), task_class("mqar")) == (Synthetic, Recall)
+    with pytest.raises(UsageError, match="unknown task 'paris'") as caught:
+        task_class("paris")
+    assert "pairs" in caught.value.hint
+    with pytest.raises(UsageError, match="my:Mine is a task of your own") as caught:
+        task_class("my:Mine")
+    assert caught.value.hint == "name it: --task my:Mine"
+    with pytest.raises(UsageError, match="unknown task 'pairs'"):
+        Synthetic("pairs")
+
+
+def test_the_causal_form_adds_a_perplexity():
+    task = configure("copy", form="causal", seq_len=4, n_test=50).task
+    score = task.score(task.model("qkv", 0), "test", 0)
+    assert score["masked_perplexity"] == math.exp(score["loss"])
+    assert "masked_perplexity" not in configure("copy", n_test=5).task.score(
+        configure("copy").build(), "test", 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"steps": 0}, "steps 0 must be at least 1"),
+        ({"steps": 9, "batch": 0}, "batch 0 must be at least 1"),
+        ({"steps": 9, "warmup": -1}, "warmup -1 must be at least 0"),
+        ({"steps": 9, "watch": -1}, "watch -1 must be at least 0"),
+        ({"steps": 9, "lr": math.nan}, "lr nan must be above 0 and finite"),
+        ({"steps": 9, "clip": 0.0}, "clip 0.0 must be above 0 and finite"),
+        ({"steps": 9, "restart": 1}, "restart must be bool, not 1"),
+        ({"steps": True}, "steps must be int, not True"),
+        ({"steps": 9, "lr": "1"}, "lr must be float or int, not '1'"),
+    ],
+)
+def test_refused_recipes(given, says):
+    with pytest.raises(UsageError, match=says):
+        Recipe(**given)
+
+
+# ---- a task of one's own
+
+
+@dataclass(frozen=True)
+class Mine(Task):
+    """The next digit of five."""
+
+    symbols: int = 5
+
+    def examples(self, rng, n):
+        x = rng.integers(0, self.symbols, (n, 4))
+        return x, (x + 1) % self.symbols
+
+    def config(self, variant):
+        return GPTConfig(self.symbols, 4, self.n_layer, self.n_head, self.n_embd, variant)
+
+
+def mine(**methods):
+    """A class like it, with other methods or fields, as a task my:Mine ready to train."""
+    own = dataclass(frozen=True)(type("Mine", (Mine,), methods))
+    return configure("my:Mine", own=own, n_embd=8, n_layer=1, n_test=50, steps=3)
+
+
+def test_defaults_are_enough():
+    config = mine()
+    model, result = train_run(config)
+    assert result["steps"] == 3
+    assert 0 <= result["accuracy"] <= 1
+    assert model.config.vocab_size == 5
+    batches = [config.task.batch(0, step, 9)[0].tobytes() for step in range(3)]
+    assert len(set(batches)) == 3
+    assert math.isnan(config.task.chance)
+    assert train_run(config)[1]["loss"] == result["loss"]
+
+
+def test_its_loss_its_weight_and_its_metric_are_used():
+    """The loss of the last token alone; what counts is that many; low is good."""
+    seen = []
+
+    def loss(self, model, x, y):
+        seen.append(self.weight(y))
+        return cross_entropy(model(x)[:, -1], y[:, -1])
+
+    config = mine(
+        loss=loss,
+        weight=lambda self, y: len(y),
+        predict=lambda self, m, x, y: {**Mine.predict(self, m, x, y), "error": 2.5},
+        metric="error",
+        better="lower",
+        limits=(0.0, 3.0),
+        learned=2.6,
+    ).change(watch=1)
+    result = train_run(config)[1]
+    assert set(seen[1:]) == {128}
+    assert result["error"] == 2.5
+    assert result["reached"] == 1
+
+
+def _digits(n, length=4, top=5):
+    return np.arange(n * length).reshape(n, length) % top
+
+
+WRONG = {
+    "too long": ({"examples": lambda s, r, n: (_digits(n, 9),) * 2},
+        "9 tokens, but this model has 4 positions"),
+    "ids too large": ({"examples": lambda s, r, n: (_digits(n, top=7),) * 2},
+        "id 5 is outside 0..4"),
+    "targets too large": ({"examples": lambda s, r, n: (_digits(n), _digits(n, top=7))},
+        "targets: id 5 is outside 0..4"),
+    "uneven": ({"examples": lambda s, r, n: (_digits(n), _digits(n, 3))},
+        r"targets \(2, 3\) do not fit inputs \(2, 4\)"),
+    "only inputs": ({"examples": lambda s, r, n: _digits(n)}, "must be two arrays"),
+    "lists": ({"examples": lambda s, r, n: (_digits(n).tolist(),) * 2}, "must be two arrays"),
+    "three": ({"examples": lambda s, r, n: (_digits(n),) * 3}, "must be two arrays"),
+    "too few": ({"examples": lambda s, r, n: (_digits(1),) * 2},
+        r"two examples were asked for; their shapes are \(1, 4\) and \(1, 4\)"),
+    "not ids": ({"examples": lambda s, r, n: (_digits(n) / 2,) * 2}, "must be integers"),
+    "nothing asked": ({"examples": lambda s, r, n: (_digits(n), _digits(n) * 0 + IGNORE)},
+        "every target is ignored"),
+    "a mistake": ({"examples": lambda s, r, n: s.nothing}, "my:Mine raised AttributeError"),
+    "no model": ({"config": lambda s, variant: 3},
+        "config gives 3, not a GPTConfig or a TaggerConfig"),
+    "no metric": ({"metric": "exact"}, "predict gives accuracy, loss, predictions, but no exact"),
+    "no predictions": ({"predict": lambda s, m, x, y: {"accuracy": 0.5}}, "but no predictions"),
+    "a word for a score": (
+        {"predict": lambda s, m, x, y: {**Mine.predict(s, m, x, y), "accuracy": "good"}},
+        "the accuracy must be a number, not 'good'"),
+    "beyond its limits": (
+        {"predict": lambda s, m, x, y: {**Mine.predict(s, m, x, y), "accuracy": 7.1}},
+        "accuracy 7.1 is outside its limits, 0.0 to 1.0"),
+    "predictions of another shape": (
+        {"predict": lambda s, m, x, y: {**Mine.predict(s, m, x, y), "predictions": x[:, :2]}},
+        r"predictions \(2, 2\) do not fit targets \(2, 4\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_does_not_fit_is_said_before_anything_is_written(what, tmp_path):
+    methods, says = WRONG[what]
+    with pytest.raises(UsageError, match=says) as caught:
+        train_run(mine(**methods), tmp_path / "run")
+    assert str(caught.value).startswith("my:Mine")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_in_its_configuration_is_called_its_own():
+    with pytest.raises(UsageError, match=r"my:Mine raised AttributeError: .*nothing") as caught:
+        mine(config=lambda self, variant: self.nothing)
+    assert "--traceback" in caught.value.hint
+
+
+class NotDerived:
+    """It has nothing of a task."""
+
+
+@dataclass(frozen=True)
+class Lacking(Task):
+    """It has no `examples`."""
+
+    def config(self, variant):
+        return GPTConfig(5, 4, 1, 2, 8, variant)
+
+
+class Thawed(Mine):
+    """It is no dataclass of its own."""
+
+    more: int = 3
+
+
+def test_classes_that_are_no_tasks():
+    assert check_class("my:Mine", Mine) is Mine
+    for found, says in (
+        (NotDerived, "my:X is not a task"),
+        (Mine("my:Mine"), "my:X is not a task"),
+        (len, "my:X is not a task"),
+        (Lacking, "my:X lacks examples"),
+        (Task, "my:X lacks config and examples"),
+        (Thawed, "my:X must be a frozen dataclass"),
+    ):
+        with pytest.raises(UsageError, match=says) as caught:
+            check_class("my:X", found)
+        assert "examples/own_task.py" in caught.value.hint

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import torch.nn.functional as tF  # noqa: E402
 import torch_twin as twin  # noqa: E402
-from toys import POSITIONS, TEN  # noqa: E402
+from toys import DESIGNS, EVERY, POSITIONS  # noqa: E402
 
 from minqkv import GPT, GPTConfig, Tagger, TaggerConfig, Tensor, optim  # noqa: E402
 from minqkv import functional as F  # noqa: E402
@@ -62,6 +62,8 @@ FUSED = {
         [QKV[0], *[(2, 2, 3, 4)] * 2]),
     "attention, warm": (sdpa, grouped, [(2, 4, 1, 4), (2, 1, 6, 4), (2, 1, 6, 4)]),
     "attention, wide values": (sdpa, grouped, [(2, 4, 3, 4), (2, 2, 6, 4), (2, 2, 6, 7)]),
+    "attention, thin keys": (lambda *x: sdpa(*x, CAUSAL), lambda *x: grouped(*x, is_causal=True),
+        [(2, 4, 3, 2), (2, 4, 3, 2), (2, 4, 3, 5)]),
     "attention, scale": (lambda *x: sdpa(*x, scale=0.3), lambda *x: grouped(*x, scale=0.3), QKV),
     "attention, one for all": (lambda x: sdpa(x, x, x), lambda x: grouped(x, x, x), QKV[:1]),
     "attention, plus": (lambda q, k, v, t, b: sdpa(q, k, v, CAUSAL, temperature=t, bias=b),
@@ -115,7 +117,7 @@ def compare(model, forward, ids, targets):
 
 
 @pytest.mark.parametrize(("position", "rope_value"), POSITIONS, ids="-".join)
-@pytest.mark.parametrize("variant", TEN)
+@pytest.mark.parametrize("variant", EVERY)
 def test_gpt(rng, variant, position, rope_value):
     shape = {"vocab_size": 7, "block_size": 6, "n_layer": 2, "n_head": 4, "n_embd": 16, "d_ff": 24}
     model = loud(
@@ -134,6 +136,35 @@ def test_gpt(rng, variant, position, rope_value):
     )
 
 
+@pytest.mark.parametrize(("position", "rope_value"), POSITIONS, ids="-".join)
+@pytest.mark.parametrize("name", [name for name in DESIGNS if name not in EVERY])
+def test_what_the_name_of_a_variant_does_not_say(rng, name, position, rope_value):
+    """Heads of a width of their own, thin keys, a variant for each layer, no MLP, and two ids for
+    each token.
+    """
+    shape = {"vocab_size": 7, "block_size": 6, "n_layer": 2, "n_head": 4, "n_embd": 16, "d_ff": 24}
+    shape |= {"position": position, "rope_value": rope_value, "dtype": "float64"}
+    model = loud(GPT(GPTConfig(**shape | DESIGNS[name])), rng)
+    pairs = np.stack([IDS, IDS[::-1]], axis=2)  # (B, T, 2)
+    for ids in (IDS, pairs):
+        model.zero_grad()
+        compare(
+            model,
+            lambda p, ids: twin.gpt(p, ids, DESIGNS[name]["variant"], 4, position, rope_value),
+            ids,
+            np.where(IDS == 6, -100, IDS[:, ::-1]),
+        )
+
+
+@pytest.mark.parametrize("head_dim", [2, 6])
+@pytest.mark.parametrize("variant", EVERY)
+def test_every_variant_with_wider_and_narrower_heads(rng, variant, head_dim):
+    model = loud(
+        GPT(GPTConfig(7, 6, 1, 4, 16, variant=variant, head_dim=head_dim, dtype="float64")), rng
+    )
+    compare(model, lambda p, ids: twin.gpt(p, ids, variant, 4), IDS, IDS)
+
+
 def test_gpt_without_biases(rng):
     model = loud(GPT(GPTConfig(7, 5, 2, 4, 16, bias=False, dtype="float64")), rng)
     assert not any(name.endswith("bias") and "ln" not in name for name in model.state_dict())
@@ -142,7 +173,7 @@ def test_gpt_without_biases(rng):
 
 @pytest.mark.parametrize("hide_self", [False, True], ids=["all seen", "self hidden"])
 @pytest.mark.parametrize("protocol", ["2023", "2026"])
-@pytest.mark.parametrize("variant", TEN)
+@pytest.mark.parametrize("variant", EVERY)
 def test_tagger(rng, variant, protocol, hide_self):
     config = TaggerConfig(
         7,

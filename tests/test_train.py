@@ -9,7 +9,15 @@ import minqkv as mq
 from minqkv import backend as backends
 from minqkv.functional import cross_entropy
 from minqkv.runtime.errors import Diverged, UsageError
-from minqkv.train import IGNORE, evaluate, fit, train_step
+from minqkv.train import (
+    IGNORE,
+    counted_targets,
+    evaluate,
+    fit,
+    loss_and_gradients,
+    token_loss,
+    train_step,
+)
 
 
 @pytest.mark.parametrize("variant", [*FRESH, "q=k-v+"])
@@ -94,6 +102,61 @@ def test_evaluation_weighs_batches_by_the_targets_that_count(size, backend):
     np.testing.assert_array_equal(score["predictions"], predicted)
     assert score["accuracy"] == (predicted == y)[counted].mean()
     assert score["loss"] == pytest.approx(cross_entropy(logits, y).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_loss_of_ones_own_is_used_and_weighed(sparse, backend, rng):
+    """`loss` gives a mean, `weight` says what it counts: the loop only passes them on."""
+    x, y, seen = rng.integers(0, 5, (4, 5)), rng.integers(0, 5, (4, 5)), []
+
+    def twice(model, x, y):
+        return token_loss(model, x, y, sparse) * 2.0
+
+    def weight(y):
+        seen.append(y.shape)
+        return len(y)
+
+    found = []
+    for loss in (twice, token_loss):
+        model = fresh_gpt("q-k=v")
+        optimizer = mq.AdamW(model.parameters())
+        value = loss_and_gradients(model, x, y, loss, weight)
+        found.append((value, [host(p.grad) for p in optimizer.parameters]))
+    (double, many), (single, few) = found
+    assert double == pytest.approx(2 * single, rel=1e-6)
+    for a, b in zip(many, few, strict=True):
+        np.testing.assert_allclose(a, 2 * b, rtol=1e-4, atol=1e-6)
+    assert set(seen) == {(4, 5)}
+    model, twin = fresh_gpt(), fresh_gpt()
+    first, second = (mq.AdamW(m.parameters(), lr=0.1) for m in (model, twin))
+    steps = fit(model, first, lambda _: (x, y), lambda _: 0.1, 2, 1.0, 0, twice, weight)
+    expected = [train_step(twin, second, x, y, 1.0, twice, weight) for _ in range(2)]
+    assert [loss for _, loss in steps] == expected
+
+
+def test_what_counts_is_what_is_asked(rng):
+    y = np.array([[1, IGNORE, 2], [IGNORE, IGNORE, IGNORE]])
+    assert counted_targets(y) == 2
+    model, x = fresh_gpt(), rng.integers(0, 5, (2, 3))
+    assert token_loss(model, x, y).item() == pytest.approx(
+        token_loss(model, x, y, sparse=True).item(), rel=1e-6
+    )
+    with pytest.raises(UsageError, match="every target is ignored"):
+        loss_and_gradients(model, x, y, weight=lambda _: 0)
+
+
+def test_targets_may_be_fewer_than_inputs():
+    """A label for each sequence, or two ids for each target, fit by what comes first."""
+    model, ids = fresh_gpt(), np.zeros((3, 4), int)
+
+    def of_the_first(model, x, y):
+        return cross_entropy(model(x)[:, 0], y)
+
+    assert loss_and_gradients(model, ids, np.array([1, 2, 3]), of_the_first, len) > 0
+    pairs = np.zeros((3, 4, 2), int)
+    assert loss_and_gradients(model, pairs, ids) > 0
+    with pytest.raises(UsageError, match=r"targets \(3, 4, 2\) do not fit inputs \(3, 4\)"):
+        loss_and_gradients(model, ids, pairs)
 
 
 def test_what_does_not_fit_is_refused():

@@ -5,9 +5,9 @@ import re
 from itertools import product
 
 import pytest
-from toys import SMALL, TEN, gpt, host
+from toys import DESIGNS, EVERY, SMALL, design, gpt, host
 
-from minqkv import backend, models
+from minqkv import backend, models, variants
 from minqkv import functional as F
 from minqkv.cache import KVCache
 from minqkv.models import GPT, GPTConfig
@@ -80,7 +80,7 @@ def test_macs(cfg, name, q, streams, stored):
     assert spec.macs(cfg, 1, causal=True) == spec.macs(cfg, 1)
 
 
-@pytest.mark.parametrize("name", [name for name in TEN if "+" not in name])
+@pytest.mark.parametrize("name", [name for name in DESIGNS if "+" not in name])
 def test_macs_are_those_of_the_live_model(name, monkeypatch):
     """Every product of a real prefill counted from the shapes that reach it."""
     counted = []
@@ -96,31 +96,46 @@ def test_macs_are_those_of_the_live_model(name, monkeypatch):
     monkeypatch.setattr(F, "linear", count_linear)
     monkeypatch.setattr(models.gpt, "linear", count_linear)
     monkeypatch.setattr(backend, "bmm", count_bmm)
-    model, n = gpt(name), 9
+    model, n = design(name), 9
     model([[1] * n])
-    assert sum(counted) == VariantSpec.parse(name).macs(model.config, n)
+    assert sum(counted) == variants.macs(model.config, n)
+    assert len(counted) >= 2 * 5 + 1
+    if name in EVERY:
+        assert VariantSpec.parse(name).macs(model.config, n) == sum(counted)
 
 
 @pytest.mark.parametrize(
     ("bias", "position"), [*product([True, False], ["learned", "sinusoidal", "none", "rope"])]
 )
-@pytest.mark.parametrize("name", [*TEN, "q=k-v+temperature", "q=k=v+bias", "gqa-4"])
+@pytest.mark.parametrize("name", [*EVERY, "q=k-v+temperature", "q=k=v+bias", "gqa-4"])
 def test_params_are_those_of_the_live_model(name, bias, position):
     cfg = GPTConfig(**SMALL, variant=name, bias=bias, position=position, d_ff=20)
-    assert VariantSpec.parse(name).params(cfg) == GPT(cfg).n_params
+    assert VariantSpec.parse(name).params(cfg) == variants.params(cfg) == GPT(cfg).n_params
 
 
-@pytest.mark.parametrize("name", TEN)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", DESIGNS)
+def test_params_of_every_design(name, bias):
+    model = design(name, bias=bias)
+    assert variants.params(model.config) == model.n_params
+
+
+@pytest.mark.parametrize("name", DESIGNS)
 def test_cache_bytes_are_those_of_a_live_cache(name):
-    model = gpt(name)
+    model = design(name)
     cache = model.new_cache(1, 1)
-    assert VariantSpec.parse(name).cache_bytes_per_token(model.config, 8) == cache.capacity_nbytes
+    assert variants.cache_bytes_per_token(model.config, 8) == cache.capacity_nbytes
+    if name in EVERY:
+        spec = VariantSpec.parse(name)
+        assert spec.cache_bytes_per_token(model.config, 8) == cache.capacity_nbytes
+        qkv = gpt("qkv").new_cache(1, 1).capacity_nbytes
+        assert spec.reduction(4, 4) == 1 - cache.capacity_nbytes / qkv
 
 
 ABLATIONS = ["q=k-v+temperature", "q=k-v+bias", "q=k=v+temperature", "q=k=v+bias"]
 
 
-@pytest.mark.parametrize("name", [*TEN, *ABLATIONS, "gqa-16", "q-gqa-8"])
+@pytest.mark.parametrize("name", [*EVERY, *ABLATIONS, "gqa-16", "q-gqa-8", "thin-1", "thin-48"])
 def test_canonical_names_round_trip(name):
     spec = VariantSpec.parse(name)
     assert spec.name == name
@@ -128,10 +143,12 @@ def test_canonical_names_round_trip(name):
     assert VariantSpec.parse(name.upper()) == spec
 
 
-def test_ten_names():
-    assert [name.replace("2", "N") for name in TEN] == list(NAMES)
-    assert len({VariantSpec.parse(name) for name in TEN}) == 10
-    assert len({VariantSpec.parse(name).formula for name in TEN if "mqa" not in name}) == 8
+def test_every_name_is_a_design_of_its_own():
+    assert [name.replace("2", "N") for name in EVERY] == list(NAMES)
+    assert len({VariantSpec.parse(name) for name in EVERY}) == len(NAMES) == 11
+    others = [name for name in EVERY if "mqa" not in name and "thin" not in name]
+    assert len({VariantSpec.parse(name).formula for name in others}) == len(others) == 8
+    assert variants.variant_names(4, 6)[-3:] == ("q-gqa-4", "q-mqa", "thin-6")
 
 
 @pytest.mark.parametrize(
@@ -146,6 +163,7 @@ def test_ten_names():
         ("Q-GQA-4", "q-gqa-4"),
         ("q_gqa4", "q-gqa-4"), ("MQA", "mqa"), ("gqa-1", "mqa"), ("GQA1", "mqa"),
         ("Q-MQA", "q-mqa"), ("q-gqa-1", "q-mqa"),
+        ("Thin-8", "thin-8"), ("thin8", "thin-8"), ("thin_08", "thin-8"),
     ],
 )  # fmt: skip
 def test_other_spellings(spelling, name):
@@ -211,6 +229,11 @@ def test_gqa_with_all_heads_is_the_ungrouped_variant():
         ("q=k-v+temprature", "unknown variant", "q=k-v\\+"),
         ("zzzzzzzz", "unknown variant", "known: qkv, q=k-v"),
         ("", "unknown variant", "known: "),
+        ("thin", "how wide are its keys", "thin-4"),
+        ("thin-N", "how wide are its keys", "thin-4"),
+        ("thin-0", "width of at least 1", None),
+        ("thin-4+", "to make queries differ", None),
+        ("q-thin-4", "unknown variant", "thin-N"),
     ],
 )  # fmt: skip
 def test_refused_names(name, says, hint):
@@ -228,6 +251,8 @@ def test_refused_names(name, says, hint):
         ({"kv_heads": 2, "own_query": False}, "undefined"),
         ({"plus": "half", "own_query": False}, "unknown plus"),
         ({"plus": "full"}, "to make queries differ"),
+        ({"key_width": 0}, "at least 1"),
+        ({"key_width": 2, "streams": 1}, "K = V has one width"),
     ],
 )
 def test_refused_fields(fields, says):
@@ -252,3 +277,97 @@ def test_a_cache_of_the_papers_size_without_allocating_it():
     spec = VariantSpec.parse("q-mqa")
     cache = KVCache([spec.stored(BIG)], 1, 4, "float16")
     assert cache.capacity_nbytes * BIG.n_layer == 4 * spec.cache_bytes_per_token(BIG, 2)
+
+
+# ---- a variant for each layer
+
+
+@pytest.mark.parametrize(
+    ("given", "n_layer", "layers", "name"),
+    [
+        ("qkv", 3, ["qkv"] * 3, "qkv"),
+        ("qkv/q-k=v", 2, ["qkv", "q-k=v"], "qkv/q-k=v"),
+        ("qkv/q-k=v", 4, ["qkv", "q-k=v"] * 2, "qkv/q-k=v"),
+        ("qkv/q-k=v", 3, ["qkv", "q-k=v", "qkv"], "qkv/q-k=v"),
+        ("qkv/qkv/mqa/qkv/qkv/mqa", 6, ["qkv", "qkv", "mqa"] * 2, "qkv/qkv/mqa"),
+        ("qkv/qkv", 2, ["qkv", "qkv"], "qkv"),
+        ("MHA / Q≠K=V", 2, ["qkv", "q-k=v"], "qkv/q-k=v"),
+        ("gqa-4/gqa-2", 2, ["qkv", "gqa-2"], "qkv/gqa-2"),
+        ("gqa-4/qkv", 2, ["qkv", "qkv"], "qkv"),
+        ("thin-2/q=k=v+bias", 2, ["thin-2", "q=k=v+bias"], "thin-2/q=k=v+bias"),
+    ],
+)
+def test_a_name_for_each_layer(given, n_layer, layers, name):
+    specs = variants.layer_specs(given, n_layer, 4)
+    assert [spec.name for spec in specs] == layers
+    assert variants.layered_name(specs) == name
+    assert variants.layer_specs(name, n_layer, 4) == specs
+    config = GPTConfig(**SMALL | {"n_layer": n_layer}, variant=given)
+    assert (config.variant, config.specs) == (name, specs)
+    assert [block.attn.spec for block in GPT(config).blocks] == list(specs)
+
+
+@pytest.mark.parametrize(
+    ("name", "says", "hint"),
+    [
+        ("qkv/q-k=v/mqa", "names 3 layers, but the model has 2", "--n-layer 3"),
+        ("qkv/q-k=w", "unknown variant 'q-k=w'", "q-k=v"),
+        ("qkv/", "unknown variant ''", "known: "),
+        ("qkv/gqa-3", "equal groups", "1, 2, 4"),
+        ("kv/qkv", "two meanings", "q-k=v"),
+    ],
+)
+def test_refused_layers(name, says, hint):
+    with pytest.raises(UsageError, match=says) as caught:
+        GPTConfig(**SMALL, variant=name)
+    assert hint in caught.value.hint
+
+
+def test_the_formula_of_each_layer_is_shown():
+    assert variants.formula("qkv/q-k=v") == "softmax(αQKᵀ)V  /  softmax(αQKᵀ)K"
+    assert variants.formula("thin-2") == "softmax(αQKᵀ)V"
+
+
+# ---- widths
+
+
+@pytest.mark.parametrize(
+    ("variant", "head_dim", "why"),
+    [
+        ("qkv", 3, "the width of a key, 3, must be even"),
+        ("thin-3", 4, "the width of a key, 3, must be even"),
+        ("qkv/thin-1", 4, "the width of a key, 1, must be even"),
+    ],
+)
+def test_rotary_positions_turn_pairs_of_a_key(variant, head_dim, why):
+    for position in ("learned", "none", "sinusoidal"):
+        GPTConfig(**SMALL, variant=variant, head_dim=head_dim, position=position)
+    with pytest.raises(UsageError, match=why):
+        GPTConfig(**SMALL, variant=variant, head_dim=head_dim, position="rope")
+    GPTConfig(**SMALL, variant="thin-2", head_dim=3, position="rope")  # values need no pairs
+
+
+@pytest.mark.parametrize("head_dim", [0, -2, 2.0, "4"])
+def test_a_head_without_a_width_is_refused(head_dim):
+    with pytest.raises(UsageError, match="head_dim must be a whole number of at least 1"):
+        GPTConfig(**SMALL, head_dim=head_dim)
+
+
+def test_a_width_of_heads_of_its_own():
+    """n_embd / n_head unless given, and then it need not divide."""
+    assert GPTConfig(**SMALL).head_dim == 4
+    uneven = SMALL | {"n_embd": 18}
+    with pytest.raises(UsageError, match="18 is not divisible by n_head 4") as caught:
+        GPTConfig(**uneven)
+    assert "--head-dim" in caught.value.hint
+    attn = GPT(GPTConfig(**uneven, head_dim=5)).blocks[0].attn
+    shapes = [w.weight.shape for w in (attn.wq, attn.wk, attn.wv, attn.wo)]
+    assert shapes == [(18, 20), (18, 20), (18, 20), (20, 18)]
+
+
+def test_thin_keys_by_hand():
+    """4 heads: queries and keys of 2 numbers, values of 5."""
+    attn = GPT(GPTConfig(**SMALL, variant="thin-2", head_dim=5)).blocks[0].attn
+    shapes = [w.weight.shape for w in (attn.wq, attn.wk, attn.wv, attn.wo)]
+    assert shapes == [(16, 8), (16, 8), (16, 20), (20, 16)]
+    assert VariantSpec.parse("thin-2").reduction(4, 5) == 1 - 7 / 10

@@ -84,22 +84,23 @@ def activation_bytes(cfg: GPTConfig, batch: int, length: int) -> int:
     sequence: there, no block of it ends before the last key.
     """
     tokens, d = batch * length, cfg.n_embd
-    numbers = sum(layer_numbers(cfg, cfg.variant, batch, length) for _ in range(cfg.n_layer))
+    numbers = sum(layer_numbers(cfg, spec, batch, length) for spec in cfg.specs)
     numbers += tokens * (_norm(d) + cfg.vocab_size)  # the last norm; the probabilities
     booleans = length**2  # the causal mask, which all layers share
-    booleans += 2 * cfg.n_layer * tokens * d if cfg.dropout else 0
+    sublayers = cfg.n_layer * (2 if cfg.d_ff else 1)
+    booleans += sublayers * tokens * d if cfg.dropout else 0
     integers = 5 * tokens  # ids, targets and, in the loss, three lists of places
     return np.dtype(cfg.dtype).itemsize * numbers + booleans + 8 * integers
 
 
-def layer_numbers(cfg: GPTConfig, variant: str, batch: int, length: int) -> int:
-    """How many numbers one layer keeps for backward.
+def layer_numbers(cfg: GPTConfig, spec: VariantSpec, batch: int, length: int) -> int:
+    """How many numbers a layer of this variant keeps for backward.
 
     With K = V there are no rows of values beside the keys. But under rotary positions one of two
     things takes their place: turned keys beside the stored rows ("raw"), or the answer before and
     after it is turned back ("unrotate").
     """
-    spec, d, H = VariantSpec.parse(variant), cfg.n_embd, cfg.n_head
+    d, H = cfg.n_embd, cfg.n_head
     stored = spec.stored(cfg)
     (h, d_k), (_, d_v) = stored[0], stored[-1]
     rope = cfg.position == "rope" and spec.streams == 1
@@ -111,7 +112,8 @@ def layer_numbers(cfg: GPTConfig, variant: str, batch: int, length: int) -> int:
     queries = H * d_k * (2 if turn_late and spec.plus in ("full", "temperature") else 1)
     answers = H * d_v * (2 if turn_back else 1)
     attention = length * (_norm(d) + rows + queries + answers) + H * _pattern(length)
-    mlp = length * (_norm(d) + 2 * cfg.d_ff)  # the slope of GELU, and its output
+    # In the MLP, if there is one: the slope of GELU, and its output.
+    mlp = length * (_norm(d) + 2 * cfg.d_ff) if cfg.d_ff else 0
     # What the sequences of a batch share: the bias of "+", and the sines of the way back.
     shared = length * (spec.plus in ("full", "bias")) + turn_back * length * d_v // 2
     return batch * (attention + mlp) + shared

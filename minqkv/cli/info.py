@@ -72,7 +72,8 @@ def variants(config, names, context, dtype, svg, as_json, **dims):
         values["head_dim"] = None
     cfg = GPTConfig(**values)
     groups = next(g for g in range(max(1, cfg.n_head // 4), 0, -1) if cfg.n_head % g == 0)
-    names = names or variant_names(groups)
+    thin = max(2, cfg.head_dim // 4 * 2)  # even, so that rotary positions have pairs to turn
+    names = names or variant_names(groups, thin)
     configs = {c.variant: c for c in (replace(cfg, variant=name) for name in names)}
     qkv = cache_bytes_per_token(replace(cfg, variant="qkv"), _DTYPES[dtype])
     rows = []

@@ -26,8 +26,6 @@ class Listed(click.ParamType):
     def convert(self, value, param, ctx):
         if isinstance(value, tuple):
             return value
-        if isinstance(value, list):  # from a TOML file
-            value = ",".join(map(str, value))
         try:
             value = str(value)
             parts = tuple(self.kind(part.strip()) for part in value.split(",") if part.strip())
@@ -91,10 +89,19 @@ def settings(listed=False):
 
 
 def given_settings(flags, more, listed=False):
-    """The settings that were given, by name. Raises UsageError for a --set that has no value."""
+    """The settings that were given, by name; those under [set] in a file of flags count least.
+    Raises UsageError for a --set that has no value.
+    """
     found = {name: flags.pop(name) for name in SETTINGS}
     found = {name: value for name, value in found.items() if value is not None}
-    for text in more:
+    in_file = click.get_current_context().meta.get(_SET, ())
+    return _set(in_file, listed) | found | _set(more, listed)
+
+
+def _set(texts, listed):
+    """The values of --set NAME=VALUE, by name."""
+    found = {}
+    for text in texts:
         name, is_given, value = text.partition("=")
         if not is_given or not value:
             raise UsageError(f"--set {text}: a name and a value are needed", "--set plus_start=-1")
@@ -125,6 +132,8 @@ def own_task(name):
     from ..tasks.registry import check_class
 
     module, _, cls = name.partition(":")
+    if not module or not cls:
+        raise UsageError(f"a task of your own is MODULE:CLASS, not {name}")
     look_here()
     try:
         found = import_module(module)
@@ -139,6 +148,8 @@ def own_task(name):
 
 
 # ---- a file that gives flags
+
+_SET = "minqkv: [set]"  # what such a file sets, in click's context
 
 
 def configurable(command):
@@ -165,18 +176,29 @@ def _read_flags(ctx, param, path):
     flags = {}
     for key, value in _read_toml(path).items():
         name = spelled.get(key.replace("_", "-"))
-        if name is None or name in ("show_config", "backend", "traceback"):
+        if name is None or name in ("config", "show_config", "backend", "traceback"):
             raise unknown(f"key in {path}:", key, [k for k in spelled if k != "config"])
         if name == "more" and isinstance(value, dict):
-            value = [f"{k}={_as_text(v)}" for k, v in value.items()]
-        flags[name] = value
+            ctx.meta[_SET] = [f"{k}={_as_text(v)}" for k, v in value.items()]
+        elif name == "more" or not _fits(value, known[name]):
+            raise UsageError(f"{key} in {path} cannot be {value!r}")
+        else:  # as it would be typed; a list of one number is not how many there are
+            one = isinstance(value, list) and len(value) == 1
+            flags[name] = value if known[name].is_flag else _as_text(value) + "," * one
     ctx.default_map = {**(ctx.default_map or {}), **flags}
+
+
+def _fits(value, option):
+    """Whether an option can take this value of a file."""
+    if isinstance(value, list) and isinstance(option.type, Listed):
+        return all(_fits(item, option) for item in value)
+    return isinstance(value, (str, int, float)) and (option.is_flag or not isinstance(value, bool))
 
 
 def _as_text(value):
     if isinstance(value, list):
         return ",".join(map(_as_text, value))
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _read_toml(path):

@@ -58,8 +58,9 @@ class Block(Module):
             plus_start=cfg.plus_start,
         )
         self.drop_1 = Dropout(style.dropout, init / "drop_1")
-        self.mlp = None
-        if d_ff:
+        if not d_ff:
+            self.mlp = None
+        else:  # in this order: an optimiser's state is stored in the order of the parameters
             self.ln_2 = LayerNorm(cfg.n_embd, init / "ln_2")
             self.mlp = MLP(cfg.n_embd, d_ff, init / "mlp", style.activation, mlp_dropout, bias)
             self.drop_2 = Dropout(style.dropout, init / "drop_2")
@@ -123,15 +124,15 @@ def check_config(cfg) -> None:
         raise UsageError(f'plus_start sets the temperature of "+", and {cfg.variant} has none')
 
 
-def checked_ids(ids, cfg, start: int = 0) -> np.ndarray:
-    """Ids (B, T), or (B, T, channels), as an array. Raises UsageError for another shape, or too
-    many positions.
+def checked_ids(ids, cfg, start: int = 0, channels: bool = False) -> np.ndarray:
+    """Ids (B, T), with `channels` also (B, T, channels), as an array. Raises UsageError for another
+    shape, or too many positions.
     """
     try:
         ids = np.asarray(ids)
     except ValueError as error:
         raise UsageError("the sequences of a batch must be equally long") from error
-    if ids.ndim not in (2, 3) or 0 in ids.shape:
+    if ids.ndim not in ((2, 3) if channels else (2,)) or 0 in ids.shape:
         raise UsageError(f"ids must be (batch, length), both at least 1, not {ids.shape}")
     if start + ids.shape[1] > cfg.block_size:
         end = start + ids.shape[1]

@@ -78,7 +78,7 @@ class GPT(Module):
         on the host, asks for logits at some positions only: (N, V). With a `cache` ids continue
         what it holds, without a graph. An interrupted step leaves nothing behind in any layer.
         """
-        ids = checked_ids(ids, self.config, 0 if cache is None else len(cache))
+        ids = checked_ids(ids, self.config, 0 if cache is None else len(cache), channels=True)
         if cache is None:
             steps = backend.xp.arange(ids.shape[1])
             x = self._forward(ids, 0, causal_mask(steps, steps), [None] * len(self.blocks))

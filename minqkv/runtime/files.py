@@ -63,7 +63,8 @@ def read_json(path):
     something else.
     """
     try:
-        value = json.loads(Path(path).read_text("utf-8"))
+        with _opened(path) as file:
+            value = json.loads(file.read().decode("utf-8"))
     except OSError as error:
         raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -71,6 +72,13 @@ def read_json(path):
     if not isinstance(value, dict):
         raise EnvironmentFault(f"{path} holds no JSON object")
     return value
+
+
+def _opened(path):
+    """A plain file, open to be read. Anything else is refused: a FIFO would be waited for."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise OSError(errno.EISDIR, "it is not a plain file")
+    return open(path, "rb")
 
 
 def write_arrays(path, kind, meta, arrays):
@@ -89,12 +97,13 @@ def write_arrays(path, kind, meta, arrays):
 def read_arrays(path, kind):
     """(meta, arrays) of a file written by `write_arrays` with this kind; never unpickles.
 
-    Raises EnvironmentFault when it is missing, truncated, corrupt, or of another kind.
+    Raises EnvironmentFault when it is missing, truncated, corrupt, or of another kind; another one
+    when it cannot be read at all, and MemoryError: then the file may be whole.
     """
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with _opened(path) as opened, np.load(opened, allow_pickle=False) as file:
             if damaged := file.zip.testzip():  # NumPy alone may stop reading before the checksum
                 raise ValueError(f"{damaged} fails its checksum")
             arrays = {name: file[name] for name in file.files}
@@ -105,9 +114,14 @@ def read_arrays(path, kind):
             f"{path} does not exist",
             "if the run stopped before its first checkpoint, continue it with --resume",
         ) from error
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged archive raises nearly anything, even TokenError
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place before its start
+            raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
         raise EnvironmentFault(
-            f"{path} is corrupt, truncated or no {kind}: {error}", "delete it and train again"
+            f"{path} is corrupt, truncated or no {kind}: {error}",
+            "restore it from a copy, or start again in another folder",
         ) from error
     if found != kind:
         raise EnvironmentFault(f"{path} is a {found}, not a {kind}")

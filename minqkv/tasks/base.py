@@ -103,6 +103,9 @@ class Task(ABC):
     def model(self, variant: str, seed: int) -> Module:
         """A fresh model."""
         cfg = self.config(variant)
+        if not isinstance(cfg, (GPTConfig, TaggerConfig)):
+            what = f"config gives {cfg!r}, not a GPTConfig or a TaggerConfig"
+            raise UsageError(f"{self.name}: {what}")
         return (GPT if isinstance(cfg, GPTConfig) else Tagger)(cfg, seed)
 
     def draw(self, seed: int, split: str, n: int) -> tuple[np.ndarray, np.ndarray]:

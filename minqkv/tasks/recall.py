@@ -94,7 +94,7 @@ class Recall(Task):
         free the runs that are stuck at guessing.
         """
         rng = stream(seed, "data", "train", self.name, step)
-        turns = range(2, self.pairs + 1, 2)
+        turns = [*range(2, self.pairs, 2), self.pairs]
         return self.examples(rng, size, turns[step % len(turns)] if self.name == "mqar" else None)
 
     def loss(self, model, x, y):

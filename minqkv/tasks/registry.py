@@ -1,9 +1,14 @@
 """The tasks by name: those of this package, and classes of your own."""
 
+from contextlib import contextmanager
 from dataclasses import fields
 from inspect import isabstract
 
-from ..runtime.errors import UsageError, unknown
+import numpy as np
+
+from ..nn import Module
+from ..runtime.errors import MinqkvError, UsageError, unknown
+from ..train import loss_and_gradients
 from .base import Task
 from .recall import Recall
 from .rules import RECALL, RULES, TASKS
@@ -40,6 +45,57 @@ def check_class(name: str, found) -> type:
             f"{name} must be a frozen dataclass", f"@dataclass(frozen=True); or {cure}"
         )
     return found
+
+
+@contextmanager
+def blaming(name: str):
+    """Errors in the code of a task of your own, as a UsageError that names it."""
+    try:
+        yield
+    except (MinqkvError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if ":" not in name:
+            raise
+        what = f"{name} raised {type(error).__name__}: {error}"
+        raise UsageError(what, "--traceback shows where") from error
+
+
+def try_out(task: Task, model: Module, seed: int) -> None:
+    """Train and score a fresh model on two examples of a task of your own, changing no weight.
+
+    So what does not fit is said before anything is written, or hours later. Raises UsageError.
+    """
+    with blaming(task.name):
+        batch = task.batch(seed, 0, 2)
+        if not isinstance(batch, tuple) or [type(part) for part in batch] != [np.ndarray] * 2:
+            raise UsageError(f"{task.name}: examples must be two arrays, inputs and targets")
+        if [len(part) for part in batch] != [2, 2]:
+            shapes = " and ".join(str(part.shape) for part in batch)
+            raise UsageError(f"{task.name}: two examples were asked for; their shapes are {shapes}")
+        try:
+            loss_and_gradients(model, *batch, task.loss, task.weight)
+            score = task.predict(model, *batch)
+        except UsageError as error:
+            raise UsageError(f"{task.name}: {error}", error.hint) from error
+        _check_score(task, score, batch[1])
+    model.zero_grad()
+
+
+def _check_score(task, score, targets):
+    for name in (task.metric, "predictions"):
+        if name not in score:
+            raise UsageError(f"{task.name}: predict gives {', '.join(score)}, but no {name}")
+    for name, value in score.items():
+        if name != "predictions" and not isinstance(value, (int, float)):
+            raise UsageError(f"{task.name}: the {name} must be a number, not {value!r}")
+    if np.shape(score["predictions"]) != targets.shape:
+        shape = np.shape(score["predictions"])
+        raise UsageError(f"{task.name}: predictions {shape} do not fit targets {targets.shape}")
+    low, high = task.limits
+    if not low <= score[task.metric] <= high:
+        what = f"{task.metric} {score[task.metric]} is outside its limits"
+        raise UsageError(f"{task.name}: {what}, {low} to {high}")
 
 
 def field_names(cls: type) -> list[str]:

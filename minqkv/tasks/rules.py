@@ -44,7 +44,7 @@ RULES = {
 }
 RECALL = {
     "pairs": "recall: key and value in one token, then keys alone; answer with their values",
-    "mqar": "recall: key, value, key, value …, then keys alone; answer with their values",
+    "mqar": "recall: keys and values in turn, then keys alone; answer with their values",
 }
 TASKS = {name: rule.about for name, rule in RULES.items()} | RECALL
 FORMS = ("encoder", "causal")

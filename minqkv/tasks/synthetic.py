@@ -51,6 +51,7 @@ class Synthetic(Task):
     form: str = "encoder"
     _: KW_ONLY
     protocol: str = "2026"
+    _: KW_ONLY
     position: str | None = None
     plus_start: float | None = None
     hide_self: bool = False

@@ -47,13 +47,14 @@ def attention(p, name, x, variant, n_head, seen, rope=None, channels=(5, 5, 5)):
     """`seen` (T, T) booleans; `rope` None, "raw" or "unrotate"; `channels` (row, column, width) of
     "+".
     """
-    B, T, C = x.shape
-    d = C // n_head
-    split = lambda y: y.reshape(B, T, -1, d).transpose(1, 2)  # noqa: E731
+    B, T, _ = x.shape
+    d_v = len(p[f"{name}.wo.weight"]) // n_head
+    d = int(variant.removeprefix("thin-")) if variant.startswith("thin") else d_v
+    split = lambda y, width=d: y.reshape(B, T, -1, width).transpose(1, 2)  # noqa: E731
     k = split(linear(p, f"{name}.wk", x))
     q = k if variant.startswith("q=k") else split(linear(p, f"{name}.wq", x))
     one_stream = "k=v" in variant or variant.startswith(("q-mqa", "q-gqa"))
-    v = k if one_stream else split(linear(p, f"{name}.wv", x))
+    v = k if one_stream else split(linear(p, f"{name}.wv", x), d_v)
     if rope:
         q, k = turn(q), turn(k)
         v = k if one_stream and rope == "unrotate" else v
@@ -71,7 +72,7 @@ def attention(p, name, x, variant, n_head, seen, rope=None, channels=(5, 5, 5)):
         z = tF.scaled_dot_product_attention(q, k, v, attn_mask=seen)
     if rope == "unrotate" and one_stream:
         z = turn(z, back=True)
-    return linear(p, f"{name}.wo", z.transpose(1, 2).reshape(B, T, C))
+    return linear(p, f"{name}.wo", z.transpose(1, 2).reshape(B, T, -1))
 
 
 def mlp(p, name, x, activation):
@@ -87,9 +88,13 @@ def layers(p):
 
 
 def gpt(p, ids, variant, n_head, position="learned", rope_value="raw"):
-    """Logits (B, T, V) of a pre-norm decoder with a tied head."""
+    """Logits (B, T, V) of a pre-norm decoder with a tied head. `variant` names one for each layer,
+    or for all; ids of several channels are embedded one by one and added.
+    """
     T = ids.shape[1]
     x = p["wte.weight"][ids]
+    x = x.sum(2) if ids.ndim == 3 else x
+    names = variant.split("/")
     if position == "learned":
         x = x + p["wpe.weight"][:T]
     elif position == "sinusoidal":
@@ -101,9 +106,10 @@ def gpt(p, ids, variant, n_head, position="learned", rope_value="raw"):
     for i in range(layers(p)):
         name = f"blocks.{i}"
         x = x + attention(
-            p, f"{name}.attn", norm(p, f"{name}.ln_1", x), variant, n_head, seen, rope
+            p, f"{name}.attn", norm(p, f"{name}.ln_1", x), names[i % len(names)], n_head, seen, rope
         )
-        x = x + mlp(p, f"{name}.mlp", norm(p, f"{name}.ln_2", x), gelu)
+        if f"{name}.mlp.fc.weight" in p:
+            x = x + mlp(p, f"{name}.mlp", norm(p, f"{name}.ln_2", x), gelu)
     return norm(p, "ln_f", x) @ p["wte.weight"].T
 
 

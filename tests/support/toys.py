@@ -9,7 +9,15 @@ from minqkv.runtime.rng import stream
 from minqkv.tensor import Tensor
 from minqkv.variants import variant_names
 
-TEN = variant_names(2)  # with four heads, of which two are stored
+EVERY = variant_names(2)  # with four heads, of which two are stored; keys of width 2 where thin
+DESIGNS = {name: {"variant": name} for name in EVERY} | {  # and what a name alone does not say
+    "shared in one layer": {"variant": "qkv/q-k=v"},
+    "thin keys, then one row": {"variant": "thin-2/q-mqa"},
+    "wide heads": {"variant": "qkv", "head_dim": 6},
+    "narrow heads": {"variant": "q-k=v", "head_dim": 2},
+    "no MLP": {"variant": "q-k=v", "d_ff": 0},
+    "all of it": {"variant": "thin-6/q-gqa-2", "head_dim": 4, "d_ff": 0},
+}
 POSITIONS = [  # a scheme, and what K = V does under rotary ones
     (name, value)
     for name in variants.POSITIONS
@@ -32,6 +40,11 @@ SMALL = {
 def gpt(variant, **changes):
     """A decoder of four heads, in float64 unless asked otherwise, scrambled."""
     return scramble(GPT(GPTConfig(variant=variant, **SMALL | {"d_ff": 24} | changes)))
+
+
+def design(name, **changes):
+    """A decoder like it, one of DESIGNS."""
+    return gpt(**DESIGNS[name] | changes)
 
 
 def tagger(variant, **changes):
