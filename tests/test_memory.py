@@ -11,6 +11,7 @@ import minqkv as mq
 from minqkv import functional as F
 from minqkv.analysis.memory import activation_bytes, arrays, layer_numbers, training_memory
 from minqkv.runtime.errors import UsageError
+from minqkv.tasks.recall import Recall
 from minqkv.variants import variant_names
 
 QKV = mq.VariantSpec()
@@ -35,7 +36,12 @@ def gpt(size, variant="qkv", position="learned", **changes):
 
 def needs(size, *args, **changes):
     """training_memory of a GPT, for a batch of its size."""
-    return training_memory(gpt(size, *args, **changes), *size[:2])
+    return memory(gpt(size, *args, **changes), *size[:2])
+
+
+def memory(model, batch, length):
+    """training_memory for a batch of zeros with a loss at every position."""
+    return training_memory(model, *np.zeros((2, batch, length), int))
 
 
 @pytest.mark.parametrize(("position", "rope_value"), POSITIONS)
@@ -176,10 +182,10 @@ def test_an_encoder_is_measured():
     """At a length of one block, it keeps what a GPT of its size keeps, but for the mask."""
     size = (2, 5, 3, 4, 16, 64, 7)
     B, T, *sizes, _, vocab = size
-    found = training_memory(mq.Tagger(mq.TaggerConfig(vocab, T, *sizes, "q-k=v")), B, T)
+    found = memory(mq.Tagger(mq.TaggerConfig(vocab, T, *sizes, "q-k=v")), B, T)
     expected = activation_bytes(gpt(size, "q-k=v").config, B, T) - T * T
     assert (found["activations"], found["activations_formula"]) == (expected, None)
-    older = training_memory(mq.Tagger(mq.TaggerConfig(vocab, T, *sizes, protocol="2023")), B, T)
+    older = memory(mq.Tagger(mq.TaggerConfig(vocab, T, *sizes, protocol="2023")), B, T)
     assert older["activations"] > 0
 
 
@@ -187,7 +193,7 @@ def test_the_model_itself_is_left_alone():
     model = gpt(SIZES[0])
     optimizer = mq.AdamW(model.parameters())
     before = [p.data.copy() for p in model.parameters()]
-    training_memory(model, 2, 5)
+    memory(model, 2, 5)
     assert all(p.grad is None for p in model.parameters())
     assert all((p.data == b).all() for p, b in zip(model.parameters(), before, strict=True))
     ids = np.zeros((2, 5), int)
@@ -202,11 +208,26 @@ def test_an_array_counts_once_however_many_views_are_held():
 
 
 def test_it_is_measured_on_numpy_whatever_the_backend(backend):
-    found = training_memory(gpt(SIZES[3], "q-k=v", "rope"), *SIZES[3][:2])
+    found = memory(gpt(SIZES[3], "q-k=v", "rope"), *SIZES[3][:2])
     assert found["activations"] == found["activations_formula"]
     assert mq.runtime.backend.current is backend
 
 
 def test_a_length_that_the_model_does_not_take():
     with pytest.raises(UsageError, match="9 tokens, but this model has 5 positions"):
-        training_memory(gpt(SIZES[0]), 2, 9)
+        memory(gpt(SIZES[0]), 2, 9)
+
+
+@pytest.mark.parametrize("name", ["pairs", "mqar"])
+@pytest.mark.parametrize("variant", ["qkv", "q-k=v", "thin-2", "qkv/q-k=v"])
+def test_where_logits_are_asked_at_some_positions_only(name, variant):
+    """And where tokens have ids of two channels."""
+    if name == "pairs" and "/" in variant:
+        return
+    task = Recall(name, head_dim=4)
+    x, y = task.batch(0, 0, 5)
+    found = training_memory(task.model(variant, 0), x, y, sparse=True)
+    assert found["activations"] == found["activations_formula"] > 0
+    dense = training_memory(task.model(variant, 0), x, y)
+    assert dense["activations"] > found["activations"]
+    assert dense["activations_formula"] is None

@@ -16,36 +16,42 @@ from ..nn import Module
 from ..optim import Adam
 from ..runtime.backend import use_backend
 from ..tensor import Node, Tensor
+from ..train import counted_targets, token_loss
 from ..variants import VariantSpec
 
 
 @use_backend("numpy")
-def training_memory(model: Module, batch: int, length: int) -> dict[str, int | None]:
-    """Bytes that one training step with Adam holds, for a batch of sequences in one shard.
+def training_memory(
+    model: Module, x: np.ndarray, y: np.ndarray, sparse: bool = False
+) -> dict[str, int | None]:
+    """Bytes that one training step with Adam holds, for inputs and targets in one shard. `sparse`:
+    logits where a target counts and nowhere else (train.token_loss).
 
     `model`, a GPT or a Tagger, is left alone: a fresh one of its configuration makes the step, on
     NumPy. "weights". "gradients": one for each parameter, and the flat copy that the optimiser
     gathers, so twice the weights. "moments": both of Adam's, twice the weights again.
     "activations": what the graph of the loss holds when the forward pass has ended, with ids,
     targets and masks, but without the model's own parameters and tables. "activations_formula":
-    `activation_bytes`, or None for a Tagger. Temporaries come on top. Raises UsageError for a
-    length that the model does not take.
+    `activation_bytes`, or None for a Tagger and where some targets of a dense loss do not count.
+    Temporaries come on top. Raises UsageError for a length that the model does not take.
     """
     fresh = type(model)(model.config)
     optimizer = Adam(fresh.parameters())
-    ids, targets = np.zeros((2, batch, length), np.int64)
-    loss = F.cross_entropy(fresh(ids), targets)
+    loss, n = token_loss(fresh, x, y, sparse), counted_targets(y)
     kept, own = arrays(loss.node), arrays(fresh)
     activations = sum(array.nbytes for i, array in kept.items() if i not in own)
     loss.backward()
     gradients = [optimizer.gradient, *(p.grad for p in optimizer.parameters)]
-    is_gpt = isinstance(model.config, GPTConfig)
+    formula = None
+    if isinstance(model.config, GPTConfig) and (sparse or n == y.size):
+        asked = n if sparse else None
+        formula = activation_bytes(model.config, *y.shape, asked, x.size // y.size)
     return {
         "weights": optimizer.data.nbytes,
         "gradients": sum(gradient.nbytes for gradient in gradients),
         "moments": optimizer.m.nbytes + optimizer.v.nbytes,
         "activations": activations,
-        "activations_formula": activation_bytes(model.config, batch, length) if is_gpt else None,
+        "activations_formula": formula,
     }
 
 
@@ -77,19 +83,24 @@ def arrays(root: Node | Module) -> dict[int, np.ndarray]:
     return found
 
 
-def activation_bytes(cfg: GPTConfig, batch: int, length: int) -> int:
-    """Bytes of activations of a GPT, by formula, for a loss at every position.
+def activation_bytes(
+    cfg: GPTConfig, batch: int, length: int, asked: int | None = None, channels: int = 1
+) -> int:
+    """Bytes of activations of a GPT, by formula, for `batch` sequences of `length` tokens.
 
-    `batch` sequences of `length` tokens, on NumPy. A GPU keeps more of the pattern of a long
-    sequence: there, no block of it ends before the last key.
+    The loss is at every position, or at `asked` positions, where alone logits are computed; a token
+    has one id for each of its `channels`. On NumPy: a GPU keeps more of the pattern of a long
+    sequence, since there no block of it ends before the last key.
     """
     tokens, d = batch * length, cfg.n_embd
+    answers = tokens if asked is None else asked
     numbers = sum(layer_numbers(cfg, spec, batch, length) for spec in cfg.specs)
-    numbers += tokens * (_norm(d) + cfg.vocab_size)  # the last norm; the probabilities
+    numbers += answers * (_norm(d) + cfg.vocab_size)  # the last norm; the probabilities
     booleans = length**2  # the causal mask, which all layers share
     sublayers = cfg.n_layer * (2 if cfg.d_ff else 1)
     booleans += sublayers * tokens * d if cfg.dropout else 0
-    integers = 5 * tokens  # ids, targets and, in the loss, three lists of places
+    integers = tokens * channels + 4 * answers  # ids; targets and three lists of places
+    integers += 0 if asked is None else asked  # which positions are asked
     return np.dtype(cfg.dtype).itemsize * numbers + booleans + 8 * integers
 
 

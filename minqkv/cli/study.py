@@ -109,7 +109,7 @@ def study(
     flags["selection_seeds"] = selection_seeds
     given |= {name: value for name, value in flags.items() if value is not None}
     own = next(filter(None, map(own_task, given.get("tasks", ()))), None)
-    chosen = blocks(preset, given, own)
+    chosen = blocks("quick-2026" if ablate and preset == "quick" else preset, given, own)
     if show_config:
         print_toml({"preset": preset, **given})
         return None

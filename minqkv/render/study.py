@@ -105,6 +105,24 @@ def _difference_style(estimate, better):
     return "green" if (estimate.mean > 0) == (better == "higher") else "red"
 
 
+def memory_table(console, cells):
+    """What a step of training holds, for each task and arm."""
+    rows = {}
+    for cell in cells:
+        for row in (row for row in cell.rows if row.memory and not row.lifted):
+            m = row.memory
+            parts = [m[name] for name in ("weights", "gradients", "moments", "activations")]
+            by_formula = m["activations_formula"]
+            texts = [f"{n / 1e3:,.0f}" for n in (*parts, sum(parts))]
+            texts.append("–" if by_formula is None else f"{by_formula / 1e3:,.0f}")
+            rows[cell.task, row.arm] = [f"{cell.task} {row.arm}", *texts]
+    columns = [("", "left"), ("weights", "right"), ("gradients", "right"), ("moments", "right")]
+    columns += [("activations", "right"), ("all", "right"), ("activations\nby formula", "right")]
+    if rows:
+        title = "What a step of training holds, in kB (1,000 bytes), measured"
+        table(console, title, columns, list(rows.values()))
+
+
 def formulas(console, cells, itemsize):
     """What the names mean, once for all tables."""
     rows = {row.variant: row.formula for cell in cells for row in cell.rows}
@@ -285,6 +303,7 @@ def study(console, cells, notes, itemsize, found=(), ablate=False):
         cell_tables(console, cell, note)
     if found:
         claims_table(console, found)
+    memory_table(console, cells)
     for cell in cells:
         picture(console, cell)
     formulas(console, cells, itemsize)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ..analysis.memory import training_memory
 from ..optim import Adam
 from ..runs import RunConfig, config_from, configure
 from ..runtime import backend, files
 from ..runtime.version import __version__, code_version
+from ..tasks.base import Task
 from ..variants import formula
 from . import stats
 from .grid import ITEMSIZE, OF_AN_ARM, arm, cell
@@ -40,6 +42,7 @@ class Row:
     params: int
     cache_measured: int
     cache_formula: int
+    memory: dict | None  # bytes of a training step; None where the task has a loss of its own
     settings: dict  # of OF_AN_ARM
     runs: tuple  # hashes of their configurations
     lifted: bool = False  # not trained: a qkv model in the form of K = V
@@ -156,6 +159,7 @@ def _row(name, runs, arms, baseline, choices):
         cache_measured=first["cache_bytes_per_token"],
         cache_formula=first["cache_bytes_per_token_formula"],
         runs=tuple(c.hash for c, _ in runs),
+        memory=_memory(config),
         settings={name: getattr(config.task, name) for name in OF_AN_ARM},
     )
 
@@ -171,6 +175,14 @@ def _lifted_row(row, runs):
     return replace(
         row, **about, by_seed=by_seed, score=stats.estimate(found), params=first["params"], **none
     )
+
+
+def _memory(config):
+    task = config.task
+    if type(task).loss is not Task.loss:
+        return None
+    x, y = task.batch(config.seed, 0, config.recipe.batch)
+    return training_memory(config.build(), x, y, task.sparse)
 
 
 def _score(record):

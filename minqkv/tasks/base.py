@@ -60,6 +60,7 @@ class Task(ABC):
     what --task selects it by. `metric` is what a study compares, and `better` says which way;
     a run counts as solved from `solved` on, and as having learned the task when its validation
     score first reaches `learned` (None: no such point). A score lies within `limits`.
+    With `sparse`, logits are computed where a target counts and nowhere else.
     """
 
     name: str = ""
@@ -77,6 +78,7 @@ class Task(ABC):
     solved: ClassVar[float | None] = 0.99
     learned: ClassVar[float | None] = 0.9
     limits: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    sparse: ClassVar[bool] = False
 
     def __post_init__(self):
         check_types(self)
@@ -118,7 +120,7 @@ class Task(ABC):
 
     def loss(self, model: Module, x: np.ndarray, y: np.ndarray) -> Tensor:
         """The mean loss of a batch; `weight` says how much it counts beside that of another."""
-        return token_loss(model, x, y)
+        return token_loss(model, x, y, self.sparse)
 
     def weight(self, y: np.ndarray) -> float:
         """How much these targets count: shards, batches and ranks are combined by it."""
@@ -126,7 +128,7 @@ class Task(ABC):
 
     def predict(self, model: Module, x: np.ndarray, y: np.ndarray) -> dict:
         """Score a model on examples: the metric, the loss, and the predictions (n, T)."""
-        return evaluate(model, x, y)
+        return evaluate(model, x, y, sparse=self.sparse)
 
     def score(self, model: Module, split: str, seed: int) -> dict:
         """The metric, and further figures, on one split of this seed."""

@@ -17,7 +17,7 @@ import numpy as np
 from ..models import GPTConfig
 from ..runtime.errors import UsageError, unknown
 from ..runtime.rng import stream
-from ..train import IGNORE, evaluate, token_loss
+from ..train import IGNORE
 from .base import Recipe, Task
 from .rules import RECALL
 
@@ -39,6 +39,8 @@ class Recall(Task):
     n_embd: int | None = None
     position: str | None = None
     n_head: int = 1
+
+    sparse = True
 
     def __post_init__(self):
         if self.name not in RECALL:
@@ -96,14 +98,6 @@ class Recall(Task):
         rng = stream(seed, "data", "train", self.name, step)
         turns = [*range(2, self.pairs, 2), self.pairs]
         return self.examples(rng, size, turns[step % len(turns)] if self.name == "mqar" else None)
-
-    def loss(self, model, x, y):
-        """Logits are computed at the asked keys alone."""
-        return token_loss(model, x, y, sparse=True)
-
-    def predict(self, model, x, y):
-        """The same for the score."""
-        return evaluate(model, x, y, sparse=True)
 
 
 def _distinct(rng, n, limit, k):
