@@ -22,7 +22,8 @@ from minqkv.runtime import files
 from minqkv.runtime.errors import EnvironmentFault, UsageError
 from minqkv.study import execute, stats, summary
 from minqkv.study.execute import Records, recorded, run_study
-from minqkv.study.grid import PRESETS, PROJECTIONS, ablation, arm, grid
+from minqkv.study.grid import ablation, arm, grid
+from minqkv.study.presets import PRESETS, PROJECTIONS
 from minqkv.study.published import synthetic_2026
 from minqkv.study.summary import as_results, published_accuracies, summarise, unresolved
 

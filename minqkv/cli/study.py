@@ -24,7 +24,7 @@ from .options import (
     settings,
 )  # fmt: skip
 
-PRESETS = {  # name -> what it compares; the grids are in study/grid.py
+PRESETS = {  # name -> what it compares; the grids are in study/presets.py
     "quick": "recall at equal bytes, and sort",
     "recall": "accuracy against bytes, about 15 minutes",
     "recall-full": "the study of docs/recall.md, about two hours",

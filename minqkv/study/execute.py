@@ -233,16 +233,18 @@ def run_study(
 
 
 def seconds_per_step(config: RunConfig, steps: int = 3) -> float:
-    """The median of a few steps, as they are in the run, after one that warms up."""
+    """Seconds of computing that a step takes, the median of a few after one that warms up. What
+    other programs take of the processor meanwhile does not count.
+    """
     task, model = config.task, config.build()
     optimizer = Adam(model.parameters(), config.recipe.lr)
     seconds = []
     with blas_threads(1):
         for step in range(steps + 1):
             x, y = task.batch(config.seed, step, config.recipe.batch)
-            began = time.perf_counter()
+            began = time.thread_time()
             train_step(model, optimizer, x, y, config.recipe.clip, task.loss, task.weight)
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.thread_time() - began)
     return sorted(seconds[1:])[steps // 2]
 
 

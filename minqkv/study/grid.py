@@ -10,58 +10,9 @@ from ..runs import RunConfig, configure
 from ..runtime.errors import UsageError, unknown
 from ..tasks.base import Recipe
 from ..tasks.registry import field_names, task_class
-from ..tasks.rules import RULES
-from ..variants import PLUS, VARIANTS, VariantSpec, cache_bytes_per_token, variant_names
-from .published import synthetic_2026
+from ..variants import PLUS, VARIANTS, VariantSpec, cache_bytes_per_token
+from .presets import PRESETS, TEN
 
-_authors = synthetic_2026()  # what the authors ran: (variant, task, and the size)
-PROJECTIONS = tuple(name for name in VARIANTS if any(name == key[0] for key in _authors))
-_TASKS = tuple(name for name in RULES if any(name == key[1] for key in _authors))
-_TEN = tuple(name for name in variant_names(groups=2) if not name.startswith("thin"))
-_ONE_SIZE = {"seq_len": (16,), "n_embd": (64,), "n_layer": (2,), "n_head": (4,)}
-_PAPER = {
-    "tasks": _TASKS, "variants": PROJECTIONS, "seeds": (0, 1, 2), "seq_len": (16, 64, 128),
-    "n_embd": (32, 64, 256), "n_layer": (2, 4), "n_head": (2, 4),
-}  # fmt: skip
-_RATES = (1e-3, 3e-3, 6e-3)
-_PAIRS = {"tasks": ("pairs",), "equal_bytes": (8, 16, 24), "lr": _RATES, "seeds": tuple(range(10))}
-_MQAR = {
-    "tasks": ("mqar",), "lr": _RATES, "selection_seeds": 2, "seeds": tuple(range(8)),
-}  # fmt: skip
-_THREE = (32, 48, 64)
-RECALL_FULL = [
-    {**_PAIRS, "variants": ("qkv", "q-k=v"), "n_head": (1,), "equal_bytes": (8, 16, 24, 32)},
-    {**_PAIRS, "variants": ("mqa", "q-mqa"), "n_head": (4,), "equal_bytes": (8, 16, 24, 32)},
-    {**_PAIRS, "variants": ("q=k-v", "thin-1", "thin-2"), "n_head": (1,)},
-    {**_PAIRS, "variants": ("qkv", "q-k=v"), "n_head": (2,)},
-    {**_PAIRS, "variants": ("gqa-2", "q-gqa-2"), "n_head": (4,)},
-    {**_MQAR, "variants": ("qkv", "q-k=v"), "equal_bytes": _THREE},
-    {**_MQAR, "variants": ("q-k=v",), "rope_value": ("unrotate",), "equal_bytes": _THREE},
-    {**_MQAR, "variants": ("qkv/q-k=v", "q-k=v/qkv"), "equal_bytes": (48,)},
-    {**_MQAR, "variants": ("qkv", "q-k=v"), "position": ("learned",), "equal_bytes": (48, 64)},
-]
-PRESETS = {  # name -> blocks; each block is a grid of its own
-    "quick": [
-        {
-            "tasks": ("pairs",),
-            "variants": ("qkv", "q-k=v"),
-            "seeds": (0, 1, 2, 3, 4, 5),
-            "equal_bytes": (16, 24),
-            "n_head": (1,),
-        },
-        {
-            "tasks": ("sort",),
-            "variants": ("qkv", "q-k=v", "q=k=v"),
-            "seeds": (0, 1, 2),
-            **_ONE_SIZE,
-        },
-    ],
-    "quick-2026": [
-        {"tasks": ("reverse", "sort"), "variants": _TEN, "seeds": (0, 1, 2), **_ONE_SIZE}
-    ],
-    "paper": [_PAPER],
-    "recall-full": RECALL_FULL,
-}
 ITEMSIZE = 4  # bytes of a cached number: float32
 NEAR = 0.02  # how far from --equal-params the nearest width may be
 LARGEST_HEAD = 1024
@@ -85,7 +36,7 @@ def blocks(preset: str, given: dict, own: type | None = None) -> list[dict]:
         chosen = [block for block in chosen if block["tasks"]]
         for task in wanted:
             if task not in known:
-                chosen.append({"tasks": (task,), "variants": _TEN, "seeds": (0, 1, 2)})
+                chosen.append({"tasks": (task,), "variants": TEN, "seeds": (0, 1, 2)})
     for block in chosen:
         known = _fields(block["tasks"], own)
         block |= {name: values for name, values in rest.items() if name in known}

@@ -70,8 +70,8 @@ class Plan:
 
 
 def plan(blocks: Iterable[dict], own: type | None = None) -> Plan:
-    """A Plan from blocks of lists, as in grid.PRESETS. With several values of `lr`, one is chosen
-    for each arm, on `selection_seeds` seeds. Raises UsageError.
+    """A Plan from blocks of lists, as in presets.PRESETS. With several values of `lr`, one is
+    chosen for each arm, on `selection_seeds` seeds. Raises UsageError.
     """
     parts, impossible = [], []
     for block in blocks:

@@ -1,0 +1,50 @@
+"""The grids that have a name. A preset is a list of blocks, and each block a grid of its own."""
+
+from ..tasks.rules import RULES
+from ..variants import VARIANTS, variant_names
+from .published import synthetic_2026
+
+_authors = synthetic_2026()  # what the authors ran: (variant, task, and the size)
+PROJECTIONS = tuple(name for name in VARIANTS if any(name == key[0] for key in _authors))
+_TASKS = tuple(name for name in RULES if any(name == key[1] for key in _authors))
+TEN = tuple(name for name in variant_names(groups=2) if not name.startswith("thin"))
+_ONE_SIZE = {"seq_len": (16,), "n_embd": (64,), "n_layer": (2,), "n_head": (4,)}
+_PAPER = {
+    "tasks": _TASKS, "variants": PROJECTIONS, "seeds": (0, 1, 2), "seq_len": (16, 64, 128),
+    "n_embd": (32, 64, 256), "n_layer": (2, 4), "n_head": (2, 4),
+}  # fmt: skip
+_RATES = (1e-3, 3e-3, 6e-3)
+_PAIRS = {"tasks": ("pairs",), "equal_bytes": (8, 16, 24), "lr": _RATES, "seeds": tuple(range(10))}
+_MQAR = {"tasks": ("mqar",), "lr": _RATES, "selection_seeds": 2, "seeds": tuple(range(8))}
+_THREE = (32, 48, 64)
+RECALL_FULL = [  # docs/recall-plan.md
+    {**_PAIRS, "variants": ("qkv", "q-k=v"), "n_head": (1,), "equal_bytes": (8, 16, 24, 32)},
+    {**_PAIRS, "variants": ("mqa", "q-mqa"), "n_head": (4,), "equal_bytes": (8, 16, 24, 32)},
+    {**_PAIRS, "variants": ("q=k-v", "thin-1", "thin-2"), "n_head": (1,)},
+    {**_PAIRS, "variants": ("qkv", "q-k=v"), "n_head": (2,)},
+    {**_PAIRS, "variants": ("gqa-2", "q-gqa-2"), "n_head": (4,)},
+    {**_MQAR, "variants": ("qkv", "q-k=v"), "equal_bytes": _THREE},
+    {**_MQAR, "variants": ("q-k=v",), "rope_value": ("unrotate",), "equal_bytes": _THREE},
+    {**_MQAR, "variants": ("qkv/q-k=v", "q-k=v/qkv"), "equal_bytes": (48,)},
+    {**_MQAR, "variants": ("qkv", "q-k=v"), "position": ("learned",), "equal_bytes": (48, 64)},
+]
+_SIX = {"seeds": tuple(range(6)), "selection_seeds": 2}
+RECALL = [
+    {**_PAIRS, **_SIX, "variants": ("qkv", "q-k=v"), "n_head": (1,)},
+    {**_PAIRS, **_SIX, "variants": ("mqa", "q-mqa"), "n_head": (4,)},
+    {"tasks": ("mqar",), "seeds": (0, 1, 2, 3), "equal_bytes": (48,),
+     "variants": ("qkv", "q-k=v", "qkv/q-k=v", "q-k=v/qkv")},
+]  # fmt: skip
+QUICK = [
+    {"tasks": ("pairs",), "variants": ("qkv", "q-k=v"), "seeds": tuple(range(6)),
+     "equal_bytes": (16, 24), "n_head": (1,)},
+    {"tasks": ("sort",), "variants": ("qkv", "q-k=v", "q=k=v"), "seeds": (0, 1, 2), **_ONE_SIZE},
+]  # fmt: skip
+QUICK_2026 = [{"tasks": ("reverse", "sort"), "variants": TEN, "seeds": (0, 1, 2), **_ONE_SIZE}]
+PRESETS = {
+    "quick": QUICK,
+    "recall": RECALL,
+    "recall-full": RECALL_FULL,
+    "quick-2026": QUICK_2026,
+    "paper": [_PAPER],
+}
