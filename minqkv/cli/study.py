@@ -174,6 +174,7 @@ def _report(out, cells, results, records, claims, ablate, as_json):
     write_results(out, results)
     write_svg(out / "table.svg", "minqkv study", draw, width=150)
     write_text(out / "figure.svg", view.figure(cells))
+    write_text(out / "figure-narrow.svg", view.figure(cells, columns=1))
     write_text(out / "curves.svg", view.curves(cells, records))
     if as_json:
         print_json(results)

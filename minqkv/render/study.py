@@ -2,6 +2,7 @@
 
 import math
 
+from ..study import stats
 from .console import say, table
 from .figures import Panel, Series, learning_curves
 from .figures import figure as svg_figure
@@ -55,11 +56,12 @@ def cell_tables(console, cell, note):
         sign = "≥" if cell.better == "higher" else "≤"
         solved = ["–" if row.lifted else f"{row.solved}/{len(row.by_seed)}" for row in rows]
         add(f"solved\n{sign} {number(cell.solved_from, 2)}", solved)
-    add("steps to\nlearn it", [_steps(row) for row in rows])
+    add("steps to\nlearn it", [_steps(row, cell.size["steps"]) for row in rows])
     add(f"minus {cell.baseline},\npaired, 95 % interval", [_against(row, cell) for row in rows])
     add("published\nmean ± sd", [_published(row) for row in rows])
     rates = [f"{row.lr:g}{' !' if row.at_the_edge else ''}" for row in rows]
-    add("learning\nrate", rates if len(set(rates)) > 1 or rates[0].endswith("!") else [])
+    chosen = any(row.lr_was_chosen for row in rows)
+    add("learning\nrate", rates if chosen or len(set(rates)) > 1 else [])
     add("parameters", [f"{row.params:,}" for row in rows])
     add("cache\nB/token", [f"{row.cache_measured:,}" for row in rows])
     if any(row.cache_measured != row.cache_formula for row in rows):
@@ -77,13 +79,13 @@ def _each(row):
     return " ".join("diverged" if value is None else number(value) for value in values)
 
 
-def _steps(row):
+def _steps(row, budget):
     """The median of the steps until the task was learned, and how many seeds learned it."""
     if not row.reached:
         return "–"
-    steps = sorted(math.inf if n is None else n for n in row.reached.values())
-    middle, learned = steps[(len(steps) - 1) // 2], sum(map(math.isfinite, steps))
-    return f"{f'{middle:,}' if math.isfinite(middle) else 'never'} ({learned}/{len(steps)})"
+    middle, learned = stats.median_steps(list(row.reached.values()), budget)
+    middle = f"> {budget:,}" if middle is None else f"{middle:,.0f}"
+    return f"{middle} ({learned}/{len(row.reached)})"
 
 
 def _against(row, cell):
@@ -115,7 +117,7 @@ def memory_table(console, cells):
             by_formula = m["activations_formula"]
             texts = [f"{n / 1e3:,.0f}" for n in (*parts, sum(parts))]
             texts.append("–" if by_formula is None else f"{by_formula / 1e3:,.0f}")
-            rows[cell.task, row.arm] = [f"{cell.task} {row.arm}", *texts]
+            rows[cell.title, row.arm] = [f"{cell.title}: {row.arm}", *texts]
     columns = [("", "left"), ("weights", "right"), ("gradients", "right"), ("moments", "right")]
     columns += [("activations", "right"), ("all", "right"), ("activations\nby formula", "right")]
     if rows:
@@ -147,7 +149,10 @@ def picture(console, cell, height=11):
     high = math.ceil(max(row.score.mean for row in rows) * 20) / 20
     low = min(high - 0.1, math.floor(min(row.score.mean for row in rows) * 20) / 20)
     step = (high - low) / (height - 1)
-    places = {row.arm: (round((row.score.mean - low) / step), row.cache_measured) for row in rows}
+    places = {  # rounded down: a picture must not flatter
+        row.arm: (math.floor((row.score.mean - low) / step + 1e-9), row.cache_measured)
+        for row in rows
+    }
     names = {name: name for name in places}
     letters = {name: chr(ord("a") + i) for i, name in enumerate(places)}
     for labels in (names, letters):
@@ -187,14 +192,15 @@ def claims_table(console, found):
     for finding in found:
         what = f"{finding.cell}: {finding.arm} minus {finding.against}"
         p_values = [number(finding.p, 4), number(finding.p_adjusted, 4)]
-        rows.append([what, with_interval(finding.difference, True), *p_values, finding.verdict])
+        shown = with_interval(finding.difference, True)
+        rows.append([what, shown, *p_values, finding.verdict])
     table(console, "Planned contrasts (exact sign-flip tests, paired by seed)", columns, rows)
 
 
 # ---- figures
 
 
-def figure(cells):
+def figure(cells, columns=2):
     """Score against bytes: a curve for each kind of arm where tables are at equal bytes, else a
     point for each variant. SVG text.
     """
@@ -208,9 +214,26 @@ def figure(cells):
         series = _points(found) if single else _curves_of_arms(found)
         limits = (0, 1) if found[0].metric == "accuracy" else None
         panels.append(Panel(title, what, found[0].metric, series, x_log=True, y_range=limits))
-    n = max(len(row.by_seed) for cell in cells for row in cell.rows)
-    return svg_figure("What each variant buys", panels, columns=min(2, len(panels)),
-                      caption=f"Means of {n} seeds.")  # fmt: skip
+    n = sorted({len(row.by_seed) for cell in cells for row in cell.rows})
+    seeds = f"{n[0]} to {n[-1]} seeds" if len(n) > 1 else f"{n[0]} seed{'s' if n[0] > 1 else ''}"
+    panels = [panel for panel in panels if panel.series]
+    caption = f"Means of {seeds}. {_control(cells)}".rstrip()
+    columns = min(columns, len(panels))
+    return svg_figure("Score against cache bytes", panels, columns, caption) if panels else ""
+
+
+def _control(cells):
+    """How far the lifted models are from the ones that were trained."""
+    pairs = []
+    for cell in cells:
+        rows = {row.arm: row for row in cell.rows}
+        for row in (row for row in cell.rows if row.lifted):
+            trained = rows[row.arm.partition(", lifted")[0]].by_seed
+            pairs += [abs(v - trained[s]) for s, v in row.by_seed.items() if v is not None]
+    if not pairs:
+        return ""
+    control = "Lifted to K = V at the same bytes, a trained model scores what it scored"
+    return f"{control} (largest difference {max(pairs):.2g})."
 
 
 def _point(row, x):
@@ -262,10 +285,13 @@ def curves(cells, records):
             mine = [records[h] for h in row.runs]
             watched = any(record["curve"] for record in mine)
             runs = [record["curve"] or _loss_curve(record) for record in mine]
-            runs = [run for run in runs if run]
+            reached = [record["reached"] for record in mine if record["curve"] or record["losses"]]
+            runs = [
+                _until(run, goal) for run, goal in zip(filter(None, runs), reached, strict=True)
+            ]
             if runs:
                 name = _kind(row, cells) if cell.equal else row.arm
-                series.append(learning_curves(name, runs))
+                series.append(learning_curves(name, runs, [g is not None for g in reached]))
         if series:
             what = f"validation {cell.metric}" if watched else "training loss"
             title = f"{cell.task}, {cell.equal['bytes']} B" if _by_bytes(cell) else cell.title
@@ -276,6 +302,11 @@ def curves(cells, records):
 
 def _by_bytes(cell):
     return cell.equal is not None and "bytes" in cell.equal
+
+
+def _until(run, goal):
+    """A curve up to where the task was learned."""
+    return [point for point in run if goal is None or point[0] <= goal]
 
 
 def _loss_curve(record):

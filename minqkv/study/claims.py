@@ -9,6 +9,7 @@ from . import stats
 from .summary import Cell, Row
 
 MARGIN = 0.02  # differences of accuracy that do not matter
+UNTOLD = "cannot be told: a run diverged"
 
 
 @dataclass(frozen=True)
@@ -45,24 +46,27 @@ class Finding:
     cell: str
     arm: str
     against: str
-    difference: stats.Estimate
+    difference: stats.Estimate | None
     p: float
     p_adjusted: float
     verdict: str
 
 
 def findings(contrasts: list[Contrast], cells: list[Cell]) -> list[Finding]:
-    """Each contrast, tested and corrected by Holm within its family."""
+    """Each contrast, tested and corrected by Holm within its family. Where a seed is missing, since
+    its run diverged, there is no verdict: the missing ones may be the bad ones.
+    """
     found = [(contrast, *_rows(contrast, cells)) for contrast in contrasts]
     results = []
     for family in dict.fromkeys(contrast.family for contrast in contrasts):
         mine = [entry for entry in found if entry[0].family == family]
         pairs = [stats.differences(row.by_seed, other.by_seed) for _, _, row, other in mine]
-        p_values = [stats.sign_flip(pair) for pair in pairs]
+        p_values = [stats.sign_flip(pair) if pair else 1.0 for pair in pairs]
         tested = zip(mine, pairs, p_values, stats.holm(p_values), strict=True)
         for (_, cell, row, other), pair, p, adjusted in tested:
             difference = stats.estimate(pair)
-            verdict = stats.verdict(difference, adjusted, MARGIN)
+            complete = len(pair) == len(row.by_seed) == len(other.by_seed)
+            verdict = stats.verdict(difference, adjusted, MARGIN) if complete else UNTOLD
             about = (family, cell.title, row.arm, other.arm)
             results.append(Finding(*about, difference, p, adjusted, verdict))
     return results

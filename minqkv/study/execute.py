@@ -49,7 +49,8 @@ def run_one(config: RunConfig) -> dict:
     record["lifted"] = None
     try:
         model, result = train_run(config, progress=lambda done, steps, loss: losses.append(loss))
-        record["lifted"] = _lifted(config, model)
+        with blas_threads(1):  # as in the run
+            record["lifted"] = _lifted(config, model)
         extra = ("curve", "reached", "steps", "params", "seconds")
         record["score"] = {name: value for name, value in result.items() if name not in extra}
         record |= {name: result[name] for name in ("curve", "reached") if name in result}
@@ -64,14 +65,18 @@ def run_one(config: RunConfig) -> dict:
 
 
 def _lifted(config, model):
-    """The score of a trained qkv decoder as the q-k=v model that computes the same, and how many
-    parameters that has: a control beside q-k=v models that learned less. None for other models.
+    """The score of a trained decoder as the model with K = V that computes the same, and what that
+    is: a control beside such models that learned less. None where there is none.
     """
-    if config.variant != "qkv" or not isinstance(model, GPT):
+    try:
+        twin = lift(model) if isinstance(model, GPT) else None
+    except UsageError:
         return None
-    twin = lift(model)
-    score = config.task.score(twin, config.split, config.seed)
-    return {"score": score[config.task.metric], "params": twin.n_params}
+    if twin is None:
+        return None
+    found = {"score": config.task.score(twin, config.split, config.seed)[config.task.metric]}
+    found |= {"params": twin.n_params, "variant": twin.config.variant}
+    return found | {"head_dim": twin.config.head_dim}
 
 
 def measured_cache(config):

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ..runs import RunConfig
+from ..runtime.errors import UsageError
 from .grid import grid
-from .rates import Choice, arm_of, candidates, choose, with_rates
+from .rates import FIRST_SEED, Choice, arm_of, candidates, choose, with_rates
 from .summary import Cell, summarise
 
 
@@ -32,9 +33,14 @@ class Plan:
     def configs(self) -> list[RunConfig]:
         """What is reported, each run once; with its rate as soon as that is chosen."""
         configs = [c for part in self.parts for c in part.configs]
-        rated = [c for c in configs if arm_of(c) in self.choices]
-        chosen = dict(zip(rated, with_rates(rated, self.choices), strict=True))
-        return list(dict.fromkeys(chosen.get(c, c) for c in configs))
+        return list(dict.fromkeys(with_rates(configs, self.choices)))
+
+    @property
+    def identity(self) -> set[tuple[str, int]]:
+        """What tells these tables from those of another study: arms and seeds, whatever rates are
+        chosen.
+        """
+        return {(arm_of(c).hash, c.seed) for part in self.parts for c in part.configs}
 
     @property
     def candidates(self) -> list[RunConfig]:
@@ -62,9 +68,8 @@ class Plan:
                 groups.setdefault(key, []).append(config)
         cells = []
         for (_, equal, targets), configs in groups.items():
-            rated = [c for c in configs if arm_of(c) in self.choices]
-            chosen = dict(zip(rated, with_rates(rated, self.choices), strict=True))
-            found = [by_hash[chosen.get(c, c).hash] for c in dict.fromkeys(configs)]
+            configs = with_rates(list(dict.fromkeys(configs)), self.choices)
+            found = [by_hash[config.hash] for config in configs]
             cells += summarise(found, equal, targets, self.choices, own)
         return cells
 
@@ -82,5 +87,8 @@ def plan(blocks: Iterable[dict], own: type | None = None) -> Plan:
         equal = next((name for name in ("bytes", "params") if f"equal_{name}" in block), None)
         targets = tuple(block[f"equal_{equal}"]) if equal else ()
         configs = grid(**block, own=own, impossible=impossible)
+        if rates and any(config.seed >= FIRST_SEED for config in configs):
+            why = f"seeds from {FIRST_SEED} on choose the learning rates"
+            raise UsageError(f"{why}: they cannot be reported, too", "--seeds 8")
         parts.append(Part(configs, rates, equal, targets, n_seeds))
     return Plan(parts, impossible)

@@ -40,7 +40,8 @@ def candidates(configs: list[RunConfig], rates: list[float], n_seeds: int) -> li
 
 def choose(runs: list[tuple[RunConfig, dict]]) -> dict[RunConfig, Choice]:
     """Arm -> Choice, from the candidates and their records. The best mean score wins; among equal
-    ones the lower mean loss; a rate at which a run diverged is never taken.
+    ones the lower mean loss. A rate at which a run diverged comes after all others; of several such
+    rates, the smallest is taken.
     """
     found = {}
     for config, record in runs:
@@ -56,7 +57,7 @@ def _choice(task, by_rate):
         finished = all(scores)
         means[rate] = _mean(scores, task.metric) if finished else None
         loss = _mean(scores, "loss") if finished and "loss" in scores[0] else 0.0
-        order[rate] = (finished, sign * means[rate], -loss) if finished else (False, 0.0, 0.0)
+        order[rate] = (True, sign * means[rate], -loss) if finished else (False, -rate, 0.0)
     return Choice(max(order, key=order.get), means)
 
 
@@ -65,5 +66,8 @@ def _mean(scores, name):
 
 
 def with_rates(configs: list[RunConfig], choices: dict[RunConfig, Choice]) -> list[RunConfig]:
-    """The runs to report, each with the rate of its arm."""
-    return [config.change(lr=choices[arm_of(config)].lr) for config in configs]
+    """The same runs, each with the rate of its arm where one was chosen."""
+    return [
+        config.change(lr=choices[arm_of(config)].lr) if arm_of(config) in choices else config
+        for config in configs
+    ]

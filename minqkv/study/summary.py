@@ -31,6 +31,7 @@ class Row:
     variant: str
     formula: str
     lr: float
+    lr_was_chosen: bool
     at_the_edge: bool  # of the rates it was chosen from
     by_seed: dict  # seed -> score; None where the run diverged
     score: stats.Estimate | None
@@ -42,7 +43,7 @@ class Row:
     params: int
     cache_measured: int
     cache_formula: int
-    memory: dict | None  # bytes of a training step; None where the task has a loss of its own
+    memory: dict | None  # bytes of a training step; None where loss or model are the task's own
     settings: dict  # of OF_AN_ARM
     runs: tuple  # hashes of their configurations
     lifted: bool = False  # not trained: a qkv model in the form of K = V
@@ -104,7 +105,7 @@ def _cell(size, equal, arms, choices):
     rows = []
     for name, runs in arms.items():
         rows.append(_row(name, runs, arms, baseline, choices))
-        if equal and runs[0][1]["lifted"]:
+        if equal and any(record["lifted"] for _, record in runs):
             rows.append(_lifted_row(rows[-1], runs))
     about = (task.metric, task.better, task.solved, task.chance)
     return Cell(task.name, _title(task, equal), *about, size, equal, baseline, tuple(rows))
@@ -129,8 +130,9 @@ def _baseline(arms, equal, choices):
     def selected(name):
         config = arms[name][0][0]
         choice = choices.get(arm_of(config))
+        score = choice and choice.scores[choice.lr]
         sign = 1 if config.task.better == "higher" else -1
-        return sign * choice.scores[choice.lr] if choice else 0.0
+        return -math.inf if score is None else sign * score
 
     return max(found, key=selected, default=None)
 
@@ -141,16 +143,17 @@ def _row(name, runs, arms, baseline, choices):
     finished, reference = _finished(runs), _finished(arms.get(baseline, ()))  # seed -> score
     choice, solved = choices.get(arm_of(config)), config.task.solved
     sign = 1 if config.task.better == "higher" else -1
-    good = [sign * value >= sign * solved for value in finished.values()] if solved else None
+    good = [solved is not None and sign * v >= sign * solved for v in finished.values()]
     return Row(
         arm=name,
         variant=config.variant,
         formula=formula(config.variant),
         lr=config.recipe.lr,
+        lr_was_chosen=choice is not None,
         at_the_edge=bool(choice and choice.at_the_edge),
         by_seed={c.seed: _score(record) for c, record in runs},
         score=stats.estimate(list(finished.values())),
-        solved=good and sum(good) if good is not None else None,
+        solved=None if solved is None else sum(good),
         reached={c.seed: record["reached"] for c, record in runs} if config.recipe.watch else {},
         to_baseline=stats.paired(finished, reference) if name != baseline else None,
         published=stats.estimate(published),
@@ -168,18 +171,18 @@ def _lifted_row(row, runs):
     """The control: qkv models as the q-k=v models that compute the same."""
     by_seed = {c.seed: r["lifted"] and r["lifted"]["score"] for c, r in runs}
     found = [score for score in by_seed.values() if score is not None]
-    first = runs[0][1]["lifted"]
-    about = {"arm": f"{row.arm}, lifted to q-k=v", "variant": "q-k=v", "formula": formula("q-k=v")}
-    none = {"reached": {}, "to_baseline": None, "published": None, "published_spread": None}
-    none |= {"solved": None, "lifted": True}
-    return replace(
-        row, **about, by_seed=by_seed, score=stats.estimate(found), params=first["params"], **none
-    )
+    first = next(record["lifted"] for _, record in runs if record["lifted"])
+    about = {"arm": f"{row.arm}, lifted to {first['variant']}", "variant": first["variant"]}
+    about |= {"formula": formula(first["variant"]), "params": first["params"]}
+    about |= {"settings": row.settings | {"head_dim": first["head_dim"]}, "lifted": True}
+    none = ("to_baseline", "published", "published_spread", "solved", "memory")
+    score = stats.estimate(found)
+    return replace(row, **about, by_seed=by_seed, score=score, reached={}, **dict.fromkeys(none))
 
 
 def _memory(config):
     task = config.task
-    if type(task).loss is not Task.loss:
+    if type(task).loss is not Task.loss or type(task).model is not Task.model:
         return None
     x, y = task.batch(config.seed, 0, config.recipe.batch)
     return training_memory(config.build(), x, y, task.sparse)
@@ -213,11 +216,13 @@ def unresolved(cell: Cell) -> str:
     """
     differences = [row for row in cell.rows if row.to_baseline]
     known = [row.to_baseline for row in differences if row.to_baseline.n > 1]
-    name = cell.baseline
+    name, trained = cell.baseline, [row for row in cell.rows if not row.lifted]
+    if not name:
+        return "no qkv among the variants, so no differences"
+    if len(trained) == 1:
+        return f"{name} alone, so no differences"
     if not differences:
-        alone = f"no seed on which {name} and another finished"
-        alone = f"{name} alone" if len(cell.rows) == 1 else alone
-        return f"{alone if name else 'no qkv among the variants'}, so no differences"
+        return f"no seed on which {name} and another finished, so no differences"
     if not known:
         return "one seed gives no interval: use --seeds 3 or more"
     n = min(difference.n for difference in known)
@@ -233,7 +238,9 @@ def unresolved(cell: Cell) -> str:
     line = f"{n} seeds (Student's t: {stats.t_quantile(n - 1):.3f}). {precision}. {verdict}"
     best = any(row.score.mean > 0.9995 for row in cell.rows if row.score)
     ceiling = cell.metric == "accuracy" and best
-    return line + (" A mean of 1.000 is at the ceiling." if ceiling else "")
+    lost = sum(score is None for row in trained for score in row.by_seed.values())
+    line += " A mean of 1.000 is at the ceiling." if ceiling else ""
+    return line + (f" Runs that diverged are in no mean or interval: {lost}." if lost else "")
 
 
 def _number(value):
@@ -276,8 +283,9 @@ def as_results(
     adam = {"optimiser": "Adam", "betas": Adam.BETAS, "eps": Adam.EPS}
     adam["schedule"] = "linear warm-up, cosine to 0"
     recipes = {}
-    for record in records:
-        recipes.setdefault(record["config"]["task"]["name"], record["config"]["recipe"] | adam)
+    for record in records:  # the rate is that of each run
+        recipe = {name: v for name, v in record["config"]["recipe"].items() if name != "lr"}
+        recipes.setdefault(record["config"]["task"]["name"], recipe | adam)
     return {
         "command": command,
         "versions": environment(),
