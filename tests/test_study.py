@@ -434,7 +434,7 @@ def test_the_ablation_on_the_command_line(cli, tmp_path):
 def test_results_json(finished):
     found = results(finished[0])
     assert found["versions"].keys() >= {"minqkv", "code", "numpy", "python", "backend"}
-    recipe = {"batch": 128, "steps": 8, "lr": 1e-3, "clip": 5.0, "optimiser": "Adam"}
+    recipe = {"batch": 128, "steps": 8, "clip": 5.0, "optimiser": "Adam"}
     assert found["hyper_parameters"]["reverse"].items() >= recipe.items()
     assert found["command"].startswith("minqkv study --seq-len 4")
     assert len(found["runs"]) == 8

@@ -284,14 +284,11 @@ def curves(cells, records):
         for row in (row for row in cell.rows if not row.lifted):
             mine = [records[h] for h in row.runs]
             watched = any(record["curve"] for record in mine)
-            runs = [record["curve"] or _loss_curve(record) for record in mine]
-            reached = [record["reached"] for record in mine if record["curve"] or record["losses"]]
-            runs = [
-                _until(run, goal) for run, goal in zip(filter(None, runs), reached, strict=True)
-            ]
+            runs = [(r["curve"] or _loss_curve(r), r["reached"]) for r in mine]
+            runs = [(_until(run, goal), goal is not None) for run, goal in runs if run]
             if runs:
                 name = _kind(row, cells) if cell.equal else row.arm
-                series.append(learning_curves(name, runs, [g is not None for g in reached]))
+                series.append(learning_curves(name, *zip(*runs, strict=True)))
         if series:
             what = f"validation {cell.metric}" if watched else "training loss"
             title = f"{cell.task}, {cell.equal['bytes']} B" if _by_bytes(cell) else cell.title
