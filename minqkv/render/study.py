@@ -3,6 +3,7 @@
 import math
 
 from ..study import stats
+from ..variants import VariantSpec
 from .console import say, table
 from .figures import Panel, Series, learning_curves
 from .figures import figure as svg_figure
@@ -117,7 +118,8 @@ def memory_table(console, cells):
             by_formula = m["activations_formula"]
             texts = [f"{n / 1e3:,.0f}" for n in (*parts, sum(parts))]
             texts.append("–" if by_formula is None else f"{by_formula / 1e3:,.0f}")
-            rows[cell.title, row.arm] = [f"{cell.title}: {row.arm}", *texts]
+            name = f"{cell.task}, {cell.equal['bytes']} B" if _by_bytes(cell) else cell.title
+            rows[name, row.arm] = [f"{name}: {row.arm}", *texts]
     columns = [("", "left"), ("weights", "right"), ("gradients", "right"), ("moments", "right")]
     columns += [("activations", "right"), ("all", "right"), ("activations\nby formula", "right")]
     if rows:
@@ -210,7 +212,8 @@ def figure(cells, columns=2):
         groups.setdefault((cell.title if single else cell.task, single), []).append(cell)
     panels = []
     for (title, single), found in groups.items():
-        what = "cache bytes per token" if single else "cache bytes per token and layer"
+        # Panels whose labels differ have axes of their own.
+        what = "cache bytes per token" if single else f"B per token and layer ({title})"
         series = _points(found) if single else _curves_of_arms(found)
         limits = (0, 1) if found[0].metric == "accuracy" else None
         panels.append(Panel(title, what, found[0].metric, series, x_log=True, y_range=limits))
@@ -267,11 +270,15 @@ def _kind(row, cells):
     parts = [row.variant]
     if len({r.settings["n_head"] for r in rows if r.variant == row.variant}) > 1:
         parts.append(f"H {row.settings['n_head']}")
-    for name in ("position", "rope_value"):
-        turned = name == "position" or row.settings["position"] == "rope"
-        values = {r.settings[name] for r in rows if r.variant == row.variant}
-        parts += [row.settings[name]] if turned and len(values) > 1 else []
-    return ", ".join(parts)
+    values = {_positions(r) for r in rows if r.variant == row.variant}
+    return ", ".join([*parts, _positions(row)] if len(values) > 1 else parts)
+
+
+def _positions(row):
+    """The position scheme; with K = V under rope, what is stored."""
+    shared = any(spec.streams == 1 for spec in map(VariantSpec.parse, row.variant.split("/")))
+    position = row.settings["position"]
+    return row.settings["rope_value"] if position == "rope" and shared else position
 
 
 def curves(cells, records):
@@ -287,13 +294,15 @@ def curves(cells, records):
             runs = [(r["curve"] or _loss_curve(r), r["reached"]) for r in mine]
             runs = [(_until(run, goal), goal is not None) for run, goal in runs if run]
             if runs:
-                name = _kind(row, cells) if cell.equal else row.arm
+                same_task = [other for other in cells if other.task == cell.task]
+                name = _kind(row, same_task) if cell.equal else row.arm
                 series.append(learning_curves(name, *zip(*runs, strict=True)))
         if series:
             what = f"validation {cell.metric}" if watched else "training loss"
             title = f"{cell.task}, {cell.equal['bytes']} B" if _by_bytes(cell) else cell.title
             limits = (0, 1) if watched and cell.metric == "accuracy" else None
-            panels.append(Panel(title, "steps", what, tuple(series), y_range=limits))
+            steps = f"steps ({cell.task})"
+            panels.append(Panel(title, steps, what, tuple(series), y_range=limits))
     return svg_figure("How the runs learned", panels) if panels else ""
 
 

@@ -67,7 +67,7 @@ def findings(contrasts: list[Contrast], cells: list[Cell]) -> list[Finding]:
             difference = stats.estimate(pair)
             complete = len(pair) == len(row.by_seed) == len(other.by_seed)
             verdict = stats.verdict(difference, adjusted, MARGIN) if complete else UNTOLD
-            about = (family, cell.title, row.arm, other.arm)
+            about = (family, f"{cell.task}, {cell.equal['bytes']} B", row.arm, other.arm)
             results.append(Finding(*about, difference, p, adjusted, verdict))
     return results
 

@@ -178,8 +178,11 @@ def _read(path, own):
 
 
 def _upgraded(record):
-    """A record of version 0.1.0 in today's form."""
+    """A record of version 0.1.0, or of the recall study's code, in today's form."""
     if record.get("kind") != KIND or "metric" in record:
+        if record.get("lifted") and "variant" not in record["lifted"]:  # the recall study's
+            width = 2 * record["config"]["task"]["head_dim"]
+            record["lifted"] |= {"variant": "q-k=v", "head_dim": width}
         return record
     accuracy, loss = record.pop("accuracy"), record.pop("loss")
     score = None if record["diverged"] else {"accuracy": accuracy, "loss": loss}

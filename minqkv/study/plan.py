@@ -85,7 +85,7 @@ def plan(blocks: Iterable[dict], own: type | None = None) -> Plan:
         if len(rates) == 1:
             block["lr"], rates = rates, ()
         equal = next((name for name in ("bytes", "params") if f"equal_{name}" in block), None)
-        targets = tuple(block[f"equal_{equal}"]) if equal else ()
+        targets = tuple(block["equal_params"]) if equal == "params" else ()
         configs = grid(**block, own=own, impossible=impossible)
         if rates and any(config.seed >= FIRST_SEED for config in configs):
             why = f"seeds from {FIRST_SEED} on choose the learning rates"

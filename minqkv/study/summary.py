@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import os
 import platform
@@ -314,7 +315,15 @@ def _as_run(record, config):
     size = {name: value for name, value in asdict(config.task).items() if name != "name"}
     costs = ("params", "cache_bytes_per_token", "cache_bytes_per_token_formula")
     more = ("seconds", "diverged", "reached", *costs, "losses", "curve", "config")
-    return found | size | {name: record[name] for name in more}
+    losses = [float(f"{loss:.4g}") for loss in record["losses"]]
+    return found | size | {name: record[name] for name in more} | {"losses": losses}
+
+
+def _lines(value):
+    """JSON, each item of a list on a line of its own."""
+    if isinstance(value, list) and value:
+        return "[\n" + ",\n".join(json.dumps(v, ensure_ascii=False) for v in value) + "\n]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _without_nan(value):
@@ -327,8 +336,11 @@ def _without_nan(value):
 
 
 def write_results(out: str | Path, results: dict) -> None:
-    """results.json and results.csv under `out`, each replaced whole."""
-    files.write_json(Path(out) / "results.json", results)
+    """results.json and results.csv under `out`, each replaced whole. In the first, each run is a
+    line.
+    """
+    parts = [f'"{name}": {_lines(value)}' for name, value in results.items()]
+    files.write_text(Path(out) / "results.json", "{\n" + ",\n".join(parts) + "\n}\n")
     text, columns = io.StringIO(), {}
     for run in results["runs"]:  # tasks differ in their sizes
         columns |= {name: None for name, value in run.items() if not isinstance(value, list | dict)}
