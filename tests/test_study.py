@@ -652,3 +652,9 @@ def test_published_differences_of_the_quick_cell():
         assert found.mean == pytest.approx(mean, abs=2e-3)
         assert found.half == pytest.approx(half, abs=2e-3)
         assert found.clear_of_zero == (task == "reverse")
+
+
+@pytest.mark.parametrize("name", ["equal_bytes", "equal_params"])
+def test_nothing_is_equal_at_none_at_all(name):
+    with pytest.raises(UsageError, match="nothing to run"):
+        grid(["pairs"], ["qkv"], [0], **{name: (0,)})
