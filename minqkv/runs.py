@@ -41,11 +41,12 @@ from .runtime.locks import locked
 from .runtime.parallel import set_threads
 from .runtime.version import __version__
 from .tasks.base import Recipe, Task, check_split, check_types
-from .tasks.registry import blaming, field_names, task_class, try_out
+from .tasks.registry import blaming, check_score, field_names, task_class, try_out
 from .train import fit
 from .variants import layer_specs, layered_name
 
 CHECKPOINT_EVERY_SECONDS = 30
+LARGEST = 2**31 - 1  # of a size: an array that is larger fits into no address
 FORMAT = 2  # of a run folder; 1: version 0.1.0, a flat configuration, nothing bound together
 
 
@@ -66,6 +67,7 @@ class RunConfig:
 
     def __post_init__(self):
         check_types(self)
+        self._check_sizes()
         self.task.config(self.variant)  # refuses what cannot be built
         specs = layer_specs(self.variant, self.task.n_layer, self.task.n_head)
         object.__setattr__(self, "variant", layered_name(specs))
@@ -74,6 +76,12 @@ class RunConfig:
         if self.seed < 0:
             raise UsageError(f"seed {self.seed} must be at least 0")
         check_split(self.split)
+
+    def _check_sizes(self):
+        sizes = {**asdict(self.task), "batch": self.recipe.batch}
+        for name, value in sizes.items():
+            if isinstance(value, int) and value > LARGEST:
+                raise UsageError(f"{name} {value} is too large", f"at most {LARGEST:,}")
 
     def change(self, **given) -> "RunConfig":
         """The same run but for some fields, wherever they belong; see `configure`. With other
@@ -168,6 +176,9 @@ def _finished(config, model, out):
     if not (Path(out) / "result.json").exists():
         return None
     folder = RunFolder(out, config, resume=True)
+    if not folder.checkpoint.exists():  # not trained again: the result would be replaced
+        why = f"{folder.checkpoint} does not exist, though this run has ended"
+        raise EnvironmentFault(why, f"restore it, or {_ANOTHER}")
     meta = load_checkpoint(folder.checkpoint, folder.hash, model)
     ended = meta["step"] == config.recipe.steps
     return folder.read_result(meta.get("metrics")) if ended else None
@@ -182,7 +193,9 @@ def _train_and_score(config, model, folder, progress):
     curve = folder.curve if folder else []
     with blas_threads(1):  # shards use the cores; bits do not depend on how many there are
         _train(config, model, optimizer, start, folder, curve, progress)
-        score = config.task.score(model, config.split, config.seed)
+        with blaming(config.task.name):
+            score = config.task.score(model, config.split, config.seed)
+            check_score(config.task, score)
     for name, value in score.items():
         if not math.isfinite(value):
             why = f"the {name} after step {steps - 1} is {value}"
@@ -201,7 +214,8 @@ def _train(config, model, optimizer, start, folder, curve, progress):
     task, recipe = config.task, config.recipe
 
     def batch(step):
-        return task.batch(config.seed, step, recipe.batch)
+        with blaming(task.name):
+            return task.batch(config.seed, step, recipe.batch)
 
     loop = fit(
         model, optimizer, batch, config.schedule(), recipe.steps, recipe.clip, start,
@@ -266,7 +280,7 @@ class RunFolder:
         if self.checkpoint.exists():
             meta = load_checkpoint(self.checkpoint, self.hash, model, optimizer)
             self.saved_step, expected = meta["step"], meta.get("metrics")
-        lines = self.metrics.read_bytes().splitlines(True) if self.metrics.exists() else []
+        lines = self._lines()
         for step, line in enumerate(lines[: self.saved_step]):
             self._verify(step, line)
         if len(lines) < self.saved_step:
@@ -279,6 +293,16 @@ class RunFolder:
         with files.replacing(self.metrics) as file:
             file.writelines(lines[: self.saved_step])
         return self.saved_step
+
+    def _lines(self):
+        """The lines of the metrics, as they are."""
+        if not self.metrics.exists():
+            return []
+        try:
+            with files.opened(self.metrics) as file:
+                return file.read().splitlines(True)
+        except OSError as error:
+            raise EnvironmentFault(f"cannot read {self.metrics}: {error.strerror}") from error
 
     def _verify(self, step, text):
         """One line of the metrics: whole, in its place, and of this run."""

@@ -266,6 +266,20 @@ class Long(Mine):
         return (rng.integers(0, 5, (n, 9)),) * 2
 
 
+@dataclass(frozen=True)
+class Sideways(Mine):
+    better = "more"
+
+
+@dataclass(frozen=True)
+class Late(Mine):
+    def predict(self, model, x, y):
+        if len(x) > 2 and self.symbols == 6:
+            raise RuntimeError("too many")
+        found = super().predict(model, x, y)
+        return found | ({"accuracy": 7.1} if len(x) > 2 else {})
+
+
 class Bare(Mine):
     pass
 
@@ -323,6 +337,8 @@ def test_a_folder_never_imports_code(my, cli):
     ("name", "says"),
     [
         ("my:Long", "my:Long: 9 tokens, but this model has 4 positions"),
+        ("my:Sideways", "my:Sideways: better must be higher or lower, not 'more'"),
+        ("../my:Mine", "a task of your own is MODULE:CLASS, not ../my:Mine"),
         ("my:Bare", "my:Bare must be a frozen dataclass"),
         ("my:Lacking", "my:Lacking lacks config and examples"),
         ("my:Path", "my:Path is not a task"),
@@ -356,3 +372,60 @@ def test_the_hint_after_an_interrupt_names_the_class(my, cli, monkeypatch):
     code, _, err = cli("train", "--task", "my:Mine", *OWN, *given)
     assert code == 130
     assert "minqkv train --resume --out 'a run' --task my:Mine" in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    ("symbols", "says"),
+    [
+        (5, "my:Late: accuracy 7.1 is outside its limits, 0.0 to 1.0"),
+        (6, "my:Late raised RuntimeError: too many"),
+    ],
+)
+def test_a_task_of_ones_own_that_fails_when_it_is_scored(symbols, says, my, cli):
+    sets = (*OWN, "--set", f"symbols={symbols}", "--steps", 2, "--out", "late")
+    code, out, err = cli("train", "--task", "my:Late", *sets)
+    assert (code, out) == (2, "")
+    assert says in err
+    assert not (my / "late" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--set", "task=sort"), "--set task=sort: that has a flag of its own use --task"),
+        (("--set", "equal-bytes=a"), "that has a flag of its own use --equal-bytes"),
+        (("--set", f"n_test={10**20}"), f"n_test {10**20} is too large at most 2,147,483,647"),
+        (("--head-dim", 10**20), f"head_dim {10**20} is too large"),
+        (("--set", f"batch={10**20}"), f"batch {10**20} is too large"),
+    ],
+)
+def test_settings_that_cannot_be(flags, says, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli("train", "--task", "sort", *FLAGS, *flags, "--out", "run")
+    assert (code, out) == (2, "")
+    assert says in " ".join(err.split())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("resume = 3", "resume in x.toml cannot be 3"),
+        ("show-config = true", "unknown key in x.toml: 'show-config'"),
+        ("a = " + "[" * 5000, "x.toml is not valid TOML"),
+    ],
+)
+def test_flags_in_a_file_that_cannot_be(text, says, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.toml").write_text(text)
+    code, out, err = cli("train", "--task", "sort", "--config", "x.toml", "--out", "run")
+    assert (code, out) == (2, "")
+    assert says in err
+    assert "mean show-config" not in err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_fifo_of_flags_is_not_waited_for(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("x.toml")
+    assert "it is not a plain file" in cli("train", "--task", "sort", "--config", "x.toml")[2]

@@ -1032,3 +1032,52 @@ def test_metrics_hold_the_rate_and_the_loss_of_each_step(whole):
     rate = SMALL.schedule()
     assert [line["lr"] for line in lines] == [rate(step) for step in range(120)]
     assert 2 < lines[0]["loss"] < 3
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_metrics_that_are_a_fifo_are_not_waited_for(begun):
+    config = load_config(begun)
+    (begun / "metrics.jsonl").unlink()
+    os.mkfifo(begun / "metrics.jsonl")
+    with pytest.raises(EnvironmentFault, match="not a plain file"):
+        train_run(config, begun, resume=True)
+
+
+def test_a_finished_run_without_its_checkpoint_keeps_its_result(tmp_path):
+    config = configure("sort", seq_len=4, n_embd=8, n_layer=1, n_head=2, steps=2)
+    train_run(config, tmp_path)
+    kept = (tmp_path / "result.json").read_bytes()
+    (tmp_path / "checkpoint.npz").unlink()
+    with pytest.raises(
+        EnvironmentFault, match="does not exist, though this run has ended"
+    ) as error:
+        train_run(config, tmp_path, resume=True)
+    assert "--resume" not in error.value.hint
+    assert (tmp_path / "result.json").read_bytes() == kept
+
+
+def test_a_link_is_followed_and_permissions_are_kept(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("old")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    files.write_text(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_what_is_no_plain_file_is_written_to_not_replaced(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        files.write_text(fifo, "hello")
+        assert os.read(reader, 100) == b"hello"
+    finally:
+        os.close(reader)
+    assert fifo.is_fifo()
+    with pytest.raises(EnvironmentFault, match="directory"):
+        files.write_text(tmp_path, "hello")
+    assert [path.name for path in tmp_path.iterdir()] == ["fifo"]

@@ -653,3 +653,29 @@ def test_published_differences_of_the_quick_cell():
         assert found.mean == pytest.approx(mean, abs=2e-3)
         assert found.half == pytest.approx(half, abs=2e-3)
         assert found.clear_of_zero == (task == "reverse")
+
+
+@pytest.mark.parametrize("name", ["equal_bytes", "equal_params"])
+def test_nothing_is_equal_at_none_at_all(name):
+    with pytest.raises(UsageError, match="nothing to run"):
+        grid(["pairs"], ["qkv"], [0], **{name: (0,)})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"curve": 3}, {"curve": [["a", "b"]]}, {"losses": "abc"}, {"params": "x"}, {"lifted": 3},
+        {"lifted": {"score": 1}}, {"cache_bytes_per_token": "z"}, {"seconds": None},
+        {"score": {"accuracy": True, "loss": 1.0}}, {"score": {"accuracy": 0.5, "loss": "x"}},
+        {"score": None, "diverged": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_record_with_values_of_another_type_is_run_again(changed, tmp_path):
+    size = {"n_layer": 1, "n_embd": 8, "n_head": 1, "pairs": 2, "keys": 4, "n_test": 4}
+    (config,) = grid(["pairs"], ["qkv"], [0], steps=2, batch=4, **size)
+    run_study([config], tmp_path)
+    assert recorded(config, tmp_path)
+    (path,) = (tmp_path / "runs").glob("*.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    assert recorded(config, tmp_path) is None

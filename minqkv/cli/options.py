@@ -11,6 +11,7 @@ import tomllib
 import click
 
 from ..runtime.errors import EnvironmentFault, UsageError, unknown
+from ..runtime.files import opened
 from ..tasks.rules import FORMS, YEARS
 from ..variants import POSITIONS, ROPE_VALUES
 
@@ -98,6 +99,9 @@ def given_settings(flags, more, listed=False):
     return _set(in_file, listed) | found | _set(more, listed)
 
 
+_OWN_FLAGS = ("task", "tasks", "equal_bytes", "equal_params", "selection_seeds")
+
+
 def _set(texts, listed):
     """The values of --set NAME=VALUE, by name."""
     found = {}
@@ -105,6 +109,9 @@ def _set(texts, listed):
         name, is_given, value = text.partition("=")
         if not is_given or not value:
             raise UsageError(f"--set {text}: a name and a value are needed", "--set plus_start=-1")
+        if name.strip().replace("-", "_") in _OWN_FLAGS:
+            flag = "--" + name.strip().replace("_", "-")
+            raise UsageError(f"--set {text}: that has a flag of its own", f"use {flag}")
         values = [_literal(part.strip()) for part in value.split(",")]
         found[name.strip().replace("-", "_")] = tuple(values) if listed else _literal(value.strip())
     return found
@@ -132,8 +139,8 @@ def own_task(name):
     from ..tasks.registry import check_class
 
     module, _, cls = name.partition(":")
-    if not module or not cls:
-        raise UsageError(f"a task of your own is MODULE:CLASS, not {name}")
+    if not cls or not all(part.isidentifier() for part in module.split(".")):
+        raise UsageError(f"a task of your own is MODULE:CLASS, not {name}", "my_file:MyTask")
     look_here()
     try:
         found = import_module(module)
@@ -149,6 +156,7 @@ def own_task(name):
 
 # ---- a file that gives flags
 
+_TYPED = ("config", "show-config", "backend", "traceback")  # only on the command line
 _SET = "minqkv: [set]"  # what such a file sets, in click's context
 
 
@@ -176,8 +184,8 @@ def _read_flags(ctx, param, path):
     flags = {}
     for key, value in _read_toml(path).items():
         name = spelled.get(key.replace("_", "-"))
-        if name is None or name in ("config", "show_config", "backend", "traceback"):
-            raise unknown(f"key in {path}:", key, [k for k in spelled if k != "config"])
+        if name is None or name.replace("_", "-") in _TYPED:
+            raise unknown(f"key in {path}:", key, [k for k in spelled if k not in _TYPED])
         if name == "more" and isinstance(value, dict):
             ctx.meta[_SET] = [f"{k}={_as_text(v)}" for k, v in value.items()]
         elif name == "more" or not _fits(value, known[name]):
@@ -192,7 +200,9 @@ def _fits(value, option):
     """Whether an option can take this value of a file."""
     if isinstance(value, list) and isinstance(option.type, Listed):
         return all(_fits(item, option) for item in value)
-    return isinstance(value, (str, int, float)) and (option.is_flag or not isinstance(value, bool))
+    if option.is_flag:
+        return isinstance(value, bool)
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
 
 
 def _as_text(value):
@@ -203,11 +213,11 @@ def _as_text(value):
 
 def _read_toml(path):
     try:
-        with open(path, encoding="utf-8-sig") as file:  # some editors begin with a mark
-            return tomllib.loads(file.read())
+        with opened(path) as file:
+            return tomllib.loads(file.read().decode("utf-8-sig"))  # some editors begin with a mark
     except OSError as error:
         raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
 
 

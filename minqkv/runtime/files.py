@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -12,10 +13,15 @@ from .errors import EnvironmentFault
 
 @contextmanager
 def replacing(path, mode="wb"):
-    """Open a temporary file beside `path`; at the end it takes its place. On any error the old file
-    stays as it was.
+    """Open a temporary file beside `path`; at the end it takes its place, with its permissions. On
+    any error the old file stays as it was. A link is followed; into what is no plain file, such as
+    a FIFO or a device, is written as it stands.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        with _special(path, mode) as file:
+            yield file
+        return
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,12 +29,24 @@ def replacing(path, mode="wb"):
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, aside)
         os.replace(aside, path)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
         with suppress(OSError):
             aside.unlink()
+
+
+@contextmanager
+def _special(path, mode):
+    """A FIFO, a device or a socket, open to be written. A folder is refused."""
+    try:
+        with open(path, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def make_folder(path):
@@ -63,7 +81,7 @@ def read_json(path):
     something else.
     """
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             value = json.loads(file.read().decode("utf-8"))
     except OSError as error:
         raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
@@ -74,7 +92,7 @@ def read_json(path):
     return value
 
 
-def _opened(path):
+def opened(path):
     """A plain file, open to be read. Anything else is refused: a FIFO would be waited for."""
     if Path(path).exists() and not Path(path).is_file():
         raise OSError(errno.EISDIR, "it is not a plain file")
@@ -103,7 +121,7 @@ def read_arrays(path, kind):
     import numpy as np
 
     try:
-        with _opened(path) as opened, np.load(opened, allow_pickle=False) as file:
+        with opened(path) as archive, np.load(archive, allow_pickle=False) as file:
             if damaged := file.zip.testzip():  # NumPy alone may stop reading before the checksum
                 raise ValueError(f"{damaged} fails its checksum")
             arrays = {name: file[name] for name in file.files}

@@ -170,11 +170,29 @@ def _read(path, own):
         score = (record["score"] or {}).get(record["metric"])
         low, high = config.task.limits
         good = score is None if record["diverged"] else low <= score <= high
-        if good and record.keys() == FIELDS and isinstance(record["code"], str):
+        if good and record.keys() == FIELDS and _sound(record):
             return record, config
     except (EnvironmentFault, UsageError, LookupError, TypeError, ValueError, AttributeError):
         pass
     return None, None
+
+
+def _sound(record):
+    """Whether the values of a record are of the types that tables and figures need."""
+    score, lifted, curve = record["score"] or {}, record["lifted"] or {}, record["curve"]
+    diverged, reached = record["diverged"], record["reached"]
+    names = ("params", "seconds", "cache_bytes_per_token", "cache_bytes_per_token_formula")
+    numbers = [record[name] for name in names] + [*score.values(), *record["losses"]]
+    numbers += [number for point in curve for number in point]
+    numbers += [lifted[name] for name in ("score", "params") if lifted]
+    numbers += [reached] if reached is not None else []
+    texts = [record["code"], *([] if diverged is None else [diverged])]
+    points = all(len(point) == 2 for point in curve)
+    return points and all(type(n) in (int, float) for n in numbers) and _are_texts(texts)
+
+
+def _are_texts(values):
+    return all(isinstance(value, str) for value in values)
 
 
 def _upgraded(record):

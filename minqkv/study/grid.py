@@ -97,9 +97,9 @@ def grid(
     for per_token, n_params, *cell, task, variant in cells:
         given = dict(zip(names, cell, strict=True))
         try:
-            if per_token:
+            if per_token is not None:
                 given["head_dim"] = _width_for_bytes(task, variant, per_token, own, given)
-            elif n_params:
+            elif n_params is not None:
                 given["head_dim"] = _width_for_params(task, variant, n_params, own, given)
         except NoWidth as error:
             left_out.append(str(error))

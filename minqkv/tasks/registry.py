@@ -1,5 +1,6 @@
 """The tasks by name: those of this package, and classes of your own."""
 
+import math
 from contextlib import contextmanager
 from dataclasses import fields
 from inspect import isabstract
@@ -44,6 +45,8 @@ def check_class(name: str, found) -> type:
         raise UsageError(
             f"{name} must be a frozen dataclass", f"@dataclass(frozen=True); or {cure}"
         )
+    if found.better not in ("higher", "lower"):
+        raise UsageError(f"{name}: better must be higher or lower, not {found.better!r}")
     return found
 
 
@@ -87,14 +90,35 @@ def _check_score(task, score, targets):
         if name not in score:
             raise UsageError(f"{task.name}: predict gives {', '.join(score)}, but no {name}")
     for name, value in score.items():
-        if name != "predictions" and not isinstance(value, (int, float)):
-            raise UsageError(f"{task.name}: the {name} must be a number, not {value!r}")
+        if name != "predictions":
+            _check_number(task, name, value)
     if np.shape(score["predictions"]) != targets.shape:
         shape = np.shape(score["predictions"])
         raise UsageError(f"{task.name}: predictions {shape} do not fit targets {targets.shape}")
+    _check_limits(task, score[task.metric])
+
+
+def check_score(task: Task, score: dict) -> None:
+    """What `score` gave: numbers, the metric within its limits. NaN is left to the caller, for a
+    run that diverged. Raises UsageError.
+    """
+    if task.metric not in score:
+        raise UsageError(f"{task.name}: score gives {', '.join(score)}, but no {task.metric}")
+    for name, value in score.items():
+        _check_number(task, name, value)
+    if math.isfinite(score[task.metric]):
+        _check_limits(task, score[task.metric])
+
+
+def _check_number(task, name, value):
+    if not isinstance(value, (int, float)):
+        raise UsageError(f"{task.name}: the {name} must be a number, not {value!r}")
+
+
+def _check_limits(task, value):
     low, high = task.limits
-    if not low <= score[task.metric] <= high:
-        what = f"{task.metric} {score[task.metric]} is outside its limits"
+    if not low <= value <= high:
+        what = f"{task.metric} {value} is outside its limits"
         raise UsageError(f"{task.name}: {what}, {low} to {high}")
 
 
