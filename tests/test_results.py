@@ -11,7 +11,8 @@ from minqkv.study import stats
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = sorted((ROOT / "bench/results").rglob("*.json"))
-PAGES = [ROOT / "README.md", ROOT / "docs/results.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs/results.md", ROOT / "docs/recall.md"]
+LINES = [line for page in PAGES if page.exists() for line in page.read_text("utf-8").splitlines()]
 TEXT = " ".join(" ".join(p.read_text("utf-8").split()) for p in PAGES if p.exists())
 
 
@@ -100,6 +101,55 @@ def test_twelve_seeds():
     row = next(row for _, row in rows("study-12-seeds") if row["arm"] == "q=k=v")
     assert len(row["by_seed"]) == 12
     assert f"{with_half(row['accuracy'])} at L 2, H 4" in TEXT
+
+
+def minus_or_plus(estimate):
+    sign = "−" if estimate["mean"] < -5e-4 else "+" if estimate["mean"] > 5e-4 else ""
+    return sign + with_half(estimate)
+
+
+def test_the_recall_study():
+    """Every arm with its interval, how many runs learned the task, and after how many steps."""
+    found = rows("recall-full")
+    assert len({(cell["task"], cell["equal"]["bytes"]) for cell, _ in found}) == 7
+    for cell, row in found:
+        if row["lifted"]:
+            trained = next(r for r in cell["rows"] if row["arm"].startswith(f"{r['arm']}, "))
+            assert row["by_seed"] == trained["by_seed"]
+            continue
+        variant, _, rest = row["arm"].partition(" (")
+        label = f"| {cell['equal']['bytes']} | `{variant}`, {rest.removesuffix(')')}"
+        line = next(
+            one for one in LINES if one.startswith(label) and with_half(row["score"]) in one
+        )
+        reached = list(row["reached"].values())
+        median, learned = stats.median_steps(reached, cell["size"]["steps"])
+        steps = f"{median:,.0f}" if median else f"> {cell['size']['steps']:,}"
+        assert f" {learned}/{len(reached)} | {steps} | {row['lr']:g}" in line
+        assert ("(baseline)" in line) == (row["arm"] == cell["baseline"])
+        assert ("(edge)" in line) == row["at_the_edge"]
+        each = [f"{v:.2f}".removeprefix("0") for v in sorted(row["by_seed"].values())]
+        assert f"| {' '.join(each)} |" in line
+
+
+def test_the_planned_contrasts():
+    results = json.loads((ROOT / "bench/results/recall-full/results.json").read_text("utf-8"))
+    assert len(results["contrasts"]) == 7
+    for one in results["contrasts"]:
+        numbers = f"{minus_or_plus(one['difference'])} | {one['p']:.4f} | {one['p_adjusted']:.4f}"
+        lines = [line for line in LINES if line.startswith(f"| {one['cell']}: ")]
+        assert any(f"| {numbers} | {one['verdict']} |" in line for line in lines)
+    assert not any(run["diverged"] for run in results["runs"])
+
+
+def test_the_default_study_and_again():
+    """Its differences, distinguishable from zero, on the default seeds and on others."""
+    default = {(c["task"], r["arm"]): r["to_baseline"] for c, r in rows("study-default")}
+    again = {(c["task"], r["arm"]): r["to_baseline"] for c, r in rows("study-default-again")}
+    arm = "mqar", "q-k=v (H 1 d 12, rope, raw)"
+    for difference in (default[arm], again[arm], default["sort", "q=k=v"]):
+        assert abs(difference["mean"]) > difference["half"]
+        assert minus_or_plus(difference) in TEXT
 
 
 def test_cache_measured_is_the_formula():
