@@ -14,7 +14,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/results.md", "docs/recall.md")
-PAGES = (*PAGES, "docs/recall-plan.md")
 TREE = re.search(r"```\n(minqkv/\n.*?)```", README, re.S)[1].splitlines()
 
 
