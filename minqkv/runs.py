@@ -257,7 +257,8 @@ class RunFolder:
         self.metrics, self.checkpoint = path / "metrics.jsonl", path / "checkpoint.npz"
         self.result, self.steps = path / "result.json", config.recipe.steps
         self.saved_step, self.saved_time, self.curve = 0, time.monotonic(), []
-        holds_a_run = (path / "config.json").exists() or self.checkpoint.exists()
+        known = (path / "config.json", self.metrics, self.checkpoint, self.result)
+        holds_a_run = any(file.exists() for file in known)
         if holds_a_run and not resume:
             cure = "continue it with --resume, or choose another folder with --out"
             raise UsageError(f"{path} already holds a run", cure)
@@ -438,7 +439,8 @@ def read_config(path, own=None):
         why = f"{path} was changed after it was written, or comes from a newer version of minqkv"
         raise EnvironmentFault(why, f"restore it, or {_ANOTHER}")
     try:
-        config = config_from(values, own)
+        name = values["task"]["name"] if isinstance(values["task"], dict) else values["task"]
+        config = config_from(values, {name: own})
     except (UsageError, TypeError, ValueError, KeyError, AttributeError) as error:
         if isinstance(error, UsageError) and "of your own" in str(error):
             raise
@@ -447,8 +449,10 @@ def read_config(path, own=None):
     return config, bound
 
 
-def config_from(stored: dict, own: type | None = None) -> RunConfig:
-    """A RunConfig from what `asdict` made of one; or from the flat values of version 0.1.0."""
+def config_from(stored: dict, own: dict[str, type] | None = None) -> RunConfig:
+    """A RunConfig from what `asdict` made of one; or from the flat values of version 0.1.0. `own`:
+    MODULE:CLASS -> the class, of tasks of yours.
+    """
     if isinstance(stored["task"], str):
         if stored.keys() != _FLAT:
             raise UsageError(f"its values are {', '.join(stored)}")
@@ -456,7 +460,7 @@ def config_from(stored: dict, own: type | None = None) -> RunConfig:
     task, recipe = dict(stored["task"]), Recipe(**stored["recipe"])
     name = task.pop("name")
     rest = {key: value for key, value in stored.items() if key not in ("task", "recipe")}
-    return RunConfig(task_class(name, own)(name, **task), recipe=recipe, **rest)
+    return RunConfig(task_class(name, (own or {}).get(name))(name, **task), recipe=recipe, **rest)
 
 
 _FLAT = {

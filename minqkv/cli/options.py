@@ -292,7 +292,8 @@ def echo(text, indent=0):
     """Print a text, wrapped to the terminal; its further lines are indented. It is not broken at a
     no-break space, which is printed as a plain one.
     """
-    width, further = shutil.get_terminal_size((100, 25)).columns, " " * indent
+    width = shutil.get_terminal_size((100, 25)).columns
+    further = indent if isinstance(indent, str) else " " * indent
     filled = textwrap.fill(text, width, subsequent_indent=further, break_on_hyphens=False)
     click.echo(filled.replace("\u00a0", " "))
 

@@ -96,77 +96,97 @@ def study(
 
     Each finished run is kept under --out: the same command continues where it was interrupted.
     """
-    from ..render.console import duration, say, stderr
-    from ..study.claims import CONTRASTS, as_data, findings
-    from ..study.execute import estimate_seconds, study_folder
-    from ..study.grid import ablation, blocks, short_hash
-    from ..study.plan import Part, Plan, plan
-    from ..study.summary import as_results
+    from ..study.execute import study_folder
+    from ..study.grid import short_hash
 
     if executor and ":" in executor:
         look_here()
     given = given_settings(flags, more, listed=True)
     flags["selection_seeds"] = selection_seeds
     given |= {name: value for name, value in flags.items() if value is not None}
-    own = next(filter(None, map(own_task, given.get("tasks", ()))), None)
-    chosen = blocks("quick-2026" if ablate and preset == "quick" else preset, given, own)
+    plan = _plan(preset, ablate, given)
     if show_config:
         print_toml({"preset": preset, **given})
+        _dry_run(plan, "", "# ")
         return None
-    if ablate:
-        if "variants" in given:
-            why = "--ablate plus chooses the variants itself; leave --variants out"
-            raise click.UsageError(why)
-        found = Plan([Part(ablation(**{**block, "variants": None})) for block in chosen])
-    else:
-        found = plan(chosen, own)
     name = "plus" if ablate else preset
     out = out or Path("runs") / f"study-{name}{f'-{short_hash(given)}' if given else ''}"
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, not a folder", "choose another folder with --out")
-    messages, wanted = stderr(), [*found.candidates, *found.configs]
-    jobs = min(jobs or cores(), len(wanted))
-    missing, others = _missing(wanted, out, accept_code)
-    seconds = estimate_seconds(missing, jobs) if missing else 0
-    n = len(wanted)
-    line = f"{n} run{'s' if n > 1 else ''}, {n - len(missing)} of them on record in {out}"
-    line += f"; about {duration(seconds)} on {jobs} process{'es' if jobs > 1 else ''}"
+    jobs = min(jobs or cores(), len(plan.candidates) + len(plan.configs))
+    missing, seconds, line = _outlook(plan, out, jobs, executor, accept_code, dry_run and as_json)
     if dry_run:
-        if as_json:
-            counts = {"runs": len(wanted), "recorded": len(wanted) - len(missing)}
-            counts |= {"other_code": others, "seconds": seconds, "jobs": jobs}
-            print_json({**counts, "out": str(out)})
-        else:
-            _dry_run(found, line)
+        if not as_json:
+            _dry_run(plan, line)
         return None
-    say(messages, line)
-    for reason in found.impossible:
-        say(messages, f"left out: {reason}")
     began = time.perf_counter()
     try:
-        with study_folder(out, wanted):
-            records, selection = _run(found, missing, seconds, out, jobs, executor, accept_code)
+        with study_folder(out, plan.identity):
+            records, selection = _run(plan, missing, seconds, out, jobs, executor, accept_code)
+            wall = time.perf_counter() - began
+            planned = None if given else preset
+            return _report(plan, records, selection, wall, out, planned, ablate, as_json)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"finished runs are kept in {out}: repeat the command to continue"
         ) from None
-    cells = found.cells(records, own)
-    wall = time.perf_counter() - began
-    results = as_results(records, command_line(), wall, cells, selection, found.impossible, own)
-    claims = findings(CONTRASTS.get(preset, ()), cells) if not given else []
-    results["contrasts"] = as_data(claims)
-    by_hash = {config.hash: r for config, r in zip(found.configs, records, strict=True)}
-    return _report(out, cells, results, by_hash, claims, ablate, as_json)
 
 
-def _report(out, cells, results, records, claims, ablate, as_json):
-    """Tables on stdout, files in the folder; the exit code. `records` are by their hash."""
+def _plan(preset, ablate, given):
+    """The Plan of a preset, with some of its lists replaced."""
+    from ..study.grid import ablation, blocks
+    from ..study.plan import Part, Plan, plan
+
+    own = {name: own_task(name) for name in given.get("tasks", ()) if ":" in name}
+    if not ablate:
+        return plan(blocks(preset, given, own), own)
+    if given.keys() & {"variants", "lr"}:
+        why = "--ablate plus chooses the variants itself, and trains all at one rate"
+        raise click.UsageError(f"{why}; leave --variants and --lr out")
+    chosen = blocks("quick-2026" if preset == "quick" else preset, given, own)
+    return Plan([Part(ablation(**{**block, "variants": None})) for block in chosen])
+
+
+def _outlook(plan, out, jobs, executor, accept_code, as_json):
+    """(runs to do, how long they will take, a line that says so), which is printed."""
+    from ..render.console import duration, say, stderr
+    from ..study.execute import Records, estimate_seconds, own_classes
+
+    plan.recall(Records(out, own_classes(plan.configs)), accept_code)
+    wanted = [*plan.candidates, *plan.configs]
+    missing, others = _missing(wanted, out, accept_code)
+    seconds = estimate_seconds(missing, jobs) if missing else 0
+    n = len(wanted)
+    if as_json:
+        counts = {"runs": n, "recorded": n - len(missing), "other_code": others}
+        print_json({**counts, "seconds": seconds, "jobs": jobs, "out": str(out)})
+        return missing, seconds, ""
+    line = f"{n} run{'s' if n > 1 else ''}, {n - len(missing)} of them on record in {out}"
+    where = f"{jobs} process{'es' if jobs > 1 else ''}"
+    where += f" like this one ({executor} may be faster)" if executor else ""
+    line += f"; about {duration(seconds)} on {where}"
+    say(stderr(), line)
+    for reason in plan.impossible:
+        say(stderr(), f"left out: {reason}")
+    return missing, seconds, line
+
+
+def _report(plan, records, selection, wall, out, planned, ablate, as_json):
+    """Tables on stdout, files in the folder; the exit code. `planned` is the preset, if it is run
+    as it is: only then its contrasts are what was planned.
+    """
     from ..render import study as view
     from ..render.console import say, stderr, stdout, write_svg
     from ..runtime.files import write_text
-    from ..study.summary import unresolved, write_results
+    from ..study.claims import CONTRASTS, as_data, findings
+    from ..study.summary import as_results, unresolved, write_results
 
+    cells = plan.cells(records)
+    claims = findings(CONTRASTS.get(planned, ()), cells)
+    about = (command_line(), wall, cells, selection, plan.impossible)
+    results = as_results(records, *about, plan.own) | {"contrasts": as_data(claims)}
     notes = [unresolved(cell) for cell in cells]
+    by_hash = {config.hash: r for config, r in zip(plan.configs, records, strict=True)}
 
     def draw(console):
         view.study(console, cells, notes, results["cache_itemsize"], claims, bool(ablate))
@@ -175,13 +195,13 @@ def _report(out, cells, results, records, claims, ablate, as_json):
     write_svg(out / "table.svg", "minqkv study", draw, width=150)
     write_text(out / "figure.svg", view.figure(cells))
     write_text(out / "figure-narrow.svg", view.figure(cells, columns=1))
-    write_text(out / "curves.svg", view.curves(cells, records))
+    write_text(out / "curves.svg", view.curves(cells, by_hash))
     if as_json:
         print_json(results)
     else:
         draw(stdout())
     say(stderr(), f"kept in {out}: results.json, results.csv, table.svg, figure.svg, curves.svg")
-    diverged = [record["diverged"] for record in records.values() if record["diverged"]]
+    diverged = [record["diverged"] for record in records if record["diverged"]]
     if diverged:
         n = len(records)
         say(stderr(), f"{len(diverged)} of {n} runs diverged; the first: {diverged[0]}")
@@ -192,9 +212,9 @@ def _report(out, cells, results, records, claims, ablate, as_json):
 def _missing(configs, out, accept_code):
     """(runs to do, records of other code by version); one line on stderr where there are such."""
     from ..render.console import say, stderr
-    from ..study.execute import Records, own_class
+    from ..study.execute import Records, own_classes
 
-    stored = Records(out, own_class(configs))
+    stored = Records(out, own_classes(configs))
     missing = [config for config in configs if stored.of(config) is None]
     others = stored.of_other_code(configs)
     if others:
@@ -206,10 +226,12 @@ def _missing(configs, out, accept_code):
     return missing, others
 
 
-def _dry_run(plan, line):
+def _dry_run(plan, line, mark=""):
+    """What would run, part by part."""
     from ..study.grid import arm
 
-    echo(line, indent=2)
+    if line:
+        echo(line, indent=2)
     for part in plan.parts:
         arms = [arm(config, bool(part.equal)).replace(" ", "\u00a0") for config in part.configs]
         values = {"task": [c.task.name for c in part.configs], "variant": arms}
@@ -219,9 +241,10 @@ def _dry_run(plan, line):
         values["lr"] = part.rates or [c.recipe.lr for c in part.configs]
         for name, found in values.items():
             if found:
-                echo(f"  {name:8} {', '.join(map(str, dict.fromkeys(found)))}", indent=11)
+                text = ", ".join(map(str, dict.fromkeys(found)))
+                echo(f"{mark}  {name:8} {text}", indent=11 if not mark else mark + " " * 11)
     for reason in plan.impossible:
-        echo(f"  left out: {reason}", indent=11)
+        echo(f"{mark}  left out: {reason}", indent=11 if not mark else mark + " " * 11)
 
 
 def _run(plan, missing, seconds, out, jobs, executor, accept_code):
@@ -253,7 +276,8 @@ def _run(plan, missing, seconds, out, jobs, executor, accept_code):
                 left = (time.monotonic() - began) / fresh * (total - done)
                 what = "  ".join(_cell(config))
                 values = " ".join(cell.values()) if len(cell) <= 5 else f"{len(cell)} seeds"
-                say(console, f"{what}  {values}  {done}/{total}, {duration(left)} left")
+                left = "" if console.is_terminal else f", {duration(left)} left"  # the bar has it
+                say(console, f"{what}  {values}  {done}/{total}{left}")
 
         def execute(configs):
             for config in configs:
@@ -264,10 +288,10 @@ def _run(plan, missing, seconds, out, jobs, executor, accept_code):
 
 
 def _cell(c):
-    from ..study.grid import arm
+    from ..study.grid import OF_AN_ARM, arm
 
     rate = f"lr {c.recipe.lr:g}" if c.split == "validation" else ""
-    return tuple(filter(None, (c.task.name, arm(c, True), rate)))
+    return tuple(filter(None, (c.task.title(without=OF_AN_ARM), arm(c, True), rate)))
 
 
 COMMANDS = (study,)

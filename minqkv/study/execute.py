@@ -29,6 +29,7 @@ from ..train import train_step
 from ..variants import cache_bytes_per_token
 from .executors import run_on
 from .grid import ITEMSIZE, cell
+from .rates import arm_of
 
 KIND = "minqkv study run"
 SCORING = 0.3  # of a step: an example that is scored, not trained on
@@ -100,7 +101,7 @@ def measured_cache(config):
 class Records:
     """The records in a folder that are whole: by the hash of a configuration, and by code."""
 
-    def __init__(self, out: str | Path, own: type | None = None):
+    def __init__(self, out: str | Path, own: dict[str, type] | None = None):
         self.found, written = {}, {}
         for path in sorted((Path(out) / "runs").glob("*.json")):
             record, config = _read(path, own)
@@ -130,29 +131,39 @@ class Records:
 
 def recorded(config: RunConfig, out: str | Path, accept_code: bool = False) -> dict | None:
     """The record of one run; see `Records.of`."""
-    return Records(out, own_class([config])).of(config, accept_code)
+    return Records(out, own_classes([config])).of(config, accept_code)
 
 
 @contextlib.contextmanager
-def study_folder(out: str | Path, configs: list[RunConfig]):
-    """The folder of a study, for this process alone. Raises UsageError where it holds the tables of
-    another grid: one may grow, by more seeds for instance, but nothing is replaced.
+def study_folder(out: str | Path, identity: set[tuple[str, int]]):
+    """The folder of a study, for this process alone; `identity` is that of a Plan. Raises
+    UsageError where it holds the tables of another grid, which would be replaced, or a run. A grid
+    may grow, by more seeds for instance.
     """
     files.make_folder(out)
-    place, hashes = Path(out) / "study.json", {config.hash for config in configs}
-    if place.exists():
-        stored = files.read_json(place)
-        if stored.get("kind") != "minqkv study" or not hashes >= set(stored.get("runs", ())):
+    with locked(out, "study"):
+        if (Path(out) / "config.json").exists():
+            raise UsageError(f"{out} holds a run, not a study", "choose another folder with --out")
+        tables = Path(out) / "results.json"
+        if tables.exists() and not identity >= _identity(files.read_json(tables)):
             why = f"{out} holds the tables of another grid, which these runs would replace"
             raise UsageError(why, "choose another folder with --out")
-    with locked(out, "study"):
-        files.write_json(place, {"kind": "minqkv study", "runs": sorted(hashes)})
         yield
 
 
-def own_class(configs: list[RunConfig]) -> type | None:
-    """The class of a task MODULE:CLASS among these runs; None where there is none."""
-    return next((type(c.task) for c in configs if ":" in c.task.name), None)
+def _identity(results):
+    """Arms and seeds of the runs in a results.json; of tasks of one's own, none."""
+    found = set()
+    for run in results.get("runs", ()):
+        with contextlib.suppress(UsageError):
+            config = config_from(run["config"])
+            found.add((arm_of(config).hash, config.seed))
+    return found
+
+
+def own_classes(configs: list[RunConfig]) -> dict[str, type]:
+    """MODULE:CLASS -> the class, of the tasks of one's own among these runs."""
+    return {c.task.name: type(c.task) for c in configs if ":" in c.task.name}
 
 
 def _path(config, out, code):
@@ -230,7 +241,7 @@ def run_study(
     """
     records, missing = {}, []
     files.make_folder(out)
-    stored = Records(out, own_class(configs))
+    stored = Records(out, own_classes(configs))
 
     def keep(config, record, reused):
         records[config] = record

@@ -18,7 +18,7 @@ NEAR = 0.02  # how far from --equal-params the nearest width may be
 LARGEST_HEAD = 1024
 
 
-def blocks(preset: str, given: dict, own: type | None = None) -> list[dict]:
+def blocks(preset: str, given: dict, own: dict[str, type] | None = None) -> list[dict]:
     """The blocks of a preset with some lists replaced by `given`, each where its tasks have such a
     field. Tasks that no block has come in a block of their own, at their own sizes.
     """
@@ -52,13 +52,13 @@ def blocks(preset: str, given: dict, own: type | None = None) -> list[dict]:
 def _fields(tasks, own):
     common = {"variants", "seeds", "equal_bytes", "equal_params", "selection_seeds"}
     common |= {field.name for field in fields(Recipe)}
-    return common.union(*(field_names(task_class(task, own)) for task in tasks))
+    return common.union(*(field_names(task_class(task, (own or {}).get(task))) for task in tasks))
 
 
 def _fitting(variants, block, own):
     """Those of `variants` whose KV heads divide every head count of these tasks."""
-    tasks = block["tasks"]
-    heads = block.get("n_head") or [task_class(task, own)(task).n_head for task in tasks]
+    classes = {task: task_class(task, (own or {}).get(task)) for task in block["tasks"]}
+    heads = block.get("n_head") or [cls(task).n_head for task, cls in classes.items()]
 
     def fits(name):
         groups = [VariantSpec.parse(part).kv_heads or 1 for part in name.split("/")]
@@ -79,7 +79,7 @@ def grid(
     *,
     equal_bytes: Iterable[int] = (None,),
     equal_params: Iterable[int] = (None,),
-    own: type | None = None,
+    own: dict[str, type] | None = None,
     impossible: list | None = None,
     **lists,
 ) -> list[RunConfig]:
@@ -95,18 +95,22 @@ def grid(
     values = [v if isinstance(v, (tuple, list, range)) else (v,) for v in lists.values()]
     cells = itertools.product(equal_bytes, equal_params, *values, tasks, variants)
     for per_token, n_params, *cell, task, variant in cells:
-        given = dict(zip(names, cell, strict=True))
+        given, cls = dict(zip(names, cell, strict=True)), (own or {}).get(task)
+        equal = per_token is not None or n_params is not None
+        if equal and "head_dim" in given:
+            why = "equal bytes and equal parameters choose the width of a head"
+            raise UsageError(why, "leave --head-dim out")
         try:
             if per_token is not None:
-                given["head_dim"] = _width_for_bytes(task, variant, per_token, own, given)
+                given["head_dim"] = _width_for_bytes(task, variant, per_token, cls, given)
             elif n_params is not None:
-                given["head_dim"] = _width_for_params(task, variant, n_params, own, given)
+                given["head_dim"] = _width_for_params(task, variant, n_params, cls, given)
         except NoWidth as error:
             left_out.append(str(error))
             continue
         for seed in seeds:
-            configs[configure(task, variant, own, **given, seed=seed)] = None
-    if not configs:
+            configs[configure(task, variant, cls, **given, seed=seed)] = None
+    if not configs and impossible is None:
         raise UsageError("nothing to run" + (f": {left_out[0]}" if left_out else ""))
     return list(configs)
 
@@ -188,10 +192,12 @@ def arm(config: RunConfig, equal: bool = False) -> str:
 
 
 def cell(config: RunConfig, equal: bool = False) -> dict:
-    """What the rows of a table have in common: the task, its size, and steps; at equal bytes not
-    what makes an arm, but the bytes.
+    """What the rows of a table have in common: the task, its size, and the recipe but for the
+    rate; at equal bytes not what makes an arm.
     """
     values = {name: value for name, value in asdict(config.task).items() if value is not None}
     for name in ("plus_start", "hide_self", *(OF_AN_ARM if equal else ())):
         values.pop(name, None)
-    return values | {"steps": config.recipe.steps}
+    recipe = asdict(config.recipe)
+    recipe.pop("lr")
+    return values | recipe

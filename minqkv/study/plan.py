@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from ..runs import RunConfig
 from ..runtime.errors import UsageError
+from .execute import Records
 from .grid import grid
 from .rates import FIRST_SEED, Choice, arm_of, candidates, choose, with_rates
 from .summary import Cell, summarise
@@ -28,6 +29,7 @@ class Plan:
     parts: list[Part]
     impossible: list[str] = field(default_factory=list)
     choices: dict[RunConfig, Choice] = field(default_factory=dict)  # filled by `run`
+    own: dict[str, type] = field(default_factory=dict)  # MODULE:CLASS -> the class
 
     @property
     def configs(self) -> list[RunConfig]:
@@ -49,6 +51,13 @@ class Plan:
         found = [candidates(p.configs, p.rates, p.selection_seeds) for p in parts]
         return list(dict.fromkeys(config for part in found for config in part))
 
+    def recall(self, stored: Records, accept_code: bool = False) -> None:
+        """Choose the rates already, if the runs that decide them are all on record."""
+        deciding = self.candidates
+        records = [stored.of(config, accept_code) for config in deciding]
+        if all(records):
+            self.choices = choose(zip(deciding, records, strict=True))
+
     def run(self, execute: Callable) -> tuple[list[dict], list[dict]]:
         """(records to report, records that decided the rates). `execute` runs configurations and
         returns their records, in order. No test split is scored before all rates are chosen.
@@ -58,7 +67,7 @@ class Plan:
         self.choices = choose(zip(deciding, selection, strict=True))
         return execute(self.configs), selection
 
-    def cells(self, records: list[dict], own: type | None = None) -> list[Cell]:
+    def cells(self, records: list[dict]) -> list[Cell]:
         """The tables, in the order of the parts."""
         by_hash = {config.hash: r for config, r in zip(self.configs, records, strict=True)}
         groups = {}  # parts of the same task and kind share their tables
@@ -70,15 +79,15 @@ class Plan:
         for (_, equal, targets), configs in groups.items():
             configs = with_rates(list(dict.fromkeys(configs)), self.choices)
             found = [by_hash[config.hash] for config in configs]
-            cells += summarise(found, equal, targets, self.choices, own)
+            cells += summarise(found, equal, targets, self.choices, self.own)
         return cells
 
 
-def plan(blocks: Iterable[dict], own: type | None = None) -> Plan:
+def plan(blocks: Iterable[dict], own: dict[str, type] | None = None) -> Plan:
     """A Plan from blocks of lists, as in presets.PRESETS. With several values of `lr`, one is
     chosen for each arm, on `selection_seeds` seeds. Raises UsageError.
     """
-    parts, impossible = [], []
+    parts, impossible, own = [], [], own or {}
     for block in blocks:
         block = dict(block)
         rates, n_seeds = tuple(block.pop("lr", ())), block.pop("selection_seeds", 3)
@@ -91,4 +100,6 @@ def plan(blocks: Iterable[dict], own: type | None = None) -> Plan:
             why = f"seeds from {FIRST_SEED} on choose the learning rates"
             raise UsageError(f"{why}: they cannot be reported, too", "--seeds 8")
         parts.append(Part(configs, rates, equal, targets, n_seeds))
-    return Plan(parts, impossible)
+    if not any(part.configs for part in parts):
+        raise UsageError("nothing to run" + (f": {impossible[0]}" if impossible else ""))
+    return Plan([part for part in parts if part.configs], impossible, own=own)

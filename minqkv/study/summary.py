@@ -71,7 +71,7 @@ def summarise(
     equal: str | None = None,
     targets: tuple[int, ...] = (),
     choices: dict[RunConfig, Choice] | None = None,
-    own: type | None = None,
+    own: dict[str, type] | None = None,
 ) -> list[Cell]:
     """Records -> Cells, in the order the cells and arms first appear.
 
@@ -101,7 +101,8 @@ def _equal(record, config, equal, targets):
 
 
 def _cell(size, equal, arms, choices):
-    task = next(iter(arms.values()))[0][0].task
+    config = next(iter(arms.values()))[0][0]
+    task = config.task
     baseline = _baseline(arms, equal, choices)
     rows = []
     for name, runs in arms.items():
@@ -109,15 +110,22 @@ def _cell(size, equal, arms, choices):
         if equal and any(record["lifted"] for _, record in runs):
             rows.append(_lifted_row(rows[-1], runs))
     about = (task.metric, task.better, task.solved, task.chance)
-    return Cell(task.name, _title(task, equal), *about, size, equal, baseline, tuple(rows))
+    return Cell(task.name, _title(config, equal), *about, size, equal, baseline, tuple(rows))
 
 
-def _title(task, equal):
-    if not equal:
-        return task.title()
-    ((what, value),) = equal.items()
-    what = f"{value:,} B a token and layer" if what == "bytes" else f"about {value:,} parameters"
-    return f"{task.title(without=OF_AN_ARM)}  {what}"
+def _title(config, equal):
+    """The task and its size, the bytes, and what of the recipe is not the task's own."""
+    task, parts = config.task, []
+    if equal:
+        ((what, n),) = equal.items()
+        parts.append(f"{n:,} B a token and layer" if what == "bytes" else f"about {n:,} parameters")
+    usual, recipe = asdict(task.recipe()), asdict(config.recipe)
+    if recipe["steps"] != usual["steps"]:
+        parts.append(f"{recipe['steps']:,} steps")
+    usual = asdict(task.recipe(recipe["steps"]))
+    for name in ("batch", "warmup", "clip"):
+        parts += [f"{name} {recipe[name]}"] if recipe[name] != usual[name] else []
+    return "  ".join([task.title(without=OF_AN_ARM if equal else ()), *parts])
 
 
 def _baseline(arms, equal, choices):
@@ -274,7 +282,7 @@ def as_results(
     cells: list[Cell] | None = None,
     selection: list[dict] = (),
     impossible: list[str] = (),
-    own: type | None = None,
+    own: dict[str, type] | None = None,
 ) -> dict:
     """The object of results.json: versions, hyper-parameters, command, runs, and the summary.
 

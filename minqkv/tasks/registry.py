@@ -27,6 +27,9 @@ def task_class(name: str, own: type | None = None) -> type:
     if ":" in name:
         if own is None:
             raise UsageError(f"{name} is a task of your own", f"name it: --task {name}")
+        if own.__name__ != name.rpartition(":")[2]:
+            why = f"{own.__name__} is not {name}"
+            raise UsageError(f"{why}, a task of your own", f"name it: --task {name}")
         return own
     if name not in CLASSES:
         raise unknown("task", name, TASKS)
