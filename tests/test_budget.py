@@ -45,15 +45,15 @@ RANKS = [
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
-    "the book": ({*BOOK, "runs"}, 2210),
-    "runtime": ({"runtime"}, 850),
+    "the book": ({*BOOK, "runs"}, 2240),
+    "runtime": ({"runtime"}, 870),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "of it, several machines": ({"runtime/distributed.py"}, 60),
-    "tasks": ({"tasks"}, 460),
-    "study": ({"study"}, 650),
-    "analysis": ({"analysis"}, 220),
-    "render, teach": ({"render", "teach"}, 2300),
-    "cli, and the way in": ({"cli", "__main__", "__init__"}, 1100),
+    "tasks": ({"tasks"}, 480),
+    "study": ({"study"}, 1150),
+    "analysis": ({"analysis"}, 230),
+    "render, teach": ({"render", "teach"}, 2480),
+    "cli, and the way in": ({"cli", "__main__", "__init__"}, 1330),
 }
 LONGEST = 40  # code lines of a function in the book
 OF_THE_BOOK = [n for n in NAMES if n.split("/")[0].removesuffix(".py") in {*BOOK, "runs"}]

@@ -256,7 +256,7 @@ def _run(plan, missing, seconds, out, jobs, executor, accept_code):
 
     console, began = stderr(), time.monotonic()
     total = len(plan.candidates) + len(plan.configs)
-    cells, done, fresh = {}, 0, 0
+    cells, done, fresh, label = {}, 0, 0, _labels([*plan.candidates, *plan.configs])
     each = max(0.1, seconds * jobs / max(1, len(missing)))
 
     with (
@@ -268,30 +268,41 @@ def _run(plan, missing, seconds, out, jobs, executor, accept_code):
             nonlocal done, fresh
             done, fresh = done + 1, fresh + (not reused)
             score = record["score"] and number(record["score"][record["metric"]])
-            cell = cells[_cell(config)]
+            cell = cells[label(config)]
             cell[config.seed] = score or "diverged"
             if not reused:
                 advance(done)
             if None not in cell.values() and not reused:
                 left = (time.monotonic() - began) / fresh * (total - done)
-                what = "  ".join(_cell(config))
                 values = " ".join(cell.values()) if len(cell) <= 5 else f"{len(cell)} seeds"
                 left = "" if console.is_terminal else f", {duration(left)} left"  # the bar has it
-                say(console, f"{what}  {values}  {done}/{total}{left}")
+                say(console, f"{label(config)}  {values}  {done}/{total}{left}")
 
         def execute(configs):
             for config in configs:
-                cells.setdefault(_cell(config), {})[config.seed] = None
+                cells.setdefault(label(config), {})[config.seed] = None
             return run_study(configs, out, jobs, on_record, accept_code, executor)
 
         return plan.run(execute)
 
 
-def _cell(c):
+def _labels(configs):
+    """A function that names the cell of a run: the task, its size where there are several, the arm,
+    and the rate where rates are chosen.
+    """
     from ..study.grid import OF_AN_ARM, arm
 
-    rate = f"lr {c.recipe.lr:g}" if c.split == "validation" else ""
-    return tuple(filter(None, (c.task.title(without=OF_AN_ARM), arm(c, True), rate)))
+    titles = {}
+    for c in configs:
+        titles.setdefault(c.task.name, set()).add((c.task.title(OF_AN_ARM), c.recipe.steps))
+
+    def label(c):
+        several = len(titles[c.task.name]) > 1
+        task = f"{c.task.title(OF_AN_ARM)}  {c.recipe.steps} steps" if several else c.task.name
+        rate = f"lr {c.recipe.lr:g}" if c.split == "validation" else ""
+        return "  ".join(filter(None, (task, arm(c, True), rate)))
+
+    return label
 
 
 COMMANDS = (study,)
