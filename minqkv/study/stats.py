@@ -88,7 +88,7 @@ SEEDS = 8  # the fewest that a claimed difference needs
 
 
 def sign_flip(differences: list[float]) -> float:
-    """The exact two-sided p of a paired permutation test: could the differences have mean zero?
+    """The exact two-sided p of a paired permutation test of differences symmetric about zero.
 
     If the two arms did not differ, each seed's difference could as well have the opposite sign. p
     is the share of all 2^n choices of signs whose mean is at least as far from zero as the one
