@@ -43,7 +43,7 @@ def cli(ctx):
     """Attention with shared projections: train it, compare it, measure its cache.
 
     `minqkv` alone says where you are in the course; `minqkv learn` continues it.
-    `minqkv study` compares all variants on two tasks: about 2 minutes on two recent cores.
+    `minqkv study` compares variants at equal cache bytes: about a minute on two recent cores.
     """
     if ctx.invoked_subcommand is None:
         lesson.start_page()
