@@ -11,7 +11,6 @@ import time
 import minqkv as mq
 from minqkv.optim import Adam
 from minqkv.runs import configure
-from minqkv.tasks.base import Batches
 from minqkv.train import evaluate, fit
 
 steps, length, *threads = map(int, sys.argv[1:])
@@ -20,9 +19,16 @@ if threads:
 began = time.monotonic()
 run = configure("sort", seq_len=length, steps=steps)
 model = run.build()
-optimizer = Adam(model.parameters(), run.lr)
-batches = Batches(*run.data.draw(0, "train", run.recipe.n_train), run.recipe, seed=0)
-for _ in fit(model, optimizer, batches, run.schedule(), steps, run.recipe.clip):
+task, recipe = run.task, run.recipe
+optimizer = Adam(model.parameters(), recipe.lr)
+
+
+def batch(step):
+    """The inputs and targets of a step."""
+    return task.batch(0, step, recipe.batch)
+
+
+for _ in fit(model, optimizer, batch, run.schedule(), steps, recipe.clip):
     pass
-score = evaluate(model, *run.data.draw(0, "test", run.recipe.n_test))
+score = evaluate(model, *task.draw(0, "test", task.n_test))
 print(json.dumps({"seconds": time.monotonic() - began, "loss": score["loss"]}))

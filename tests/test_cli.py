@@ -105,7 +105,7 @@ WRONG = [
     (("train", "--config", "nowhere.toml"), 3, "cannot read nowhere.toml"),
     (("train", "--resume", "--out", "RUNS/gpt", "--task", "copy"), 2,
         "task is reverse there, copy here"),
-    (("train", "--task", "copy", "--seq-len", 10**12), 3, "out of memory"),
+    (("train", "--task", "copy", "--seq-len", 10**12), 2, "at most 2,147,483,647"),
     (("eval",), 2, "Missing argument 'RUN'"),
     (("eval", "nowhere"), 3, "nowhere holds no run"),
     (("eval", "RUNS"), 3, "holds no run"),

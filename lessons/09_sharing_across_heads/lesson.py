@@ -6,7 +6,7 @@
 # title = "Sharing across heads"
 # question = "Does every head need keys and values of its own?"
 # needs = ["heads", "parameters", "tied gradient", "qkv", "q-k=v"]
-# teaches = ["KV heads", "cache bytes", "gqa-N", "mqa", "q-gqa-N", "q-mqa"]
+# teaches = ["KV heads", "cache bytes", "gqa-N", "mqa", "q-gqa-N", "q-mqa", "thin-N"]
 # minutes = 15
 # budget_s = 4
 # exercise = ["bytes_per_token", "saved"]
@@ -303,6 +303,10 @@ say(
 )
 
 # %% [markdown]
+# Heads are not the only thing to save on. Keys are only compared, so they may be narrower than the
+# values. Those are called **thin keys**: with `thin-32`, each head of this model would keep a key
+# of 32 numbers beside a value of 64.
+#
 # Does everything shrink like that? A layer also has `wq` and `wo`, an MLP, and the embedding. Those
 # are the same in all variants below. And each query head still computes scores of its own, so the
 # products of the attention itself stay, too.

@@ -118,7 +118,8 @@ def memory_table(console, cells):
             by_formula = m["activations_formula"]
             texts = [f"{n / 1e3:,.0f}" for n in (*parts, sum(parts))]
             texts.append("–" if by_formula is None else f"{by_formula / 1e3:,.0f}")
-            name = f"{cell.task}, {cell.equal['bytes']} B" if _by_bytes(cell) else cell.title
+            name = f"{cell.task}, {cell.equal['bytes']} B" if _by_bytes(cell) else cell.task
+            name = cell.title if (name, row.arm) in rows else name
             rows[name, row.arm] = [f"{name}: {row.arm}", *texts]
     columns = [("", "left"), ("weights", "right"), ("gradients", "right"), ("moments", "right")]
     columns += [("activations", "right"), ("all", "right"), ("activations\nby formula", "right")]
