@@ -304,8 +304,8 @@ say(
 
 # %% [markdown]
 # Heads are not the only thing to save on. Keys are only compared, so they may be narrower than the
-# values. Those are called **thin keys**: with `thin-32`, each head of this model would keep a key
-# of 32 numbers beside a value of 64.
+# values. Those are called **thin keys**: with `thin-N`, each head keeps a key of N numbers beside
+# a value of full width.
 #
 # Does everything shrink like that? A layer also has `wq` and `wo`, an MLP, and the embedding. Those
 # are the same in all variants below. And each query head still computes scores of its own, so the
