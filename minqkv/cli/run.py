@@ -64,18 +64,20 @@ def train(ctx, distributed, **flags):
     the run continues with `minqkv train --resume --out FOLDER`.
     """
     if not distributed:
-        _train(ctx, 0, **flags)
+        _train(ctx, None, **flags)
         return
     from ..runtime.distributed import ranks
 
-    with ranks() as rank:
-        if not rank:
+    with ranks() as comm:
+        if not comm.rank:
             click.echo("note: if one process dies, all end; --resume continues", err=True)
-        _train(ctx, rank, **flags)
+        _train(ctx, comm, **flags)
 
 
-def _train(ctx, rank, task, out, resume, as_json, show_config, more, threads, **flags):
-    """What `train` does in one process, which is `rank` 0 unless others share the batch."""
+def _train(ctx, comm, task, out, resume, as_json, show_config, more, threads, **flags):
+    """What `train` does in one process; with `comm`, one of several that share each batch. The
+    folder and the terminal are those of rank 0.
+    """
     from ..render.progress import progress
     from ..runs import train_run
 
@@ -83,12 +85,18 @@ def _train(ctx, rank, task, out, resume, as_json, show_config, more, threads, **
     typed = ctx.get_parameter_source("threads")
     if typed in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP) or not resume:
         given["threads"] = threads
-    config, out = _config_to_train(task, out, resume, given)
+    own_task(task)  # every rank needs the class
+    first = comm is None or not comm.rank
+    config, out = _config_to_train(task, out, resume, given) if first else (None, None)
+    ended = first and (show_config or (resume and (out / "result.json").exists()))
+    if comm:
+        config, ended = comm.bcast((config, ended))
+    if not first:
+        if not ended:
+            train_run(config)
+        return
     if show_config:
         print_toml(_flat(config))
-        return
-    if rank:  # the folder and the terminal are those of rank 0
-        train_run(config)
         return
     try:
         with progress("train", config.recipe.steps) as advance:

@@ -32,7 +32,7 @@ def mpi():
 
 @contextmanager
 def ranks():
-    """Train on all processes that mpiexec has started; yields the rank of this one.
+    """Train on all processes that mpiexec has started; yields MPI's communicator.
 
     When one rank fails, all of them end: rank 0 with its own error, another with an
     EnvironmentFault that names it. Ctrl-C and SIGTERM are left to rank 0, which saves. Raises
@@ -49,7 +49,7 @@ def ranks():
         found = set(comm.allgather(f"{code_version()} on {backend.current.name}"))
         if len(found) > 1:
             raise EnvironmentFault(f"the ranks run different code: {', '.join(sorted(found))}")
-        yield comm.rank
+        yield comm
     except BaseException as error:
         from mpi4py.run import set_abort_status
 

@@ -60,10 +60,10 @@ def main(folder, steps, victim="", when=-1, how=""):
     """Exit codes and messages as on the command line."""
     if how == "other" and os.environ["PMI_RANK"] == victim:
         distributed.code_version = lambda: "0.0-other"
-    several = distributed.ranks() if "PMI_RANK" in os.environ else nullcontext(0)
+    several = distributed.ranks() if "PMI_RANK" in os.environ else nullcontext()
     try:
-        with several as rank:
-            train(Path(folder), int(steps), victim, int(when), how, rank)
+        with several as comm:
+            train(Path(folder), int(steps), victim, int(when), how, comm.rank if comm else 0)
     except MinqkvError as error:
         print(f"minqkv: {error}\n        {error.hint}", file=sys.stderr)
         sys.exit(int(error.code))
