@@ -295,7 +295,7 @@ def heat_map(title, maps, row_labels, column_labels, columns=2, caption=""):
     names = [[svg.cut(str(t), 80) for t in texts] for texts in (row_labels, column_labels)]
     left, above = (6 + max(map(svg.text_width, labels)) for labels in names)
     frame = (left, above + LINE + 6, cell, limit)
-    size = (max(140, left + cell * len(names[1])), frame[1] + cell * len(names[0]))
+    size = (max(200, left + cell * len(names[1])), frame[1] + cell * len(names[0]))
     blocks = [partial(_heat, *heat, *names, frame) for heat in maps]
     told = f"{caption} {len(maps)} maps with values from {least:.3g} to {most:.3g}."
     legend = partial(_scale_key, -limit if least < 0 else 0, limit)
