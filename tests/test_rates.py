@@ -234,7 +234,7 @@ def guarded(monkeypatch):
             {"tasks": ("t:Guarded",), "variants": ("qkv", "q-k=v"), "seeds": (0, 1), "steps": 2}
             | {"batch": 4, "watch": 1, "lr": (1e-3, 1e-2), "selection_seeds": 2}
         ],
-        Guarded,
+        {"t:Guarded": Guarded},
     )
 
 
@@ -251,7 +251,7 @@ def test_selection_never_sees_the_test_split(guarded, monkeypatch):
     assert (len(selection), len(records)) == (2 * 2 * 2, 4)
     assert all(record["lifted"] for record in selection if record["config"]["variant"] == "qkv")
     assert {seed for split, seed in LOG if split == "test"} == {0, 1}
-    (cell,) = guarded.cells(records, Guarded)
+    (cell,) = guarded.cells(records)
     assert [len(row.by_seed) for row in cell.rows] == [2, 2]
 
 
