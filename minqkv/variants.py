@@ -136,7 +136,8 @@ class VariantSpec:
             return replace(self, kv_heads=None)
         if n_head % self.kv_heads:
             fits = ", ".join(str(g) for g in range(1, n_head + 1) if n_head % g == 0)
-            why = f"{self.name}: {n_head} heads do not fall into {self.kv_heads} equal groups"
+            heads = "1 head does" if n_head == 1 else f"{n_head} heads do"
+            why = f"{self.name}: {heads} not fall into {self.kv_heads} equal groups"
             raise UsageError(why, f"KV heads that fit: {fits}")
         return self
 

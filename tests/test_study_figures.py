@@ -125,7 +125,7 @@ def test_lifted_models_are_in_the_caption_alone():
     assert [row.lifted for row in cells[0].rows] == [False, True]
     drawn = Drawing(figure(cells))
     assert drawn.points == [("qkv", 16, 0.625)]
-    assert "Lifted to K = V at the same bytes" in drawn.words
+    assert "In its form with K = V (lifted)" in drawn.words
     assert "(largest difference 0.01)" in drawn.words
     assert "Lifted" not in Drawing(figure(cells_of(runs("qkv", 2, [0.5])))).about
 

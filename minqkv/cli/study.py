@@ -193,14 +193,16 @@ def _report(plan, records, selection, wall, out, planned, ablate, as_json):
 
     write_results(out, results)
     write_svg(out / "table.svg", "minqkv study", draw, width=150)
-    write_text(out / "figure.svg", view.figure(cells))
-    write_text(out / "figure-narrow.svg", view.figure(cells, columns=1))
-    write_text(out / "curves.svg", view.curves(cells, by_hash))
+    drawn = {"figure.svg": view.figure(cells), "figure-narrow.svg": view.figure(cells, columns=1)}
+    drawn["curves.svg"] = view.curves(cells, by_hash)
+    figures = {file: text for file, text in drawn.items() if text}  # none where all runs diverged
+    for file, text in figures.items():
+        write_text(out / file, text)
     if as_json:
         print_json(results)
     else:
         draw(stdout())
-    say(stderr(), f"kept in {out}: results.json, results.csv, table.svg, figure.svg, curves.svg")
+    say(stderr(), f"kept in {out}: results.json, results.csv, table.svg, {', '.join(figures)}")
     diverged = [record["diverged"] for record in records if record["diverged"]]
     if diverged:
         n = len(records)

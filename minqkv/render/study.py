@@ -112,7 +112,7 @@ def memory_table(console, cells):
     """What a step of training holds, for each task and arm."""
     rows = {}
     for cell in cells:
-        for row in (row for row in cell.rows if row.memory and not row.lifted):
+        for row in (row for row in cell.rows if row.memory):
             m = row.memory
             parts = [m[name] for name in ("weights", "gradients", "moments", "activations")]
             by_formula = m["activations_formula"]
@@ -236,7 +236,7 @@ def _control(cells):
             pairs += [abs(v - trained[s]) for s, v in row.by_seed.items() if v is not None]
     if not pairs:
         return ""
-    control = "Lifted to K = V at the same bytes, a trained model scores what it scored"
+    control = "In its form with K = V (lifted), a trained model scores what it scored"
     return f"{control} (largest difference {max(pairs):.2g})."
 
 
@@ -247,7 +247,7 @@ def _point(row, x):
 
 def _points(cells):
     series = []
-    for row in (row for cell in cells for row in cell.rows if row.score):
+    for row in (row for cell in cells for row in cell.rows if row.score and not row.lifted):
         series.append(Series(row.arm, (_point(row, row.cache_measured),), line=False))
         if row.published:
             published = (row.cache_measured, row.published.mean, None, ())
@@ -288,14 +288,14 @@ def curves(cells, records):
     """
     panels = []
     for cell in cells:
-        series, watched = [], False
-        for row in (row for row in cell.rows if not row.lifted):
-            mine = [records[h] for h in row.runs]
-            watched = any(record["curve"] for record in mine)
-            runs = [(r["curve"] or _loss_curve(r), r["reached"]) for r in mine]
-            runs = [(_until(run, goal), goal is not None) for run, goal in runs if run]
+        rows = [row for row in cell.rows if not row.lifted]
+        watched = any(records[h]["curve"] for row in rows for h in row.runs)
+        same_task = [other for other in cells if other.task == cell.task]
+        series = []
+        for row in rows:
+            found = [(_curve(records[h], watched), records[h]["reached"]) for h in row.runs]
+            runs = [(_until(run, goal), goal is not None) for run, goal in found if run]
             if runs:
-                same_task = [other for other in cells if other.task == cell.task]
                 name = _kind(row, same_task) if cell.equal else row.arm
                 series.append(learning_curves(name, *zip(*runs, strict=True)))
         if series:
@@ -316,8 +316,11 @@ def _until(run, goal):
     return [point for point in run if goal is None or point[0] <= goal]
 
 
-def _loss_curve(record):
-    part = record["config"]["recipe"]["steps"] / max(1, len(record["losses"]))
+def _curve(record, watched):
+    """(steps, validation score), or (steps, mean training loss); nothing of a run that diverged."""
+    if watched or record["score"] is None:
+        return record["curve"]
+    part = record["config"]["recipe"]["steps"] / len(record["losses"])
     return [(round((i + 1) * part), loss) for i, loss in enumerate(record["losses"])]
 
 

@@ -269,6 +269,7 @@ def run_study(
 # ---- how long it will take
 
 
+@np.errstate(all="ignore")  # at a rate that diverges, too
 def seconds_per_step(config: RunConfig, steps: int = 3) -> float:
     """Seconds of computing that a step takes, the median of a few after one that warms up. What
     other programs take of the processor meanwhile does not count.

@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 
+from ..attention import check_positions
 from ..runs import RunConfig, configure
 from ..runtime.errors import UsageError, unknown
 from ..tasks.base import Recipe
 from ..tasks.registry import field_names, task_class
-from ..variants import PLUS, VARIANTS, VariantSpec, cache_bytes_per_token
+from ..variants import PLUS, VARIANTS, VariantSpec, cache_bytes_per_token, layer_specs
 from .presets import PRESETS, TEN
 
 ITEMSIZE = 4  # bytes of a cached number: float32
@@ -120,10 +121,17 @@ class NoWidth(UsageError):
 
 
 def _models(task, variant, own, given) -> Iterator:
-    """(head_dim, configuration of the model) for growing widths that can be built."""
-    configure(task, "qkv", own, **given, head_dim=2)  # raises what is wrong with all of them
+    """(head_dim, configuration of the model) for growing widths that can be built. Raises
+    UsageError where the task is wrong, NoWidth where the variant fits no model of it.
+    """
+    base = configure(task, "qkv", own, **given, head_dim=2).task
     for name in variant.split("/"):
         VariantSpec.parse(name)
+    try:
+        specs = layer_specs(variant, base.n_layer, base.n_head)
+        check_positions(specs, 2, base.position, base.rope_value)
+    except UsageError as error:
+        raise NoWidth(f"{task} {variant}: {error}") from error
     for width in range(1, LARGEST_HEAD):
         try:
             config = configure(task, variant, own, **given, head_dim=width)
@@ -132,28 +140,34 @@ def _models(task, variant, own, given) -> Iterator:
         yield width, config.task.config(config.variant)
 
 
+def _is_qkv(cfg):
+    """Whether thin keys are as wide as the values."""
+    return any(spec.key_width == cfg.head_dim for spec in cfg.specs)
+
+
 def _width_for_bytes(task, variant, per_token, own, given):
+    why, n = f"no width of a head stores {per_token} B a token", given.get("n_head")
     for width, cfg in _models(task, variant, own, given):
         found = cache_bytes_per_token(cfg, ITEMSIZE)
-        thin = any(spec.key_width == width for spec in cfg.specs)  # the same as qkv
-        if found == per_token * cfg.n_layer and not thin:
+        if found == per_token * cfg.n_layer and not _is_qkv(cfg):
             return width
+        if found == per_token * cfg.n_layer:
+            why = f"at {per_token} B a token its thin keys would be as wide as its values"
         if found > per_token * cfg.n_layer:
             break
-    n = given.get("n_head")
     heads = f" with {n} head{'s' if n > 1 else ''}" if n else ""
-    raise NoWidth(f"{task} {variant}{heads}: no width of a head stores {per_token} B a token")
+    raise NoWidth(f"{task} {variant}{heads}: {why}")
 
 
 def _width_for_params(task, variant, n_params, own, given):
     def built(width):
         return configure(task, variant, own, **given, head_dim=width).build().n_params
 
-    widths = [width for width, _ in _models(task, variant, own, given)]
-    if widths:  # parameters grow linearly with the width
-        first, second = built(widths[0]), built(widths[1])
-        i = round((n_params - first) / (second - first))
-        width = widths[min(max(i, 0), len(widths) - 1)]
+    models = [width for width, cfg in _models(task, variant, own, given) if not _is_qkv(cfg)]
+    if models:  # parameters grow linearly with the width
+        first, second = built(models[0]), built(models[1])
+        i = round((n_params - first) * (models[1] - models[0]) / (second - first))
+        width = min(models, key=lambda width: abs(width - models[0] - i))
         if abs(built(width) - n_params) <= NEAR * n_params:
             return width
     raise NoWidth(f"{task} {variant}: no width of a head gives about {n_params:,} parameters")
