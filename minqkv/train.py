@@ -26,10 +26,15 @@ def token_loss(model: Module, x: np.ndarray, y: np.ndarray, sparse: bool = False
 
     With `sparse` the model computes logits where a target counts and nowhere else.
     """
+    return cross_entropy(*_logits(model, x, y, sparse), IGNORE)
+
+
+def _logits(model, x, y, sparse):
+    """Logits and targets, of all positions or of those whose target counts."""
     if not sparse:
-        return cross_entropy(model(x), y, IGNORE)
+        return model(x), y  # (B, T, V), (B, T)
     at = y != IGNORE
-    return cross_entropy(model(x, at=at), y[at])
+    return model(x, at=at), y[at]  # (N, V), (N,)
 
 
 def counted_targets(y: np.ndarray) -> int:
@@ -139,21 +144,13 @@ def evaluate(
         raise UsageError("evaluate: every target is ignored")
 
     def score(i):
-        rows = slice(i, i + batch)
-        at = counted[rows]
-        found, loss = np.full(at.shape, IGNORE), 0.0
-        if sparse and not at.any():
-            return found, loss, 0
-        logits = model(x[rows], at=at) if sparse else model(x[rows])  # (N, V) or (batch, T, V)
-        best = backend.to_host(logits.data.argmax(axis=-1))
-        if sparse:
-            found[at] = best
-        else:
-            found = best
-        if at.any():
-            targets = y[rows][at] if sparse else y[rows]
-            loss = cross_entropy(logits, targets, IGNORE).item()
-        return found, loss, int(at.sum())
+        at, targets = counted[i : i + batch], y[i : i + batch]
+        found = np.full(at.shape, IGNORE)
+        if not at.any():
+            return found, 0.0, 0
+        logits, targets = _logits(model, x[i : i + batch], targets, sparse)
+        found[at if sparse else ...] = backend.to_host(logits.data.argmax(axis=-1))
+        return found, cross_entropy(logits, targets, IGNORE).item(), int(at.sum())
 
     with decoding(model), no_grad():
         parts = backend.each(score, range(0, len(x), batch))
