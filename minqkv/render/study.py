@@ -320,7 +320,7 @@ def _curve(record, watched):
     """(steps, validation score), or (steps, mean training loss); nothing of a run that diverged."""
     if watched or record["score"] is None:
         return record["curve"]
-    part = record["config"]["recipe"]["steps"] / len(record["losses"])
+    part = record["config"]["recipe"]["steps"] / max(1, len(record["losses"]))  # 0.1.0 kept none
     return [(round((i + 1) * part), loss) for i, loss in enumerate(record["losses"])]
 
 
