@@ -1,4 +1,4 @@
-"""A task of your own: adding two numbers, digit by digit, and a score of whole answers.
+"""A task of your own: adding two numbers, digit by digit, with a score for whole answers.
 
     cd examples
     minqkv train --task own_task:Addition --variant q-k=v --steps 500 --out /tmp/addition
@@ -23,7 +23,7 @@ PLUS, EQUALS = 10, 11  # after the ids of the ten digits
 
 @dataclass(frozen=True)
 class Addition(Task):
-    """12 + 39 = 15 (51, the last digit first): the loss is on the answer alone."""
+    """12 + 39 = 15 (51, written last digit first): the loss is on the answer alone."""
 
     digits: int = 2
 
@@ -33,7 +33,7 @@ class Addition(Task):
     def examples(self, rng, n):
         """n sums: inputs and targets, both (n, T)."""
         a, b = rng.integers(0, 10**self.digits, (2, n))
-        answer = _digits(a + b, self.digits + 1)[:, ::-1]  # carries travel with the reading
+        answer = _digits(a + b, self.digits + 1)[:, ::-1]  # carries come before their use
         plus, equals = (np.full((n, 1), sign) for sign in (PLUS, EQUALS))
         asked = np.concatenate([_digits(a, self.digits), plus, _digits(b, self.digits), equals], 1)
         whole = np.concatenate([asked, answer], axis=1)
@@ -47,7 +47,7 @@ class Addition(Task):
         return GPTConfig(12, 3 * self.digits + 3, variant=variant, **size)
 
     def recipe(self, steps=None):
-        """More examples a step, and a higher rate, than the default."""
+        """More examples per step and a higher rate than the default."""
         return Recipe(steps or 2000, batch=256, lr=3e-3, warmup=50, clip=1.0)
 
     def predict(self, model, x, y):

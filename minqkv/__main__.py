@@ -1,4 +1,4 @@
-"""`python -m minqkv` is the command."""
+"""`python -m minqkv` does what `minqkv` does."""
 
 from .cli import main
 

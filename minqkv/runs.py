@@ -10,9 +10,9 @@ first step that the checkpoint does not contain. Nothing else has to be remember
 their order, the learning rate and the dropout masks depend on the configuration and the step alone.
 So a run that was killed ends with the same bits as one that was not.
 
-The files are bound together. Each carries the hash of the configuration, and each line of the
-metrics a checksum of all lines before it, the last of which the checkpoint knows; that of the
-result continues them.
+The files are bound together. Each carries the hash of the configuration. Each line of the metrics
+also carries a checksum of itself and all lines before it. The checkpoint stores the last of these,
+and the checksum of the result continues from it.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ from .train import fit
 from .variants import layer_specs, layered_name
 
 CHECKPOINT_EVERY_SECONDS = 30
-LARGEST = 2**31 - 1  # of a size: an array that is larger fits into no address
+LARGEST = 2**31 - 1  # of a size: no larger array can be addressed
 FORMAT = 2  # of a run folder; 1: version 0.1.0, a flat configuration, nothing bound together
 
 
@@ -54,8 +54,8 @@ FORMAT = 2  # of a run folder; 1: version 0.1.0, a flat configuration, nothing b
 class RunConfig:
     """Everything a run's result depends on, except the code, the backend and the machine.
 
-    `threads` changes it in rounding only. `split` is what the result is scored on. Usually made by
-    `configure`. Raises UsageError for what cannot be run.
+    `threads` changes the result in rounding only. `split` is what the result is scored on. Usually
+    made by `configure`. Raises UsageError for what cannot be run.
     """
 
     task: Task
@@ -84,8 +84,8 @@ class RunConfig:
                 raise UsageError(f"{name} {value} is too large", f"at most {LARGEST:,}")
 
     def change(self, **given) -> "RunConfig":
-        """The same run but for some fields, wherever they belong; see `configure`. With other
-        `steps`, the warm-up is that of so many steps.
+        """The same run with some fields changed: its own, its task's or its recipe's; see
+        `configure`. With other `steps`, the warm-up becomes that of the new number of steps.
         """
         own, of_task, of_recipe = _sorted_out(given, type(self.task), self.task.name)
         task, recipe = replace(self.task, **of_task), self.recipe
@@ -104,7 +104,7 @@ class RunConfig:
 
     @cached_property
     def hash(self) -> str:
-        """Of all its values: what binds the files of a run together."""
+        """The hash of all its values, which binds the files of a run together."""
         return _hash(asdict(self))
 
 
@@ -114,7 +114,7 @@ def _hash(values):
 
 def configure(task: str, variant: str = "qkv", own: type | None = None, **given) -> RunConfig:
     """A RunConfig from flat values: fields of the task, of its model, of its Recipe, and `seed`,
-    `threads` and `split`. What is not given, or None, is the task's default.
+    `threads` and `split`. A value that is missing or None is the task's default.
 
     `own` is the class of a task MODULE:CLASS. Raises UsageError, with the nearest name for a field
     that does not exist.
@@ -128,7 +128,7 @@ def configure(task: str, variant: str = "qkv", own: type | None = None, **given)
 
 
 def _sorted_out(given, cls, task):
-    """Values that were given, as those of the run itself, of its task, and of its recipe."""
+    """Split given values into those of the run itself, of its task, and of its recipe."""
     names = [f.name for f in fields(RunConfig) if f.name not in ("task", "recipe")]
     names = names, field_names(cls), [f.name for f in fields(Recipe)]
     for name in given:
@@ -149,10 +149,10 @@ def train_run(
 
     With `out`, everything is kept in that folder, `resume` continues there, and Ctrl-C and SIGTERM
     save at the end of the step. `progress(steps done, steps in all, loss)` is called after each
-    step. The result has the task's metric; where the recipe watches, also `curve`, (steps, score)
-    on the validation split, and `reached`, the steps after which it first was `task.learned`, or
-    None. Raises UsageError when the folder holds another run, Diverged, EnvironmentFault, also
-    while another process uses the folder.
+    step. The result has the task's metric. If the recipe has `watch`, it also has `curve`, pairs
+    (steps, score) on the validation split, and `reached`, the steps after which the score first was
+    `task.learned` or better, or None. Raises UsageError when the folder holds another run;
+    Diverged; EnvironmentFault, also while another process uses the folder.
     """
     set_threads(config.threads)
     with blaming(config.task.name):
@@ -170,8 +170,8 @@ def train_run(
 
 
 def _finished(config, model, out):
-    """The result of a run that has ended, and its weights in `model`; None where it has not. Needs
-    no right to write.
+    """The result of a run that has ended, and its weights in `model`; None where it has not ended.
+    The folder may be read-only.
     """
     if not (Path(out) / "result.json").exists():
         return None
@@ -306,7 +306,7 @@ class RunFolder:
             raise EnvironmentFault(f"cannot read {self.metrics}: {error.strerror}") from error
 
     def _verify(self, step, text):
-        """One line of the metrics: whole, in its place, and of this run."""
+        """Check that a line of the metrics is whole, in its place, and of this run."""
         try:
             line = json.loads(text)
             check = line.pop("check", None)
@@ -351,7 +351,7 @@ class RunFolder:
         """Replace the checkpoint. Raises EnvironmentFault when the folder is gone."""
         if not (self.path / "config.json").exists():
             why = f"{self.path} was removed, or emptied, while the run was using it"
-            raise EnvironmentFault(why, "start again, with another folder")
+            raise EnvironmentFault(why, "start again with another folder")
         os.fsync(self.lines.fileno())  # first: a checkpoint must find the metrics of all its steps
         arrays = {f"model/{name}": array for name, array in model.state_dict().items()}
         state = optimizer.state_dict()
@@ -373,7 +373,7 @@ class RunFolder:
         result, self.check = files.read_json(self.result), check
         bound = result.pop("config", None), result.pop("check", None)
         if bound != ((self.hash, self._next_check(result)) if self.hash else (None, None)):
-            cure = f"restore it; the run itself: minqkv eval {shlex.quote(str(self.path))}"
+            cure = f"restore it, or score the run again: minqkv eval {shlex.quote(str(self.path))}"
             raise EnvironmentFault(f"{self.result} was changed, or is of another run", cure)
         return result
 
@@ -386,8 +386,8 @@ def _first_check(config_hash):
 
 
 def load_checkpoint(path, config_hash, model, optimizer=None):
-    """Put a checkpoint into a model, and an optimiser; returns what else it says: `step` and so on.
-    Raises EnvironmentFault when it does not fit, or carries the hash of another configuration.
+    """Load a checkpoint into a model, and an optimiser; returns its other entries: `step` and so
+    on. Raises EnvironmentFault when it does not fit, or carries the hash of another configuration.
     """
     meta, arrays = files.read_arrays(path, "minqkv checkpoint")
     if meta.get("config") != config_hash:
@@ -422,8 +422,8 @@ def load_config(path: str | Path, own: type | None = None) -> RunConfig:
 
 
 def read_config(path, own=None):
-    """(RunConfig, the hash that its files carry) of a run folder. The hash is that of what is
-    stored, whatever fields have been added since; None in format 1.
+    """(RunConfig, the hash that its files carry) of a run folder. The hash covers what is stored,
+    not fields that were added since; it is None in format 1.
     """
     path = Path(path) / "config.json"
     if not path.exists():
@@ -450,8 +450,8 @@ def read_config(path, own=None):
 
 
 def config_from(stored: dict, own: dict[str, type] | None = None) -> RunConfig:
-    """A RunConfig from what `asdict` made of one; or from the flat values of version 0.1.0. `own`:
-    MODULE:CLASS -> the class, of tasks of yours.
+    """A RunConfig from what `asdict` made of one, or from the flat values of version 0.1.0. `own`:
+    MODULE:CLASS -> the class, for tasks of your own.
     """
     if isinstance(stored["task"], str):
         if stored.keys() != _FLAT:

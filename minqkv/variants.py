@@ -232,8 +232,8 @@ def _numbers(stored):
 
 
 def variant_names(groups: int, key_width: int | None = None) -> tuple[str, ...]:
-    """Every registered name, with these numbers for N: of KV heads, and, unless it is the same, of
-    the width of thin keys.
+    """Every registered name, with numbers for N: `groups` KV heads, and thin keys of width
+    `key_width` (`groups`, unless given).
     """
     width = key_width or groups
     return tuple(
@@ -242,7 +242,7 @@ def variant_names(groups: int, key_width: int | None = None) -> tuple[str, ...]:
     )
 
 
-# ---- whole models, in which each layer may be of another variant
+# ---- whole models, whose layers may differ in their variants
 
 
 def layer_specs(variant: str | VariantSpec, n_layer: int, n_head: int) -> tuple[VariantSpec, ...]:

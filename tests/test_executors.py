@@ -128,7 +128,7 @@ def test_a_script_without_a_guard_is_told_what_to_write(guard, tmp_path):
     else:
         assert done.stdout == ""
         last = done.stderr.splitlines()[-1]
-        assert "a worker process ended by itself, with exit code 1" in last
+        assert "a worker process ended on its own, with exit code 1" in last
         assert 'under `if __name__ == "__main__":`' in last
         assert "spawn" not in done.stderr  # the workers' own tracebacks
 

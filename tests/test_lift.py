@@ -55,7 +55,7 @@ def test_float32_to_rounding():
     [("q-k=v", "none", 4), ("q=k-v", "none", 4), ("qkv/q-k=v", "none", 4), ("thin-4", "rope", 6)],
 )
 def test_what_has_no_twin_is_refused(variant, position, head_dim):
-    with pytest.raises(UsageError, match=r"no twin|no frequencies"):
+    with pytest.raises(UsageError, match=r"no twin|lacks the frequencies"):
         lift(model(variant, position, head_dim=head_dim))
 
 

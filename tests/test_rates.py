@@ -169,7 +169,7 @@ def test_how_many_seeds_decide_is_a_matter_of_each_block():
 
 @pytest.mark.parametrize("seeds", [(100,), (0, 101), (5, 99, 1000)])
 def test_seeds_that_choose_rates_are_not_reported(seeds):
-    with pytest.raises(UsageError, match="seeds from 100 on choose the learning rates") as caught:
+    with pytest.raises(UsageError, match="seeds from 100 up choose the learning rates") as caught:
         plan([{**BLOCK, "seeds": seeds, "lr": RATES}])
     assert "--seeds" in caught.value.hint
     assert plan([{**BLOCK, "seeds": seeds, "lr": (1e-3,)}]).candidates == []  # nothing is chosen

@@ -1,9 +1,9 @@
-"""A trained qkv model as the q-k=v model of twice the head width that computes the same.
+"""A trained qkv model, rewritten as an equivalent q-k=v model of twice the head width.
 
-Put K and V side by side into the shared row, [K V], and let queries be zero where V is and the
-output projection be zero where K is. Scores, pattern and output are those of qkv, and a token takes
-as many bytes in the cache. So at equal bytes K = V loses nothing that could be represented: where a
-q-k=v model of that width did worse in training, it did not learn what it could have learned.
+Put K and V side by side into the shared row, [K V], and let the queries be zero where V is, and the
+output projection zero where K is. Scores, pattern and output are those of qkv, and a token takes as
+many bytes in the cache. So at equal bytes, K = V can represent all that qkv can. Where a q-k=v
+model of that width did worse after training, training did not find what the model could represent.
 """
 
 import math
@@ -17,12 +17,13 @@ from ..variants import layered_name
 
 
 def lift(model: GPT) -> GPT:
-    """The GPT with K = V in every layer that computes what `model` does, whose K and V are
-    separate. Grouped heads stay grouped; of thin keys and wider values both halves find room.
+    """A GPT with K = V in every layer that computes the same as `model`, whose K and V are
+    separate. Grouped heads stay grouped. Thin keys are allowed: a row has room for them and for
+    full values.
 
     With rotary positions, rows are stored unturned ("raw"). There pair i of a head of width D turns
     at the frequency base^(-2i/D), so pair j of a key of width d finds its frequency at i = jD/d.
-    Raises UsageError where that is no whole number, or the variant has no such twin.
+    Raises UsageError where that is not a whole number, or the variant has no such twin.
     """
     cfg = model.config
     widths = {spec.widths(cfg.head_dim) for spec in cfg.specs}
@@ -44,12 +45,12 @@ def _can_be_lifted(spec):
 
 
 def _places(d_qk, d_v, rope):
-    """Where in a row of width d_qk + d_v the numbers of K stand, and where those of V."""
+    """Indices of K, and of V, in a row of width d_qk + d_v."""
     width = d_qk + d_v
     keys = np.arange(d_qk)
     if rope:
         if width % d_qk:
-            why = f"keys of width {d_qk} find no frequencies of their own in a row of {width}"
+            why = f"a row of width {width} lacks the frequencies of keys of width {d_qk}"
             raise UsageError(f"rotary positions: {why}")
         first = np.arange(d_qk // 2) * (width // d_qk)
         keys = np.concatenate([first, first + width // 2])
@@ -69,7 +70,7 @@ def _lift_attention(state, prefix, cfg, d_qk, d_v, keys, values):
 
     for name in ("weight", "bias") if cfg.bias else ("weight",):
         wq, wk, wv = (state.pop(f"{prefix}{part}.{name}") for part in ("wq", "wk", "wv"))
-        q = spread(wq, d_qk, keys) * math.sqrt(width / d_qk)  # 1/√d_qk there, 1/√width here
+        q = spread(wq, d_qk, keys) * math.sqrt(width / d_qk)  # the twin divides by √width
         row = spread(wk, d_qk, keys) + spread(wv, d_v, values)
         state[f"{prefix}wq.{name}"] = q.reshape(*q.shape[:-2], -1)
         state[f"{prefix}wk.{name}"] = row.reshape(*row.shape[:-2], -1)

@@ -25,11 +25,11 @@ def training_memory(
     model: Module, x: np.ndarray, y: np.ndarray, sparse: bool = False
 ) -> dict[str, int | None]:
     """Bytes that one training step with Adam holds, for inputs and targets in one shard. `sparse`:
-    logits where a target counts and nowhere else (train.token_loss).
+    logits only where a target counts (train.token_loss).
 
-    `model`, a GPT or a Tagger, is left alone: a fresh one of its configuration makes the step, on
-    NumPy. "weights". "gradients": one for each parameter, and the flat copy that the optimiser
-    gathers, so twice the weights. "moments": both of Adam's, twice the weights again.
+    `model`, a GPT or a Tagger, is not changed: a fresh model of the same configuration makes the
+    step, on NumPy. "weights". "gradients": one for each parameter, and the flat copy that the
+    optimiser gathers, so twice the weights. "moments": both of Adam's, twice the weights again.
     "activations": what the graph of the loss holds when the forward pass has ended, with ids,
     targets and masks, but without the model's own parameters and tables. "activations_formula":
     `activation_bytes`, or None for a Tagger and where some targets of a dense loss do not count.
@@ -56,9 +56,10 @@ def training_memory(
 
 
 def arrays(root: Node | Module) -> dict[int, np.ndarray]:
-    """id -> array: every NumPy array that a module holds, or a graph, whose vjps have captured it.
+    """id -> array: every NumPy array that a module holds, or that the vjps of a graph have
+    captured.
 
-    Of a view, the array behind it.
+    For a view, the array behind it.
     """
     found, seen, stack = {}, set(), [root]
     while stack:
@@ -88,9 +89,9 @@ def activation_bytes(
 ) -> int:
     """Bytes of activations of a GPT, by formula, for `batch` sequences of `length` tokens.
 
-    The loss is at every position, or at `asked` positions, where alone logits are computed; a token
-    has one id for each of its `channels`. On NumPy: a GPU keeps more of the pattern of a long
-    sequence, since there no block of it ends before the last key.
+    The loss is taken at every position, or only at `asked` positions; logits are computed only
+    there. A token has one id for each of its `channels`. The formula is for NumPy: a GPU keeps more
+    of the pattern of a long sequence, since there every block reaches the last key.
     """
     tokens, d = batch * length, cfg.n_embd
     answers = tokens if asked is None else asked
@@ -119,7 +120,7 @@ def layer_numbers(cfg: GPTConfig, spec: VariantSpec, batch: int, length: int) ->
 
     rows = sum(heads * width for heads, width in stored) + turn_late * h * d_k
     # The scaled queries. A temperature needs them unscaled, too: with Q = K those are the keys,
-    # unless queries and keys are turned apart.
+    # unless they are turned separately.
     queries = H * d_k * (2 if turn_late and spec.plus in ("full", "temperature") else 1)
     answers = H * d_v * (2 if turn_back else 1)
     attention = length * (_norm(d) + rows + queries + answers) + H * _pattern(length)
@@ -131,13 +132,14 @@ def layer_numbers(cfg: GPTConfig, spec: VariantSpec, batch: int, length: int) ->
 
 
 def _norm(d):
-    """Of a token in a layer norm: the row at mean 0 and variance 1, 1/σ, and the output."""
+    """Numbers that a layer norm keeps per token: the normalised row, 1/σ, and the output."""
     return 2 * d + 1
 
 
 def _pattern(length):
-    """Of a head: the weights, by blocks of queries up to the last key that any of them may see, and
-    a factor for each query. A long sequence keeps none: backward computes them again.
+    """Numbers kept of a head's pattern: weights, in blocks of queries up to the last key that any
+    of them may see, and a factor for each query. For a long sequence none are kept: backward
+    computes them again.
     """
     if length**2 > F.KEEP:
         return 0

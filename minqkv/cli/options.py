@@ -68,7 +68,7 @@ SETTINGS = {  # name -> (type, help), of fields of tasks and recipes that have a
 
 
 def settings(listed=False):
-    """Options for SETTINGS, and --set for any other; what is not given is the task's own default.
+    """Options for SETTINGS, and --set for any other setting; the task's defaults fill in the rest.
     With `listed`, each takes several values.
     """
 
@@ -90,8 +90,8 @@ def settings(listed=False):
 
 
 def given_settings(flags, more, listed=False):
-    """The settings that were given, by name; those under [set] in a file of flags count least.
-    Raises UsageError for a --set that has no value.
+    """The settings that were given, by name; those under [set] in a --config file give way to all
+    others. Raises UsageError for a --set that has no value.
     """
     found = {name: flags.pop(name) for name in SETTINGS}
     found = {name: value for name, value in found.items() if value is not None}
@@ -131,7 +131,7 @@ def look_here():
 
 
 def own_task(name):
-    """The class of a task MODULE:CLASS, imported from here or from the path; None for others."""
+    """The class of a task MODULE:CLASS, imported from here or the path; None for other tasks."""
     if name is None or ":" not in name:
         return None
     from importlib import import_module
@@ -154,16 +154,16 @@ def own_task(name):
     return check_class(name, getattr(found, cls))
 
 
-# ---- a file that gives flags
+# ---- flags from a file
 
 _TYPED = ("config", "show-config", "backend", "traceback")  # only on the command line
-_SET = "minqkv: [set]"  # what such a file sets, in click's context
+_SET = "minqkv: [set]"  # the key of a file's [set] values in click's context
 
 
 def configurable(command):
     """--config and --show-config."""
     command = click.option(
-        "--show-config", is_flag=True, help="Print the settings that result, as TOML, and stop."
+        "--show-config", is_flag=True, help="Print the resulting settings as TOML, and stop."
     )(command)
     return click.option(
         "--config",
@@ -172,7 +172,7 @@ def configurable(command):
         expose_value=False,
         callback=_read_flags,
         metavar="FILE.toml",
-        help="Take flags from a file: `n-head = 4`. What is typed wins.",
+        help="Read flags from a file: `n-head = 4`. Flags that you type win.",
     )(command)
 
 
@@ -190,7 +190,7 @@ def _read_flags(ctx, param, path):
             ctx.meta[_SET] = [f"{k}={_as_text(v)}" for k, v in value.items()]
         elif name == "more" or not _fits(value, known[name]):
             raise UsageError(f"{key} in {path} cannot be {value!r}")
-        else:  # as it would be typed; a list of one number is not how many there are
+        else:  # as typed; the comma marks a list of one number, which is not a count
             one = isinstance(value, list) and len(value) == 1
             flags[name] = value if known[name].is_flag else _as_text(value) + "," * one
     ctx.default_map = {**(ctx.default_map or {}), **flags}
@@ -214,7 +214,7 @@ def _as_text(value):
 def _read_toml(path):
     try:
         with opened(path) as file:
-            return tomllib.loads(file.read().decode("utf-8-sig"))  # some editors begin with a mark
+            return tomllib.loads(file.read().decode("utf-8-sig"))  # some editors write a BOM
     except OSError as error:
         raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -222,7 +222,7 @@ def _read_toml(path):
 
 
 def print_toml(flags):
-    """Flags as a file that --config takes: those that have one first, others under [set]."""
+    """Print settings as a file that --config reads: those with a flag of their own, then [set]."""
     own = {name: value for name, value in flags.items() if name in SETTINGS or name in _FLAGS}
     for name, value in own.items():
         click.echo(f"{name.replace('_', '-')} = {_toml(value)}")

@@ -70,13 +70,13 @@ def train(ctx, distributed, **flags):
 
     with ranks() as comm:
         if not comm.rank:
-            click.echo("note: if one process dies, all end; --resume continues", err=True)
+            click.echo("note: if one process dies, all end; continue with --resume", err=True)
         _train(ctx, comm, **flags)
 
 
 def _train(ctx, comm, task, out, resume, as_json, show_config, more, threads, **flags):
-    """What `train` does in one process; with `comm`, one of several that share each batch. The
-    folder and the terminal are those of rank 0.
+    """Train in one process or, with `comm`, in one of several that share each batch. Only rank 0
+    uses the folder and the terminal.
     """
     from ..render.progress import progress
     from ..runs import train_run
@@ -132,7 +132,7 @@ def _config_to_train(task, out, resume, given):
             config = stored.change(**given)
     elif task is None:
         what = f"{out} holds no run to continue" if resume and out else "train needs a task"
-        raise UsageError(what, "--task reverse, or --resume --out FOLDER for a run begun earlier")
+        raise UsageError(what, "--task reverse, or --resume --out FOLDER for a run started earlier")
     return config, out
 
 
@@ -154,7 +154,7 @@ def _flat(config):
 @click.argument("run", type=click.Path(path_type=Path))
 @own_task_option
 @click.option("--split", default="test", show_default=True, help=f"{either(SPLITS)}.")
-@click.option("--n", type=click.IntRange(1), help="Examples.  [default: as many as the task's own]")
+@click.option("--n", type=click.IntRange(1), help="How many examples.  [default: the task's own]")
 @click.option(
     "--wrong", type=click.IntRange(0), default=0, help="Show this many wrong predictions."
 )
@@ -198,7 +198,7 @@ def _show(item):
 
 
 def _id(value):
-    """Ids that share a place are joined by a plus."""
+    """An id as text; ids at the same position are joined by a plus."""
     return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -43,7 +43,7 @@ PRESETS = {  # name -> what it compares; the grids are in study/presets.py
 )
 @click.option("--tasks", type=Listed(), help=f"Tasks, from: {either(TASKS)}; or MODULE:CLASS.")
 @click.option(
-    "--variants", type=Listed(), help=f"Variants, from: {either(VARIANTS)}; or qkv/q-k=v, by layer."
+    "--variants", type=Listed(), help=f"Variants, from: {either(VARIANTS)}; or by layer: qkv/q-k=v."
 )
 @click.option(
     "--seeds", type=Listed(int, counts=True), help="How many (3 means 0,1,2), or which (0,5,7)."
@@ -52,15 +52,17 @@ PRESETS = {  # name -> what it compares; the grids are in study/presets.py
 @click.option(
     "--equal-bytes",
     type=Listed(int),
-    help="Choose each head's width so that a token takes so many bytes of cache in a layer.",
+    help="Choose each head's width so that a token takes this many cache bytes per layer.",
 )
 @click.option(
-    "--equal-params", type=Listed(int), help="Choose it so that a model has about so many numbers."
+    "--equal-params",
+    type=Listed(int),
+    help="Choose each head's width for about this many parameters.",
 )
 @click.option(
     "--selection-seeds",
     type=click.IntRange(1),
-    help="Seeds, from 100 on, on which one of several --lr is chosen for each arm.  [default: 3]",
+    help="How many seeds, from 100 up, choose one of several --lr for each arm.  [default: 3]",
 )
 @click.option(
     "--ablate",
@@ -75,7 +77,7 @@ PRESETS = {  # name -> what it compares; the grids are in study/presets.py
 @click.option(
     "--executor",
     metavar="WHERE",
-    help="Run on dask://HOST:PORT, mpi, or MODULE:FACTORY instead of processes here.",
+    help="Run on dask://HOST:PORT, mpi, or MODULE:FACTORY instead of in local processes.",
 )
 @click.option(
     "--out",
@@ -94,7 +96,7 @@ def study(
 ):  # fmt: skip
     """Compare variants on tasks over seeds, in tables and figures.
 
-    Each finished run is kept under --out: the same command continues where it was interrupted.
+    Each finished run is kept under --out: after an interruption, repeat the command to continue.
     """
     from ..study.execute import study_folder
     from ..study.grid import short_hash
@@ -142,7 +144,7 @@ def _plan(preset, ablate, given):
         return plan(blocks(preset, given, own), own)
     if given.keys() & {"variants", "lr"}:
         why = "--ablate plus chooses the variants itself, and trains all at one rate"
-        raise click.UsageError(f"{why}; leave --variants and --lr out")
+        raise click.UsageError(f"{why}; leave out --variants and --lr")
     chosen = blocks("quick-2026" if preset == "quick" else preset, given, own)
     return Plan([Part(ablation(**{**block, "variants": None})) for block in chosen])
 
@@ -172,8 +174,8 @@ def _outlook(plan, out, jobs, executor, accept_code, as_json):
 
 
 def _report(plan, records, selection, wall, out, planned, ablate, as_json):
-    """Tables on stdout, files in the folder; the exit code. `planned` is the preset, if it is run
-    as it is: only then its contrasts are what was planned.
+    """Tables on stdout, files in the folder; the exit code. `planned` is the preset if it runs
+    unchanged: only then are its contrasts the planned ones.
     """
     from ..render import study as view
     from ..render.console import say, stderr, stdout, write_svg
@@ -250,7 +252,7 @@ def _dry_run(plan, line, mark=""):
 
 
 def _run(plan, missing, seconds, out, jobs, executor, accept_code):
-    """The plan's runs, with a bar on stderr, and a line for each arm as it is complete."""
+    """Run the plan, with a bar on stderr, and a line for each arm once it is complete."""
     from ..render.console import duration, say, stderr
     from ..render.progress import creeping, progress
     from ..render.study import number
@@ -277,7 +279,7 @@ def _run(plan, missing, seconds, out, jobs, executor, accept_code):
             if None not in cell.values() and not reused:
                 left = (time.monotonic() - began) / fresh * (total - done)
                 values = " ".join(cell.values()) if len(cell) <= 5 else f"{len(cell)} seeds"
-                left = "" if console.is_terminal else f", {duration(left)} left"  # the bar has it
+                left = "" if console.is_terminal else f", {duration(left)} left"  # the bar shows it
                 say(console, f"{label(config)}  {values}  {done}/{total}{left}")
 
         def execute(configs):

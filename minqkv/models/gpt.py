@@ -75,7 +75,7 @@ class GPT(Module):
         """Logits (B, T, V) for ids (B, T), integers on the host.
 
         The embeddings of ids (B, T, channels) are summed over the channels. `at`, booleans (B, T)
-        on the host, asks for logits at some positions only: (N, V). With a `cache` ids continue
+        on the host, asks for logits at some positions only: (N, V). With a `cache`, ids continue
         what it holds, without a graph. An interrupted step leaves nothing behind in any layer.
         """
         ids = checked_ids(ids, self.config, 0 if cache is None else len(cache), channels=True)

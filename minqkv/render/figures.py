@@ -26,8 +26,8 @@ CELL, ROW = 26, 24  # the largest cell of a heat map, and the height of a row of
 
 @dataclass(frozen=True)
 class Series:
-    """Measured points of one name. Each is (x, mean, half-width of its interval or None, a tuple
-    of every seed's value). `line` joins them; `hollow` marks are published values.
+    """The measured points of one series. Each is (x, mean, half-width of its interval or None, a
+    tuple of every seed's value). `line` joins them; `hollow` marks are published values.
 
     Instead of marks, a series may have `runs`: see `learning_curves`. Series of the same name share
     colour and shape in all panels of a figure.
@@ -41,8 +41,8 @@ class Series:
     reached: tuple = ()
 
     def kept(self, x_log, y_log):
-        """What has a place on these axes, in order of x. A mean or a value of a run without one is
-        None.
+        """The points that fit on these axes, in order of x. A mean, or a value of a run, that does
+        not fit becomes None.
         """
 
         def known(value):
@@ -85,8 +85,8 @@ def learning_curves(name, runs, reached=()):
     """A Series of thin lines, one for each seed, and their median. A run is (step, value), by step.
 
     `reached` says for each run whether it ended because it reached its goal. Then its line ends
-    with a mark, and its last value stays in the median. A censored run ends without a mark. Where a
-    run has no value, there is no median: it would be that of the others.
+    with a mark, and its last value stays in the median. A censored run ends without a mark. Where
+    any run has no value, there is no median: it would be that of the other runs alone.
     """
     reached = reached or (False,) * len(runs)
     values = {step: [] for step in sorted({step for run in runs for step, _ in run})}
@@ -151,7 +151,7 @@ def _intervals(series):
 
 
 def _axes(panel, panels):
-    """Of a panel: (range of x, its ticks, range of y, its ticks)."""
+    """The axes of a panel: (range of x, its ticks, range of y, its ticks)."""
     alike = [p for p in panels if (p.x_label, p.x_log) == (panel.x_label, panel.x_log)]
     xs = [x for p in alike for s in p.series for x, *_ in s.points]
     ys = []
@@ -286,7 +286,7 @@ def heat_map(title, maps, row_labels, column_labels, columns=2, caption=""):
     where its value is None or not finite.
 
     The scale is 0 to 1, or to the largest value. With a negative value among them it is symmetric:
-    blue above zero, orange with a minus below. Every cell tells its value on hover.
+    blue above zero, orange with a minus below. Every cell shows its value on hover.
     """
     values = [v for _, rows in maps for row in rows for v in row if placeable(v)]
     least, most = min(values, default=0), max(values, default=0)

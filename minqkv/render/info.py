@@ -44,7 +44,7 @@ def task_table(rows):
 
 
 def _digits(row):
-    """Ids; those that share a place, joined by a plus."""
+    """Ids as text; those at the same position are joined by a plus."""
     return " ".join("+".join(map(str, v)) if isinstance(v, list) else str(v) for v in row)
 
 

@@ -38,7 +38,7 @@ def progress(label, total, start=0, console=None):
 
 @contextmanager
 def creeping(advance, done, jobs, seconds):
-    """While runs are computed, move the bar on by what they have probably done: `jobs` at a time,
+    """While runs are computed, move the bar on by the work probably done: `jobs` runs at a time,
     about `seconds` each. `done()` is how many have ended.
     """
     stop = threading.Event()

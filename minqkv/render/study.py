@@ -70,7 +70,7 @@ def cell_tables(console, cell, note):
     table(console, cell.title, columns, filled)
     say(console, note)
     if any(row.at_the_edge for row in rows):
-        edge = "! the best rate is at the edge of the list: one beyond it might be better."
+        edge = "! the best rate is at the edge of the list: a rate beyond it might be better."
         say(console, edge)
     console.print()
 
@@ -134,7 +134,7 @@ def formulas(console, cells, itemsize):
     title = 'What each variant computes ("=" joins what is shared; the hyphen is not a minus sign)'
     columns = [("variant", "left"), ("attention", "left")]
     table(console, title, columns, [list(pair) for pair in rows.items()])
-    cache = f"Cache: measured on a filled one, {itemsize} bytes a number; equal to the formula."
+    cache = f"Cache: measured on a filled cache, {itemsize} bytes per number; equal to the formula."
     encoder = "An encoder has no cache; its figures are those of a decoder with the same attention."
     say(console, f"{cache} {encoder}")
     say(console, "α = 1/√d_h; head i reads stored head ⌊i/G⌋; s and g are learned.")
@@ -256,7 +256,7 @@ def _points(cells):
 
 
 def _curves_of_arms(cells):
-    """Arms that differ in their bytes alone are one curve."""
+    """Arms that differ only in their bytes form one curve."""
     curves = {}
     for cell in cells:
         for row in cell.rows:
@@ -266,7 +266,7 @@ def _curves_of_arms(cells):
 
 
 def _kind(row, cells):
-    """The name of an arm but for the width of its heads; what all arms share is not said."""
+    """The name of an arm without the width of its heads and without what all arms share."""
     rows = [other for cell in cells for other in cell.rows]
     parts = [row.variant]
     if len({r.settings["n_head"] for r in rows if r.variant == row.variant}) > 1:
@@ -283,8 +283,8 @@ def _positions(row):
 
 
 def curves(cells, records):
-    """How each run got there, a panel for each table: the watched validation score, or the training
-    loss. SVG text.
+    """How each run learned, with a panel for each table: the watched validation score, or the
+    training loss. SVG text.
     """
     panels = []
     for cell in cells:
@@ -317,7 +317,7 @@ def _until(run, goal):
 
 
 def _curve(record, watched):
-    """(steps, validation score), or (steps, mean training loss); nothing of a run that diverged."""
+    """(steps, validation score), or (steps, mean training loss); empty for a run that diverged."""
     if watched or record["score"] is None:
         return record["curve"]
     part = record["config"]["recipe"]["steps"] / max(1, len(record["losses"]))  # 0.1.0 kept none

@@ -10,10 +10,10 @@ import re
 from dataclasses import dataclass
 from html import escape
 
-FONT, LINE = 13, 17  # the size of text, and from one line to the next
+FONT, LINE = 13, 17  # the size of text, and the height of a line
 BLOCK = 420  # the width of a panel: alone on a page of 400 pixels, its text is 11.6 pixels high
 GAP, MARGIN = 26, 14  # between panels, and around the page
-LARGEST = 1e150  # what is larger has no place on an axis
+LARGEST = 1e150  # larger values have no place on an axis
 
 COLOURS = 8
 STYLE = """
@@ -72,7 +72,7 @@ def write(text, x, y, class_="soft", **more):
 
 
 def text_width(text):
-    """An estimate for the widest of common fonts: which one draws is not known here."""
+    """An estimate for the widest of the common fonts: which one will be used is not known here."""
     return FONT * sum(0.86 if c in "=+<>~mwMW@%&" else 0.6 for c in text)
 
 

@@ -25,7 +25,7 @@ def mpi():
     """mpi4py.MPI, with MPI started. Raises EnvironmentFault where it cannot be used."""
     try:
         from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:  # the second when it finds no MPI library
+    except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI library was found
         raise EnvironmentFault("MPI is missing", "pip install 'minqkv[mpi]' mpich") from error
     return MPI
 
@@ -53,10 +53,10 @@ def ranks():
     except BaseException as error:
         from mpi4py.run import set_abort_status
 
-        # The end of this process ends the others: they would wait for it for ever.
+        # This process ends the others, too: otherwise they would wait for it for ever.
         set_abort_status(int(error.code) if isinstance(error, MinqkvError) else error)
         if comm.rank:
-            time.sleep(1)  # what all ranks meet is told by rank 0, whose end ends this one
+            time.sleep(1)  # if all ranks fail alike, rank 0 reports it, and ends this one
             why = f"rank {comm.rank} of {comm.size} failed: {error!r}"
             raise EnvironmentFault(why, "continue it with --resume") from error
         raise
@@ -66,8 +66,8 @@ def ranks():
 
 @contextmanager
 def own_rows(n: int):
-    """Those of a batch of n rows that this rank computes; all of them where it is alone. Dropout
-    masks drawn inside are the ones these rows have in the whole batch.
+    """Which of the n rows of a batch this rank computes: all of them, if it is the only process.
+    Dropout masks drawn inside are the ones these rows have in the whole batch.
     """
     size, rank = (_comm.size, _comm.rank) if _comm else (1, 0)
     rows = slice(n * rank // size, n * (rank + 1) // size)

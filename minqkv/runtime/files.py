@@ -14,8 +14,8 @@ from .errors import EnvironmentFault
 @contextmanager
 def replacing(path, mode="wb"):
     """Open a temporary file beside `path`; at the end it takes its place, with its permissions. On
-    any error the old file stays as it was. A link is followed; into what is no plain file, such as
-    a FIFO or a device, is written as it stands.
+    any error the old file stays as it was. A link is followed. Anything but a plain file, such as a
+    FIFO or a device, is written to directly.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
@@ -41,7 +41,7 @@ def replacing(path, mode="wb"):
 
 @contextmanager
 def _special(path, mode):
-    """A FIFO, a device or a socket, open to be written. A folder is refused."""
+    """A FIFO, a device or a socket, open for writing. A folder is refused."""
     try:
         with open(path, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -93,7 +93,7 @@ def read_json(path):
 
 
 def opened(path):
-    """A plain file, open to be read. Anything else is refused: a FIFO would be waited for."""
+    """A plain file, open for reading. Anything else is refused: opening a FIFO would wait."""
     if Path(path).exists() and not Path(path).is_file():
         raise OSError(errno.EISDIR, "it is not a plain file")
     return open(path, "rb")
@@ -115,8 +115,9 @@ def write_arrays(path, kind, meta, arrays):
 def read_arrays(path, kind):
     """(meta, arrays) of a file written by `write_arrays` with this kind; never unpickles.
 
-    Raises EnvironmentFault when it is missing, truncated, corrupt, or of another kind; another one
-    when it cannot be read at all, and MemoryError: then the file may be whole.
+    Raises EnvironmentFault when it is missing, truncated, corrupt, or of another kind. When it
+    cannot be read at all, the message is another one, and MemoryError is passed on: then the file
+    may be whole.
     """
     import numpy as np
 
@@ -135,7 +136,7 @@ def read_arrays(path, kind):
     except MemoryError:
         raise
     except Exception as error:  # a damaged archive raises nearly anything, even TokenError
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place before its start
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek before the start
             raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
         raise EnvironmentFault(
             f"{path} is corrupt, truncated or no {kind}: {error}",

@@ -1,8 +1,8 @@
 """A folder that one process at a time may write to: `with locked(folder):`.
 
-The kernel holds the lock, on the file `.lock` in the folder, and lets go when its owner ends,
-however that happens. What the file says (pid, host, since when) is for the message that another
-process gets, and for what a kernel cannot see: an owner on another machine.
+The kernel holds the lock, on the file `.lock` in the folder, and releases it when its owner ends,
+in whatever way. What the file says (pid, host, since when) is for the message that another process
+gets, and for what a kernel cannot see: an owner on another machine.
 """
 
 import errno
@@ -24,13 +24,13 @@ except ImportError:  # Windows
 
     fcntl = None
 
-PAUSE_S = 0.1  # without locks: longer than another process needs from its last look to its claim
+PAUSE_S = 0.1  # without locks: longer than another process takes from checking to claiming
 BUSY = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # any other error: no locks on this file system
 
 
 @contextmanager
 def locked(folder, what="run"):
-    """Keep `folder`, which holds a `what`, for this `with` block alone.
+    """Reserve `folder`, which holds a `what`, for this `with` block alone.
 
     Raises EnvironmentFault, not UsageError, while it is in use, by another process or by this one:
     the command is right, and later it will work. Raises files.cannot_write where `.lock` cannot be
@@ -48,15 +48,15 @@ def locked(folder, what="run"):
             yield
         finally:
             if os.getpid() == pid:
-                with suppress(OSError):  # an empty file, where it cannot be removed, is free, too
+                with suppress(OSError):  # if it cannot be removed: an empty file is free, too
                     file.truncate(0)
                     if _in_place(file, path):
                         path.unlink()
 
 
 def _opened(path):
-    """The lock file, unbuffered. What is no plain file is refused: a link would be written through,
-    a FIFO waited for.
+    """The lock file, unbuffered. Anything but a plain file is refused: writing would follow a link,
+    and opening a FIFO would wait.
     """
     try:
         if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -70,7 +70,8 @@ def _claim(file, path, what):
     """Make the open file say that the lock is ours. Raises EnvironmentFault where it is not.
 
     Where the file system has no locks, what the file says decides, by Fischer's algorithm: write,
-    wait, and see whether it still says so. A pid that runs again counts as the owner, then.
+    wait, and see whether it still says so. In that case, a new process with the owner's old pid
+    counts as the owner.
     """
     kernel, owner = _ask_kernel(file), _read(file)
     if kernel is False or not _in_place(file, path):  # removed: by an owner who has just left
@@ -98,7 +99,7 @@ def _ask_kernel(file):
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
-            file.seek(1 << 20)  # what is locked there cannot be read: not where the text is
+            file.seek(1 << 20)  # locked bytes cannot be read: lock beyond the text
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     except OSError as error:
         return False if error.errno in BUSY else None

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from . import stats
 from .summary import Cell, Row
 
-MARGIN = 0.02  # differences of accuracy that do not matter
+MARGIN = 0.02  # smaller differences of accuracy do not matter
 UNTOLD = "cannot be told: a run diverged"
 
 
@@ -40,7 +40,7 @@ CONTRASTS = {  # docs/recall-plan.md
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of one contrast."""
+    """The outcome of one contrast."""
 
     family: str
     cell: str
@@ -53,8 +53,8 @@ class Finding:
 
 
 def findings(contrasts: list[Contrast], cells: list[Cell]) -> list[Finding]:
-    """Each contrast, tested and corrected by Holm within its family. Where a seed is missing, since
-    its run diverged, there is no verdict: the missing ones may be the bad ones.
+    """Each contrast, tested and corrected by Holm within its family. Where a seed is missing
+    because its run diverged, there is no verdict: the missing runs may be the bad ones.
     """
     found = [(contrast, *_rows(contrast, cells)) for contrast in contrasts]
     results = []

@@ -32,8 +32,8 @@ from .grid import ITEMSIZE, cell
 from .rates import arm_of
 
 KIND = "minqkv study run"
-SCORING = 0.3  # of a step: an example that is scored, not trained on
-PARTS = 40  # of a run, whose mean losses are kept
+SCORING = 0.3  # cost of an example that is scored, in units of one that is trained on
+PARTS = 40  # of a run: the mean loss of each is kept
 FIELDS = {
     *("kind", "code", "backend", "config", "metric", "score", "losses", "curve", "reached"),
     *("params", "diverged", "seconds", "cache_bytes_per_token", "cache_bytes_per_token_formula"),
@@ -66,8 +66,8 @@ def run_one(config: RunConfig) -> dict:
 
 
 def _lifted(config, model):
-    """The score of a trained decoder as the model with K = V that computes the same, and what that
-    is: a control beside such models that learned less. None where there is none.
+    """The score of a trained decoder in its equivalent form with K = V, and that form's size: a
+    control for models with K = V that learned less. None where there is no such form.
     """
     try:
         twin = lift(model) if isinstance(model, GPT) else None
@@ -81,8 +81,8 @@ def _lifted(config, model):
 
 
 def measured_cache(config):
-    """(measured, formula): float32 bytes of a token in all layers of a filled cache, and those of
-    the closed form.
+    """(measured, formula): float32 bytes of a token in all layers of a filled cache, and the same
+    by formula.
 
     An encoder has no cache: its figure is that of a GPT with the same attention.
     """
@@ -99,7 +99,7 @@ def measured_cache(config):
 
 
 class Records:
-    """The records in a folder that are whole: by the hash of a configuration, and by code."""
+    """The intact records in a folder, by hash of the configuration and version of the code."""
 
     def __init__(self, out: str | Path, own: dict[str, type] | None = None):
         self.found, written = {}, {}
@@ -152,7 +152,7 @@ def study_folder(out: str | Path, identity: set[tuple[str, int]]):
 
 
 def _identity(results):
-    """Arms and seeds of the runs in a results.json; of tasks of one's own, none."""
+    """Arms and seeds of the runs in a results.json; tasks of your own are left out."""
     found = set()
     for run in results.get("runs", ()):
         with contextlib.suppress(UsageError):
@@ -162,7 +162,7 @@ def _identity(results):
 
 
 def own_classes(configs: list[RunConfig]) -> dict[str, type]:
-    """MODULE:CLASS -> the class, of the tasks of one's own among these runs."""
+    """MODULE:CLASS -> the class, for the tasks of your own among these runs."""
     return {c.task.name: type(c.task) for c in configs if ":" in c.task.name}
 
 
@@ -172,8 +172,8 @@ def _path(config, out, code):
 
 
 def _read(path, own):
-    """(record, its RunConfig); nothing for a file that is damaged or of another kind: such a run
-    is run again.
+    """(record, its RunConfig); nothing for a file that is damaged or of another kind: its run is
+    repeated.
     """
     try:
         record = _upgraded(files.read_json(path))
@@ -269,10 +269,10 @@ def run_study(
 # ---- how long it will take
 
 
-@np.errstate(all="ignore")  # at a rate that diverges, too
+@np.errstate(all="ignore")  # the rate may diverge
 def seconds_per_step(config: RunConfig, steps: int = 3) -> float:
-    """Seconds of computing that a step takes, the median of a few after one that warms up. What
-    other programs take of the processor meanwhile does not count.
+    """Seconds of computing that a step takes, the median of a few after one that warms up. The time
+    that other programs take meanwhile does not count.
     """
     task, model = config.task, config.build()
     optimizer = Adam(model.parameters(), config.recipe.lr)

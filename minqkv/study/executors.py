@@ -30,7 +30,7 @@ from ..runtime.errors import EnvironmentFault, Exit, UsageError
 from ..runtime.version import code_version
 from .workers import processes, run_here, stop
 
-AGAIN = 3  # how often a run is repeated that was lost together with its worker
+AGAIN = 3  # how often a run is repeated after its worker was lost
 CONNECT_S = 5  # when to give up on a scheduler that does not answer
 
 
@@ -51,7 +51,7 @@ def run_on(executor: str | None, jobs: int, function: Callable, items: Iterable)
 
 
 def _rounds(executor, jobs, work, left, study):
-    """All of `left` on an executor; then, while workers are lost, on a new one what is left."""
+    """Run all of `left` on an executor; when workers are lost, run what is left on a new one."""
     lost = Counter()
     while left:
         pool, end = _open(executor, min(jobs, len(left)), study)
@@ -70,8 +70,8 @@ def _rounds(executor, jobs, work, left, study):
                     raise EnvironmentFault(why, f"install minqkv {code_version()} there") from error
             if not _means_lost(error):
                 raise
-            for item in islice(left, jobs):  # first come, first served: these had begun
-                lost[item] += 1 + getattr(error, "allowed_failures", 0)  # dask repeats by itself
+            for item in islice(left, jobs):  # runs start in order: these had begun
+                lost[item] += 1 + getattr(error, "allowed_failures", 0)  # dask's own repeats
             if max(lost.values()) > AGAIN:
                 why = f"the same run lost its worker {AGAIN + 1} times, perhaps for lack of memory"
                 cure = "repeat the command to continue; fewer --jobs need less memory"
@@ -93,7 +93,7 @@ def _pickled(function, item):
 
 @contextmanager
 def _one_interrupt():
-    """Ctrl-C or SIGTERM count once: while the first is obeyed, a second must not break that off."""
+    """Ctrl-C or SIGTERM counts once: a second must not interrupt what the first has started."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -136,10 +136,10 @@ def _dask(address, study):
     except ImportError as error:
         raise EnvironmentFault("dask is missing", "pip install 'minqkv[dask]'") from error
     for name in ("distributed", "distributed.client", "tornado.application"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is said by `run_on`
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # `run_on` reports what matters
     try:
         url = urlsplit(address)
-        socket.create_connection((url.hostname, url.port), CONNECT_S).close()  # Client is slower
+        socket.create_connection((url.hostname, url.port), CONNECT_S).close()  # Client fails later
         client = Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
         why = f"no dask scheduler answers at {address}: {error}"
@@ -159,7 +159,7 @@ def _dask(address, study):
 def _mpi():
     world = distributed.mpi().COMM_WORLD
     if "mpi4py.futures" not in sys.orig_argv or world.size < 2:
-        if world.rank:  # one of several that do not know of each other: one line is enough
+        if world.rank:  # rank 0 reports the error: one line is enough
             sys.exit(Exit.USAGE)
         why = "--executor mpi needs mpi4py.futures and at least two processes"
         cure = "start it with: mpiexec -n 4 python -m mpi4py.futures -m minqkv study …"

@@ -20,14 +20,14 @@ LARGEST_HEAD = 1024
 
 
 def blocks(preset: str, given: dict, own: dict[str, type] | None = None) -> list[dict]:
-    """The blocks of a preset with some lists replaced by `given`, each where its tasks have such a
-    field. Tasks that no block has come in a block of their own, at their own sizes.
+    """The blocks of a preset, with lists replaced by those in `given` wherever a block's tasks have
+    such a field. Tasks in none of its blocks get one of their own, at their default sizes.
     """
     wanted, rest = given.get("tasks"), {n: v for n, v in given.items() if n != "tasks"}
     chosen = [dict(block) for block in PRESETS[preset]]
     equal = [name for name in ("equal_bytes", "equal_params") if name in given]
     if len(equal) > 1:
-        raise UsageError("cells are made at equal bytes or at equal parameters, not both")
+        raise UsageError("choose --equal-bytes or --equal-params, not both")
     for block in chosen if equal else ():
         block.pop("equal_bytes", None)
     if wanted:
@@ -69,7 +69,7 @@ def _fitting(variants, block, own):
 
 
 def short_hash(given: dict) -> str:
-    """Of lists that were given, to name a folder after: other lists, another folder."""
+    """A hash of the given lists, for the name of a folder: other lists get another folder."""
     return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:6]
 
 
@@ -86,9 +86,9 @@ def grid(
 ) -> list[RunConfig]:
     """Every RunConfig of the product, cell by cell, each once (with H heads, gqa-H is qkv).
 
-    `lists` are the values of further fields, or one value. `equal_bytes`: bytes of a token in the
-    cache of a layer, on average over the layers; `equal_params`: numbers in the model. For each of
-    them the width of a head is chosen. A variant that no width fits is left out, and the reason
+    `lists` gives each further field its values, or one value. `equal_bytes`: bytes of a token in
+    the cache of a layer, on average over the layers; `equal_params`: numbers in the model. For each
+    of them the width of a head is chosen. A variant that no width fits is left out, and the reason
     appended to `impossible`. Raises UsageError.
     """
     configs, left_out = {}, [] if impossible is None else impossible
@@ -135,7 +135,7 @@ def _models(task, variant, own, given) -> Iterator:
     for width in range(1, LARGEST_HEAD):
         try:
             config = configure(task, variant, own, **given, head_dim=width)
-        except UsageError:  # of this width: an odd one cannot be turned
+        except UsageError:  # this width does not fit, such as an odd one to be rotated
             continue
         yield width, config.task.config(config.variant)
 
@@ -206,8 +206,8 @@ def arm(config: RunConfig, equal: bool = False) -> str:
 
 
 def cell(config: RunConfig, equal: bool = False) -> dict:
-    """What the rows of a table have in common: the task, its size, and the recipe but for the
-    rate; at equal bytes not what makes an arm.
+    """What the rows of a table have in common: the task, its size, and the recipe except for the
+    rate; at equal bytes, without what distinguishes arms.
     """
     values = {name: value for name, value in asdict(config.task).items() if value is not None}
     for name in ("plus_start", "hide_self", *(OF_AN_ARM if equal else ())):

@@ -1,4 +1,6 @@
-"""A study from its blocks to its tables: rates are chosen first, then what is reported runs."""
+"""A study from its blocks to its tables: rates are chosen first, then come the runs that are
+reported.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,8 +18,8 @@ class Part:
     """Runs that belong to the same tables, and where their learning rate comes from."""
 
     configs: list[RunConfig]
-    rates: tuple[float, ...] = ()  # to choose from; none: the runs have theirs
-    equal: str | None = None  # "bytes" or "params", where tables are made of equals
+    rates: tuple[float, ...] = ()  # to choose from; empty: the runs have theirs already
+    equal: str | None = None  # "bytes" or "params": what the arms of a table have in common
     targets: tuple[int, ...] = ()
     selection_seeds: int = 3  # how many seeds decide a rate
 
@@ -39,8 +41,8 @@ class Plan:
 
     @property
     def identity(self) -> set[tuple[str, int]]:
-        """What tells these tables from those of another study: arms and seeds, whatever rates are
-        chosen.
+        """What distinguishes these tables from those of another study: arms and seeds, whatever
+        rates are chosen.
         """
         return {(arm_of(c).hash, c.seed) for part in self.parts for c in part.configs}
 
@@ -52,7 +54,7 @@ class Plan:
         return list(dict.fromkeys(config for part in found for config in part))
 
     def recall(self, stored: Records, accept_code: bool = False) -> None:
-        """Choose the rates already, if the runs that decide them are all on record."""
+        """Choose the rates now, if the runs that decide them are all on record."""
         deciding = self.candidates
         records = [stored.of(config, accept_code) for config in deciding]
         if all(records):
@@ -97,8 +99,8 @@ def plan(blocks: Iterable[dict], own: dict[str, type] | None = None) -> Plan:
         targets = tuple(block["equal_params"]) if equal == "params" else ()
         configs = grid(**block, own=own, impossible=impossible)
         if rates and any(config.seed >= FIRST_SEED for config in configs):
-            why = f"seeds from {FIRST_SEED} on choose the learning rates"
-            raise UsageError(f"{why}: they cannot be reported, too", "--seeds 8")
+            why = f"seeds from {FIRST_SEED} up choose the learning rates"
+            raise UsageError(f"{why}: they cannot be reported as well", "--seeds 8")
         parts.append(Part(configs, rates, equal, targets, n_seeds))
     if not any(part.configs for part in parts):
         raise UsageError("nothing to run" + (f": {impossible[0]}" if impossible else ""))

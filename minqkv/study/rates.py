@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from ..runs import RunConfig
 
-FIRST_SEED = 100  # of those that rates are chosen on
+FIRST_SEED = 100  # the first that rates are chosen on
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def arm_of(config: RunConfig) -> RunConfig:
 
 def candidates(configs: list[RunConfig], rates: list[float], n_seeds: int) -> list[RunConfig]:
     """The runs that decide: each arm with each rate, scored on the validation split of seeds from
-    100 on.
+    100 up.
     """
     arms = dict.fromkeys(map(arm_of, configs))
     return [

@@ -92,10 +92,9 @@ def sign_flip(differences: list[float]) -> float:
 
     If the two arms did not differ, each seed's difference could as well have the opposite sign. p
     is the share of all 2^n choices of signs whose mean is at least as far from zero as the one
-    seen, so it is never below 2 / 2^n. Two sums count as equal if they differ by 1e-9 of the sum
-    of absolute values: far above the rounding error, far below one token of an accuracy, and a tie
-    counted too many only makes p larger. Raises UsageError unless there are 1 to 20 finite
-    differences.
+    seen, so it is never below 2 / 2^n. Two sums count as equal if they differ by 1e-9 of the sum of
+    absolute values: far above the rounding error, far below one token of an accuracy, and one tie
+    too many only makes p larger. Raises UsageError unless there are 1 to 20 finite differences.
     """
     if not 1 <= len(differences) <= 20 or not all(map(math.isfinite, differences)):
         raise UsageError("the sign-flip test takes 1 to 20 finite differences")
@@ -109,9 +108,9 @@ def sign_flip(differences: list[float]) -> float:
 def holm(p_values: list[float]) -> list[float]:
     """Holm's step-down correction: the adjusted p-values, in the order given.
 
-    Calling every contrast with an adjusted p ≤ α different, one is wrong about any of them with
-    probability α at most. Of m contrasts the smallest p is multiplied by m, the next by m - 1, and
-    so on; none becomes smaller than the one before it, or larger than 1.
+    If every contrast with an adjusted p ≤ α is called different, the probability of any false call
+    is at most α. Of m contrasts the smallest p is multiplied by m, the next by m - 1, and so on;
+    none becomes smaller than the one before it, or larger than 1.
     """
     adjusted, largest = list(p_values), 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -123,10 +122,10 @@ def holm(p_values: list[float]) -> list[float]:
 def verdict(difference: Estimate, p_adjusted: float, margin: float) -> str:
     """What may be claimed of a paired difference: "different", "the same" or "cannot be told".
 
-    Both take at least SEEDS seeds. "the same": the 95 % interval lies inside ±margin. "different":
-    the adjusted p of the sign-flip test is at most .05. A difference can be certain and yet smaller
-    than the margin; it is "the same", because the margin says in advance which differences matter,
-    and the interval printed beside it shows that it is not zero.
+    The first two need at least SEEDS seeds. "the same": the 95 % interval lies inside ±margin.
+    "different": the adjusted p of the sign-flip test is at most .05. A difference can be certain
+    and yet smaller than the margin; it is "the same", because the margin says in advance which
+    differences matter, and the interval printed beside it shows that it is not zero.
     """
     if difference.n >= SEEDS and abs(difference.mean) + difference.half < margin:
         return "the same"
@@ -138,8 +137,8 @@ def verdict(difference: Estimate, p_adjusted: float, margin: float) -> str:
 def median_steps(steps: list[int | None], budget: int) -> tuple[float | None, int]:
     """Median number of steps to a goal, and how many runs reached it within the budget.
 
-    None in the list is a run that never did. Where half of the runs or more did not, the median is
-    None: all that is known is that it lies beyond the budget.
+    None in the list is a run that never reached it. Where half of the runs or more did not, the
+    median is None: all that is known is that it lies beyond the budget.
     """
     reached = [n for n in steps if n is not None and n <= budget]
     if 2 * len(reached) <= len(steps):

@@ -36,7 +36,7 @@ class Row:
     at_the_edge: bool  # of the rates it was chosen from
     by_seed: dict  # seed -> score; None where the run diverged
     score: stats.Estimate | None
-    solved: int | None  # how many seeds; None where the task has no such point
+    solved: int | None  # how many seeds; None where the task has no threshold
     reached: dict  # seed -> steps until the task was learned; None: not within the run
     to_baseline: stats.Estimate | None  # paired by seed; None for the baseline, or without it
     published: stats.Estimate | None
@@ -75,7 +75,7 @@ def summarise(
 ) -> list[Cell]:
     """Records -> Cells, in the order the cells and arms first appear.
 
-    `equal` is "bytes" or "params": then cells are made of runs with the same bytes a token and
+    `equal` is "bytes" or "params": then cells are made of runs with the same bytes per token and
     layer, or of those whose parameters are nearest to one of `targets`. `choices`: where each arm's
     learning rate comes from.
     """
@@ -114,7 +114,7 @@ def _cell(size, equal, arms, choices):
 
 
 def _title(config, equal):
-    """The task and its size, the bytes, and what of the recipe is not the task's own."""
+    """The task and its size, the bytes, and what differs from the task's own recipe."""
     task, parts = config.task, []
     if equal:
         ((what, n),) = equal.items()
@@ -286,7 +286,7 @@ def as_results(
 ) -> dict:
     """The object of results.json: versions, hyper-parameters, command, runs, and the summary.
 
-    `selection`: the records that decided the learning rates; `impossible`: what no width gave.
+    `selection`: the records that decided the learning rates; `impossible`: arms that no width fits.
     Where records of other code were accepted, each run says which code it came from.
     """
     adam = {"optimiser": "Adam", "betas": Adam.BETAS, "eps": Adam.EPS}

@@ -37,7 +37,7 @@ def run_here(study: bytes, code: str, backend_name: str, pickled: bytes) -> dict
         raise EnvironmentFault(f"{where} cannot use {backend_name}: {error}") from error
     _running[threading.get_ident()] = study
     try:
-        function, item = pickle.loads(pickled)  # not before: other code may not know their classes
+        function, item = pickle.loads(pickled)  # not earlier: other code may lack their classes
         with blas_threads(1):
             return function(item)
     finally:
@@ -60,7 +60,7 @@ class _Spawn(SpawnContext):
 
 
 def processes(jobs: int) -> tuple[Executor, Callable]:
-    """A pool of processes, one core each, and a function that ends them. That one raises
+    """A pool of processes, one core each, and a function that ends them. The function raises
     EnvironmentFault when a process has ended with an exit code of its own.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
@@ -75,8 +75,8 @@ def processes(jobs: int) -> tuple[Executor, Callable]:
                 process.kill()  # also one that was halted; a worker leaves nothing half done
         pool.shutdown(cancel_futures=True)
         code = max((process.exitcode or 0 for process in spawn.started), default=0)
-        if code > 0:  # below zero: by a signal
-            why = f"a worker process ended by itself, with exit code {code}"
+        if code > 0:  # negative: ended by a signal
+            why = f"a worker process ended on its own, with exit code {code}"
             cure = 'a script must start a study under `if __name__ == "__main__":`'
             raise EnvironmentFault(f"{why}; {cure}", "its workers import the script, too")
 

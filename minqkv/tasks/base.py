@@ -57,10 +57,10 @@ class Task(ABC):
     """One task, and the size of the model that learns it.
 
     A subclass gives `examples` and `config`; the rest has defaults that it may replace. `name` is
-    what --task selects it by. `metric` is what a study compares, and `better` says which way;
-    a run counts as solved from `solved` on, and as having learned the task when its validation
-    score first reaches `learned` (None: no such point). A score lies within `limits`.
-    With `sparse`, logits are computed where a target counts and nowhere else.
+    what --task selects it by. `metric` is what a study compares, and `better` says whether higher
+    or lower is better. A run counts as solved when it scores `solved` or better, and as having
+    learned the task when its validation score first reaches `learned` (None: no threshold). A score
+    lies within `limits`. With `sparse`, logits are computed only where a target counts.
     """
 
     name: str = ""
@@ -95,11 +95,11 @@ class Task(ABC):
 
     @property
     def chance(self) -> float:
-        """What guessing scores; NaN where that is not known."""
+        """The score of guessing; NaN where that is not known."""
         return math.nan
 
     def recipe(self, steps: int | None = None) -> Recipe:
-        """How it is trained unless told otherwise, in so many steps (None: as many as it takes)."""
+        """The default recipe, for this many steps (None: the task's own number)."""
         return Recipe(steps or 1000)
 
     def model(self, variant: str, seed: int) -> Module:
@@ -138,7 +138,7 @@ class Task(ABC):
     # ---- for people to read
 
     def title(self, without: tuple[str, ...] = ()) -> str:
-        """The name and the size as a heading, without some fields; what is as usual is not said."""
+        """The name and the size as a heading, without some fields and without defaults."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in without}
         parts = [f"{short} {values[name]}" for name, short in SHORT.items() if values.get(name)]
         for field in fields(self):
@@ -148,7 +148,7 @@ class Task(ABC):
         return "  ".join([self.name, *parts])
 
     def mistakes(self, x: np.ndarray, y: np.ndarray, predicted: np.ndarray) -> list[dict]:
-        """Of each example: the input, and what was expected and predicted, as lists of ids."""
+        """For each example: the input, and what was expected and predicted, as lists of ids."""
         return [
             {
                 "input": self.shown(row).tolist(),
@@ -159,7 +159,7 @@ class Task(ABC):
         ]
 
     def shown(self, row: np.ndarray) -> np.ndarray:
-        """What of an input is shown with a mistake."""
+        """The part of an input that is shown with a mistake."""
         return row
 
     def prompt(self, text: str) -> list[int]:

@@ -3,7 +3,7 @@ and a content at once, which is what K = V asks of it.
 
 Two tasks for a decoder without an MLP, after the multi-query associative recall of Arora et al.
 (2023, arXiv 2312.04927). In both, P pairs are shown, then their keys in a new order; the target at
-each of these is its value. Keys and values of a sequence are all different, so guessing one of the
+each key is its value. Keys and values of a sequence are all different, so guessing one of the
 values that were shown is right once in P times.
 
     pairs   k₁+v₁ k₂+v₂ ... | k₂ k₁ ...   key and value in one token: one layer can solve it
@@ -21,7 +21,7 @@ from ..train import IGNORE
 from .base import Recipe, Task
 from .rules import RECALL
 
-SIZES = {  # unless given; d has room for all keys and values, so that the cache alone is narrow
+SIZES = {  # defaults; d has room for all keys and values, so that only the cache is narrow
     "pairs": {"keys": 64, "n_layer": 1, "n_embd": 128, "position": "learned"},
     "mqar": {"keys": 32, "n_layer": 2, "n_embd": 64, "position": "rope"},
 }
@@ -50,13 +50,13 @@ class Recall(Task):
                 object.__setattr__(self, field, value)
         super().__post_init__()
         if not 2 <= self.pairs <= self.keys:
-            why = "each key and value of a sequence is another"
+            why = "the keys of a sequence all differ, and so do its values"
             raise UsageError(f"pairs {self.pairs} must be 2 to keys {self.keys}: {why}")
 
     @property
     def chance(self):
-        """One of the values. A model that knows which values were shown, but not whose they are,
-        scores 1 / pairs.
+        """Guessing among all values. A model that knows which values were shown, but not whose they
+        are, scores 1 / pairs.
         """
         return 1 / self.keys
 
@@ -69,12 +69,12 @@ class Recall(Task):
         return GPTConfig(**size, variant=variant, d_ff=0)
 
     def recipe(self, steps=None):
-        """A warm-up of a fixed number of steps: a share would change with the length."""
+        """A warm-up of a fixed number of steps: a share would change with their total."""
         steps = steps or STEPS[self.name]
         return Recipe(steps, batch=64, lr=3e-3, warmup=200, clip=1.0, watch=50)
 
     def examples(self, rng, n, pairs=None):
-        """n inputs and targets with so many pairs (P unless given)."""
+        """n inputs and targets with `pairs` pairs (P unless given)."""
         P = pairs or self.pairs
         keys = _distinct(rng, n, self.keys, P)  # (n, P)
         values = self.keys + _distinct(rng, n, self.keys, P)  # (n, P)
@@ -92,8 +92,8 @@ class Recall(Task):
         return x, y
 
     def batch(self, seed, step, size):
-        """In `mqar` batches take turns with 2, 4, ... P pairs: short ones are learned first, and
-        free the runs that are stuck at guessing.
+        """In `mqar`, batches take turns with 2, 4, ... P pairs: short sequences are learned first,
+        and free runs that are stuck at guessing.
         """
         rng = stream(seed, "data", "train", self.name, step)
         turns = [*range(2, self.pairs, 2), self.pairs]

@@ -21,7 +21,7 @@ CLASSES = {**dict.fromkeys(RULES, Synthetic), **dict.fromkeys(RECALL, Recall)}
 def task_class(name: str, own: type | None = None) -> type:
     """The class of a task by its name; `own` is that of a name MODULE:CLASS, already imported.
 
-    Raises UsageError for an unknown name, and for a class of yours that is not named here: code is
+    Raises UsageError for an unknown name, and for a class of your own that is not given: code is
     never imported because a file names it.
     """
     if ":" in name:
@@ -68,9 +68,9 @@ def blaming(name: str):
 
 
 def try_out(task: Task, model: Module, seed: int) -> None:
-    """Train and score a fresh model on two examples of a task of your own, changing no weight.
+    """Try a training step and a score on two examples of a task of your own, changing no weight.
 
-    So what does not fit is said before anything is written, or hours later. Raises UsageError.
+    So what does not fit is reported before anything is written, not hours later. Raises UsageError.
     """
     with blaming(task.name):
         batch = task.batch(seed, 0, 2)
@@ -102,8 +102,8 @@ def _check_score(task, score, targets):
 
 
 def check_score(task: Task, score: dict) -> None:
-    """What `score` gave: numbers, the metric within its limits. NaN is left to the caller, for a
-    run that diverged. Raises UsageError.
+    """Check what `score` gave: numbers, the metric within its limits. NaN is left to the caller,
+    for a run that diverged. Raises UsageError.
     """
     if task.metric not in score:
         raise UsageError(f"{task.name}: score gives {', '.join(score)}, but no {task.metric}")
@@ -126,5 +126,5 @@ def _check_limits(task, value):
 
 
 def field_names(cls: type) -> list[str]:
-    """What can be set of a task, beside its name."""
+    """What can be set for a task, besides its name."""
     return [field.name for field in fields(cls) if field.name != "name"]

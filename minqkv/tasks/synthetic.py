@@ -22,11 +22,11 @@ _PI = (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8)  # digits for an example
 
 @dataclass(frozen=True)
 class Training:
-    """What a year's paper trains on and how (paper, section 4.1)."""
+    """What the paper of a year trains on, and how (paper, section 4.1)."""
 
     n_train: int
     n_test: int
-    drop_last: bool  # the batch that is left over at the end of an epoch
+    drop_last: bool  # leave out the incomplete batch at the end of an epoch
     recipe: Recipe
     warmup_share: float | None  # of all steps; None: a fixed number
 
@@ -102,7 +102,7 @@ class Synthetic(Task):
 
     @property
     def chance(self):
-        """One digit in so many."""
+        """Guessing among all digits."""
         return 1 / self.alphabet
 
     def config(self, variant):

@@ -135,8 +135,8 @@ def backward(model, ids):
 
 
 def pattern(name, model, ids):
-    """(title, array (H, T, T), labels of the tokens) for a heat map of a view: the weights, those
-    of a decode token by token, or their gradient. NaN where a key lies ahead of its query.
+    """(title, array (H, T, T), labels of the tokens) for a heat map of a view: the weights, the
+    weights of decoding token by token, or their gradient. NaN where a key comes after its query.
     """
     T, cache = ids.shape[1], model.new_cache(1, ids.shape[1])
     rows = np.full((model.config.n_head, T, T), np.nan)
