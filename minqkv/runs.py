@@ -46,7 +46,6 @@ from .train import fit
 from .variants import layer_specs, layered_name
 
 CHECKPOINT_EVERY_SECONDS = 30
-LARGEST = 2**31 - 1  # of a size: no larger array can be addressed
 FORMAT = 2  # of a run folder; 1: version 0.1.0, a flat configuration, nothing bound together
 
 
@@ -67,7 +66,6 @@ class RunConfig:
 
     def __post_init__(self):
         check_types(self)
-        self._check_sizes()
         self.task.config(self.variant)  # refuses what cannot be built
         specs = layer_specs(self.variant, self.task.n_layer, self.task.n_head)
         object.__setattr__(self, "variant", layered_name(specs))
@@ -76,12 +74,6 @@ class RunConfig:
         if self.seed < 0:
             raise UsageError(f"seed {self.seed} must be at least 0")
         check_split(self.split)
-
-    def _check_sizes(self):
-        sizes = {**asdict(self.task), "batch": self.recipe.batch}
-        for name, value in sizes.items():
-            if isinstance(value, int) and value > LARGEST:
-                raise UsageError(f"{name} {value} is too large", f"at most {LARGEST:,}")
 
     def change(self, **given) -> "RunConfig":
         """The same run with some fields changed: its own, its task's or its recipe's; see

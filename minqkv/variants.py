@@ -34,6 +34,7 @@ VARIANTS = {  # canonical name -> what differs from qkv; N is a number of KV hea
     "thin-N": {"key_width": "N"},
 }
 NAMES = tuple(VARIANTS)
+WIDEST_KEY = 1 << 16
 _ALIASES = {"mha": "qkv", "q-k-v": "qkv", "q=k": "q=k-v", "k=v": "q-k=v"}
 PLUS = {"": None, "+": "full", "+temperature": "temperature", "+bias": "bias"}
 
@@ -79,9 +80,11 @@ class VariantSpec:
         if self.plus and self.own_query:
             why = '"+" exists to make queries differ from keys, and here they already do'
             raise UsageError(why, "use q=k-v+ or q=k=v+")
-        if self.key_width is not None and (self.key_width < 1 or self.streams == 1):
-            why = "keys need a width of at least 1" if self.streams == 2 else "K = V has one width"
-            raise UsageError(f"keys of width {self.key_width}: {why}")
+        if self.key_width is not None and self.streams == 1:
+            raise UsageError(f"keys of width {self.key_width}: K = V has one width")
+        if self.key_width is not None and not 1 <= self.key_width <= WIDEST_KEY:
+            why = f"keys need a width of at least 1 and at most {WIDEST_KEY:,}"
+            raise UsageError(f"{why}, not {self.key_width}")
 
     @classmethod
     def parse(cls, name: str | Self) -> Self:

@@ -15,6 +15,8 @@ from ..runtime.files import opened
 from ..tasks.rules import FORMS, YEARS
 from ..variants import POSITIONS, ROPE_VALUES
 
+MOST = 10_000  # seeds
+
 
 class Listed(click.ParamType):
     """A comma-separated list: `16,64`. A lone number with `counts` means that many, from 0."""
@@ -35,8 +37,13 @@ class Listed(click.ParamType):
         if not parts:
             self.fail("the list is empty", param, ctx)
         if self.counts and "," not in value:
-            if parts[0] < 1:
-                self.fail(f"{value} of them would be none", param, ctx)
+            if not 1 <= parts[0] <= MOST:
+                few = (
+                    f"{value} of them would be none"
+                    if parts[0] < 1
+                    else f"at most {MOST:,} of them"
+                )
+                self.fail(few, param, ctx)
             return tuple(range(parts[0]))
         return parts
 
@@ -147,7 +154,7 @@ def own_task(name):
     except ImportError as error:
         cure = f"MODULE:CLASS names a file {module}.py here, or an installed package"
         raise UsageError(f"cannot import {module}: {error}", cure) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script ends with sys.exit()
         raise UsageError(f"{module} raised {type(error).__name__}: {error}") from error
     if not hasattr(found, cls):
         raise unknown(f"class of {module}", cls, [n for n in vars(found) if not n.startswith("_")])

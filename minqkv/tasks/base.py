@@ -21,6 +21,7 @@ from ..tensor import Tensor
 from ..train import IGNORE, counted_targets, evaluate, token_loss
 from .rules import SPLITS
 
+LARGEST = 2**31 - 1  # of a size: no larger array can be addressed
 SHORT = {  # fields of a title, in this order
     "seq_len": "T", "pairs": "P", "keys": "keys", "n_embd": "d", "n_layer": "L", "n_head": "H",
     "head_dim": "d_h",
@@ -189,7 +190,9 @@ def check_split(split: str) -> str:
 
 
 def check_types(value) -> None:
-    """Refuse a field of a dataclass whose value is not of its type. Raises UsageError."""
+    """Refuse a field of a dataclass whose value is not of its type, or a size that no array can
+    have. Raises UsageError.
+    """
     hints = get_type_hints(type(value))
     for field in fields(value):
         found, hint = getattr(value, field.name), hints[field.name]
@@ -198,3 +201,5 @@ def check_types(value) -> None:
         if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
             wanted = " or ".join("none" if k is type(None) else k.__name__ for k in kinds)
             raise UsageError(f"{field.name} must be {wanted}, not {found!r}")
+        if isinstance(found, int) and found > LARGEST and field.name != "seed":
+            raise UsageError(f"{field.name} {found} is too large", f"at most {LARGEST:,}")
