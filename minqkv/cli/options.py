@@ -90,6 +90,8 @@ def settings(listed=False):
         )(command)
         for name, (kind, about) in reversed(SETTINGS.items()):
             flag = "--" + name.replace("_", "-")
+            if listed and name == "lr":
+                about += " Of several, one is chosen for each arm."
             command = click.option(flag, type=Listed(kind) if listed else kind, help=about)(command)
         return command
 
