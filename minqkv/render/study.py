@@ -141,28 +141,26 @@ def formulas(console, cells, itemsize):
     console.print()
 
 
-def picture(console, cell, height=11):
-    """Accuracy upwards, cache bytes to the right, a column for each distinct size.
+def picture(console, title, what, metric, series, height=11):
+    """The score upwards, cache bytes to the right, a column for each distinct size; nothing where
+    there is only one. A point lies in the row whose value it reaches: a picture must not flatter.
 
     Variants are named where the names fit, otherwise lettered, with a key below.
     """
-    rows = [row for row in cell.rows if row.score]
-    if not rows or len({row.cache_measured for row in rows}) < 2:  # nothing to see
+    points = [(s.name, x, mean) for s in series if not s.hollow for x, mean, *_ in s.points]
+    if len({x for _, x, _ in points}) < 2:
         return
-    high = math.ceil(max(row.score.mean for row in rows) * 20) / 20
-    low = min(high - 0.1, math.floor(min(row.score.mean for row in rows) * 20) / 20)
+    high = math.ceil(max(mean for *_, mean in points) * 20) / 20
+    low = min(high - 0.1, math.floor(min(mean for *_, mean in points) * 20) / 20)
     step = (high - low) / (height - 1)
-    places = {  # rounded down: a picture must not flatter
-        row.arm: (math.floor((row.score.mean - low) / step + 1e-9), row.cache_measured)
-        for row in rows
-    }
-    names = {name: name for name in places}
-    letters = {name: chr(ord("a") + i) for i, name in enumerate(places)}
+    places = [(name, (math.floor((mean - low) / step + 1e-9), x)) for name, x, mean in points]
+    names = {name: name for name, _ in places}
+    letters = {name: chr(ord("a") + i) for i, name in enumerate(names)}
     for labels in (names, letters):
         marks, width = _marks(places, labels)
         if 7 + sum(width.values()) <= console.width:
             break
-    say(console, f"{cell.title}: {cell.metric} against cache bytes per token", "bold")
+    say(console, f"{title}: {metric} against {what.partition(' (')[0]}", "bold")
     for i in reversed(range(height)):
         line = "".join(marks.get((i, size), "").center(width[size]) for size in width)
         say(console, f"{number(low + i * step, 2):>5} │{line}".rstrip())
@@ -177,7 +175,7 @@ def picture(console, cell, height=11):
 def _marks(places, labels):
     """What is at each (level, size), and how wide the column of each size is."""
     marks = {}
-    for name, place in places.items():
+    for name, place in places:
         marks.setdefault(place, []).append(labels[name])
     marks = {place: " ".join(found) for place, found in marks.items()}
     width = {}
@@ -207,23 +205,31 @@ def figure(cells, columns=2):
     """Score against bytes: a curve for each kind of arm where tables are at equal bytes, else a
     point for each variant. SVG text.
     """
+    panels = []
+    for title, what, metric, series in _groups(cells):
+        limits = (0, 1) if metric == "accuracy" else None
+        panels.append(Panel(title, what, metric, series, x_log=True, y_range=limits))
+    n = sorted({len(row.by_seed) for cell in cells for row in cell.rows})
+    seeds = f"{n[0]} to {n[-1]} seeds" if len(n) > 1 else f"{n[0]} seed{'s' if n[0] > 1 else ''}"
+    caption = f"Means of {seeds}. {_control(cells)}".rstrip()
+    columns = min(columns, len(panels))
+    return svg_figure("Score against cache bytes", panels, columns, caption) if panels else ""
+
+
+def _groups(cells):
+    """(title, what is to the right, metric, Series) of each panel: a table, or all tables of a task
+    at equal bytes.
+    """
     groups = {}
     for cell in cells:
         single = not _by_bytes(cell)
         groups.setdefault((cell.title if single else cell.task, single), []).append(cell)
-    panels = []
     for (title, single), found in groups.items():
         # Panels whose labels differ have axes of their own.
         what = "cache bytes per token" if single else f"B per token and layer ({title})"
         series = _points(found) if single else _curves_of_arms(found)
-        limits = (0, 1) if found[0].metric == "accuracy" else None
-        panels.append(Panel(title, what, found[0].metric, series, x_log=True, y_range=limits))
-    n = sorted({len(row.by_seed) for cell in cells for row in cell.rows})
-    seeds = f"{n[0]} to {n[-1]} seeds" if len(n) > 1 else f"{n[0]} seed{'s' if n[0] > 1 else ''}"
-    panels = [panel for panel in panels if panel.series]
-    caption = f"Means of {seeds}. {_control(cells)}".rstrip()
-    columns = min(columns, len(panels))
-    return svg_figure("Score against cache bytes", panels, columns, caption) if panels else ""
+        if series:
+            yield title, what, found[0].metric, series
 
 
 def _control(cells):
@@ -345,6 +351,6 @@ def study(console, cells, notes, itemsize, found=(), ablate=False):
     if found:
         claims_table(console, found)
     memory_table(console, cells)
-    for cell in cells:
-        picture(console, cell)
+    for group in _groups(cells):
+        picture(console, *group)
     formulas(console, cells, itemsize)
