@@ -52,3 +52,11 @@ def test_without_such_records_nothing_is_said(cli):
     _, out, err = cli(*FLAGS, "--seeds", 1, "--dry-run")
     assert "other code" not in err
     assert "2 runs, 2 of them on record" in out
+
+
+def test_contrasts_are_planned_for_the_preset_as_it_is(cli):
+    said = "its planned contrasts are left out"
+    _, _, err = cli("study", "--preset", "recall-full", "--seeds", 2, "--dry-run")
+    assert said in " ".join(err.split())
+    _, _, err = cli("study", "--seeds", 2, "--dry-run")
+    assert said not in " ".join(err.split())

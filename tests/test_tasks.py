@@ -16,7 +16,7 @@ from minqkv.runs import configure, train_run
 from minqkv.runtime.errors import UsageError
 from minqkv.tasks.base import Recipe
 from minqkv.tasks.recall import Recall
-from minqkv.tasks.registry import CLASSES, check_class, field_names, task_class
+from minqkv.tasks.registry import CLASSES, blaming, check_class, field_names, task_class
 from minqkv.tasks.rules import FORMS, RECALL, RULES, SPLITS
 from minqkv.tasks.rules import TASKS as TASKS_BY_NAME
 from minqkv.tasks.synthetic import Synthetic
@@ -357,3 +357,8 @@ def test_classes_that_are_no_tasks():
         with pytest.raises(UsageError, match=says) as caught:
             check_class("my:X", found)
         assert "examples/own_task.py" in caught.value.hint
+
+
+def test_a_task_of_ones_own_that_ends_the_program_is_named():
+    with pytest.raises(UsageError, match="mine:Mine raised SystemExit"), blaming("mine:Mine"):
+        raise SystemExit(3)

@@ -98,6 +98,7 @@ def study(
 
     Each finished run is kept under --out: after an interruption, repeat the command to continue.
     """
+    from ..study.claims import CONTRASTS
     from ..study.execute import study_folder
     from ..study.grid import short_hash
 
@@ -116,7 +117,9 @@ def study(
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, not a folder", "choose another folder with --out")
     jobs = min(jobs or cores(), len(plan.candidates) + len(plan.configs))
-    missing, seconds, line = _outlook(plan, out, jobs, executor, accept_code, dry_run and as_json)
+    changed = bool(given) and preset in CONTRASTS
+    about = (executor, accept_code, changed, dry_run and as_json)
+    missing, seconds, line = _outlook(plan, out, jobs, *about)
     if dry_run:
         if not as_json:
             _dry_run(plan, line)
@@ -149,7 +152,7 @@ def _plan(preset, ablate, given):
     return Plan([Part(ablation(**{**block, "variants": None})) for block in chosen])
 
 
-def _outlook(plan, out, jobs, executor, accept_code, as_json):
+def _outlook(plan, out, jobs, executor, accept_code, changed_contrasts, as_json):
     """(runs to do, how long they will take, a line that says so), which is printed."""
     from ..render.console import duration, say, stderr
     from ..study.execute import Records, estimate_seconds, own_classes
@@ -170,6 +173,8 @@ def _outlook(plan, out, jobs, executor, accept_code, as_json):
     say(stderr(), line)
     for reason in plan.impossible:
         say(stderr(), f"left out: {reason}")
+    if changed_contrasts:
+        say(stderr(), "with other flags beside the preset, its planned contrasts are left out")
     return missing, seconds, line
 
 

@@ -60,7 +60,7 @@ def blaming(name: str):
         yield
     except (MinqkvError, OSError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script's sys.exit() would end us without a word
         if ":" not in name:
             raise
         what = f"{name} raised {type(error).__name__}: {error}"
