@@ -37,13 +37,10 @@ class Listed(click.ParamType):
         if not parts:
             self.fail("the list is empty", param, ctx)
         if self.counts and "," not in value:
-            if not 1 <= parts[0] <= MOST:
-                few = (
-                    f"{value} of them would be none"
-                    if parts[0] < 1
-                    else f"at most {MOST:,} of them"
-                )
-                self.fail(few, param, ctx)
+            if parts[0] < 1:
+                self.fail(f"{value} of them would be none", param, ctx)
+            if parts[0] > MOST:
+                self.fail(f"at most {MOST:,} of them", param, ctx)
             return tuple(range(parts[0]))
         return parts
 

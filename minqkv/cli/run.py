@@ -170,6 +170,7 @@ def evaluate_run(run, own, split, n, wrong, as_json):
     x, y = task.draw(config.seed, split, n or task.n_test)
     score = task.predict(model, x, y)
     items = task.mistakes(x, y, score.pop("predictions"))
+    further = [name for name in score if name != task.metric]
     misses = [item for item in items if item["expected"] != item["predicted"]]
     score |= {"split": split, "sequences": len(x), "sequences_wrong": len(misses)}
     score |= {"tokens": sum(len(item["expected"]) for item in items)}
@@ -179,9 +180,8 @@ def evaluate_run(run, own, split, n, wrong, as_json):
     what = f"{task.name} with {config.variant}, {split} split"
     click.echo(f"{what}: {task.metric} {score[task.metric]:.4f} on {score['tokens']:,} tokens")
     click.echo(f"{len(misses):,} of {len(x):,} sequences have a mistake")
-    for name, value in score.items():
-        if name == "masked_perplexity":
-            click.echo(f"perplexity over the answers alone {value:.4f}")
+    for name in further:
+        click.echo(f"{name.replace('_', ' ')} {score[name]:.4f}")
     for item in misses[:wrong]:
         _show(item)
 
