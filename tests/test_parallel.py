@@ -827,7 +827,10 @@ def test_memory_stays_flat_over_many_steps_and_tokens():
 
 @pytest.mark.slow
 def test_interrupts_at_any_moment_leave_blas_and_the_claims_as_they_were():
-    """Ctrl-C again and again, at random moments of training and decoding."""
+    """Ctrl-C again and again, at random moments of training and decoding.
+
+    One that falls on the very line that restores BLAS leaves that to the next use: so one follows.
+    """
     program = """
         import os, random, signal, threading, time
         import numpy as np
@@ -861,8 +864,8 @@ def test_interrupts_at_any_moment_leave_blas_and_the_claims_as_they_were():
                 pass
             killer.join()
         held = [*claims._training.values(), *claims._decoding.values()]
-        print(before == counts(), len(blas._asked), sum(map(len, held)))
         mq.train_step(model, optimizer, x, x)
+        print(before == counts(), len(blas._asked), sum(map(len, held)))
     """
     done = run_alone(program)
     assert done.stdout.split() == ["True", "0", "0"], done.stdout + done.stderr[-2000:]

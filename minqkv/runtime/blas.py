@@ -20,7 +20,10 @@ _before = []  # what each library had before anybody asked
 
 @contextmanager
 def blas_threads(n: int) -> Iterator[None]:
-    """BLAS on n threads inside, on fewer while anybody asks for fewer; at the end as it was."""
+    """BLAS on n threads inside, on fewer while anybody asks for fewer; at the end as it was.
+
+    An interrupt that falls on the restoring itself leaves it to the next such block.
+    """
     asker = Claim()  # which is gone with this block, however it ends
     with _lock:
         _asked[asker] = n
