@@ -91,8 +91,15 @@ class RunConfig:
 
     def schedule(self) -> Callable[[int], float]:
         """step -> learning rate."""
-        recipe = self.recipe
-        return warmup_cosine(recipe.lr, recipe.warmup, recipe.steps, restart=recipe.restart)
+        r = self.recipe
+        return warmup_cosine(r.lr, r.warmup, r.steps, r.floor, r.restart)
+
+    def optimizer(self, model: Module) -> Adam:
+        """A fresh optimiser of this run."""
+        betas = (Adam.BETAS[0], self.recipe.beta2)
+        return Adam(
+            model.parameters(), self.recipe.lr, betas, weight_decay=self.recipe.weight_decay
+        )
 
     @cached_property
     def hash(self) -> str:
@@ -179,7 +186,7 @@ def _finished(config, model, out):
 def _train_and_score(config, model, folder, progress):
     """The result: the score, and what it took."""
     began, steps = time.monotonic(), config.recipe.steps
-    optimizer = Adam(model.parameters(), config.recipe.lr)
+    optimizer = config.optimizer(model)
     start = folder.restore(model, optimizer) if folder else 0
     start = distributed.same_start(optimizer, start)
     curve = folder.curve if folder else []
@@ -211,7 +218,7 @@ def _train(config, model, optimizer, start, folder, curve, progress):
 
     loop = fit(
         model, optimizer, batch, config.schedule(), recipe.steps, recipe.clip, start,
-        task.loss, task.weight,
+        task.loss, task.weight, recipe.accumulate,
     )  # fmt: skip
     with stopping_politely(folder is not None) as stop, folder or nullcontext():
         for step, loss in loop:

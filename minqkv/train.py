@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 
@@ -52,16 +54,17 @@ def fit(
     start: int = 0,
     loss: Callable = token_loss,
     weight: Callable = counted_targets,
+    accumulate: int = 1,
 ) -> Iterator[tuple[int, float]]:
     """The loop. A generator: yields (step, loss) after each of the steps from `start` to `steps`.
 
     `batch(step)` gives inputs and targets, `schedule(step)` the learning rate; `loss` and `weight`
-    are those of the task. Raises Diverged, naming the step, when a loss is not finite.
+    are those of the task; `accumulate`: see train_step. Raises Diverged, naming the step, when a loss is not finite.
     """
     for step in range(start, steps):
         optimizer.lr = schedule(step)
         x, y = batch(step)
-        found = train_step(model, optimizer, x, y, clip, loss, weight)
+        found = train_step(model, optimizer, x, y, clip, loss, weight, accumulate)
         if not math.isfinite(found):
             raise Diverged(
                 f"the loss at step {step} is {found}", "try a smaller learning rate with --lr"
@@ -78,18 +81,20 @@ def train_step(
     clip: float | None = 1.0,
     loss: Callable = token_loss,
     weight: Callable = counted_targets,
+    accumulate: int = 1,
 ) -> float:
     """One step on inputs and targets (integers, on the host); returns the loss before it, a float.
 
     Fetching that number is the only time the host waits for a GPU. Targets of -100 do not count;
-    `clip` bounds the norm of the gradient (None: no bound). Dropout masks depend on how many steps
+    `clip` bounds the norm of the gradient (None: no bound). The batch is computed in `accumulate`
+    parts, one after the other, which need less memory; the result is that of one. Dropout masks depend on how many steps
     the optimiser has made. Raises UsageError while another thread trains this model or decodes with
     it.
     """
     with training(model):
         model.train(optimizer.steps)
         optimizer.zero_grad()
-        found = loss_and_gradients(model, x, y, loss, weight)
+        found = loss_and_gradients(model, x, y, loss, weight, accumulate)
         optimizer.step(clip)
     return found
 
@@ -100,12 +105,14 @@ def loss_and_gradients(
     y: np.ndarray,
     loss: Callable = token_loss,
     weight: Callable = counted_targets,
+    accumulate: int = 1,
 ) -> float:
     """loss(model, x, y), a mean over what counts, as a float.
 
     Gradients are added to those of the parameters. With several threads the batch is cut into
     shards: each runs on a replica of the model (the same weights, gradients of its own) and counts
-    by its share, weight(its targets) / weight(y); then the gradients are added up. With several
+    by its share, weight(its targets) / weight(y); then the gradients are added up. So are those of
+    the `accumulate` parts that the batch is computed in. With several
     ranks, each does so with its own rows: the loss is that of the whole batch, and the optimiser's
     step adds up the gradients. Raises UsageError when x and y differ in shape, or no target counts.
     """
@@ -116,7 +123,7 @@ def loss_and_gradients(
     if not total:
         raise UsageError("every target is ignored")
 
-    def run(replica, rows):
+    def run(x, y, replica, rows):
         share = weight(y[rows]) / total
         if not share:
             return 0.0
@@ -124,10 +131,14 @@ def loss_and_gradients(
         mean.backward(backend.xp.full((), share, mean.dtype))
         return mean.item() * share
 
-    with distributed.own_rows(len(x)) as rows:  # all of them, unless ranks share the batch
-        x, y = x[rows], y[rows]
-        losses = backend.in_shards(model, x, run)  # None: better in one piece
-        found = run(model, slice(None)) if losses is None else sum(losses)
+    def part(x, y):
+        losses = backend.in_shards(model, x, partial(run, x, y))  # None: better in one piece
+        return run(x, y, model, slice(None)) if losses is None else sum(losses)
+
+    found = 0.0
+    for begin, end in pairwise(len(x) * i // accumulate for i in range(accumulate + 1)):
+        with distributed.own_rows(begin, end) as rows:  # all, unless ranks share the batch
+            found += part(x[rows], y[rows])
     return distributed.total(found)
 
 

@@ -524,7 +524,7 @@ def test_what_is_added_up_may_live_on_a_device(backend, monkeypatch):
     array = backend.upload(np.arange(3.0))
     distributed.add_up(array)
     np.testing.assert_array_equal(backend.to_host(array), [0, 2, 4])
-    with distributed.own_rows(5) as rows:
+    with distributed.own_rows(0, 5) as rows:
         assert (rows, first_row.get()) == (slice(2, 5), 2)
     assert first_row.get() == 0
 

@@ -266,15 +266,15 @@ def generate(
         print_json([{"prompt": row[:-1], "output": answer} for row, answer in pairs])
         return
     for row, answer in zip(ids, answers, strict=True):
-        click.echo(f"{task.text(row)} {task.text(answer)}")
+        click.echo(f"{task.decode(row)} {task.decode(answer)}")
 
 
 def _stream(task, ids, tokens):
     """One answer, each token as soon as it is chosen; click.echo flushes."""
-    click.echo(task.text(ids), nl=False)
+    click.echo(task.decode(ids), nl=False)
     try:
         for token in tokens:
-            click.echo(f" {task.text(token.tolist())}", nl=False)
+            click.echo(f" {task.decode(token.tolist())}", nl=False)
     finally:
         click.echo()
 

@@ -65,12 +65,13 @@ def ranks():
 
 
 @contextmanager
-def own_rows(n: int):
-    """Which of the n rows of a batch this rank computes: all of them, if it is the only process.
+def own_rows(begin: int, end: int):
+    """Which of these rows of a batch this rank computes: all of them, if it is the only process.
     Dropout masks drawn inside are the ones these rows have in the whole batch.
     """
     size, rank = (_comm.size, _comm.rank) if _comm else (1, 0)
-    rows = slice(n * rank // size, n * (rank + 1) // size)
+    n = end - begin
+    rows = slice(begin + n * rank // size, begin + n * (rank + 1) // size)
     before = first_row.set(first_row.get() + rows.start)
     try:
         yield rows

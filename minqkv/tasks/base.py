@@ -30,9 +30,10 @@ SHORT = {  # fields of a title, in this order
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained: by Adam, whose rate rises for `warmup` steps and falls to 0.
+    """How a model is trained: by Adam, whose rate rises for `warmup` steps and falls to `floor`·lr.
 
-    `clip` bounds the norm of the gradient; `restart`: see optim.warmup_cosine.
+    `clip` bounds the norm of the gradient; `restart`: see optim.warmup_cosine. `weight_decay` is
+    that of AdamW. A batch is computed in `accumulate` parts, which need less memory than the whole.
     """
 
     steps: int
@@ -42,15 +43,23 @@ class Recipe:
     clip: float = 5.0
     restart: bool = True
     watch: int = 0  # score the validation split every so many steps; 0: never
+    floor: float = 0.0
+    weight_decay: float = 0.0
+    beta2: float = 0.999
+    accumulate: int = 1
 
     def __post_init__(self):
         check_types(self)
-        for name, least in (("steps", 1), ("batch", 1), ("warmup", 0), ("watch", 0)):
+        least = {"steps": 1, "batch": 1, "warmup": 0, "watch": 0, "accumulate": 1}
+        for name, least in least.items():
             if getattr(self, name) < least:
                 raise UsageError(f"{name} {getattr(self, name)} must be at least {least}")
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} {getattr(self, name)} must be above 0 and finite")
+        for name, most in (("floor", 1), ("weight_decay", math.inf), ("beta2", 1)):
+            if not 0 <= getattr(self, name) < most:
+                raise UsageError(f"{name} {getattr(self, name)} must be in [0, {most})")
 
 
 @dataclass(frozen=True)
@@ -168,7 +177,7 @@ class Task(ABC):
         why = "its model answers at given positions and generates nothing"
         raise UsageError(f"{self.name}: {why}", "score it: minqkv eval RUN --wrong 5")
 
-    def text(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int]) -> str:
         """Ids as text."""
         return " ".join(map(str, ids))
 

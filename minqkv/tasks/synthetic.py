@@ -168,13 +168,13 @@ class Synthetic(Task):
             raise UsageError(f"the prompt {text!r} has digits outside 0..{self.alphabet - 1}")
         return [*digits, self.alphabet]
 
-    def text(self, ids):
+    def decode(self, ids):
         """Digits, and the separator as "|"."""
         return " ".join("|" if i == self.alphabet else str(i) for i in ids)
 
     def example(self):
         """A prompt as long as in training."""
-        return self.text(_PI[i % len(_PI)] % self.alphabet for i in range(self.seq_len))
+        return self.decode(_PI[i % len(_PI)] % self.alphabet for i in range(self.seq_len))
 
     def predict(self, model, x, y):
         """In causal form also the perplexity over the answers alone."""

@@ -1,0 +1,171 @@
+"""Text: a decoder learns to predict the next token, and is scored by perplexity.
+
+Perplexity is exp of the mean loss over the tokens that count. Padding never counts: a model learns
+it at once, and a mean that includes it flatters every model (`padded_score` shows by how much).
+Tokenizers cut a text into different numbers of tokens, so only bits per byte compare them.
+"""
+
+import math
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from ..models import GPTConfig
+from ..runtime.errors import UsageError
+from ..runtime.rng import stream
+from ..train import IGNORE, evaluate
+from . import corpus
+from .base import Recipe, Task, check_split
+
+
+@dataclass(frozen=True)
+class Text(Task):
+    """Windows of `seq_len` tokens of a text; with `padded`, one document a row.
+
+    `text` and `tokenizer` name what `corpus.prepare` takes. A task that is made from them alone
+    prepares the text, and knows it from then on by its `digest`.
+    """
+
+    text: str = ""
+    tokenizer: str = "chars"
+    digest: str | None = None
+    vocab_size: int | None = None
+    seq_len: int = 64
+    padded: bool = False
+    dropout: float = 0.0
+    n_validation: int = 100
+    _: KW_ONLY
+    n_layer: int = 3
+    n_embd: int = 128
+    n_test: int = 2000
+
+    metric = "perplexity"
+    better = "lower"
+    solved = None
+    learned = None
+    limits = (1.0, math.inf)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.digest is None:
+            found = corpus.prepare(self.text, self.tokenizer)
+            object.__setattr__(self, "text", found.label)
+            object.__setattr__(self, "tokenizer", found.tokenizer.name)
+            object.__setattr__(self, "digest", found.digest)
+            object.__setattr__(self, "vocab_size", found.tokenizer.vocab_size)
+        if self.seq_len < 1 or self.n_validation < 1:
+            sizes = f"seq_len {self.seq_len} and n_validation {self.n_validation}"
+            raise UsageError(f"{sizes} must be at least 1")
+
+    @property
+    def corpus(self) -> corpus.Corpus:
+        """The tokens. Raises EnvironmentFault where they are no longer there."""
+        return corpus.find(self.digest)
+
+    @property
+    def chance(self):
+        """The perplexity of a model that knows nothing: one token is as likely as another."""
+        return float(self.vocab_size)
+
+    def config(self, variant):
+        """A GPT of these sizes."""
+        names = ("vocab_size", "n_layer", "n_head", "n_embd", "head_dim", "position", "rope_value")
+        size = {name: getattr(self, name) for name in (*names, "dropout")}
+        return GPTConfig(**size, block_size=self.seq_len, variant=variant)
+
+    def recipe(self, steps=None):
+        """AdamW as in the paper (section 5), at a rate for small models."""
+        steps = steps or 2500
+        return Recipe(
+            steps, batch=12, lr=4e-3, warmup=max(1, steps // 20), clip=1.0, watch=max(1, steps // 10),
+            floor=0.1, weight_decay=0.1, beta2=0.95,
+        )  # fmt: skip
+
+    def examples(self, rng, n):
+        """n random windows, or documents, of the training split."""
+        starts = self._starts("train")
+        return self._rows("train", starts[rng.integers(0, len(starts), n)])[:2]
+
+    def batch(self, seed, step, size):
+        """What a step trains on: windows may begin at any token."""
+        rng = stream(seed, "data", "train", self.name, step)
+        if self.padded:
+            return self.examples(rng, size)
+        limit = len(self.corpus.tokens("train")) - self.seq_len
+        return self._rows("train", rng.integers(0, limit, size))[:2]
+
+    def draw(self, seed, split, n=None):
+        """The windows, or documents, of a split one after the other; of more than n, some at equal
+        distances.
+
+        They do not depend on the seed: all models are scored on the same tokens.
+        """
+        return self._evaluated(split, n)[:2]
+
+    def _evaluated(self, split, n):
+        most = n or (self.n_validation if split == "validation" else self.n_test)
+        starts = self._starts(check_split(split))
+        count = min(most, len(starts))
+        return self._rows(split, starts[np.arange(count) * len(starts) // count])
+
+    def _starts(self, split):
+        """Where the rows of a split begin: numbers of tokens, or of documents."""
+        found = self.corpus
+        if self.padded:
+            return np.arange(len(found.documents(split)) - 1)
+        n = len(found.tokens(split))
+        if n <= self.seq_len:
+            what = f"the {split} split of {self.text} has {n} tokens"
+            raise UsageError(f"{what}, too few for a window of {self.seq_len}", "--seq-len, or more text")
+        return np.arange(0, n - self.seq_len, self.seq_len)
+
+    def _rows(self, split, starts):
+        """Inputs, targets, and targets that count the padding, too: (n, T) each."""
+        tokens, T = self.corpus.tokens(split), self.seq_len
+        if not self.padded:
+            rows = tokens.windows(starts, T + 1)  # (n, T + 1)
+            return rows[:, :-1], rows[:, 1:], rows[:, 1:]
+        ends = self.corpus.documents(split)
+        rows = np.full((len(starts), T + 1), self.vocab_size - 1)  # (n, T + 1): the end token
+        lengths = np.minimum(ends[starts + 1] - ends[starts], T + 1)  # (n,)
+        for row, start, length in zip(rows, ends[starts], lengths, strict=True):
+            row[:length] = tokens[start : start + length]
+        padding = np.arange(1, T + 1) >= lengths[:, None]  # (n, T)
+        return rows[:, :-1], np.where(padding, IGNORE, rows[:, 1:]), rows[:, 1:]
+
+    def predict(self, model, x, y):
+        """Perplexity, bits per byte, accuracy and loss, over the targets that count."""
+        found = evaluate(model, x, y)
+        counted = y[y != IGNORE]
+        bits = found["loss"] * len(counted) / math.log(2)
+        found["perplexity"] = math.exp(min(found["loss"], 700.0))
+        found["bits_per_byte"] = bits / max(1, int(self._byte_counts[counted].sum()))
+        return found
+
+    def padded_score(self, model, split):
+        """Perplexity with and without the padding, of documents one to a row (paper, section 5)."""
+        task = self if self.padded else replace(self, padded=True)
+        x, y, all_targets = task._evaluated(split, None)
+        masked, padded = evaluate(model, x, y)["loss"], evaluate(model, x, all_targets)["loss"]
+        return {"masked": math.exp(masked), "padded": math.exp(padded),
+                "padding": float((y == IGNORE).mean())}  # fmt: skip
+
+    @cached_property
+    def _byte_counts(self):
+        """(V,): how many bytes of text each token stands for."""
+        tokenizer = self.corpus.tokenizer
+        return np.array([len(tokenizer.decode([i])) for i in range(self.vocab_size)])
+
+    def prompt(self, text):
+        return self.corpus.tokenizer.encode(text.encode()).tolist()
+
+    def decode(self, ids):
+        return self.corpus.tokenizer.decode(ids).decode("utf-8", "replace")
+
+    def example(self):
+        return self.decode(self.corpus.tokens("validation")[:16])
+
+    @property
+    def n_answer(self):
+        return self.seq_len
