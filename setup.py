@@ -49,7 +49,11 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["minqkv", "minqkv.*"]),
     package_dir={"": "."},  # not a mapping: a clone's folder must not hide the package
-    package_data={"minqkv": ["py.typed"], "minqkv.study.published": ["*.csv"]},
+    package_data={
+        "minqkv": ["py.typed"],
+        "minqkv.study.published": ["*.csv"],
+        "minqkv.tasks": ["builtin.jsonl"],
+    },
     cmdclass={"build_py": BuildWithLessons},
     install_requires=["numpy>=2.0", "click>=8.1", "rich>=14.3", "threadpoolctl>=3.1"],
     extras_require={

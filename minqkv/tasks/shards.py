@@ -1,0 +1,173 @@
+"""Token shards: files of integers with a header and a checksum, read through a memory map.
+
+A file is a header of 72 bytes, then the integers, little-endian. The header: magic, format version,
+bytes per integer (2, 4, or 8 for document offsets), vocabulary size, count, the first 16 bytes of
+the tokenizer's SHA-256, and the SHA-256 of the integers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from array import array
+from pathlib import Path
+
+import numpy as np
+
+from ..runtime import files
+from ..runtime.errors import EnvironmentFault
+
+HEADER = struct.Struct("<8sHHIQ16s32s")
+MAGIC, VERSION = b"mqkvtoks", 1
+SHARD_TOKENS = 1 << 24  # in all shards of a split but the last: 32 MiB of uint16
+HINT = "delete {} and prepare the text again: minqkv data prepare SOURCE"
+
+
+class Tokens:
+    """The tokens of a split: one array of n integers in several files, larger than memory if need
+    be. Read it in windows: `tokens[start:stop]` and `windows(starts, n)`.
+    """
+
+    def __init__(self, shards: list[np.ndarray]):
+        self.shards, self.size = shards, len(shards[0])  # all but the last have the same size
+        self.dtype = shards[0].dtype
+
+    def __len__(self) -> int:
+        return self.size * (len(self.shards) - 1) + len(self.shards[-1])
+
+    def __getitem__(self, key: slice) -> np.ndarray:
+        """The tokens of a slice without a step; a view into the file where one shard holds all."""
+        start, stop, step = key.indices(len(self))
+        if step != 1:
+            raise IndexError("tokens are read in slices without a step: tokens[start:stop]")
+        first, last = start // self.size, max(start, stop - 1) // self.size
+        if first == last:
+            return self.shards[first][start - first * self.size : stop - first * self.size]
+        parts = [
+            self.shards[k][max(0, start - k * self.size) : stop - k * self.size]
+            for k in range(first, last + 1)
+        ]
+        return np.concatenate(parts)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.array(self[:], dtype)
+
+    def windows(self, starts: np.ndarray, n: int) -> np.ndarray:
+        """The n tokens from each start: (len(starts), n) int64. Raises IndexError where a window
+        does not lie within the tokens.
+        """
+        starts = np.asarray(starts)
+        if len(starts) and not 0 <= starts.min() <= starts.max() <= len(self) - n:
+            raise IndexError(f"windows of {n} tokens must lie within the {len(self)} tokens")
+        where = starts[:, None] + np.arange(n)
+        shard, found = where // self.size, np.empty(where.shape, np.int64)
+        for k in np.unique(shard):
+            inside = shard == k
+            found[inside] = self.shards[k][where[inside] - k * self.size]
+        return found
+
+
+class Writer:
+    """Writes the tokens and document offsets of one split, shard by shard: one shard at most is in
+    memory. `checksums` are those of the shards so far.
+    """
+
+    def __init__(self, folder: Path, split: str, vocab_size: int, tokenizer: bytes):
+        self.folder, self.split, self.stamp = folder, split, (vocab_size, tokenizer)
+        self.checksums, self.offsets = [], array("q", [0])
+        self.pending, self.n_pending = [], 0
+
+    def add(self, tokens: np.ndarray) -> None:
+        """One more document."""
+        self.offsets.append(self.offsets[-1] + len(tokens))
+        self.pending.append(tokens)
+        self.n_pending += len(tokens)
+        if self.n_pending >= SHARD_TOKENS:
+            self._flush(SHARD_TOKENS)
+
+    def close(self) -> dict:
+        """Write what is left; gives the counts and the checksums of the files."""
+        self._flush(1)
+        offsets = write(_offsets(self.folder, self.split), np.array(self.offsets), *self.stamp)
+        return {
+            "documents": len(self.offsets) - 1,
+            "tokens": self.offsets[-1],
+            "shards": self.checksums,
+            "offsets": offsets,
+        }
+
+    def _flush(self, least):
+        """Write shards while there are at least so many tokens."""
+        tokens = np.concatenate(self.pending)
+        while len(tokens) >= least:
+            path = _shard(self.folder, self.split, len(self.checksums))
+            self.checksums.append(write(path, tokens[:SHARD_TOKENS], *self.stamp))
+            tokens = tokens[SHARD_TOKENS:]
+        self.pending, self.n_pending = [tokens], len(tokens)
+
+
+def _shard(folder, split, k):
+    return folder / f"{split}-{k:05d}.tokens"
+
+
+def _offsets(folder, split):
+    return folder / f"{split}.documents"
+
+
+def write(path: Path, values: np.ndarray, vocab_size: int, tokenizer: bytes) -> str:
+    """Write one file; gives the checksum of its values, as hex digits. May raise OSError."""
+    data = values.astype(values.dtype.newbyteorder("<")).tobytes()
+    checksum, size = hashlib.sha256(data), values.dtype.itemsize
+    head = (MAGIC, VERSION, size, vocab_size, len(values), tokenizer[:16], checksum.digest())
+    save(path, HEADER.pack(*head), data)
+    return checksum.hexdigest()
+
+
+def save(path: Path, *parts: bytes) -> None:
+    """Write a file of a folder that has not got its name yet: it need not be replaced atomically.
+    May raise OSError.
+    """
+    with open(path, "wb") as file:
+        file.writelines(parts)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(path: Path, checksum: str, vocab_size: int, tokenizer: bytes) -> np.ndarray:
+    """The values of a file, (n,), memory-mapped, once all of it is found to be whole.
+
+    Verifying takes about a second per GB. Raises EnvironmentFault where the file is missing, cut
+    short, damaged, or from another tokenizer or vocabulary.
+    """
+    again = HINT.format(path.parent)
+    try:
+        with files.opened(path) as file:
+            head = file.read(HEADER.size)
+            if len(head) < HEADER.size or not head.startswith(MAGIC):
+                raise EnvironmentFault(f"{path} is not a file of tokens", again)
+            _, version, size, vocabulary, count, made_by, wanted = HEADER.unpack(head)
+            if version != VERSION:
+                raise EnvironmentFault(f"{path} has format {version}, not {VERSION}", again)
+            if (vocabulary, made_by) != (vocab_size, tokenizer[:16]):
+                raise EnvironmentFault(f"{path} was made with another tokenizer", again)
+            whole = HEADER.size + count * size == os.fstat(file.fileno()).st_size
+            if not whole or size not in (2, 4, 8):
+                raise EnvironmentFault(f"{path} is cut short", again)
+            found = hashlib.file_digest(file, "sha256")
+        if found.digest() != wanted or found.hexdigest() != checksum:
+            raise EnvironmentFault(f"{path} is damaged: its checksum differs", again)
+        kind = {2: "<u2", 4: "<u4", 8: "<i8"}[size]
+        return np.memmap(path, kind, "r", HEADER.size, (count,)).view(np.ndarray)
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
+
+
+def read_split(
+    folder: Path, split: str, found: dict, stamp: tuple[int, bytes]
+) -> tuple[Tokens, np.ndarray]:
+    """The tokens of a split and its document offsets (n + 1,) int64, verified. `found` is what
+    Writer.close gave; `stamp` is the vocabulary size and the digest of the tokenizer.
+    """
+    parts = [read(_shard(folder, split, k), c, *stamp) for k, c in enumerate(found["shards"])]
+    return Tokens(parts), read(_offsets(folder, split), found["offsets"], *stamp)
