@@ -12,10 +12,12 @@ from ..runtime.errors import MinqkvError, UsageError, unknown
 from ..train import loss_and_gradients
 from .base import Task
 from .recall import Recall
-from .rules import RECALL, RULES, TASKS
+from .rules import RECALL, RULES, TASKS, TEXT
 from .synthetic import Synthetic
+from .text import Text
 
-CLASSES = {**dict.fromkeys(RULES, Synthetic), **dict.fromkeys(RECALL, Recall)}
+CLASSES = dict.fromkeys(RULES, Synthetic) | dict.fromkeys(RECALL, Recall)
+CLASSES |= dict.fromkeys(TEXT, Text)
 
 
 def task_class(name: str, own: type | None = None) -> type:

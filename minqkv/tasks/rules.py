@@ -46,7 +46,8 @@ RECALL = {
     "pairs": "recall: key and value in one token, then keys alone; answer with their values",
     "mqar": "recall: keys and values in turn, then keys alone; answer with their values",
 }
-TASKS = {name: rule.about for name, rule in RULES.items()} | RECALL
+TEXT = {"text": "a text, token by token: predict the next one"}
+TASKS = {name: rule.about for name, rule in RULES.items()} | RECALL | TEXT
 FORMS = ("encoder", "causal")
 SPLITS = ("train", "validation", "test")
 YEARS = (

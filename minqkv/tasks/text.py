@@ -34,7 +34,7 @@ class Text(Task):
     seq_len: int = 64
     padded: bool = False
     dropout: float = 0.0
-    n_validation: int = 100
+    n_validation: int = 200
     _: KW_ONLY
     n_layer: int = 3
     n_embd: int = 128
