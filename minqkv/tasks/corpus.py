@@ -105,7 +105,7 @@ def prepare(
     Raises UsageError where there is no such source or its text is too short for three splits, and
     EnvironmentFault where something cannot be read, is no text, or cannot be written.
     """
-    if source not in ("", "-") and (Path(source) / "corpus.json").exists():
+    if source and os.path.exists(os.path.join(source, "corpus.json")):
         return _opened(Path(source).resolve())
     progress = progress or (lambda done, total: None)
     text = Text(Documents(source))
@@ -115,11 +115,13 @@ def prepare(
     key = _sha256([FORMAT, text.digest, made.as_json() if made else tokenizer]).hexdigest()
     if folder := _prepared(key):
         return _opened(folder)
+    trained = 50 if made is None and tokenizer.startswith("bpe-") else 0  # per cent of the work
     if made is None:
         sample = text.characters() if tokenizer == "chars" else text.sample()
-        made = tokenizers.make(tokenizer, sample, lambda n, of: progress(50 * n // of, 100))
+        made = tokenizers.make(tokenizer, sample, lambda n, of: progress(trained * n // of, 100))
     with _new_folder() as folder:
-        splits = _write(folder, text, made, lambda n, of: progress(50 + 50 * n // of, 100))
+        rest = 100 - trained
+        splits = _write(folder, text, made, lambda n, of: progress(trained + rest * n // of, 100))
         digest = _digest(_sha256(made.as_json()), splits)
         shards.save(folder / "tokenizer.json", _canonical(made.as_json()))
         summary = {
@@ -204,7 +206,7 @@ class Text:
         self.whole = n >= MANY and all(hashed[split] for split in SPLITS)
         sizes = hashed if self.whole else parts
         if empty := [split for split in SPLITS if not sizes[split]]:
-            what = f"{documents.source} has {self.n_bytes} bytes of text"
+            what = f"{documents.name} has {self.n_bytes} bytes of text"
             if self.left_out:
                 what += f" ({', '.join(f'{n} {why}' for why, n in self.left_out.items())} left out)"
             why = f"{what}: nothing would be left for {' and '.join(empty)}"

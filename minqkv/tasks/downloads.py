@@ -83,7 +83,8 @@ def fetch(
     try:
         data = _received(url, wanted, progress, timeout)
     except (OSError, HTTPException, ValueError) as error:  # ValueError: a malformed address
-        why = " ".join(str(getattr(error, "reason", None) or error).split())
+        cause = getattr(error, "reason", None) or error
+        why = " ".join(str(getattr(cause, "strerror", None) or cause).split())
         raise EnvironmentFault(
             f"cannot download {url}: {why}",
             f"download {wanted.url} in another way, then name the file: --text FILE",

@@ -42,13 +42,11 @@ class Tokens:
         if step != 1:
             raise IndexError("tokens are read in slices without a step: tokens[start:stop]")
         first, last = start // self.size, max(start, stop - 1) // self.size
-        if first == last:
-            return self.shards[first][start - first * self.size : stop - first * self.size]
         parts = [
-            self.shards[k][max(0, start - k * self.size) : stop - k * self.size]
-            for k in range(first, last + 1)
+            self.shards[k][max(0, start - k * self.size) : max(0, stop - k * self.size)]
+            for k in range(first, min(last, len(self.shards) - 1) + 1)
         ]
-        return np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts or [self.shards[0][:0]])
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.array(self[:], dtype)
@@ -69,8 +67,8 @@ class Tokens:
 
 
 class Writer:
-    """Writes the tokens and document offsets of one split, shard by shard: one shard at most is in
-    memory. `checksums` are those of the shards so far.
+    """Writes the tokens and document offsets of one split, shard by shard, so that no more than
+    one shard is in memory.
     """
 
     def __init__(self, folder: Path, split: str, vocab_size: int, tokenizer: bytes):
@@ -137,7 +135,7 @@ def save(path: Path, *parts: bytes) -> None:
 def read(path: Path, checksum: str, vocab_size: int, tokenizer: bytes) -> np.ndarray:
     """The values of a file, (n,), memory-mapped, once all of it is found to be whole.
 
-    Verifying takes about a second per GB. Raises EnvironmentFault where the file is missing, cut
+    Verifying takes one to two seconds per GB. Raises EnvironmentFault where the file is missing, cut
     short, damaged, or from another tokenizer or vocabulary.
     """
     again = HINT.format(path.parent)
