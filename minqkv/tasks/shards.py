@@ -135,8 +135,8 @@ def save(path: Path, *parts: bytes) -> None:
 def read(path: Path, checksum: str, vocab_size: int, tokenizer: bytes) -> np.ndarray:
     """The values of a file, (n,), memory-mapped, once all of it is found to be whole.
 
-    Verifying takes one to two seconds per GB. Raises EnvironmentFault where the file is missing, cut
-    short, damaged, or from another tokenizer or vocabulary.
+    Verifying takes one to two seconds per GB. Raises EnvironmentFault where the file is missing,
+    cut short, damaged, or from another tokenizer or vocabulary.
     """
     again = HINT.format(path.parent)
     try:
