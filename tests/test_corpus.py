@@ -8,10 +8,13 @@ import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 from itertools import chain, pairwise
 
 import numpy as np
 import pytest
+from commands import ROOT
 
 from minqkv.runtime import files
 from minqkv.runtime.errors import EnvironmentFault, UsageError
@@ -60,10 +63,6 @@ def put_together(made):
     return [b"".join(three) for three in zip(*parts, strict=True)]
 
 
-def unfinished(cache):
-    return list(cache.glob("texts/.*"))
-
-
 # ---- the built-in corpus
 
 
@@ -71,6 +70,15 @@ def test_the_built_in_corpus_is_frozen():
     """Results depend on it. If it must change, it gets another name."""
     digest = hashlib.sha256(documents.BUILT_IN.read_bytes()).hexdigest()
     assert digest == "725c48fb7307a34c1c9bd8f44da0465be396119f07dac8efaad2e147f2a6ffe3"
+
+
+def test_an_installed_package_has_the_built_in_corpus(tmp_path):
+    pytest.importorskip("setuptools")
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path / "lib")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    built = tmp_path / "lib" / "minqkv" / "tasks" / "builtin.jsonl"
+    assert built.read_bytes() == documents.BUILT_IN.read_bytes()
 
 
 def test_the_built_in_corpus_needs_no_file():
@@ -150,7 +158,7 @@ def test_random_bytes_can_be_cut(rng):
 # ---- tokenizers
 
 
-@pytest.mark.parametrize("tokenizer", ["chars", "bytes"])
+@pytest.mark.parametrize("tokenizer", ["chars", "bytes", "bpe-300"])
 def test_tokens_give_the_text_back(tokenizer):
     made = prepare(write("poem.txt", POEM), tokenizer)
     assert b"".join(b"".join(texts(made, split)) for split in SPLITS) == POEM.encode()
@@ -197,15 +205,16 @@ def test_a_saved_tokenizer():
 # ---- what is kept
 
 
-def test_prepared_once_found_again(cache, monkeypatch):
-    first = prepare(write("my poem (1).txt", POEM), "bytes")
+@pytest.mark.parametrize("name", ["bytes", "chars", "bpe-300"])
+def test_prepared_once_found_again(name, cache, monkeypatch):
+    first = prepare(write("my poem (1).txt", POEM), name)
     assert first.folder == cache.resolve() / "texts" / f"my-poem-1-{first.digest}"
     assert re.fullmatch(r"[0-9a-f]{12}", first.digest)
     assert "train" in repr(first)
-    monkeypatch.setattr(tokenizers, "make", None)  # what is found is not made again
+    monkeypatch.setattr(corpus, "_write", None)  # what is found is not made again
     for again in (
-        prepare("my poem (1).txt", "bytes"),
-        prepare(write("copy.txt", POEM), "bytes"),
+        prepare("my poem (1).txt", name),
+        prepare(write("copy.txt", POEM), name),
         prepare(str(first.folder)),
         find(first.digest),
     ):
@@ -253,11 +262,11 @@ def test_an_unknown_split_is_refused():
         prepare(write("poem.txt", POEM)).tokens("tset")
 
 
-def test_progress_rises_to_the_end():
+@pytest.mark.parametrize("name", ["bytes", "bpe-300"])
+def test_progress_rises_to_the_end(name):
     seen = []
-    prepare(
-        jsonl("a.jsonl", [f"{i}\n{POEM}" for i in range(5)]), "bytes", lambda *now: seen.append(now)
-    )
+    prepare(jsonl("a.jsonl", [f"{i}\n{POEM}" for i in range(5)]), name, lambda *n: seen.append(n))
+    assert len(seen) > 10
     assert seen == sorted(seen)
     assert seen[-1] == (100, 100)
 
@@ -342,6 +351,13 @@ def test_hostile_files(name, content, tokenizer, error, message, cache):
     assert not corpus.folders()
 
 
+def test_a_wrong_tokenizer_is_refused_before_the_text_is_read(monkeypatch):
+    monkeypatch.setattr(corpus, "Documents", None)
+    for name in ("char", "bpe-9", "gpt2"):
+        with pytest.raises(UsageError, match=name):
+            prepare("", name)
+
+
 @pytest.mark.parametrize("source", ["nowhere", "a\0b", "x" * 9999, "shakespear"])
 def test_no_such_source(source):
     with pytest.raises(UsageError, match="there is no file or folder"):
@@ -376,7 +392,7 @@ def test_a_text_that_changes_meanwhile(monkeypatch, cache):
     with pytest.raises(EnvironmentFault, match="changed while it was read"):
         prepare(write("a.txt", POEM), "bytes")
     assert not corpus.folders()
-    assert not unfinished(cache)
+    assert not corpus.unfinished()
 
 
 # ---- token shards
@@ -566,4 +582,4 @@ def test_another_process_was_faster(monkeypatch, cache):
     first = prepare(write("a.txt", POEM), "bytes")
     monkeypatch.setattr(corpus, "_prepared", lambda key: None)  # it began before there was one
     assert prepare("a.txt", "bytes").folder == first.folder
-    assert not unfinished(cache)
+    assert not corpus.unfinished()

@@ -325,6 +325,8 @@ def test_list(cli, text, poem, cache):
     made = corpus.prepare(str(poem), "bytes")
     broken = corpus.prepare("", "bytes").folder
     (broken / "corpus.json").write_text("{")
+    killed = cache / "texts" / ".new-1-2"
+    killed.mkdir()
     code, out, _ = cli("data", "list")
     assert code == 0
     (line,) = [line for line in out.splitlines() if made.digest in line]
@@ -332,6 +334,7 @@ def test_list(cli, text, poem, cache):
     assert line.split()[:4] == [f"poem-{made.digest}", "bytes", "3", f"{tokens:,}"]
     assert f"downloaded: shakespeare, {len(TEXT) / 1024:.6g} KiB" in out
     assert f"not readable: {broken / 'corpus.json'} is not valid JSON" in out
+    assert f"left by a process that was killed: {killed}" in out
     assert out.endswith(f"kept in {cache}\n")
     value = json.loads(cli("data", "list", "--json")[1])
     assert [row["digest"] for row in value["corpora"]] == [made.digest]

@@ -49,8 +49,8 @@ def cli(ctx):
         lesson.start_page()
 
 
-for group in (lesson, trace, study, run, data, info):
-    for command in group.COMMANDS:
+for module in (lesson, trace, study, run, data, info):
+    for command in module.COMMANDS:
         cli.add_command(command)
 
 

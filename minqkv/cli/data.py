@@ -45,7 +45,7 @@ def fetch(name, url, out, as_json):
     default="chars",
     show_default=True,
     metavar="NAME",
-    help="chars, bytes, bpe-N for N tokens, or the path of a tokenizer.json.",
+    help="chars, bytes, bpe-N for N tokens, gpt2:PATH of its merges, or a saved FILE.json.",
 )
 @reports
 def prepare(source, tokenizer, as_json):
@@ -117,6 +117,8 @@ def list_data(as_json):
         click.echo(f"downloaded: {row['name']}, {bytes_text(row['bytes'])}, {row['path']}")
     for fault in faults:
         click.echo(f"not readable: {fault}")
+    for folder in corpus.unfinished():
+        click.echo(f"being prepared, or left by a process that was killed: {folder}")
     where = corpus.cache_root()
     click.echo(f"kept in {where}" if rows or fetched else f"nothing is kept in {where} yet")
 
