@@ -56,7 +56,8 @@ class Corpus:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         found = about(self.folder)
-        table = files.read_json(self.folder / "tokenizer.json")
+        place = self.folder / "tokenizer.json"
+        table = files.read_json(place)
         stamp = _sha256(table)
         try:
             self.label, self.digest, self.splits = (
@@ -64,7 +65,7 @@ class Corpus:
             )
             if self.digest != _digest(stamp, self.splits):
                 raise ValueError("its digest differs")
-            self.tokenizer = tokenizers.from_json(table)
+            self.tokenizer = tokenizers.from_json(table, str(place))
             stamp = (self.tokenizer.vocab_size, stamp.digest())
             self._arrays = {
                 split: shards.read_split(self.folder, split, self.splits[split], stamp)
@@ -99,27 +100,30 @@ def prepare(
     """The corpus of a text, prepared unless it already is.
 
     `source` is a file, a folder, "-" (stdin), the name of a download, "" (the built-in corpus), or
-    a prepared folder, which keeps the tokenizer that it has. `tokenizer` is a name or the path of a
-    tokenizer.json. `progress(done, total)` is called as the work goes on, in per cent.
+    a prepared folder, which keeps the tokenizer that it has. `tokenizer` is what tokenizers.make
+    takes. `progress(done, total)` is called as the work goes on, in per cent.
 
     Raises UsageError where there is no such source or its text is too short for three splits, and
     EnvironmentFault where something cannot be read, is no text, or cannot be written.
     """
-    if source not in ("", "-") and (Path(source) / "corpus.json").exists():
+    if source and os.path.exists(os.path.join(source, "corpus.json")):
         return _opened(Path(source).resolve())
     progress = progress or (lambda done, total: None)
+    size = tokenizers.bpe_size(tokenizer)  # None for other kinds
+    learns = size or tokenizer == tokenizers.Chars.kind  # from the text
+    made = None if learns else tokenizers.make(tokenizer, b"")
     text = Text(Documents(source))
-    made = None
-    if tokenizer.endswith(".json"):
-        made = tokenizers.from_json(files.read_json(tokenizer))
-    key = _sha256([FORMAT, text.digest, made.as_json() if made else tokenizer]).hexdigest()
+    key = [FORMAT, text.label, text.digest, tokenizer if learns else made.as_json()]
+    key = _sha256(key).hexdigest()
     if folder := _prepared(key):
         return _opened(folder)
-    if made is None:
-        sample = text.characters() if tokenizer == "chars" else text.sample()
-        made = tokenizers.make(tokenizer, sample, lambda n, of: progress(50 * n // of, 100))
+    trained = 50 if size else 0  # per cent of the work
+    if learns:
+        sample = text.sample() if size else text.characters()
+        made = tokenizers.make(tokenizer, sample, lambda n, of: progress(trained * n // of, 100))
     with _new_folder() as folder:
-        splits = _write(folder, text, made, lambda n, of: progress(50 + 50 * n // of, 100))
+        rest = 100 - trained
+        splits = _write(folder, text, made, lambda n, of: progress(trained + rest * n // of, 100))
         digest = _digest(_sha256(made.as_json()), splits)
         shards.save(folder / "tokenizer.json", _canonical(made.as_json()))
         summary = {
@@ -150,6 +154,11 @@ def folders() -> list[Path]:
     """The folders of all prepared corpora, sorted."""
     found = (cache_root() / "texts").glob("[!.]*/corpus.json")
     return sorted(path.parent.resolve() for path in found)
+
+
+def unfinished() -> list[Path]:
+    """Folders of corpora that are being prepared, or whose process was killed."""
+    return sorted((cache_root() / "texts").glob(".new-*"))
 
 
 def about(folder: Path) -> dict:
@@ -209,7 +218,7 @@ class Text:
         self.whole = n >= MANY and all(hashed[split] for split in SPLITS)
         sizes = hashed if self.whole else parts
         if empty := [split for split in SPLITS if not sizes[split]]:
-            what = f"{documents.source} has {self.n_bytes} bytes of text"
+            what = f"{documents.name} has {self.n_bytes} bytes of text"
             if self.left_out:
                 what += f" ({', '.join(f'{n} {why}' for why, n in self.left_out.items())} left out)"
             why = f"{what}: nothing would be left for {' and '.join(empty)}"
