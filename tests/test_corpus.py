@@ -214,11 +214,16 @@ def test_prepared_once_found_again(name, cache, monkeypatch):
     monkeypatch.setattr(corpus, "_write", None)  # what is found is not made again
     for again in (
         prepare("my poem (1).txt", name),
-        prepare(write("copy.txt", POEM), name),
         prepare(str(first.folder)),
         find(first.digest),
     ):
         assert again.folder == first.folder
+
+
+def test_a_label_does_not_depend_on_what_was_prepared_before(cache):
+    first, second = prepare(write("one.txt", POEM)), prepare(write("two.txt", POEM))
+    assert (first.label, second.label) == ("one", "two")
+    assert first.digest == second.digest
 
 
 def test_a_corpus_is_verified_once(monkeypatch):

@@ -220,7 +220,7 @@ def test_where_a_download_cannot_be_written(text, tmp_path):
 def test_a_download_is_a_source(text):
     fetch("shakespeare")
     made = corpus.prepare("shakespeare", "bytes")
-    assert made.label == "shakespeare"
+    assert made.label == "tinyshakespeare"
     assert sum(made.n_bytes(split) for split in corpus.SPLITS) == len(TEXT)
     downloads.place("shakespeare").write_bytes(b"damaged")
     with pytest.raises(EnvironmentFault, match="not downloaded"):
