@@ -174,10 +174,10 @@ def test_an_endless_download_is_hung_up(server, text):
 
 
 def test_a_server_that_keeps_us_waiting(server, text, monkeypatch, cache):
-    """Some bytes now and then are not enough."""
+    """Some bytes now and then are not enough, even where each comes in time."""
     monkeypatch.setattr(downloads, "PATIENCE", 0)
-    with pytest.raises(EnvironmentFault, match="bytes came in 0 s"):
-        fetch("shakespeare", f"{server.url}/good")
+    with pytest.raises(EnvironmentFault, match="only 11 bytes came in 0 s"):
+        fetch("shakespeare", f"{server.url}/silent", timeout=PATIENCE_S)
     assert not left(cache)
 
 

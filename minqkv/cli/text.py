@@ -27,7 +27,7 @@ def tokenize(file, name, show, save, as_json):
 
     FILE is any file; - reads standard input.
     """
-    from ..render.progress import progress
+    from ..render.progress import patient
     from ..runtime.files import write_json
     from ..tasks.tokenizers import bpe_size, make
 
@@ -35,7 +35,7 @@ def tokenize(file, name, show, save, as_json):
         raise UsageError(f"--save {save} does not end in .json", f"--save {save}.json")
     data, asked = _read(file), bpe_size(name)
     if asked:
-        with progress(f"train {name}", asked - 257) as advance:
+        with patient(f"train {name}", asked - 257) as advance:
             tokenizer = make(name, data, lambda done, total: advance(done))
     else:
         tokenizer = make(name, data)

@@ -7,7 +7,7 @@ Tokenizers cut a text into different numbers of tokens, so only bits per byte co
 
 import math
 from dataclasses import KW_ONLY, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -70,7 +70,7 @@ class Text(Task):
         """The tokens. Raises EnvironmentFault where they are no longer there, UsageError where they
         do not fit into the vocabulary.
         """
-        found = corpus.find(self.digest)
+        found = _found(self.digest)
         if found.tokenizer.vocab_size > self.vocab_size:
             what = f"{found.tokenizer.name} has {found.tokenizer.vocab_size:,} tokens"
             raise UsageError(f"{what}, more than a vocabulary of {self.vocab_size:,}")
@@ -189,6 +189,12 @@ class Text(Task):
     def n_answer(self):
         """As many as were seen at once in training."""
         return self.seq_len
+
+
+@lru_cache(8)
+def _found(digest):
+    """A corpus, looked for once."""
+    return corpus.find(digest)
 
 
 def _identity(found):
