@@ -264,7 +264,7 @@ def test_fetch_that_fails(cli, server, text):
 
 
 def test_prepare(cli, poem):
-    code, out, err = cli("data", "prepare", poem, "--tokenizer", "bytes")
+    code, out, _ = cli("data", "prepare", poem, "--tokenizer", "bytes")
     made = corpus.prepare(str(poem), "bytes")
     assert code == 0
     assert f"poem  digest {made.digest}  tokenizer bytes  vocabulary" in out

@@ -21,7 +21,8 @@ from .base import Recipe, Task, check_split
 
 @dataclass(frozen=True)
 class Text(Task):
-    """Windows of `seq_len` tokens of a text; with `padded`, one document a row.
+    """Rows of `seq_len` tokens of a text; with `padded`, one document a row. With a `window`, a
+    token sees itself and the window - 1 before it, and always the first `sinks` of the row.
 
     `text` and `tokenizer` name what `corpus.prepare` takes. A task that is made from them alone
     prepares the text, and knows it from then on by its `digest`.
@@ -35,6 +36,8 @@ class Text(Task):
     padded: bool = False
     dropout: float = 0.0
     n_validation: int = 200
+    window: int | None = None
+    sinks: int = 0
     _: KW_ONLY
     n_layer: int = 3
     n_embd: int = 128
@@ -84,7 +87,8 @@ class Text(Task):
     def config(self, variant):
         """A GPT of these sizes."""
         names = ("vocab_size", "n_layer", "n_head", "n_embd", "head_dim", "position", "rope_value")
-        size = {name: getattr(self, name) for name in (*names, "dropout")}
+        names += ("dropout", "window", "sinks")
+        size = {name: getattr(self, name) for name in names}
         return GPTConfig(**size, block_size=self.seq_len, variant=variant)
 
     def recipe(self, steps=None):
