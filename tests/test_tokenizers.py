@@ -451,7 +451,7 @@ def text(tmp_path):
 
 
 def test_counts(text, cli):
-    code, out, err = cli("tokenize", text, "--tokenizer", "bpe-270")
+    code, out, _ = cli("tokenize", text, "--tokenizer", "bpe-270")
     data = text.read_bytes()
     count = len(BPE.train(data, 270).encode(data))
     assert code == 0
