@@ -35,6 +35,7 @@ class Text(Task):
     padded: bool = False
     dropout: float = 0.0
     n_validation: int = 200
+    recompute: bool = False
     _: KW_ONLY
     n_layer: int = 3
     n_embd: int = 128
@@ -71,7 +72,7 @@ class Text(Task):
     def config(self, variant):
         """A GPT of these sizes."""
         names = ("vocab_size", "n_layer", "n_head", "n_embd", "head_dim", "position", "rope_value")
-        size = {name: getattr(self, name) for name in (*names, "dropout")}
+        size = {name: getattr(self, name) for name in (*names, "dropout", "recompute")}
         return GPTConfig(**size, block_size=self.seq_len, variant=variant)
 
     def recipe(self, steps=None):
