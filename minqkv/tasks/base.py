@@ -147,6 +147,10 @@ class Task(ABC):
 
     # ---- for people to read
 
+    def sample(self, model: Module, seed: int) -> str | None:
+        """What the model writes, for who watches the training; None where it writes nothing."""
+        return None
+
     def title(self, without: tuple[str, ...] = ()) -> str:
         """The name and the size as a heading, without some fields and without defaults."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in without}

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..generation import generate
 from ..models import GPTConfig
 from ..runtime.errors import UsageError
 from ..runtime.rng import stream
@@ -157,6 +158,13 @@ class Text(Task):
         """(V,): how many bytes of text each token stands for."""
         tokenizer = self.corpus.tokenizer
         return np.array([len(tokenizer.decode([i])) for i in range(self.vocab_size)])
+
+    def sample(self, model, seed):
+        """How the model continues the start of the validation split, up to 80 characters."""
+        limit = min(80, self.seq_len + 1)  # tokens: the model reads seq_len, and writes one more
+        start = self.corpus.tokens("validation")[: max(1, min(16, limit // 4))][None]  # (1, t)
+        ids = generate(model, start, limit - start.shape[1], temperature=0.8, seed=seed)
+        return self.decode(ids[0])[:80]
 
     def prompt(self, text):
         return self.corpus.tokenizer.encode(text.encode()).tolist()
