@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..models import PROTOCOLS, GPTConfig
+from ..models import PROTOCOLS, GPTConfig, TaggerConfig
 from ..runs import RunConfig
 from ..runtime import backend
 from ..runtime.blas import blas_threads
@@ -53,24 +53,38 @@ class Needs:
     @property
     def total(self) -> int:
         """Bytes at the most."""
-        held = self.weights + self.gradients + self.moments
-        return held + max(self.activations, self.saving)
+        return self.fixed + max(0, self.activations - self.saving)
+
+    @property
+    def fixed(self) -> int:
+        """Bytes at the least, with however few and short sequences."""
+        return self.weights + self.gradients + self.moments + self.saving
 
 
 def needs(config: RunConfig, ranks: int = 1) -> Needs:
     """What each of `ranks` processes needs for a run. For an encoder, and where few targets count,
     it is an estimate: that of a GPT of this size with a loss at every position.
     """
-    cfg = _as_gpt(config.task.config(config.variant))
+    own = config.task.config(config.variant)
+    cfg, n = _as_gpt(own), n_params(own)
     rows = math.ceil(config.recipe.batch / config.recipe.accumulate / ranks)
-    n = params(cfg)
     weights = n * np.dtype(cfg.dtype).itemsize
     threads = config.threads if backend.current.on_host else 1
     shards = max(1, min(threads, rows, n * rows * cfg.block_size // SMALLEST))
-    own = shards > 1 and config.recipe.accumulate > 1  # those of the parts before stay
-    gradients = (1 + shards + own) * weights
+    before = shards > 1 and config.recipe.accumulate > 1  # the sum over the parts before this one
+    gradients = (1 + shards + before) * weights
     activations = activation_bytes(cfg, rows, cfg.block_size)
     return Needs(n, weights, gradients, 2 * weights, activations, 6 * weights)
+
+
+def n_params(cfg: GPTConfig | TaggerConfig) -> int:
+    """Numbers in a model. An encoder has a bias after the embedding, a head that is not tied and,
+    by protocol 2023, a hidden layer before it.
+    """
+    if isinstance(cfg, GPTConfig):
+        return params(cfg)
+    d, hidden = cfg.n_embd, cfg.protocol == "2023"
+    return params(_as_gpt(cfg)) + d + (d + 1) * cfg.n_class + hidden * (d + 1) * d
 
 
 def _as_gpt(cfg):
@@ -107,12 +121,15 @@ def _cure(config, ranks, free):
         if needs(config.change(**change), ranks).total <= free:
             flags = (f"--set {name}={str(value).lower()}" for name, value in change.items())
             return f"it fits with {' '.join(flags)}"
-    return "a smaller model would fit, or a shorter --seq-len; --set batch=1 alone is not enough"
+    if needs(config, ranks).fixed > free:
+        return "the model itself is too large: make it smaller with --n-layer or --n-embd"
+    return "one sequence is too long: shorten it with --seq-len, or make the model smaller"
 
 
 def size_text(n: int) -> str:
     """Bytes in MiB, or GiB where there are many."""
-    return f"{n / 2**20:,.0f} MiB" if n < 10 * 2**30 else f"{n / 2**30:,.1f} GiB"
+    digits = 1 if n < 10 * 2**20 else 0
+    return f"{n / 2**20:.{digits}f} MiB" if n < 2**30 else f"{n / 2**30:,.1f} GiB"
 
 
 # ---- the memory there is
