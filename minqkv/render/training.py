@@ -104,11 +104,12 @@ def write_curves(folder, config, metrics):
     validation split.
     """
     scores = [(i, m["validation"]) for i, m in enumerate(metrics, 1) if "validation" in m]
-    drawn = {"training loss": averaged(metrics), f"validation {config.task.metric}": scores}
-    panels = []
-    for name, points in drawn.items():
+    losses, panels = averaged(metrics), []
+    for name, what, points in (
+        ("training", "loss", losses), ("validation", config.task.metric, scores)
+    ):  # fmt: skip
         series = Series(name, tuple((*point, None, ()) for point in points))
-        panels += [Panel("", "steps", name, (series,))] if points else []
+        panels += [Panel("", "steps", f"{name} {what}", (series,))] if points else []
     title = f"{config.task.name} with {config.variant}, seed {config.seed}"
-    caption = f"The training loss is the mean of each of {len(drawn['training loss'])} parts."
+    caption = f"The training loss is the mean of each of {len(losses)} parts."
     files.write_text(Path(folder) / "curves.svg", figure(title, panels, caption=caption))

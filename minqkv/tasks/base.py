@@ -148,7 +148,7 @@ class Task(ABC):
     # ---- for people to read
 
     def sample(self, model: Module, seed: int) -> str | None:
-        """What the model writes, for who watches the training; None where it writes nothing."""
+        """A text that the model writes, to show while it is trained; None: it writes none."""
         return None
 
     def title(self, without: tuple[str, ...] = ()) -> str:
