@@ -238,7 +238,7 @@ def _train(config, model, optimizer, start, folder, curve, progress):
         nonlocal tokens
         with blaming(task.name):
             x, y = task.batch(config.seed, step, recipe.batch)
-        tokens = math.prod(x.shape[:2])
+            tokens = math.prod(x.shape[:2])
         return x, y
 
     loop = fit(
@@ -524,18 +524,25 @@ def load_run(
     (config, bound), path = read_config(path, own), Path(path)
     model = config.build()
     done = load_checkpoint(path / "checkpoint.npz", bound, model)["step"]
-    lines = read_metrics(path)[:done] if best else []
+    if best:
+        _load_best(path, config.task, bound, model, done)
+    return model.eval(), config
+
+
+def _load_best(path, task, bound, model, done):
+    """Replace the weights of a checkpoint of step `done` by those of the best step so far."""
+    lines = read_metrics(path)[:done]
     curve = [(line["step"] + 1, line["validation"]) for line in lines if "validation" in line]
-    step = _best(config.task, curve)
-    if best and step is None:
+    step = _best(task, curve)
+    if step is None:
         cure = "to have one, train with --set watch=N"
         raise UsageError(f"{path} has no validation score, so no best model", cure)
-    if best and step < done:  # else the checkpoint is the best
-        found = load_checkpoint(path / "best.npz", bound, model)
-        if (found["step"], found.get("metrics")) != (step, lines[step - 1].get("check")):
-            why = f"{path / 'best.npz'} is not of step {step}, at which this run was best"
-            raise EnvironmentFault(why, "restore that file, or train again in another folder")
-    return model.eval(), config
+    if step == done:  # best.npz may still be that of an earlier step
+        return
+    found = load_checkpoint(path / "best.npz", bound, model)
+    if (found["step"], found.get("metrics")) != (step, lines[step - 1].get("check")):
+        why = f"{path / 'best.npz'} is not of step {step}, at which this run was best"
+        raise EnvironmentFault(why, "restore that file, or train again in another folder")
 
 
 def read_metrics(path: str | Path) -> list[dict]:

@@ -452,7 +452,14 @@ def stopped_after(config, folder, steps):
     return folder
 
 
-@pytest.mark.parametrize("damage", ["missing", "of another step", "of another run", "cut short"])
+CHANGES = {
+    "of another step": {"step": 24},
+    "of another run": {"config": "0" * 16},
+    "of other metrics": {"metrics": "0" * 8},
+}
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut short", *CHANGES])
 def test_a_best_that_is_not_that_of_this_run_is_refused(damage, overfitting, tmp_path):
     folder = tmp_path / "run"
     train_run(WATCHED, folder)
@@ -463,8 +470,7 @@ def test_a_best_that_is_not_that_of_this_run_is_refused(damage, overfitting, tmp
     elif damage == "cut short":
         best.write_bytes(best.read_bytes()[:-100])
     else:
-        change = {"step": 24} if damage == "of another step" else {"config": "0" * 16}
-        files.write_arrays(best, "minqkv checkpoint", meta | change, arrays)
+        files.write_arrays(best, "minqkv checkpoint", meta | CHANGES[damage], arrays)
     with pytest.raises(EnvironmentFault, match=r"best\.npz"):
         load_run(folder, best=True)
     assert load_run(folder)

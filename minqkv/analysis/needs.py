@@ -74,7 +74,8 @@ def needs(config: RunConfig, ranks: int = 1) -> Needs:
     before = shards > 1 and config.recipe.accumulate > 1  # the sum over the parts before this one
     gradients = (1 + shards + before) * weights
     activations = activation_bytes(cfg, rows, cfg.block_size)
-    return Needs(n, weights, gradients, 2 * weights, activations, 6 * weights)
+    saving = 6 * weights if backend.current.on_host else 0  # else on the host, which has room
+    return Needs(n, weights, gradients, 2 * weights, activations, saving)
 
 
 def n_params(cfg: GPTConfig | TaggerConfig) -> int:

@@ -60,8 +60,9 @@ own_task_option = click.option(
 def train(ctx, distributed, **flags):
     """Train one model into a run folder.
 
-    The folder keeps configuration, metrics and checkpoints. Killed at any moment,
-    the run continues with `minqkv train --resume --out FOLDER`.
+    The folder keeps configuration, metrics, checkpoints (the last and the best) and
+    curves.svg. Killed at any moment, the run continues with
+    `minqkv train --resume --out FOLDER`.
     """
     if not distributed:
         _train(ctx, None, **flags)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..analysis.needs import peak_memory, size_text
 from ..runtime import files
+from ..tasks.registry import blaming
 from .console import duration, say, stderr
 from .figures import Panel, Series, figure
 from .layout import Page, lines
@@ -63,7 +64,7 @@ class Live:
 
     def _note(self, step):
         """Loss, validation score, speed and memory: as much as fits the terminal."""
-        rate = (step.done - self.start) / (time.monotonic() - self.began)
+        rate = (step.done - self.start) / max(1e-9, time.monotonic() - self.began)
         parts = [f"loss {step.loss:.4f}", self.score]
         parts += [f"{step.tokens * rate:,.0f} tokens/s", size_text(peak_memory())]
         text = "  ".join(filter(None, parts))
@@ -72,7 +73,8 @@ class Live:
         return text
 
     def _sample(self, step):
-        text = self.task.sample(step.model, self.seed)
+        with blaming(self.task.name):
+            text = self.task.sample(step.model, self.seed)
         if text is not None:
             text = "".join(c if c.isprintable() or c == "\n" else "·" for c in text)
             say(self.console, f"step {step.done} writes:\n{text}")
