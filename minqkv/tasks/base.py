@@ -155,6 +155,10 @@ class Task(ABC):
 
     # ---- for people to read
 
+    def sample(self, model: Module, seed: int) -> str | None:
+        """A text that the model writes, to show while it is trained; None: it writes none."""
+        return None
+
     def title(self, without: tuple[str, ...] = ()) -> str:
         """The name and the size as a heading, without some fields and without defaults."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in without}

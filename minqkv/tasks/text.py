@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from ..generation import generate
 from ..models import GPTConfig
 from ..runtime.errors import UsageError
 from ..runtime.rng import stream
@@ -38,6 +39,7 @@ class Text(Task):
     n_validation: int = 200
     window: int | None = None
     sinks: int = 0
+    recompute: bool = False
     _: KW_ONLY
     n_layer: int = 3
     n_embd: int = 128
@@ -87,7 +89,7 @@ class Text(Task):
     def config(self, variant):
         """A GPT of these sizes."""
         names = ("vocab_size", "n_layer", "n_head", "n_embd", "head_dim", "position", "rope_value")
-        names += ("dropout", "window", "sinks")
+        names += ("dropout", "window", "sinks", "recompute")
         size = {name: getattr(self, name) for name in names}
         return GPTConfig(**size, block_size=self.seq_len, variant=variant)
 
@@ -176,6 +178,13 @@ class Text(Task):
         """(V,): how many bytes of text each token stands for."""
         pieces = self.corpus.tokenizer.pieces
         return np.array([len(piece) for piece in pieces])
+
+    def sample(self, model, seed):
+        """How the model continues the start of the validation split, up to 80 characters."""
+        limit = min(80, self.seq_len + 1)  # tokens: the model reads seq_len, and writes one more
+        start = self.corpus.tokens("validation")[: max(1, min(16, limit // 4))][None]  # (1, t)
+        ids = generate(model, start, limit - start.shape[1], temperature=0.8, seed=seed)
+        return self.decode(ids[0])[:80]
 
     def prompt(self, text):
         """The tokens of a text. Raises UsageError for a character that the tokenizer lacks."""
