@@ -5,6 +5,7 @@ it at once, and a mean that includes it flatters every model (`padded_score` sho
 Tokenizers cut a text into different numbers of tokens, so only bits per byte compare them.
 """
 
+import codecs
 import math
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
@@ -45,6 +46,7 @@ class Text(Task):
     solved = None
     learned = None
     limits = (1.0, math.inf)
+    answers = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -158,14 +160,39 @@ class Text(Task):
         return np.array([len(tokenizer.decode([i])) for i in range(self.vocab_size)])
 
     def prompt(self, text):
-        return self.corpus.tokenizer.encode(text.encode()).tolist()
+        """A text as ids. An empty one is the end token: after it, a new document begins."""
+        try:
+            data = text.encode(errors="surrogateescape")  # bytes that the shell passed on
+        except UnicodeEncodeError as error:
+            raise UsageError("the prompt has half of a surrogate pair, which is no text") from error
+        return self.corpus.tokenizer.encode(data).tolist() or [self.end]
 
     def decode(self, ids):
-        return self.corpus.tokenizer.decode(ids).decode("utf-8", "replace")
+        """The text; what is no character becomes U+FFFD. An end token has no text."""
+        return self._bytes(ids).decode(errors="replace")
+
+    def pieces(self, ids):
+        """A character of several tokens comes as a whole, with the last of them."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for i in ids:
+            yield decoder.decode(self._bytes([i]))
+        yield decoder.decode(b"", final=True)
+
+    def _bytes(self, ids):
+        """Of tokens; for an id that the tokenizer leaves unused, a byte that no text has."""
+        pieces = self.corpus.tokenizer.pieces
+        return b"".join(pieces[i] if i < len(pieces) else b"\xff" for i in ids)
 
     def example(self):
+        """The beginning of the validation split."""
         return self.decode(self.corpus.tokens("validation")[:16])
 
     @property
     def n_answer(self):
-        return self.seq_len
+        """Text goes on to the end of a document."""
+        return None
+
+    @property
+    def end(self):
+        """The end of a document."""
+        return self.corpus.tokenizer.end
