@@ -175,7 +175,7 @@ def test_no_gpu(cli):
 
 def test_prompts_on_stdin(runs, cli, monkeypatch):
     for text, code, message in (
-        ("1 2 3 4\n1 2 3\n", 2, "equally long"),
+        ("1 2 3 4\n1 2 3\n", 0, "not trained on other lengths"),
         ("\n\n", 2, "the prompt is empty"),
         ("1 2 3 4\none\n", 2, "'one' is not made of digits"),
         ("1 2 3 4\n\n4,3,2,1\n0000", 0, ""),
