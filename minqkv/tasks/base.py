@@ -70,7 +70,8 @@ class Task(ABC):
     what --task selects it by. `metric` is what a study compares, and `better` says whether higher
     or lower is better. A run counts as solved when it scores `solved` or better, and as having
     learned the task when its validation score first reaches `learned` (None: no threshold). A score
-    lies within `limits`. With `sparse`, logits are computed only where a target counts.
+    lies within `limits`. With `sparse`, logits are computed only where a target counts. With
+    `relative`, a study compares ratios of scores, not differences.
     """
 
     name: str = ""
@@ -89,6 +90,7 @@ class Task(ABC):
     learned: ClassVar[float | None] = 0.9
     limits: ClassVar[tuple[float, float]] = (0.0, 1.0)
     sparse: ClassVar[bool] = False
+    relative: ClassVar[bool] = False
 
     def __post_init__(self):
         check_types(self)

@@ -45,6 +45,7 @@ class Text(Task):
     solved = None
     learned = None
     limits = (1.0, math.inf)
+    relative = True
 
     def __post_init__(self):
         super().__post_init__()
