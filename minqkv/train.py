@@ -59,7 +59,8 @@ def fit(
     """The loop. A generator: yields (step, loss) after each of the steps from `start` to `steps`.
 
     `batch(step)` gives inputs and targets, `schedule(step)` the learning rate; `loss` and `weight`
-    are those of the task; `accumulate`: see train_step. Raises Diverged, naming the step, when a loss is not finite.
+    are those of the task; `accumulate`: see train_step. Raises Diverged, naming the step, when a
+    loss is not finite.
     """
     for step in range(start, steps):
         optimizer.lr = schedule(step)
@@ -87,9 +88,9 @@ def train_step(
 
     Fetching that number is the only time the host waits for a GPU. Targets of -100 do not count;
     `clip` bounds the norm of the gradient (None: no bound). The batch is computed in `accumulate`
-    parts, one after the other, which need less memory; the result is that of one. Dropout masks depend on how many steps
-    the optimiser has made. Raises UsageError while another thread trains this model or decodes with
-    it.
+    parts, one after the other, which need less memory; the result is that of one. Dropout masks
+    depend on how many steps the optimiser has made. Raises UsageError while another thread trains
+    this model or decodes with it.
     """
     with training(model):
         model.train(optimizer.steps)

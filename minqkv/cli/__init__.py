@@ -15,7 +15,7 @@ import click
 
 from ..runtime.errors import Exit, MinqkvError
 from ..runtime.version import __version__
-from . import info, lesson, run, study, trace
+from . import info, lesson, run, study, text, trace
 
 
 class Commands(click.Group):
@@ -49,8 +49,9 @@ def cli(ctx):
         lesson.start_page()
 
 
-for command in (*lesson.COMMANDS, *trace.COMMANDS, *study.COMMANDS, *run.COMMANDS, *info.COMMANDS):
-    cli.add_command(command)
+for module in (lesson, trace, study, run, text, info):
+    for command in module.COMMANDS:
+        cli.add_command(command)
 
 
 def main(argv=None):

@@ -18,6 +18,7 @@ from .options import (
     either,
     given_settings,
     own_task,
+    prepared,
     print_json,
     print_toml,
     settings,
@@ -123,10 +124,12 @@ def _config_to_train(task, out, resume, given):
 
     own, config = own_task(task), None
     if task:
+        given = prepared(task, own, given)
         config = configure(task, own=own, **given)
         out = out or Path("runs") / _folder(config)
     if resume and out and (out / "config.json").exists():
         stored = load_config(out, own)
+        given = given if task else prepared(stored.task.name, own, given)
         given |= {"threads": given.get("threads", stored.threads)}
         if task is None or stored.task.name == task:
             config = stored.change(**given)

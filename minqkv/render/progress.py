@@ -2,7 +2,7 @@
 
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
@@ -34,6 +34,23 @@ def progress(label, total, start=0, console=None):
     with Progress(*before, *after, console=console) as bar:
         task = bar.add_task(label, total=total, completed=start, note="")
         yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+
+@contextmanager
+def patient(label, total, seconds=1.0):
+    """Like `progress`, but shows nothing of work that ends within some seconds."""
+    began = time.monotonic()
+    with ExitStack() as stack:
+        shown = None
+
+        def advance(done, of=total):
+            nonlocal shown
+            if shown is None and time.monotonic() - began > seconds:
+                shown = stack.enter_context(progress(label, total, start=done))
+            if shown:
+                shown(done)
+
+        yield advance
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import ClassVar, get_type_hints
 
@@ -51,9 +52,9 @@ class Recipe:
     def __post_init__(self):
         check_types(self)
         least = {"steps": 1, "batch": 1, "warmup": 0, "watch": 0, "accumulate": 1}
-        for name, least in least.items():
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} {getattr(self, name)} must be at least {least}")
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise UsageError(f"{name} {getattr(self, name)} must be at least {smallest}")
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} {getattr(self, name)} must be above 0 and finite")
@@ -104,6 +105,13 @@ class Task(ABC):
     @abstractmethod
     def config(self, variant: str) -> GPTConfig | TaggerConfig:
         """The configuration of the model with this variant of attention."""
+
+    @classmethod
+    def prepared(cls, given: dict, progress: Callable[[int, int], None] | None = None) -> dict:
+        """Settings of a new task as they were typed, made complete: what has to be read or made
+        first is. `progress(done, total)` meanwhile.
+        """
+        return given
 
     @property
     def chance(self) -> float:

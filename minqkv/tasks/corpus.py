@@ -141,6 +141,11 @@ def find(digest: str) -> Corpus:
     )
 
 
+def is_prepared(digest: str | None, label: str | None) -> bool:
+    """Whether the corpus with this digest is there, under this label."""
+    return f"{label}-{digest}" in {folder.name for folder in folders()}
+
+
 def folders() -> list[Path]:
     """The folders of all prepared corpora, sorted."""
     found = (cache_root() / "texts").glob("[!.]*/corpus.json")

@@ -101,6 +101,8 @@ def _located(source):
         return BUILT_IN
     if os.path.exists(source):
         return Path(source)
+    if source == BUILT_IN.stem:
+        return BUILT_IN
     if source in downloads.DOWNLOADS:
         path = downloads.place(source)
         if not downloads.is_whole(path, downloads.DOWNLOADS[source]):

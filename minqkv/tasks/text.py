@@ -50,19 +50,32 @@ class Text(Task):
     def __post_init__(self):
         super().__post_init__()
         if self.digest is None:
-            found = corpus.prepare(self.text, self.tokenizer)
-            object.__setattr__(self, "text", found.label)
-            object.__setattr__(self, "tokenizer", found.tokenizer.name)
-            object.__setattr__(self, "digest", found.digest)
-            object.__setattr__(self, "vocab_size", found.tokenizer.vocab_size)
+            for name, value in _identity(corpus.prepare(self.text, self.tokenizer)).items():
+                if name != "vocab_size" or self.vocab_size is None:
+                    object.__setattr__(self, name, value)
         if self.seq_len < 1 or self.n_validation < 1:
             sizes = f"seq_len {self.seq_len} and n_validation {self.n_validation}"
             raise UsageError(f"{sizes} must be at least 1")
 
+    @classmethod
+    def prepared(cls, given, progress=None):
+        """The corpus of `text` and `tokenizer`, where one of them is given, as fields of a task."""
+        source, tokenizer = given.get("text"), given.get("tokenizer")
+        if not (source or tokenizer) or corpus.is_prepared(given.get("digest"), source):
+            return given
+        found = _identity(corpus.prepare(source or "", tokenizer or "chars", progress))
+        return {"vocab_size": found.pop("vocab_size")} | given | found
+
     @property
     def corpus(self) -> corpus.Corpus:
-        """The tokens. Raises EnvironmentFault where they are no longer there."""
-        return corpus.find(self.digest)
+        """The tokens. Raises EnvironmentFault where they are no longer there, UsageError where they
+        do not fit into the vocabulary.
+        """
+        found = corpus.find(self.digest)
+        if found.tokenizer.vocab_size > self.vocab_size:
+            what = f"{found.tokenizer.name} has {found.tokenizer.vocab_size:,} tokens"
+            raise UsageError(f"{what}, more than a vocabulary of {self.vocab_size:,}")
+        return found
 
     @property
     def chance(self):
@@ -78,9 +91,10 @@ class Text(Task):
     def recipe(self, steps=None):
         """AdamW as in the paper (section 5), at a rate for small models."""
         steps = steps or 2500
+        twentieth, tenth = max(1, steps // 20), max(1, steps // 10)
         return Recipe(
-            steps, batch=12, lr=4e-3, warmup=max(1, steps // 20), clip=1.0, watch=max(1, steps // 10),
-            floor=0.1, weight_decay=0.1, beta2=0.95,
+            steps, batch=12, lr=4e-3, warmup=twentieth, clip=1.0, watch=tenth, floor=0.1,
+            weight_decay=0.1, beta2=0.95,
         )  # fmt: skip
 
     def examples(self, rng, n):
@@ -118,7 +132,9 @@ class Text(Task):
         n = len(found.tokens(split))
         if n <= self.seq_len:
             what = f"the {split} split of {self.text} has {n} tokens"
-            raise UsageError(f"{what}, too few for a window of {self.seq_len}", "--seq-len, or more text")
+            raise UsageError(
+                f"{what}, too few for a window of {self.seq_len}", "--seq-len, or more text"
+            )
         return np.arange(0, n - self.seq_len, self.seq_len)
 
     def _rows(self, split, starts):
@@ -128,7 +144,7 @@ class Text(Task):
             rows = tokens.windows(starts, T + 1)  # (n, T + 1)
             return rows[:, :-1], rows[:, 1:], rows[:, 1:]
         ends = self.corpus.documents(split)
-        rows = np.full((len(starts), T + 1), self.vocab_size - 1)  # (n, T + 1): the end token
+        rows = np.full((len(starts), T + 1), self.corpus.tokenizer.end)  # (n, T + 1)
         lengths = np.minimum(ends[starts + 1] - ends[starts], T + 1)  # (n,)
         for row, start, length in zip(rows, ends[starts], lengths, strict=True):
             row[:length] = tokens[start : start + length]
@@ -155,18 +171,28 @@ class Text(Task):
     @cached_property
     def _byte_counts(self):
         """(V,): how many bytes of text each token stands for."""
-        tokenizer = self.corpus.tokenizer
-        return np.array([len(tokenizer.decode([i])) for i in range(self.vocab_size)])
+        pieces = self.corpus.tokenizer.pieces
+        return np.array([len(piece) for piece in pieces])
 
     def prompt(self, text):
+        """The tokens of a text. Raises UsageError for a character that the tokenizer lacks."""
         return self.corpus.tokenizer.encode(text.encode()).tolist()
 
     def decode(self, ids):
+        """Tokens as text; bytes that are not UTF-8 become U+FFFD."""
         return self.corpus.tokenizer.decode(ids).decode("utf-8", "replace")
 
     def example(self):
+        """The beginning of the validation split."""
         return self.decode(self.corpus.tokens("validation")[:16])
 
     @property
     def n_answer(self):
+        """As many as were seen at once in training."""
         return self.seq_len
+
+
+def _identity(found):
+    """What tells a corpus from others, as fields of a task."""
+    names = {"text": found.label, "tokenizer": found.tokenizer.name, "digest": found.digest}
+    return names | {"vocab_size": found.tokenizer.vocab_size}
