@@ -153,9 +153,9 @@ def published_table(console):
     for name, perplexity in found.items():
         line = [name]
         for how, base in found["qkv"].items():
-            ratio = perplexity.get(how, math.nan) / base
-            line.append(number(perplexity.get(how), 2))
-            line.append("–" if ratio == 1 or math.isnan(ratio) else f"{100 * (ratio - 1):+.1f} %")
+            known = how in perplexity and name != "qkv"
+            change = f"+{number(100 * (perplexity[how] / base - 1), 1)} %" if known else "–"
+            line += [number(perplexity.get(how), 2), change]
         rows.append(line)
     columns = [("variant", "left"), ("perplexity,\npadding counted", "right"), ("change", "right")]
     columns += [("perplexity,\npadding masked", "right"), ("change", "right")]

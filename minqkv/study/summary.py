@@ -160,6 +160,7 @@ def _row(name, runs, arms, baseline, choices):
     choice, solved = choices.get(arm_of(config)), config.task.solved
     sign, relative = 1 if config.task.better == "higher" else -1, config.task.relative
     bits = [r["score"]["bits_per_byte"] for _, r in runs if "bits_per_byte" in (r["score"] or {})]
+    watched = config.recipe.watch and config.task.learned is not None
     good = [solved is not None and sign * v >= sign * solved for v in finished.values()]
     return Row(
         arm=name,
@@ -171,7 +172,7 @@ def _row(name, runs, arms, baseline, choices):
         by_seed={c.seed: _score(record) for c, record in runs},
         score=stats.estimate(list(finished.values())),
         solved=None if solved is None else sum(good),
-        reached={c.seed: record["reached"] for c, record in runs} if config.recipe.watch else {},
+        reached={c.seed: record["reached"] for c, record in runs} if watched else {},
         to_baseline=None if name == baseline else stats.paired(finished, reference, relative),
         published=stats.estimate(published),
         published_spread=stats.spread(published) if published else None,
