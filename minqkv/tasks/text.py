@@ -52,6 +52,7 @@ class Text(Task):
     learned = None
     limits = (1.0, math.inf)
     answers = False
+    relative = True
 
     def __post_init__(self):
         super().__post_init__()
