@@ -27,7 +27,7 @@ class Broken(Exception):
 
 
 def check(kind: type[KVCache] = KVCache, bound: float = 1e-10, seed: int = 0, **options):
-    """Rows {"law", "variant", "position", "window", "error", "bound", "ok", "fault"} for every law
+    """Rows {"name", "variant", "position", "window", "error", "bound", "ok", "fault"} for every law
     on every variant and position scheme, with and without a window, as they are found.
 
     `kind` is made by `GPT.new_cache(kind=kind, **options)`; one that takes a window is checked with
@@ -42,7 +42,7 @@ def check(kind: type[KVCache] = KVCache, bound: float = 1e-10, seed: int = 0, **
                 about = {"variant": variant, "position": name, "window": window}
                 for law, error, fault in laws(case):
                     ok = fault is None and error <= bound
-                    yield {"law": law, **about, "error": error, "bound": bound, "ok": ok,
+                    yield {"name": law, **about, "error": error, "bound": bound, "ok": ok,
                            "fault": fault}  # fmt: skip
 
 
