@@ -79,6 +79,12 @@ def test_check_says_all_that_was_asked():
     assert all(row["ok"] and row["fault"] is None and row["error"] <= row["bound"] for row in rows)
 
 
+def test_what_is_no_cache_is_refused():
+    for kind in (LayerCache, KVCache([[(1, 2)]], 1, 4), int):
+        with pytest.raises(UsageError, match="a cache is a class derived from"):
+            next(check(kind))
+
+
 # ---- caches that break a law
 
 
