@@ -45,13 +45,15 @@ def agreed(ends: int | np.ndarray) -> int | np.ndarray:
 class LayerCache:
     """The rows of one layer. `stored` is (heads, width) of each array kept of a token.
 
-    `ends` is how many positions are stored: a number where all sequences agree, else (B,).
+    `ends` is how many positions are stored: a number where all sequences agree, else (B,). What all
+    methods ask of a buffer is its layout, (B, heads, slots, ...). So another kind of layer may hold
+    other buffers: `write` fills them, and `tensors` makes rows of them.
     """
 
     def __init__(self, batch: int, stored: list[tuple], capacity: int, dtype="float32"):
         shapes = [(batch, heads, capacity, width) for heads, width in stored]
         self.buffers = [backend.current.empty(shape, dtype) for shape in shapes]
-        self.capacity, self.ends = capacity, 0
+        self.stored, self.capacity, self.ends = stored, capacity, 0
 
     def __len__(self) -> int:
         """Positions of the longest sequence."""
@@ -144,13 +146,12 @@ class LayerCache:
 
     def check(self, rows: tuple[Array, ...], end: int) -> None:
         """Refuse new rows, the last at position end - 1, that do not fit. Raises UsageError."""
-        if len(rows) != len(self.buffers):
-            n = len(self.buffers)
+        if len(rows) != len(self.stored):
+            n = len(self.stored)
             kept = f"{n} array{'s' if n > 1 else ''} per token"
             raise UsageError(f"the cache stores {kept}, not {len(rows)}")
-        n_new = rows[0].shape[2]
-        for row, buffer in zip(rows, self.buffers, strict=True):
-            B, h, _, width = buffer.shape
+        B, n_new = self.buffers[0].shape[0], rows[0].shape[2]
+        for row, (h, width) in zip(rows, self.stored, strict=True):
             if row.shape != (B, h, n_new, width):
                 kept = f"{B} x {h} heads of {width} numbers"
                 raise UsageError(f"the cache stores {kept} per position; {row.shape} does not fit")

@@ -26,13 +26,18 @@ class Broken(Exception):
     """A law that does not hold, with what was found."""
 
 
-def check(kind: type[KVCache] = KVCache, bound: float = 1e-10, seed: int = 0, **options):
-    """Rows {"law", "variant", "position", "window", "error", "bound", "ok", "fault"} for every law
+def check(
+    kind: type[KVCache] = KVCache, bound: float = 1e-10, seed: int = 0, **options
+) -> Iterator[dict]:
+    """Rows {"name", "variant", "position", "window", "error", "bound", "ok", "fault"} for every law
     on every variant and position scheme, with and without a window, as they are found.
 
     `kind` is made by `GPT.new_cache(kind=kind, **options)`; one that takes a window is checked with
     a window only. `error` is the largest difference of a logit, None where there is a `fault`.
+    Raises UsageError for what is no class of caches.
     """
+    if not isinstance(kind, type) or not issubclass(kind, KVCache):
+        raise UsageError(f"a cache is a class derived from minqkv.cache.KVCache, not {kind!r}")
     windows = [(WINDOW, SINKS)] if "window" in kind.takes else [(None, 0), (WINDOW, SINKS)]
     for variant in variant_names(2):
         for position, value in schemes(variant):
@@ -41,8 +46,8 @@ def check(kind: type[KVCache] = KVCache, bound: float = 1e-10, seed: int = 0, **
                 name = f"rope {value}" if position == "rope" else position
                 about = {"variant": variant, "position": name, "window": window}
                 for law, error, fault in laws(case):
-                    ok = fault is None and error <= bound
-                    yield {"law": law, **about, "error": error, "bound": bound, "ok": ok,
+                    ok = fault is None and bool(error <= bound)
+                    yield {"name": law, **about, "error": error, "bound": bound, "ok": ok,
                            "fault": fault}  # fmt: skip
 
 
@@ -58,7 +63,7 @@ def laws(case: Case) -> Iterator[tuple[str, float | None, str | None]]:
     """
     for name, law in LAWS.items():
         try:
-            yield name, max(law(case, start) for start in (0, TURNS)), None
+            yield name, float(max(law(case, start) for start in (0, TURNS))), None
         except Exception as fault:
             yield name, None, f"{type(fault).__name__}: {fault}"
 
