@@ -1,6 +1,7 @@
 """`minqkv train`: one run."""
 
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
