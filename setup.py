@@ -52,6 +52,7 @@ setup(
     package_data={
         "minqkv": ["py.typed"],
         "minqkv.study.published": ["*.csv"],
+        "minqkv.configs": ["*.toml"],
         "minqkv.tasks": ["builtin.jsonl"],
     },
     cmdclass={"build_py": BuildWithLessons},

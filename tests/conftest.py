@@ -46,6 +46,14 @@ def _why_no_gpu():
     return None if cupy.is_available() else "CuPy finds no usable GPU"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_root(tmp_path_factory):
+    """Prepared texts go to a folder of the tests, also from child processes."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["MINQKV_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture(params=["numpy", "strict", pytest.param("cupy", marks=pytest.mark.gpu)])
 def backend(request):
     """The test runs once on each backend; this is the `Backend` in use."""

@@ -7,6 +7,7 @@ import shutil
 import sys
 import textwrap
 import tomllib
+from importlib.resources import files
 
 import click
 
@@ -55,6 +56,8 @@ def either(names):
 
 SETTINGS = {  # name -> (type, help), of fields of tasks and recipes that have a flag
     "seq_len": (int, "Length T."),
+    "text": (str, "FILE, folder, - or name of a download.  [default: one that is built in]"),
+    "tokenizer": (str, "Of a text: chars, bytes, bpe-1024, gpt2:MERGES or FILE.json."),
     "alphabet": (int, "How many digits there are."),
     "form": (str, f"{either(FORMS)}: label each digit, or continue `input | output`."),
     "protocol": (str, f"{either(YEARS)}: data, blocks, optimiser."),
@@ -66,6 +69,7 @@ SETTINGS = {  # name -> (type, help), of fields of tasks and recipes that have a
     "head_dim": (int, "Width of a head, if not d / H."),
     "position": (str, f"{either(POSITIONS)}."),
     "rope_value": (str, f"What K = V stores under rope: {either(ROPE_VALUES)}."),
+    "window": (int, "Of a text: how many tokens each token sees.  [default: all before it]"),
     "steps": (int, "Training steps."),
     "lr": (float, "Peak learning rate."),
 }
@@ -160,8 +164,18 @@ def own_task(name):
     return check_class(name, getattr(found, cls))
 
 
+def prepared(name, own, given):
+    """The settings of a task, with what it has to read or make first; see Task.prepared."""
+    from ..render.progress import patient
+    from ..tasks.registry import task_class
+
+    with patient("prepare the text", 100) as advance:
+        return task_class(name, own).prepared(given, advance)
+
+
 # ---- flags from a file
 
+CONFIGS = ("nano", "small", "300m", "1.2b")  # in minqkv/configs
 _TYPED = ("config", "show-config", "backend", "traceback")  # only on the command line
 _SET = "minqkv: [set]"  # the key of a file's [set] values in click's context
 
@@ -178,13 +192,16 @@ def configurable(command):
         expose_value=False,
         callback=_read_flags,
         metavar="FILE.toml",
-        help="Read flags from a file: `n-head = 4`. Flags that you type win.",
+        help=f"Read flags from a file: `n-head = 4`. Flags that you type win. For language models, "
+        f"also {either(CONFIGS)}.",
     )(command)
 
 
 def _read_flags(ctx, param, path):
     if not path or ctx.resilient_parsing:
         return
+    packaged = files("minqkv.configs") / f"{path}.toml"
+    path = packaged if packaged.is_file() and not os.path.exists(path) else path
     known = {p.name: p for p in ctx.command.params if isinstance(p, click.Option)}
     spelled = {flag.removeprefix("--"): p.name for p in known.values() for flag in p.opts}
     flags = {}

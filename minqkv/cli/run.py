@@ -17,6 +17,7 @@ from .options import (
     either,
     given_settings,
     own_task,
+    prepared,
     print_json,
     print_toml,
     settings,
@@ -59,8 +60,9 @@ own_task_option = click.option(
 def train(ctx, distributed, **flags):
     """Train one model into a run folder.
 
-    The folder keeps configuration, metrics and checkpoints. Killed at any moment,
-    the run continues with `minqkv train --resume --out FOLDER`.
+    The folder keeps configuration, metrics, checkpoints (the last and the best) and
+    curves.svg. Killed at any moment, the run continues with
+    `minqkv train --resume --out FOLDER`.
     """
     if not distributed:
         _train(ctx, None, **flags)
@@ -77,8 +79,8 @@ def _train(ctx, comm, task, out, resume, as_json, show_config, more, threads, **
     """Train in one process or, with `comm`, in one of several that share each batch. Only rank 0
     uses the folder and the terminal.
     """
-    from ..render.progress import progress
-    from ..runs import train_run
+    from ..render.training import live, loss_curve, write_curves
+    from ..runs import read_metrics, train_run
 
     given = given_settings(flags, more) | {n: v for n, v in flags.items() if v is not None}
     typed = ctx.get_parameter_source("threads")
@@ -88,6 +90,8 @@ def _train(ctx, comm, task, out, resume, as_json, show_config, more, threads, **
     first = comm is None or not comm.rank
     config, out = _config_to_train(task, out, resume, given) if first else (None, None)
     ended = first and (show_config or (resume and (out / "result.json").exists()))
+    if first and not ended:
+        _announce(config, comm)
     if comm:
         config, ended = comm.bcast((config, ended))
     if not first:
@@ -98,22 +102,40 @@ def _train(ctx, comm, task, out, resume, as_json, show_config, more, threads, **
         print_toml(_flat(config))
         return
     try:
-        with progress("train", config.recipe.steps) as advance:
-            _, result = train_run(
-                config, out, resume, lambda step, steps, loss: advance(step, f"loss {loss:.4f}")
-            )
+        with live(config) as progress:
+            _, result = train_run(config, out, resume, progress)
     except KeyboardInterrupt:
         again = shlex.join(["minqkv", "train", "--resume", "--out", str(out)])
         again += f" --task {config.task.name}" if ":" in config.task.name else ""
         raise KeyboardInterrupt(f"continue with: {again}") from None
     names = {"task": config.task.name, "variant": config.variant, "seed": config.seed}
+    metrics = [] if ended else read_metrics(out)
+    if metrics:
+        write_curves(out, config, metrics)
     if as_json:
         print_json({**names, **result, "out": str(out)})
         return
+    if metrics and sys.stdout.isatty():
+        click.echo(loss_curve(metrics))
     metric, folder = config.task.metric, shlex.quote(str(out))
     what = f"{config.task.name} with {config.variant}: {config.split} {metric} {result[metric]:.4f}"
     click.echo(f"{what} after {result['steps']} steps, kept in {out}")
+    if best := result.get("best"):
+        score = dict(result["curve"])[best]
+        click.echo(f"best validation {metric} {score:.4f}, after {best} steps: best.npz")
     click.echo(f"see its mistakes: minqkv eval {folder} --wrong 5")
+
+
+def _announce(config, comm):
+    """Say what a run needs. Raises EnvironmentFault for one that does not fit into the memory."""
+    if ":" in config.task.name:
+        return  # a task of your own may bring any model
+    from ..analysis.needs import check_memory, run_seconds
+    from ..render.training import needs_line
+
+    found = check_memory(config, comm.size if comm else 1)
+    seconds = None if comm else run_seconds(config)  # a rank cannot make a step alone
+    click.echo(needs_line(found, seconds), err=True)
 
 
 def _config_to_train(task, out, resume, given):
@@ -122,10 +144,12 @@ def _config_to_train(task, out, resume, given):
 
     own, config = own_task(task), None
     if task:
+        given = prepared(task, own, given)
         config = configure(task, own=own, **given)
         out = out or Path("runs") / _folder(config)
     if resume and out and (out / "config.json").exists():
         stored = load_config(out, own)
+        given = given if task else prepared(stored.task.name, own, given)
         given |= {"threads": given.get("threads", stored.threads)}
         if task is None or stored.task.name == task:
             config = stored.change(**given)

@@ -70,8 +70,7 @@ def own_rows(begin: int, end: int):
     Dropout masks drawn inside are the ones these rows have in the whole batch.
     """
     size, rank = (_comm.size, _comm.rank) if _comm else (1, 0)
-    n = end - begin
-    rows = slice(begin + n * rank // size, begin + n * (rank + 1) // size)
+    rows = slice(*[begin + (end - begin) * part // size for part in (rank, rank + 1)])
     before = first_row.set(first_row.get() + rows.start)
     try:
         yield rows

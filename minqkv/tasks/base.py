@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import ClassVar, get_type_hints
 
@@ -52,9 +52,9 @@ class Recipe:
     def __post_init__(self):
         check_types(self)
         least = {"steps": 1, "batch": 1, "warmup": 0, "watch": 0, "accumulate": 1}
-        for name, least in least.items():
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} {getattr(self, name)} must be at least {least}")
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise UsageError(f"{name} {getattr(self, name)} must be at least {smallest}")
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} {getattr(self, name)} must be above 0 and finite")
@@ -106,6 +106,13 @@ class Task(ABC):
     def config(self, variant: str) -> GPTConfig | TaggerConfig:
         """The configuration of the model with this variant of attention."""
 
+    @classmethod
+    def prepared(cls, given: dict, progress: Callable[[int, int], None] | None = None) -> dict:
+        """Settings of a new task as they were typed, made complete: what has to be read or made
+        first is. `progress(done, total)` meanwhile.
+        """
+        return given
+
     @property
     def chance(self) -> float:
         """The score of guessing; NaN where that is not known."""
@@ -149,6 +156,10 @@ class Task(ABC):
         return {name: value for name, value in found.items() if name != "predictions"}
 
     # ---- for people to read
+
+    def sample(self, model: Module, seed: int) -> str | None:
+        """A text that the model writes, to show while it is trained; None: it writes none."""
+        return None
 
     def title(self, without: tuple[str, ...] = ()) -> str:
         """The name and the size as a heading, without some fields and without defaults."""

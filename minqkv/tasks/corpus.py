@@ -56,7 +56,8 @@ class Corpus:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         found = about(self.folder)
-        table = files.read_json(self.folder / "tokenizer.json")
+        place = self.folder / "tokenizer.json"
+        table = files.read_json(place)
         stamp = _sha256(table)
         try:
             self.label, self.digest, self.splits = (
@@ -64,7 +65,7 @@ class Corpus:
             )
             if self.digest != _digest(stamp, self.splits):
                 raise ValueError("its digest differs")
-            self.tokenizer = tokenizers.from_json(table)
+            self.tokenizer = tokenizers.from_json(table, str(place))
             stamp = (self.tokenizer.vocab_size, stamp.digest())
             self._arrays = {
                 split: shards.read_split(self.folder, split, self.splits[split], stamp)
@@ -99,27 +100,30 @@ def prepare(
     """The corpus of a text, prepared unless it already is.
 
     `source` is a file, a folder, "-" (stdin), the name of a download, "" (the built-in corpus), or
-    a prepared folder, which keeps the tokenizer that it has. `tokenizer` is a name or the path of a
-    tokenizer.json. `progress(done, total)` is called as the work goes on, in per cent.
+    a prepared folder, which keeps the tokenizer that it has. `tokenizer` is what tokenizers.make
+    takes. `progress(done, total)` is called as the work goes on, in per cent.
 
     Raises UsageError where there is no such source or its text is too short for three splits, and
     EnvironmentFault where something cannot be read, is no text, or cannot be written.
     """
-    if source not in ("", "-") and (Path(source) / "corpus.json").exists():
+    if source and os.path.exists(os.path.join(source, "corpus.json")):
         return _opened(Path(source).resolve())
     progress = progress or (lambda done, total: None)
-    text = Text(Documents(source))
-    made = None
-    if tokenizer.endswith(".json"):
-        made = tokenizers.from_json(files.read_json(tokenizer))
-    key = _sha256([FORMAT, text.digest, made.as_json() if made else tokenizer]).hexdigest()
+    size = tokenizers.bpe_size(tokenizer)  # None for other kinds
+    learns = size or tokenizer == tokenizers.Chars.kind  # from the text
+    made = None if learns else tokenizers.make(tokenizer, b"")
+    text = Divided(Documents(source))
+    key = [FORMAT, text.label, text.digest, tokenizer if learns else made.as_json()]
+    key = _sha256(key).hexdigest()
     if folder := _prepared(key):
         return _opened(folder)
-    if made is None:
-        sample = text.characters() if tokenizer == "chars" else text.sample()
-        made = tokenizers.make(tokenizer, sample, lambda n, of: progress(50 * n // of, 100))
+    trained = 50 if size else 0  # per cent of the work
+    if learns:
+        sample = text.sample() if size else text.characters()
+        made = tokenizers.make(tokenizer, sample, lambda n, of: progress(trained * n // of, 100))
     with _new_folder() as folder:
-        splits = _write(folder, text, made, lambda n, of: progress(50 + 50 * n // of, 100))
+        rest = 100 - trained
+        splits = _write(folder, text, made, lambda n, of: progress(trained + rest * n // of, 100))
         digest = _digest(_sha256(made.as_json()), splits)
         shards.save(folder / "tokenizer.json", _canonical(made.as_json()))
         summary = {
@@ -141,10 +145,20 @@ def find(digest: str) -> Corpus:
     )
 
 
+def is_prepared(digest: str | None, label: str | None) -> bool:
+    """Whether the corpus with this digest is there, under this label."""
+    return f"{label}-{digest}" in {folder.name for folder in folders()}
+
+
 def folders() -> list[Path]:
     """The folders of all prepared corpora, sorted."""
     found = (cache_root() / "texts").glob("[!.]*/corpus.json")
     return sorted(path.parent.resolve() for path in found)
+
+
+def unfinished() -> list[Path]:
+    """Folders of corpora that are being prepared, or whose process was killed."""
+    return sorted((cache_root() / "texts").glob(".new-*"))
 
 
 def about(folder: Path) -> dict:
@@ -184,7 +198,7 @@ def _near(content, at):
     return next(starts, at)
 
 
-class Text:
+class Divided:
     """The documents of a source, each with its split. They are read once to survey them, and again
     by each method. `digest` covers all of them.
 
@@ -204,7 +218,7 @@ class Text:
         self.whole = n >= MANY and all(hashed[split] for split in SPLITS)
         sizes = hashed if self.whole else parts
         if empty := [split for split in SPLITS if not sizes[split]]:
-            what = f"{documents.source} has {self.n_bytes} bytes of text"
+            what = f"{documents.name} has {self.n_bytes} bytes of text"
             if self.left_out:
                 what += f" ({', '.join(f'{n} {why}' for why, n in self.left_out.items())} left out)"
             why = f"{what}: nothing would be left for {' and '.join(empty)}"
@@ -226,12 +240,13 @@ class Text:
         """The beginning of the training split, for a tokenizer to learn from: merges that were
         learned from the test as well would make its text shorter than a new text.
         """
-        found, size = [], 0
+        found = bytearray()
         for split, part in self.parts():
-            if split == "train" and size < SAMPLE_BYTES:
-                found.append(part[: SAMPLE_BYTES - size])
-                size += len(found[-1])
-        return b"".join(found)
+            if split == "train":
+                found += part[: SAMPLE_BYTES - len(found)]
+            if len(found) == SAMPLE_BYTES:
+                break
+        return bytes(found)
 
     def characters(self) -> bytes:
         """Each character of the whole text once: an alphabet knows nothing of how often each
@@ -243,9 +258,8 @@ class Text:
                 found.update(content.decode("utf-8"))
             except UnicodeDecodeError as error:
                 why = f"{name} is not UTF-8: byte {error.start} is {content[error.start]:#04x}"
-                raise EnvironmentFault(
-                    why, "choose a tokenizer of bytes: bytes or bpe-1024"
-                ) from error
+                hint = "choose one that takes any text: --tokenizer bytes or bpe-1024"
+                raise EnvironmentFault(why, hint) from error
         return "".join(sorted(found)).encode("utf-8")
 
 

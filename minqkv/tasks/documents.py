@@ -28,27 +28,30 @@ class Documents:
     """The documents of a source. Each iteration reads them anew: (name, content as bytes).
 
     `source` is a file, a folder, "-" for stdin, the name of a download, or "" for the built-in
-    corpus. `label` is a short name for it, fit for a file name. `left_out` says why something in a
-    folder is not a document: hidden, a link (to a folder, or out of this one), not a plain file,
-    binary, or empty; it is complete after an iteration.
+    corpus. `name` is what messages call it, and `label` a short name, fit for a file name.
+    `left_out` counts what is not a document, by reason: hidden; linked (a folder, or a file outside
+    this one); special (no plain file, or a broken link); binary (it has a NUL byte); empty. It is
+    complete after an iteration.
 
     Raises UsageError where there is no such source, and EnvironmentFault where it cannot be read;
     an iteration does, too.
     """
 
     def __init__(self, source: str):
-        self.source, self.reasons, self.typed = source, {}, None
+        self.reasons, self.typed = {}, None
         if source == "-":
-            self.label, self.typed = "stdin", _from_stdin()
+            self.name = self.label = "stdin"
+            self.typed = _from_stdin()
             return
         path = _located(source)
-        name = path.stem if path.is_file() else path.resolve().name
+        self.name = str(path)
+        name = path.resolve().name if path.is_dir() else path.stem
         self.label = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.")[:40] or "text"
         self.paths = list(self._walk(path)) if path.is_dir() else [path]
 
     @property
     def left_out(self) -> Counter:
-        """Reason -> how many files or folders were left out for it."""
+        """Reason -> how many files, folders or documents were left out for it."""
         return Counter(self.reasons.values())
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
@@ -91,8 +94,8 @@ def _why_not(path, root):
         return "hidden"
     if path.is_symlink():
         inside = Path(os.path.realpath(path)).is_relative_to(root)
-        return None if inside and path.is_file() else "a link"
-    return None if path.is_dir() or path.is_file() else "not a plain file"
+        return None if inside and path.is_file() else "linked"
+    return None if path.is_dir() or path.is_file() else "special"
 
 
 def _located(source):
@@ -101,6 +104,8 @@ def _located(source):
         return BUILT_IN
     if os.path.exists(source):
         return Path(source)
+    if source == BUILT_IN.stem:
+        return BUILT_IN
     if source in downloads.DOWNLOADS:
         path = downloads.place(source)
         if not downloads.is_whole(path, downloads.DOWNLOADS[source]):

@@ -19,8 +19,9 @@ CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class Download:
-    """A text on the web: where it is, and what shows that it is the right one."""
+    """A text on the web: where it is, and what shows that it is the right one. `file` keeps it."""
 
+    file: str
     url: str
     n_bytes: int
     sha256: str
@@ -29,6 +30,7 @@ class Download:
 
 DOWNLOADS = {
     "shakespeare": Download(
+        "tinyshakespeare.txt",
         "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
         1_115_394,
         "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
@@ -47,7 +49,7 @@ def cache_root() -> Path:
 
 def place(name: str) -> Path:
     """Where a download is kept."""
-    return cache_root() / "downloads" / f"{name}.txt"
+    return cache_root() / "downloads" / DOWNLOADS[name].file
 
 
 def is_whole(path: Path, wanted: Download) -> bool:
@@ -83,7 +85,8 @@ def fetch(
     try:
         data = _received(url, wanted, progress, timeout)
     except (OSError, HTTPException, ValueError) as error:  # ValueError: a malformed address
-        why = " ".join(str(getattr(error, "reason", None) or error).split())
+        cause = getattr(error, "reason", None) or error
+        why = " ".join(str(getattr(cause, "strerror", None) or cause).split())
         raise EnvironmentFault(
             f"cannot download {url}: {why}",
             f"download {wanted.url} in another way, then name the file: --text FILE",

@@ -8,10 +8,11 @@ Tokenizers cut a text into different numbers of tokens, so only bits per byte co
 import codecs
 import math
 from dataclasses import KW_ONLY, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
+from ..generation import generate
 from ..models import GPTConfig
 from ..runtime.errors import UsageError
 from ..runtime.rng import stream
@@ -22,7 +23,8 @@ from .base import Recipe, Task, check_split
 
 @dataclass(frozen=True)
 class Text(Task):
-    """Windows of `seq_len` tokens of a text; with `padded`, one document a row.
+    """Rows of `seq_len` tokens of a text; with `padded`, one document a row. With a `window`, a
+    token sees itself and the window - 1 before it, and always the first `sinks` of the row.
 
     `text` and `tokenizer` name what `corpus.prepare` takes. A task that is made from them alone
     prepares the text, and knows it from then on by its `digest`.
@@ -36,6 +38,9 @@ class Text(Task):
     padded: bool = False
     dropout: float = 0.0
     n_validation: int = 200
+    window: int | None = None
+    sinks: int = 0
+    recompute: bool = False
     _: KW_ONLY
     n_layer: int = 3
     n_embd: int = 128
@@ -51,19 +56,32 @@ class Text(Task):
     def __post_init__(self):
         super().__post_init__()
         if self.digest is None:
-            found = corpus.prepare(self.text, self.tokenizer)
-            object.__setattr__(self, "text", found.label)
-            object.__setattr__(self, "tokenizer", found.tokenizer.name)
-            object.__setattr__(self, "digest", found.digest)
-            object.__setattr__(self, "vocab_size", found.tokenizer.vocab_size)
+            for name, value in _identity(corpus.prepare(self.text, self.tokenizer)).items():
+                if name != "vocab_size" or self.vocab_size is None:
+                    object.__setattr__(self, name, value)
         if self.seq_len < 1 or self.n_validation < 1:
             sizes = f"seq_len {self.seq_len} and n_validation {self.n_validation}"
             raise UsageError(f"{sizes} must be at least 1")
 
+    @classmethod
+    def prepared(cls, given, progress=None):
+        """The corpus of `text` and `tokenizer`, where one of them is given, as fields of a task."""
+        source, tokenizer = given.get("text"), given.get("tokenizer")
+        if not (source or tokenizer) or corpus.is_prepared(given.get("digest"), source):
+            return given
+        found = _identity(corpus.prepare(source or "", tokenizer or "chars", progress))
+        return {"vocab_size": found.pop("vocab_size")} | given | found
+
     @property
     def corpus(self) -> corpus.Corpus:
-        """The tokens. Raises EnvironmentFault where they are no longer there."""
-        return corpus.find(self.digest)
+        """The tokens. Raises EnvironmentFault where they are no longer there, UsageError where they
+        do not fit into the vocabulary.
+        """
+        found = _found(self.digest)
+        if found.tokenizer.vocab_size > self.vocab_size:
+            what = f"{found.tokenizer.name} has {found.tokenizer.vocab_size:,} tokens"
+            raise UsageError(f"{what}, more than a vocabulary of {self.vocab_size:,}")
+        return found
 
     @property
     def chance(self):
@@ -73,15 +91,17 @@ class Text(Task):
     def config(self, variant):
         """A GPT of these sizes."""
         names = ("vocab_size", "n_layer", "n_head", "n_embd", "head_dim", "position", "rope_value")
-        size = {name: getattr(self, name) for name in (*names, "dropout")}
+        names += ("dropout", "window", "sinks", "recompute")
+        size = {name: getattr(self, name) for name in names}
         return GPTConfig(**size, block_size=self.seq_len, variant=variant)
 
     def recipe(self, steps=None):
         """AdamW as in the paper (section 5), at a rate for small models."""
         steps = steps or 2500
+        twentieth, tenth = max(1, steps // 20), max(1, steps // 10)
         return Recipe(
-            steps, batch=12, lr=4e-3, warmup=max(1, steps // 20), clip=1.0, watch=max(1, steps // 10),
-            floor=0.1, weight_decay=0.1, beta2=0.95,
+            steps, batch=12, lr=4e-3, warmup=twentieth, clip=1.0, watch=tenth, floor=0.1,
+            weight_decay=0.1, beta2=0.95,
         )  # fmt: skip
 
     def examples(self, rng, n):
@@ -119,7 +139,9 @@ class Text(Task):
         n = len(found.tokens(split))
         if n <= self.seq_len:
             what = f"the {split} split of {self.text} has {n} tokens"
-            raise UsageError(f"{what}, too few for a window of {self.seq_len}", "--seq-len, or more text")
+            raise UsageError(
+                f"{what}, too few for a window of {self.seq_len}", "--seq-len, or more text"
+            )
         return np.arange(0, n - self.seq_len, self.seq_len)
 
     def _rows(self, split, starts):
@@ -129,7 +151,7 @@ class Text(Task):
             rows = tokens.windows(starts, T + 1)  # (n, T + 1)
             return rows[:, :-1], rows[:, 1:], rows[:, 1:]
         ends = self.corpus.documents(split)
-        rows = np.full((len(starts), T + 1), self.vocab_size - 1)  # (n, T + 1): the end token
+        rows = np.full((len(starts), T + 1), self.corpus.tokenizer.end)  # (n, T + 1)
         lengths = np.minimum(ends[starts + 1] - ends[starts], T + 1)  # (n,)
         for row, start, length in zip(rows, ends[starts], lengths, strict=True):
             row[:length] = tokens[start : start + length]
@@ -156,8 +178,15 @@ class Text(Task):
     @cached_property
     def _byte_counts(self):
         """(V,): how many bytes of text each token stands for."""
-        tokenizer = self.corpus.tokenizer
-        return np.array([len(tokenizer.decode([i])) for i in range(self.vocab_size)])
+        pieces = self.corpus.tokenizer.pieces
+        return np.array([len(piece) for piece in pieces])
+
+    def sample(self, model, seed):
+        """How the model continues the start of the validation split, up to 80 characters."""
+        limit = min(80, self.seq_len + 1)  # tokens: the model reads seq_len, and writes one more
+        start = self.corpus.tokens("validation")[: max(1, min(16, limit // 4))][None]  # (1, t)
+        ids = generate(model, start, limit - start.shape[1], temperature=0.8, seed=seed)
+        return self.decode(ids[0])[:80]
 
     def prompt(self, text):
         """A text as ids. An empty one is the end token: after it, a new document begins."""
@@ -196,3 +225,15 @@ class Text(Task):
     def end(self):
         """The end of a document."""
         return self.corpus.tokenizer.end
+
+
+@lru_cache(8)
+def _found(digest):
+    """A corpus, looked for once."""
+    return corpus.find(digest)
+
+
+def _identity(found):
+    """What tells a corpus from others, as fields of a task."""
+    names = {"text": found.label, "tokenizer": found.tokenizer.name, "digest": found.digest}
+    return names | {"vocab_size": found.tokenizer.vocab_size}
