@@ -70,6 +70,7 @@ SETTINGS = {  # name -> (type, help), of fields of tasks and recipes that have a
     "position": (str, f"{either(POSITIONS)}."),
     "rope_value": (str, f"What K = V stores under rope: {either(ROPE_VALUES)}."),
     "window": (int, "Of a text: how many tokens each token sees.  [default: all before it]"),
+    "recompute": (bool, "Compute each block again in backward, to save memory."),
     "steps": (int, "Training steps."),
     "lr": (float, "Peak learning rate."),
 }
@@ -93,7 +94,10 @@ def settings(listed=False):
             flag = "--" + name.replace("_", "-")
             if listed and name == "lr":
                 about += " Of several, one is chosen for each arm."
-            command = click.option(flag, type=Listed(kind) if listed else kind, help=about)(command)
+            of_type = {"is_flag": True, "default": None} if kind is bool else {"type": kind}
+            if listed:
+                of_type = {"type": Listed(kind)}
+            command = click.option(flag, **of_type, help=about)(command)
         return command
 
     return add
