@@ -36,13 +36,18 @@ class RingLayer(LayerCache):
         """What the slots in use hold: (S,) where all sequences agree, else (B, S)."""
         return self.at[0, : self.used] if isinstance(self.ends, int) else self.at[:, : self.used]
 
+    @property
+    def held(self):
+        return self.at[:, : self.used]
+
     def attend(self, attention, q, rows, at, mask=None):
         """Like LayerCache.attend. A single token is stored first, since what it replaces is outside
         its window. Several tokens still need what they replace, so they are stored last.
         """
         if mask is not None:
             raise UsageError("a ring makes its own mask")
-        before, arrays, single = self.ends, [row.data for row in rows], q.data.shape[2] == 1
+        before, single = self.ends, q.data.shape[2] == 1
+        arrays = self.pack([row.data for row in rows], self.dtype)
         try:
             self.check(arrays, last(at) + 1)
             if single:
@@ -51,7 +56,7 @@ class RingLayer(LayerCache):
                 stored, keys = self._beside(arrays), beside(self.positions, at)
             all_seen = single and isinstance(at, slice)
             mask = None if all_seen else self._mask(at, keys)
-            z = attention.attend(q, self.tensors(stored, q), keys, mask)
+            z = self.read(attention, q, stored, keys, mask)
             if not single:
                 self.append(*arrays, at=at)
             return z
@@ -71,9 +76,7 @@ class RingLayer(LayerCache):
     def _beside(self, arrays):
         """Stored rows, and new ones (B, h, T, d) as they would be stored: (B, h, S + T, d)."""
         pairs = zip(self.rows, arrays, strict=True)
-        return tuple(
-            backend.xp.concatenate([old, new.astype(old.dtype)], axis=2) for old, new in pairs
-        )
+        return tuple(backend.xp.concatenate(pair, axis=2) for pair in pairs)
 
     def write(self, rows, at):
         """Put rows of tokens at these positions into their slots."""
