@@ -126,6 +126,19 @@ class RingLayer(LayerCache):
                 buffer[row, :, place] = old[i]  # (N, heads, width)
         self.at, self.ends = at, n
 
+    def restore(self, held):
+        """Let the slots in use hold these positions (B, S). Raises UsageError where a position is
+        in a wrong slot, or one that the next token needs is missing.
+        """
+        slots = np.where(held < self.sinks, held, self._turned(held))
+        wrong = (held >= 0) & (slots != np.arange(self.used))
+        if held.shape != (len(self.at), self.used) or wrong.any() or held.min() < -1:
+            raise UsageError("positions that this ring cannot hold")
+        if (held >= self.lengths[:, None]).any():
+            raise UsageError("positions that have not been read")
+        self.at[:, : self.used] = held
+        self.trim(self.ends)
+
     def take(self, other, rows):
         super().take(other, rows)
         self.at = other.at[rows]
