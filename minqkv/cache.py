@@ -73,7 +73,9 @@ class LayerCache:
     @staticmethod
     def unpack(stored: Sequence[Array], dtype) -> tuple[Array, ...]:
         """What is stored as rows, in the dtype of the computation."""
-        return tuple([row if row.dtype == dtype else row.astype(dtype) for row in stored])
+        return tuple(
+            [row if row.dtype == dtype else backend.converted(row, dtype) for row in stored]
+        )
 
     def __len__(self) -> int:
         """Positions of the longest sequence."""

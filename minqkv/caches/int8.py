@@ -33,8 +33,10 @@ class Int8Layer(LayerCache):
 
     @staticmethod
     def unpack(stored, dtype):
-        pairs = zip(stored[::2], stored[1::2], strict=True)
-        return tuple(backend.xp.multiply(whole, scale, dtype=dtype) for whole, scale in pairs)
+        rows = [whole.astype(dtype) for whole in stored[::2]]
+        for row, scale in zip(rows, stored[1::2], strict=True):
+            row *= scale
+        return tuple(rows)
 
 
 def rounded(row: Array) -> tuple[Array, Array]:
