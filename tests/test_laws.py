@@ -103,13 +103,15 @@ class ZeroAtTheStart(LayerCache):
 
 
 class Late(LayerCache):
-    """Positions are late by one, once something is stored."""
+    """Stores and answers where it should, but the model hears of positions that are late by one."""
+
+    def attend(self, attention, q, rows, at, mask=None):
+        return super().attend(attention, q, rows, super().next(q.data.shape[2]), mask)
 
     def next(self, n, pad=None):
         at = super().next(n, pad)
-        if not isinstance(at, slice) or not at.start:
-            return at
-        return np.broadcast_to(np.arange(at.start - 1, at.stop - 1), (len(self.lengths), n))
+        late = isinstance(at, slice) and at.start > 0
+        return slice(at.start - 1, at.stop - 1) if late else at
 
 
 class Mixed(LayerCache):
@@ -137,11 +139,11 @@ class Shared(LayerCache):
             self.buffers = other.buffers
 
 
-class LongerAfterAnError(LayerCache):
-    """An interrupted step stays."""
+class TrimsAll(LayerCache):
+    """Trims all sequences to the shortest."""
 
     def trim(self, n):
-        self.ends = self.ends if isinstance(n, int) and len(self) == n + 1 else n
+        self.ends = int(np.min(n))
 
 
 class Miscounted(LayerCache):
@@ -193,7 +195,7 @@ CAUGHT = {  # mutant -> a law that must notice
     Mixed: "rows of a batch",
     Single: "any chunking",
     Shared: "clone",
-    LongerAfterAnError: "trim",
+    TrimsAll: "trim",
     Miscounted: "bytes",
     Unturned: "any chunking",
     Forgetful: "trim",

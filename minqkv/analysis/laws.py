@@ -105,6 +105,13 @@ class Case:
         return np.abs(found[b, t] - self.expected[rows[b], at[b, t]]).max()
 
 
+def trim(cache, n):
+    """Trim, and see that it was done."""
+    cache.trim(n)
+    if not (cache.lengths == n).all():
+        raise Broken(f"trim({n}) has left {cache.lengths}")
+
+
 def scrambled(model, seed):
     """Parameters as far apart as those of a trained model: a fresh one's attention is too even to
     show a mistake.
@@ -135,7 +142,7 @@ def trim_is_never_longer(case, start):
     for n in (1, 3, LENGTH - start):  # back to before the last append
         cache = case.cache(start)
         case.read(cache, n, wrong=True)
-        cache.trim(start)
+        trim(cache, start)
         errors += [case.read(cache, k) for k in (2, 1, 1, LENGTH - start - 4)]
     for kept in ([0, 2, 3], [-1, 1, 0], [-5, -9, 2], [-start] * 3):  # of the last 3, for each row
         cache = case.cache(start)
@@ -143,7 +150,7 @@ def trim_is_never_longer(case, start):
         if (start + np.array(kept) < 0).any():
             continue
         with changes_nothing(cache, "trim", may_succeed=True):
-            cache.trim(start + np.array(kept))
+            trim(cache, start + np.array(kept))
         errors += [case.read(cache, k) for k in (1, [1, 0, 2])]
         errors.append(case.read(cache, LENGTH - cache.lengths))
     return max(errors)
@@ -172,7 +179,7 @@ def clones_are_independent(case, start):
     errors += [case.read(original, n) for n in (1, 2)]
     third = original.clone()
     case.read(original, 1, wrong=True)
-    original.trim(0)
+    trim(original, 0)
     case.read(original, 2, wrong=True)
     return max(*errors, case.read(beams, 1, order), *[case.read(third, n) for n in (1, 2)])
 
@@ -212,7 +219,7 @@ def bytes_are_counted(case, start):
     slots = cfg.sinks + cfg.window if "window" in case.kind.takes else LENGTH
     case.read(cache, [2, 3, 1])
     for done in (cache.lengths, start + 1):
-        cache.trim(done)
+        trim(cache, done)
         used = np.minimum(cache.lengths, slots)  # (B,)
         arrays = [buffer for layer in cache.layers for buffer in layer.buffers]
         held = sum(array[b, :, :n].nbytes for array in arrays for b, n in enumerate(used))
