@@ -238,7 +238,7 @@ class LayerCache:
     def nbytes(self) -> int:
         """Bytes of the slots in use, each sequence by its own length."""
         slots = np.minimum(self.lengths, self.buffers[0].shape[2])  # (B,)
-        return int(slots.sum()) * sum(buffer[0, :, 0].nbytes for buffer in self.buffers)
+        return int(slots.sum()) * sum(buffer[0, :, :1].nbytes for buffer in self.buffers)
 
 
 def last(at: slice | np.ndarray) -> int:

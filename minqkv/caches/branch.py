@@ -79,7 +79,7 @@ class BranchLayer(LayerCache):
     @property
     def nbytes(self):
         own = int((self.lengths - self.start).sum())
-        return self.prefix.nbytes + own * sum(buffer[0, :, 0].nbytes for buffer in self.buffers)
+        return self.prefix.nbytes + own * sum(buffer[0, :, :1].nbytes for buffer in self.buffers)
 
 
 def _mask(attention, at, keys):
