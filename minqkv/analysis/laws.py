@@ -59,13 +59,16 @@ def check(
     seed: int = 0,
     **options,
 ) -> Iterator[dict]:
-    """Rows {"law", "variant", "position", "window", "error", "bound", "ok", "fault"} for every law
+    """Rows {"name", "variant", "position", "window", "error", "bound", "ok", "fault"} for every law
     on every variant and position scheme, with and without a window, as they are found.
 
     `kind` is made by `GPT.new_cache(kind=kind, **options)`; one that takes a window is checked with
     a window only. `variants`: of models with four heads, all of them unless given. `error` is the
     largest difference of a logit, None where there is a `fault`.
+    Raises UsageError for what is no class of caches.
     """
+    if not isinstance(kind, type) or not issubclass(kind, KVCache):
+        raise UsageError(f"a cache is a class derived from minqkv.cache.KVCache, not {kind!r}")
     windows = [(WINDOW, SINKS)] if "window" in kind.takes else [(None, 0), (WINDOW, SINKS)]
     for variant in variants or variant_names(2):
         for position, value in schemes(variant):
@@ -74,20 +77,20 @@ def check(
                 name = f"rope {value}" if position == "rope" else position
                 about = {"variant": variant, "position": name, "window": window}
                 for law, error, fault in laws(case):
-                    ok = fault is None and error <= bound
-                    yield {"law": law, **about, "error": error, "bound": bound, "ok": ok,
+                    ok = fault is None and bool(error <= bound)
+                    yield {"name": law, **about, "error": error, "bound": bound, "ok": ok,
                            "fault": fault}  # fmt: skip
 
 
 def by_law(rows: Iterable[dict]) -> list[dict]:
-    """Rows of `check` as one row for each law: {"law", "cases", "broken", "error", "bound", "ok",
+    """Rows of `check` as one row for each law: {"name", "cases", "broken", "error", "bound", "ok",
     "found"}, with the worst error, and what was found first where the law is broken.
     """
     laws = {}
     for row in rows:
-        start = {"law": row["law"], "cases": 0, "broken": 0, "error": None, "bound": row["bound"],
+        start = {"name": row["name"], "cases": 0, "broken": 0, "error": None, "bound": row["bound"],
                  "ok": True, "found": None}  # fmt: skip
-        total = laws.setdefault(row["law"], start)
+        total = laws.setdefault(row["name"], start)
         total["cases"] += 1
         if row["error"] is not None:
             total["error"] = max(row["error"], total["error"] or 0.0)
@@ -112,7 +115,7 @@ def laws(case: Case) -> Iterator[tuple[str, float | None, str | None]]:
     """
     for name, law in LAWS.items():
         try:
-            yield name, max(law(case, start) for start in (0, TURNS)), None
+            yield name, float(max(law(case, start) for start in (0, TURNS))), None
         except (Exception, SystemExit) as fault:  # a user's code may raise anything
             yield name, None, told(fault)
 

@@ -65,9 +65,9 @@ def law_table(name, laws):
     for law in laws:
         error = "–" if law["error"] is None else f"{law['error']:.1e}"
         broken = f"broken in {law['broken']} of {law['cases']} cases"
-        lines.append([law["law"], error, f"{law['bound']:.0e}", "ok" if law["ok"] else broken])
+        lines.append([law["name"], error, f"{law['bound']:.0e}", "ok" if law["ok"] else broken])
     console = stdout()
     table(console, name, columns, lines)
     for law in laws:
         if not law["ok"]:
-            say(console, f"{law['law']}: {law['found']}")
+            say(console, f"{law['name']}: {law['found']}")
