@@ -145,16 +145,21 @@ def look_here():
 
 
 def own_task(name):
-    """The class of a task MODULE:CLASS, imported from here or the path; None for other tasks."""
+    """The class of a task MODULE:CLASS; None for other tasks."""
     if name is None or ":" not in name:
         return None
-    from importlib import import_module
-
     from ..tasks.registry import check_class
+
+    return check_class(name, own_class(name, "task", "my_file:MyTask"))
+
+
+def own_class(name, what, example):
+    """What MODULE:CLASS names, imported from here or the path. Raises UsageError."""
+    from importlib import import_module
 
     module, _, cls = name.partition(":")
     if not cls or not all(part.isidentifier() for part in module.split(".")):
-        raise UsageError(f"a task of your own is MODULE:CLASS, not {name}", "my_file:MyTask")
+        raise UsageError(f"a {what} of your own is MODULE:CLASS, not {name}", example)
     look_here()
     try:
         found = import_module(module)
@@ -165,7 +170,7 @@ def own_task(name):
         raise UsageError(f"{module} raised {type(error).__name__}: {error}") from error
     if not hasattr(found, cls):
         raise unknown(f"class of {module}", cls, [n for n in vars(found) if not n.startswith("_")])
-    return check_class(name, getattr(found, cls))
+    return getattr(found, cls)
 
 
 def prepared(name, own, given):
