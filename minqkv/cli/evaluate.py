@@ -39,7 +39,7 @@ def evaluate_run(run, own, split, n, wrong, show_padded, best, as_json):
         why = f"{task.name} has no answers that are right or wrong"
         raise UsageError(why, "leave out --wrong")
     padded = task.padded_score(model, split) if show_padded else None
-    x, y = task.draw(config.seed, split, n or task.n_test)
+    x, y = task.draw(config.seed, split, n or task.n_scored(split))
     score = task.predict(model, x, y)
     predictions = score.pop("predictions")
     further = [name for name in score if name != task.metric]
