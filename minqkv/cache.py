@@ -16,11 +16,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from . import blocks
 from .attention import Attention, causal_mask
 from .runtime import backend, tracing
 from .runtime.backend import Array
 from .runtime.errors import UsageError
-from .tensor import Tensor
+from .tensor import Tensor, grad_wanted
 
 
 def next_positions(
@@ -45,13 +46,36 @@ def agreed(ends: int | np.ndarray) -> int | np.ndarray:
 class LayerCache:
     """The rows of one layer. `stored` is (heads, width) of each array kept of a token.
 
-    `ends` is how many positions are stored: a number where all sequences agree, else (B,).
+    `ends` is how many positions are stored: a number where all sequences agree, else (B,). Another
+    kind of layer may store rows in another form: `arrays`, `pack` and `unpack` say how, and
+    `per_row` how many arrays that takes.
     """
 
+    per_row = 1
+
     def __init__(self, batch: int, stored: list[tuple], capacity: int, dtype="float32"):
-        shapes = [(batch, heads, capacity, width) for heads, width in stored]
-        self.buffers = [backend.current.empty(shape, dtype) for shape in shapes]
-        self.capacity, self.ends = capacity, 0
+        self.buffers = [
+            backend.current.empty((batch, heads, capacity, width), kept)
+            for heads, width, kept in self.arrays(stored, dtype)
+        ]
+        self.dtype, self.capacity, self.ends = dtype, capacity, 0
+
+    @staticmethod
+    def arrays(stored: list[tuple], dtype) -> list[tuple]:
+        """(heads, width, dtype) of each buffer."""
+        return [(heads, width, dtype) for heads, width in stored]
+
+    @staticmethod
+    def pack(rows: Sequence[Array], dtype) -> Sequence[Array]:
+        """New rows as they are stored, an array for each buffer."""
+        return [row if row.dtype == dtype else row.astype(dtype) for row in rows]
+
+    @staticmethod
+    def unpack(stored: Sequence[Array], dtype) -> tuple[Array, ...]:
+        """What is stored as rows, in the dtype of the computation."""
+        return tuple(
+            [row if row.dtype == dtype else backend.converted(row, dtype) for row in stored]
+        )
 
     def __len__(self) -> int:
         """Positions of the longest sequence."""
@@ -72,6 +96,12 @@ class LayerCache:
         """What is stored, a view (B, heads, S, width) of each buffer."""
         used = self.used
         return tuple([buffer[:, :, :used] for buffer in self.buffers])
+
+    @property
+    def held(self) -> np.ndarray:
+        """(B, S) the positions that the slots in use hold, -1 for none."""
+        slots = np.arange(self.used)
+        return np.where(slots < self.lengths[:, None], slots, -1)
 
     def next(self, n: int, pad: np.ndarray | None = None) -> slice | np.ndarray:
         """Positions of n tokens about to be appended; see `next_positions`."""
@@ -95,18 +125,34 @@ class LayerCache:
         before = self.ends
         try:
             mask = self._seen(attention, at, q.data.shape[2], mask)
-            stored = self.append(*[row.data for row in rows], at=at)
-            return attention.attend(q, self.tensors(stored, q), slice(0, len(self)), mask)
+            stored = self.append(*self.pack([row.data for row in rows], self.dtype), at=at)
+            return self.read(attention, q, stored, slice(0, len(self)), mask)
         except BaseException:  # what is refused, or interrupted, changes nothing
             self.trim(before)
             raise
 
-    def tensors(self, stored: tuple[Array, ...], q: Tensor) -> list[Tensor]:
-        """Stored rows for the trace and, in the dtype of the computation, for attention."""
+    def read(self, attention, q, stored, at, mask):
+        """Answer queries with stored arrays at positions `at`, converted a block at a time where
+        one conversion of all of them would be for a few queries only.
+        """
         tracing.probe("cache.k", stored[0])
-        tracing.probe("cache.v", stored[-1])
-        dtype = q.data.dtype
-        return [Tensor(row if row.dtype == dtype else row.astype(dtype)) for row in stored]
+        tracing.probe("cache.v", stored[-self.per_row])
+        dtype, n = q.data.dtype, stored[0].shape[2]
+        one = n <= blocks.BLOCK or q.data.shape[2] > blocks.FEW or stored[0].dtype == dtype
+        if one or grad_wanted(q) or tracing.active is not None:
+            rows = [Tensor(row) for row in self.unpack(stored, dtype)]
+            return attention.attend(q, rows, at, mask)
+        return blocks.answer(self.part(attention, q.data, stored, at, mask))
+
+    def part(self, attention, q, stored, at, mask):
+        """What queries find in stored arrays; see `blocks.part`."""
+        n, dtype = stored[0].shape[2], q.dtype
+        step = n if stored[0].dtype == dtype else blocks.BLOCK
+
+        def rows(piece):
+            return self.unpack([array[:, :, piece] for array in stored], dtype)
+
+        return blocks.in_blocks(attention, q, rows, at, mask, n, step)
 
     def _seen(self, attention, at, n, mask):
         """The mask of positions, and of these only what `mask` shows; None: everything is seen."""
@@ -125,14 +171,14 @@ class LayerCache:
         """(T, S + T), for T new tokens about to be appended, a number or their positions: True
         where a key is not ahead; see `causal_mask`. Where rows differ, (B, 1, T, S + T).
         """
-        at = self.next(new) if isinstance(new, int) else new
+        at = new if isinstance(new, (slice, np.ndarray)) else self.next(new)
         keys = backend.xp.arange(max(len(self), last(at) + 1))
         queries = keys[at] if isinstance(at, slice) else backend.upload(at)  # (T,), or (B, T)
         return causal_mask(queries, keys, window, sinks)
 
     def append(self, *rows: Array, at: slice | np.ndarray | None = None) -> tuple[Array, ...]:
-        """Store new positions, an array (B, heads, T, width) for each buffer; returns `rows` so
-        far.
+        """Store new positions, as `pack` gives them: an array (B, heads, T, width) for each
+        buffer. Returns `rows` so far.
 
         Raises UsageError, before anything is changed, when they do not fit.
         """

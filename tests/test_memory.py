@@ -60,6 +60,15 @@ def test_the_formula_without_biases_and_with_dropout():
             assert found["activations"] == found["activations_formula"]
 
 
+@pytest.mark.parametrize("variant", ["qkv", "q=k=v+"])
+def test_the_formula_with_a_window(variant):
+    """A window hides keys; what is held stays the same."""
+    for size in SIZES:
+        for sinks in (0, 2):
+            found = needs(size, variant, "rope", window=3, sinks=sinks)
+            assert found["activations"] == found["activations_formula"] > 0, (size, sinks)
+
+
 @pytest.mark.parametrize(("position", "rope_value"), POSITIONS)
 @pytest.mark.parametrize("variant", [*VARIANTS, "thin-6"])
 def test_the_formula_with_heads_of_a_width_of_their_own(variant, position, rope_value):

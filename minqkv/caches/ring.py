@@ -36,13 +36,18 @@ class RingLayer(LayerCache):
         """What the slots in use hold: (S,) where all sequences agree, else (B, S)."""
         return self.at[0, : self.used] if isinstance(self.ends, int) else self.at[:, : self.used]
 
+    @property
+    def held(self):
+        return self.at[:, : self.used]
+
     def attend(self, attention, q, rows, at, mask=None):
         """Like LayerCache.attend. A single token is stored first, since what it replaces is outside
         its window. Several tokens still need what they replace, so they are stored last.
         """
         if mask is not None:
             raise UsageError("a ring makes its own mask")
-        before, arrays, single = self.ends, [row.data for row in rows], q.data.shape[2] == 1
+        before, single = self.ends, q.data.shape[2] == 1
+        arrays = self.pack([row.data for row in rows], self.dtype)
         try:
             self.check(arrays, last(at) + 1)
             if single:
@@ -51,7 +56,7 @@ class RingLayer(LayerCache):
                 stored, keys = self._beside(arrays), beside(self.positions, at)
             all_seen = single and isinstance(at, slice)
             mask = None if all_seen else self._mask(at, keys)
-            z = attention.attend(q, self.tensors(stored, q), keys, mask)
+            z = self.read(attention, q, stored, keys, mask)
             if not single:
                 self.append(*arrays, at=at)
             return z
@@ -61,7 +66,7 @@ class RingLayer(LayerCache):
 
     def mask(self, new):
         """(T, S + T) for new tokens beside the slots in use; see LayerCache."""
-        at = self.next(new) if isinstance(new, int) else new
+        at = new if isinstance(new, (slice, np.ndarray)) else self.next(new)
         return self._mask(at, beside(self.positions, at))
 
     def _mask(self, at, keys):
@@ -71,9 +76,7 @@ class RingLayer(LayerCache):
     def _beside(self, arrays):
         """Stored rows, and new ones (B, h, T, d) as they would be stored: (B, h, S + T, d)."""
         pairs = zip(self.rows, arrays, strict=True)
-        return tuple(
-            backend.xp.concatenate([old, new.astype(old.dtype)], axis=2) for old, new in pairs
-        )
+        return tuple(backend.xp.concatenate(pair, axis=2) for pair in pairs)
 
     def write(self, rows, at):
         """Put rows of tokens at these positions into their slots."""
@@ -122,6 +125,19 @@ class RingLayer(LayerCache):
             for buffer, old in zip(self.buffers, replaced, strict=True):
                 buffer[row, :, place] = old[i]  # (N, heads, width)
         self.at, self.ends = at, n
+
+    def restore(self, held):
+        """Let the slots in use hold these positions (B, S). Raises UsageError where a position is
+        in a wrong slot, or one that the next token needs is missing.
+        """
+        slots = np.where(held < self.sinks, held, self._turned(held))
+        wrong = (held >= 0) & (slots != np.arange(self.used))
+        if held.shape != (len(self.at), self.used) or wrong.any() or held.min() < -1:
+            raise UsageError("positions that this ring cannot hold")
+        if (held >= self.lengths[:, None]).any():
+            raise UsageError("positions that have not been read")
+        self.at[:, : self.used] = held
+        self.trim(self.ends)
 
     def take(self, other, rows):
         super().take(other, rows)

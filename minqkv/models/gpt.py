@@ -108,7 +108,7 @@ class GPT(Module):
         if at is not None:
             raise UsageError("logits at some positions only are for training: without a cache")
         self._check(cache, ids)
-        before, steps = cache.lengths, cache.next(ids.shape[1], pad)
+        before, steps = cache.layers[-1].ends, cache.next(ids.shape[1], pad)
         check_end(last(steps) + 1, self.config)
         # Multiply-adds of the largest product: inside an MLP, the scores, or the head.
         widest = max(self.config.d_ff, last(steps) + 1, self.config.vocab_size)
