@@ -85,13 +85,14 @@ def positions__zero_for_empty(read, window, sinks):
     return _right(read, window, sinks).clip(0)
 
 
-def positions__negative_for_empty(read, window, sinks):
-    """Some of your empty slots hold a negative number other than -1: where your formula goes below
-    0, put -1.
+def positions__a_turn_too_early(read, window, sinks):
+    """Your empty slots hold what a formula gives them, a turn too early. Put -1 where nothing was
+    written.
     """
-    held, n = _right(read, window, sinks), sinks + window
-    behind = np.arange(n) - window  # what a turn earlier would have been
-    return np.where(held < 0, behind, held)
+    held, i = _right(read, window, sinks), np.arange(window)
+    behind = max(0, read - sinks)  # tokens read behind the sinks
+    held[sinks:] = sinks + i + window * ((behind - 1 - i) // window)
+    return held
 
 
 def positions__in_order(read, window, sinks):
