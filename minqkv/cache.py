@@ -46,9 +46,10 @@ def agreed(ends: int | np.ndarray) -> int | np.ndarray:
 class LayerCache:
     """The rows of one layer. `stored` is (heads, width) of each array kept of a token.
 
-    `ends` is how many positions are stored: a number where all sequences agree, else (B,). Another
-    kind of layer may store rows in another form: `arrays`, `pack` and `unpack` say how, and
-    `per_row` how many arrays that takes.
+    `ends` is how many positions are stored: a number where all sequences agree, else (B,). What all
+    methods ask of a buffer is its layout, (B, heads, slots, ...). So another kind of layer may hold
+    other buffers: `arrays` names them, `per_row` of them for each array of `stored`, `pack` makes
+    what they hold from rows, and `unpack` rows from that.
     """
 
     per_row = 1
@@ -58,7 +59,7 @@ class LayerCache:
             backend.current.empty((batch, heads, capacity, width), kept)
             for heads, width, kept in self.arrays(stored, dtype)
         ]
-        self.dtype, self.capacity, self.ends = dtype, capacity, 0
+        self.stored, self.dtype, self.capacity, self.ends = stored, dtype, capacity, 0
 
     @staticmethod
     def arrays(stored: list[tuple], dtype) -> list[tuple]:
@@ -125,7 +126,7 @@ class LayerCache:
         before = self.ends
         try:
             mask = self._seen(attention, at, q.data.shape[2], mask)
-            stored = self.append(*self.pack([row.data for row in rows], self.dtype), at=at)
+            stored = self.append(*[row.data for row in rows], at=at)
             return self.read(attention, q, stored, slice(0, len(self)), mask)
         except BaseException:  # what is refused, or interrupted, changes nothing
             self.trim(before)
@@ -177,26 +178,24 @@ class LayerCache:
         return causal_mask(queries, keys, window, sinks)
 
     def append(self, *rows: Array, at: slice | np.ndarray | None = None) -> tuple[Array, ...]:
-        """Store new positions, as `pack` gives them: an array (B, heads, T, width) for each
-        buffer. Returns `rows` so far.
+        """Store new rows, (B, heads, T, width) each; returns `rows` so far.
 
         Raises UsageError, before anything is changed, when they do not fit.
         """
         at = self.next(rows[0].shape[2]) if at is None else at
         self.check(rows, last(at) + 1)
-        self.write(rows, at)
+        self.write(self.pack(rows, self.dtype), at)
         self.ends = self.after(at)
         return self.rows
 
     def check(self, rows: tuple[Array, ...], end: int) -> None:
         """Refuse new rows, the last at position end - 1, that do not fit. Raises UsageError."""
-        if len(rows) != len(self.buffers):
-            n = len(self.buffers)
+        if len(rows) != len(self.stored):
+            n = len(self.stored)
             kept = f"{n} array{'s' if n > 1 else ''} per token"
             raise UsageError(f"the cache stores {kept}, not {len(rows)}")
-        n_new = rows[0].shape[2]
-        for row, buffer in zip(rows, self.buffers, strict=True):
-            B, h, _, width = buffer.shape
+        B, n_new = self.buffers[0].shape[0], rows[0].shape[2]
+        for row, (h, width) in zip(rows, self.stored, strict=True):
             if row.shape != (B, h, n_new, width):
                 kept = f"{B} x {h} heads of {width} numbers"
                 raise UsageError(f"the cache stores {kept} per position; {row.shape} does not fit")
@@ -205,7 +204,7 @@ class LayerCache:
             raise UsageError(why, "ask for a larger capacity")
 
     def write(self, rows: tuple[Array, ...], slots: slice | np.ndarray) -> None:
-        """Put new rows into these slots, a slice or (B, T); where a slot is -1, nothing."""
+        """Put packed rows into these slots, a slice or (B, T); where a slot is -1, nothing."""
         if isinstance(slots, slice):
             for row, buffer in zip(rows, self.buffers, strict=True):
                 buffer[:, :, slots] = row
@@ -238,7 +237,7 @@ class LayerCache:
     def nbytes(self) -> int:
         """Bytes of the slots in use, each sequence by its own length."""
         slots = np.minimum(self.lengths, self.buffers[0].shape[2])  # (B,)
-        return int(slots.sum()) * sum(buffer[0, :, 0].nbytes for buffer in self.buffers)
+        return int(slots.sum()) * sum(buffer[0, :, :1].nbytes for buffer in self.buffers)
 
 
 def last(at: slice | np.ndarray) -> int:

@@ -45,7 +45,8 @@ RANKS = [
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
-    "the book": ({*BOOK, "runs"}, 2260),
+    "the book": ({*BOOK, "runs"} - {"caches"}, 2600),
+    "beside it, further kinds of cache": ({"caches"}, 350),
     "runtime": ({"runtime"}, 870),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "of it, several machines": ({"runtime/distributed.py"}, 60),

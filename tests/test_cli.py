@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import pytest
 from commands import ROOT, run, start
@@ -22,6 +23,7 @@ from minqkv.runs import configure, train_run
 
 COMMANDS = (
     "completion",
+    "data",
     "doctor",
     "eval",
     "generate",
@@ -30,6 +32,7 @@ COMMANDS = (
     "lesson",
     "study",
     "tasks",
+    "tokenize",
     "trace",
     "train",
     "variants",
@@ -172,7 +175,7 @@ def test_no_gpu(cli):
 
 def test_prompts_on_stdin(runs, cli, monkeypatch):
     for text, code, message in (
-        ("1 2 3 4\n1 2 3\n", 2, "equally long"),
+        ("1 2 3 4\n1 2 3\n", 0, "not trained on other lengths"),
         ("\n\n", 2, "the prompt is empty"),
         ("1 2 3 4\none\n", 2, "'one' is not made of digits"),
         ("1 2 3 4\n\n4,3,2,1\n0000", 0, ""),
@@ -275,6 +278,8 @@ JSON = {
         ("--tasks", "copy", "--variants", "qkv", "--seeds", 1, *SMALL),
         {"versions", "hyper_parameters", "command", "runs"},
     ),
+    "data": (("prepare", "builtin"), {"label", "digest", "splits"}),
+    "tokenize": ((Path(__file__), "--tokenizer", "bpe-300"), {"tokens", "vocab_size"}),
     "study ": (("--dry-run", *SMALL), {"runs", "recorded", "seconds", "jobs", "out"}),
 }
 
@@ -487,9 +492,9 @@ def test_progress_goes_to_stderr_only(tmp_path):
     )
     assert code == 0
     assert json.loads(out)["steps"] == 20
-    assert [line.split()[1] for line in err.splitlines()] == [
-        f"{n}/20" for n in range(2, 21, 2)
-    ]  # a line per tenth
+    needs, *tenths = err.splitlines()
+    assert "parameters; training needs about" in needs
+    assert [line.split()[1] for line in tenths] == [f"{n}/20" for n in range(2, 21, 2)]
 
 
 # ---- pipes

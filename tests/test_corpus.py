@@ -431,6 +431,16 @@ def test_shards_are_one_array(several):
         tokens[::2]
 
 
+def test_no_more_than_a_shard_waits_in_memory(monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 64)
+    writer = shards.Writer(corpus.Path(), "train", 257, bytes(32))
+    for n in (1, 70, 3, 300, 63, 1, 1):
+        writer.add(np.zeros(n, np.uint16))
+        assert sum(map(len, writer.pending)) < 64
+    assert len(writer.checksums) == len(os.listdir()) == 439 // 64
+    assert writer.close()["tokens"] == 439
+
+
 def test_windows(several, rng):
     tokens = several[0].tokens("train")
     whole = np.asarray(tokens).astype(np.int64)

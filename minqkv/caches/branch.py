@@ -51,7 +51,7 @@ class BranchLayer(LayerCache):
             raise UsageError("branches make their own mask")
         before = self.ends
         try:
-            stored = self.append(*self.pack([row.data for row in rows], self.dtype), at=at)
+            stored = self.append(*[row.data for row in rows], at=at)
             at = np.broadcast_to(as_array(at), (len(self.start), q.data.shape[2]))  # (B·n, T)
             own = self.part(attention, q.data, stored, self.held, _mask(attention, at, self.held))
             return blocks.answer(blocks.merge(self._shared(attention, q.data, at), own))
@@ -79,7 +79,7 @@ class BranchLayer(LayerCache):
     @property
     def nbytes(self):
         own = int((self.lengths - self.start).sum())
-        return self.prefix.nbytes + own * sum(buffer[0, :, 0].nbytes for buffer in self.buffers)
+        return self.prefix.nbytes + own * sum(buffer[0, :, :1].nbytes for buffer in self.buffers)
 
 
 def _mask(attention, at, keys):
@@ -115,8 +115,8 @@ class BranchCache(KVCache):
         return [BranchLayer(prefix, n, stored, self.capacity) for prefix, stored in pairs]
 
     def trim(self, n):
-        start = self.layers[-1].start
-        if (np.asarray(n) < start).any():
+        start, ends = self.layers[-1].start, np.asarray(n)
+        if ends.dtype.kind in "iu" and ends.shape in ((), start.shape) and (ends < start).any():
             why = f"trim({n}): branches begin after a shared prefix of {agreed(start)} positions"
             raise UsageError(why, "which stays")
         super().trim(n)

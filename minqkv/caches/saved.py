@@ -98,7 +98,7 @@ def _filled(about, arrays, model, capacity):
     cfg, lengths, held = model.config, arrays.pop("lengths"), arrays.pop("held")
     if lengths.dtype != np.int64 or lengths.ndim != 1 or not 0 < lengths.max() <= cfg.block_size:
         raise ValueError("lengths that cannot be")
-    if lengths.min() < 0 or held.dtype != np.int64:
+    if lengths.min() < 0 or held.dtype != np.int64 or held.shape[:-1] != lengths.shape:
         raise ValueError("positions that cannot be")
     size = len(lengths), max(capacity, int(lengths.max()))
     stored = [spec.stored(cfg) for spec in cfg.specs]

@@ -14,7 +14,7 @@ from ..nn import Embedding, Init, LayerNorm, Module
 from ..runtime import backend
 from ..runtime.claims import decoding
 from ..runtime.errors import UsageError
-from ..tensor import Tensor, no_grad
+from ..tensor import Tensor, no_grad, recomputed
 from .block import (
     PROTOCOLS,
     Block,
@@ -33,8 +33,9 @@ class GPTConfig(Layered):
 
     `d_ff`, the width inside the MLP, is 4·n_embd unless given; 0 leaves the MLP out. `head_dim`,
     the width of a head, is n_embd / n_head unless given. `variant` may name one variant a layer:
-    "qkv/q-k=v". With a `window`, a token sees itself and the window - 1 tokens before
-    it, and always the first `sinks` tokens.
+    "qkv/q-k=v". With a `window`, a token sees itself and the window - 1 tokens before it, and
+    always the first `sinks` tokens. With `recompute`, training keeps each block's input alone:
+    backward computes the block again.
     """
 
     vocab_size: int
@@ -53,6 +54,7 @@ class GPTConfig(Layered):
     head_dim: int | None = None
     window: int | None = None
     sinks: int = 0
+    recompute: bool = False
 
     plus_channels = PROTOCOLS["2026"].plus_channels
 
@@ -64,6 +66,8 @@ class GPTConfig(Layered):
             raise UsageError(f"d_ff must be a whole number, 0 or more, bias true or false, {why}")
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise UsageError(f"dropout must be in [0, 1), not {self.dropout!r}")
+        if not isinstance(self.recompute, bool):
+            raise UsageError(f"recompute must be true or false, not {self.recompute!r}")
         check_config(self)
 
 
@@ -125,20 +129,18 @@ class GPT(Module):
             why = f"a cache of {len(cache.layers)} layers in a model of {len(self.blocks)}"
             raise UsageError(why, "model.new_cache()")
         if len(ids) != cache.batch:
-            why = f"the cache stores {cache.batch} sequences; a batch of {len(ids)} does not fit"
+            why = f"the cache stores a batch of {cache.batch}; one of {len(ids)} does not fit"
             raise UsageError(why, f"model.new_cache({len(ids)})")
 
     def _mask(self, steps):
         """Of a sequence without a cache, at positions `steps`."""
-        cfg = self.config
-        if isinstance(steps, slice):
-            steps = backend.xp.arange(steps.stop)
-        else:
-            steps = backend.upload(steps)
-        return causal_mask(steps, steps, cfg.window, cfg.sinks)
+        whole = isinstance(steps, slice)
+        steps = backend.xp.arange(steps.stop) if whole else backend.upload(steps)
+        return causal_mask(steps, steps, self.config.window, self.config.sinks)
 
     def _decode(self, ids, steps, cache):
-        # Of a large batch, each core takes some sequences: they do not know of each other.
+        # Of a large batch, each core takes some sequences: they do not know of each other. Where
+        # they differ in length, the batch stays in one piece.
         together = isinstance(steps, slice) and cache.shareable
         shares = backend.shares(cache) if together else None
         if shares is None:
@@ -155,8 +157,13 @@ class GPT(Module):
         x = self.wte(ids)  # (B, T, C), or (B, T, channels, C)
         x = self.wpe(x if ids.ndim == 2 else x.sum(2), steps)  # (B, T, C)
         for block, cache in zip(self.blocks, caches, strict=True):
-            x = block(x, mask, cache, steps)
+            x = self._block(block, x, mask, cache, steps)
         return x
+
+    def _block(self, block, x, mask, cache, steps):
+        if not self.config.recompute:
+            return block(x, mask, cache, steps)
+        return recomputed(lambda x: block(x, mask, cache, steps), x)
 
     def _rows(self, x, at):
         if at.shape != x.shape[:2]:

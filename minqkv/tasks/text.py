@@ -5,12 +5,14 @@ it at once, and a mean that includes it flatters every model (`padded_score` sho
 Tokenizers cut a text into different numbers of tokens, so only bits per byte compare them.
 """
 
+import codecs
 import math
 from dataclasses import KW_ONLY, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
+from ..generation import generate
 from ..models import GPTConfig
 from ..runtime.errors import UsageError
 from ..runtime.rng import stream
@@ -18,10 +20,13 @@ from ..train import IGNORE, evaluate
 from . import corpus
 from .base import Recipe, Task, check_split
 
+LOGITS = 1 << 24  # numbers: 64 MiB of float32
+
 
 @dataclass(frozen=True)
 class Text(Task):
-    """Windows of `seq_len` tokens of a text; with `padded`, one document a row.
+    """Rows of `seq_len` tokens of a text; with `padded`, one document a row. With a `window`, a
+    token sees itself and the window - 1 before it, and always the first `sinks` of the row.
 
     `text` and `tokenizer` name what `corpus.prepare` takes. A task that is made from them alone
     prepares the text, and knows it from then on by its `digest`.
@@ -35,6 +40,9 @@ class Text(Task):
     padded: bool = False
     dropout: float = 0.0
     n_validation: int = 200
+    window: int | None = None
+    sinks: int = 0
+    recompute: bool = False
     _: KW_ONLY
     n_layer: int = 3
     n_embd: int = 128
@@ -45,6 +53,8 @@ class Text(Task):
     solved = None
     learned = None
     limits = (1.0, math.inf)
+    answers = False
+    relative = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -70,7 +80,7 @@ class Text(Task):
         """The tokens. Raises EnvironmentFault where they are no longer there, UsageError where they
         do not fit into the vocabulary.
         """
-        found = corpus.find(self.digest)
+        found = _found(self.digest)
         if found.tokenizer.vocab_size > self.vocab_size:
             what = f"{found.tokenizer.name} has {found.tokenizer.vocab_size:,} tokens"
             raise UsageError(f"{what}, more than a vocabulary of {self.vocab_size:,}")
@@ -84,7 +94,8 @@ class Text(Task):
     def config(self, variant):
         """A GPT of these sizes."""
         names = ("vocab_size", "n_layer", "n_head", "n_embd", "head_dim", "position", "rope_value")
-        size = {name: getattr(self, name) for name in (*names, "dropout")}
+        names += ("dropout", "window", "sinks", "recompute")
+        size = {name: getattr(self, name) for name in names}
         return GPTConfig(**size, block_size=self.seq_len, variant=variant)
 
     def recipe(self, steps=None):
@@ -152,18 +163,23 @@ class Text(Task):
 
     def predict(self, model, x, y):
         """Perplexity, bits per byte, accuracy and loss, over the targets that count."""
-        found = evaluate(model, x, y)
+        found = evaluate(model, x, y, self._at_once)
         counted = y[y != IGNORE]
         bits = found["loss"] * len(counted) / math.log(2)
         found["perplexity"] = math.exp(min(found["loss"], 700.0))
         found["bits_per_byte"] = bits / max(1, int(self._byte_counts[counted].sum()))
         return found
 
+    @property
+    def _at_once(self):
+        """How many rows are scored at a time: their logits, (n, T, V), must fit into memory."""
+        return max(1, min(500, LOGITS // (self.seq_len * self.vocab_size)))
+
     def padded_score(self, model, split):
         """Perplexity with and without the padding, of documents one to a row (paper, section 5)."""
         task = self if self.padded else replace(self, padded=True)
         x, y, all_targets = task._evaluated(split, None)
-        masked, padded = evaluate(model, x, y)["loss"], evaluate(model, x, all_targets)["loss"]
+        masked, padded = (evaluate(model, x, t, self._at_once)["loss"] for t in (y, all_targets))
         return {"masked": math.exp(masked), "padded": math.exp(padded),
                 "padding": float((y == IGNORE).mean())}  # fmt: skip
 
@@ -173,13 +189,36 @@ class Text(Task):
         pieces = self.corpus.tokenizer.pieces
         return np.array([len(piece) for piece in pieces])
 
+    def sample(self, model, seed):
+        """How the model continues the start of the validation split, up to 80 characters."""
+        limit = min(80, self.seq_len + 1)  # tokens: the model reads seq_len, and writes one more
+        start = self.corpus.tokens("validation")[: max(1, min(16, limit // 4))][None]  # (1, t)
+        ids = generate(model, start, limit - start.shape[1], temperature=0.8, seed=seed)
+        return self.decode(ids[0])[:80]
+
     def prompt(self, text):
-        """The tokens of a text. Raises UsageError for a character that the tokenizer lacks."""
-        return self.corpus.tokenizer.encode(text.encode()).tolist()
+        """A text as ids. An empty one is the end token: after it, a new document begins."""
+        try:
+            data = text.encode(errors="surrogateescape")  # bytes that the shell passed on
+        except UnicodeEncodeError as error:
+            raise UsageError("the prompt has half of a surrogate pair, which is no text") from error
+        return self.corpus.tokenizer.encode(data).tolist() or [self.end]
 
     def decode(self, ids):
-        """Tokens as text; bytes that are not UTF-8 become U+FFFD."""
-        return self.corpus.tokenizer.decode(ids).decode("utf-8", "replace")
+        """The text; what is no character becomes U+FFFD. An end token has no text."""
+        return self._bytes(ids).decode(errors="replace")
+
+    def pieces(self, ids):
+        """A character of several tokens comes as a whole, with the last of them."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for i in ids:
+            yield decoder.decode(self._bytes([i]))
+        yield decoder.decode(b"", final=True)
+
+    def _bytes(self, ids):
+        """Of tokens; for an id that the tokenizer leaves unused, a byte that no text has."""
+        pieces = self.corpus.tokenizer.pieces
+        return b"".join(pieces[i] if i < len(pieces) else b"\xff" for i in ids)
 
     def example(self):
         """The beginning of the validation split."""
@@ -187,8 +226,19 @@ class Text(Task):
 
     @property
     def n_answer(self):
-        """As many as were seen at once in training."""
-        return self.seq_len
+        """Text goes on to the end of a document."""
+        return None
+
+    @property
+    def end(self):
+        """The end of a document."""
+        return self.corpus.tokenizer.end
+
+
+@lru_cache(8)
+def _found(digest):
+    """A corpus, looked for once."""
+    return corpus.find(digest)
 
 
 def _identity(found):
