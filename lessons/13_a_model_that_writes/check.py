@@ -1,6 +1,8 @@
-"""Check 13: `top_p` against a loop that takes one token after another."""
+"""Check 13: `top_p` against the package's, which works on scores."""
 
 import numpy as np
+
+from minqkv.generation import nucleus
 
 TOLERANCE = 1e-9
 
@@ -16,9 +18,10 @@ HINTS = (
 )
 
 EXPLANATION = """
-The package does this in `minqkv.generation`, on scores instead of probabilities: what is cut off
-becomes minus infinity, and the softmax that follows divides by the sum of what is left. The
-temperature comes first: it changes the probabilities, and so how many of them it takes to reach p.
+The package does this in `nucleus` (minqkv/generation.py), on scores instead of probabilities: what
+is cut off becomes minus infinity, and the softmax that follows divides by the sum of what is left.
+The temperature comes first: it changes the probabilities, and so how many of them it takes to reach
+p. On the command line it is `minqkv generate RUN --temperature T --top-p P`.
 
 Why compare the sum **before** a token with p, and not the sum that includes it? Because the token
 with which the sum reaches p is the last one that is needed. And because the sum before the first
@@ -39,12 +42,6 @@ def cases(rng):
 
 
 def reference(probabilities, p):
-    """Token by token: the likeliest that is left, until the sum is p."""
-    found = np.zeros_like(probabilities)
-    for row, kept in zip(probabilities, found, strict=True):
-        for i in sorted(range(len(row)), key=lambda i: (-row[i], i)):
-            if kept.sum() >= p:
-                break
-            kept[i] = row[i]
-        kept /= kept.sum()
-    return found
+    """The package's, which takes scores: the logarithms of probabilities are such scores."""
+    kept = np.exp(nucleus(np.log(probabilities), p))  # (B, V)
+    return kept / kept.sum(axis=1, keepdims=True)

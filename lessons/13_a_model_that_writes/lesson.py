@@ -15,7 +15,8 @@
 # exercise = "top_p"
 # uses = [
 #   "minqkv.KVCache", "minqkv.VariantSpec", "minqkv.functional.cross_entropy", "minqkv.generate",
-#   "minqkv.generation.iter_tokens", "minqkv.generation.pick", "minqkv.no_grad",
+#   "minqkv.generation.iter_tokens", "minqkv.generation.nucleus", "minqkv.generation.pick",
+#   "minqkv.no_grad",
 #   "minqkv.runs.configure", "minqkv.runs.train_run", "minqkv.tasks.downloads.place",
 #   "minqkv.tasks.text.Text", "minqkv.tasks.tokenizers.Chars", "minqkv.train.fit",
 # ]
@@ -188,8 +189,9 @@ say(f"The line to beat: a loss of {line:.3f}.")
 # Now the model: three blocks with a causal mask, each with four heads. It is called `nano`, and its
 # attention is `q-k=v`: one array for keys and values.
 #
-# The training takes a few minutes. The loss of each step is shown, with the line beside it. You may
-# press Ctrl-C, or close the terminal: a checkpoint is saved, and `minqkv learn` continues there.
+# The training takes a few minutes. Watch the loss go down, and what the model writes meanwhile: it
+# shows a sample now and then, with its perplexity on the text it does not learn from. You may press
+# Ctrl-C or close the terminal: a checkpoint is saved, and `minqkv learn` continues there.
 
 # %% Training
 n_steps, per_step = config.recipe.steps, config.recipe.batch * task.seq_len
@@ -199,7 +201,7 @@ predict(
     n_steps * per_step / len(text),
     tolerance=0.6,
 )
-model, losses, result, folder = trained("nano", config, f"pairs {line:.2f}")
+model, losses, result, folder = trained("nano", config)
 parts = [part.mean() for part in np.array_split(losses, 40) if len(part)]
 say(f"{result['params']:,} numbers, {len(losses):,} steps.")
 say("A brief training, which was not kept." if folder is None else f"It is kept in {folder}.")
@@ -400,3 +402,4 @@ source(train.fit)
 source(Text.predict, at='found["perplexity"]')
 source(runs.train_run)
 source(generation.pick)
+source(generation.nucleus)

@@ -444,12 +444,14 @@ table(f"after {T} tokens", ["cache", "bytes", "formula", "loss"], rows)
 # has its price, and only a measurement says what it is for your model and your text.
 #
 # In the exercise you write `positions`: which position each slot of a ring holds, given how many
-# tokens were read. From this a ring makes its masks.
+# tokens were read. From this a ring makes its masks. `minqkv generate RUN --show-cache` draws the
+# cache of a run of yours as it grows.
 
 # %% Where it is done
 source(causal_mask)
 source(RingLayer)
-source(RingLayer.write, at="self._turned(p)")
+source(RingLayer.write)
+source(RingLayer._slots)
 source(RingLayer.attend)
 source(rounded)
 source(Int8Cache)

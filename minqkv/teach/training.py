@@ -12,35 +12,32 @@ from .progress import WORK
 STEPS = "MINQKV_LESSON_STEPS"  # in the environment: train so few steps, and keep nothing
 
 
-def trained(name, config, note=""):
+def trained(name, config):
     """Train by a RunConfig: (model, losses of all steps, result of train_run, folder of the run).
 
     The folder is in minqkv-work, and `name` is the first part of its name. Training that was
-    interrupted continues there; a run that has ended is loaded. `note` is shown beside the loss.
-    With MINQKV_LESSON_STEPS the folder is None.
+    interrupted continues there; a run that has ended is loaded. With MINQKV_LESSON_STEPS nothing is
+    shown meanwhile, and the folder is None.
     """
+    from ..render.training import live
+
     if steps := os.environ.get(STEPS):
         with TemporaryDirectory() as folder:
-            return *_train(config.change(steps=int(steps)), f"{folder}/run", None), None
+            return *_train(config.change(steps=int(steps)), f"{folder}/run"), None
     folder = (WORK / f"{name}-{config.hash[:6]}").as_posix()
-    return *_train(config, folder, note), folder
+    with live(config) as show:
+        return *_train(config, folder, show), folder
 
 
-def _train(config, folder, note):
-    """(model, losses, result); nothing is shown where `note` is None."""
-    from ..render.console import stderr
-    from ..render.progress import progress
+def _train(config, folder, show=None):
+    """(model, losses, result)."""
     from ..runs import train_run
     from ..runtime import backend, files
     from ..runtime.parallel import set_threads
 
-    def show(done, steps, loss):
-        bar(done, f"loss {loss:.2f}  {note}")
-
-    threads, quiet = backend.current.threads, stderr() if note is None else None
+    threads = backend.current.threads
     try:
-        with progress("train", config.recipe.steps, console=quiet) as bar:
-            model, result = train_run(config, folder, True, show)
+        model, result = train_run(config, folder, True, show)
     finally:
         set_threads(threads)
     with files.opened(f"{folder}/metrics.jsonl") as file:
