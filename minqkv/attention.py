@@ -35,9 +35,19 @@ def rope_table(n: int, d_head: int, dtype="float32", base: float = 10_000.0) -> 
     return backend.upload(np.cos(angle).astype(dtype)), backend.upload(np.sin(angle).astype(dtype))
 
 
-def causal_mask(queries: Array, keys: Array) -> Array:
-    """(T,), (S,) absolute positions -> (T, S), True where a key is not ahead of its query."""
-    return keys[None, :] <= queries[:, None]
+def causal_mask(queries: Array, keys: Array, window: int | None = None, sinks: int = 0) -> Array:
+    """(T,), (S,) absolute positions -> (T, S), True where a key is not ahead of its query.
+
+    With a `window`, a query sees itself and the window - 1 positions before it, and always the
+    first `sinks` positions. Where positions differ between the rows of a batch, (B, T) or (B, S),
+    the mask is (B, 1, T, S), one for all heads. A key at -1 is no key: nobody sees it. A query at
+    -1 is padding: it sees everything, so that its softmax is finite, and nobody uses the answer.
+    """
+    q, k = queries[..., None], keys[..., None, :]  # (T, 1), (1, S)
+    seen = (k >= 0) & (k <= q)  # (T, S), or (B, T, S)
+    if window is not None:
+        seen &= (k > q - window) | (k < sinks)
+    return seen if seen.ndim == 2 else (seen | (q < 0))[:, None]  # (B, 1, T, S)
 
 
 class Plus(Module):
@@ -63,13 +73,17 @@ class Plus(Module):
         else:
             self.weight = weight.normal((m,), 0.02)
 
-    def forward(self, n_keys: int) -> tuple[Tensor | None, Tensor | None]:
-        """(temperature (), bias (n_keys,)); None for the half that an ablation leaves out."""
+    def forward(self, at: slice | np.ndarray) -> tuple[Tensor | None, Tensor | None]:
+        """(temperature (), bias (S,)) for keys at these positions, (B, 1, 1, S) where rows differ;
+        None for the half that an ablation leaves out.
+        """
         temperature = None if self.kind == "bias" else self.weight.sum()
         if self.kind == "temperature":
             return temperature, None
         column_weights = self.weight[self.m_row :].reshape(-1, 1)  # (m_column, 1)
-        return temperature, (self.columns[:n_keys] @ column_weights).reshape(n_keys)
+        bias = self.columns[at] @ column_weights  # (S, 1), or (B, S, 1)
+        shape = (-1,) if bias.ndim == 2 else (len(bias), 1, 1, -1)
+        return temperature, bias.reshape(shape)
 
 
 class Attention(Module):
@@ -79,7 +93,10 @@ class Attention(Module):
     are read from what is stored, and what is done to the answer. `block_size` bounds positions.
     `head_dim`, the width of a head, is n_embd / n_head unless given. `rope_value`, for K = V under
     rotary positions: "raw" stores unrotated keys and turns them when they are read; "unrotate"
-    stores turned keys and turns the answer back.
+    stores turned keys and turns the answer back. `window` and `sinks` are for a cache, which makes
+    its own mask (`causal_mask`); without a cache, `mask` says what is seen.
+
+    Positions, `at`, are a slice where the rows of a batch agree, else an array on the host.
     """
 
     def __init__(
@@ -96,13 +113,17 @@ class Attention(Module):
         rope_value: str = "raw",
         plus_channels: tuple[int, int, int] = (5, 5, 5),
         plus_start: float | None = None,
+        window: int | None = None,
+        sinks: int = 0,
     ):
         init = init or Init()
+        check_window(window, sinks)
         spec = VariantSpec.parse(spec).for_heads(n_head)
         d_qk, d_v = spec.widths(checked_head_dim(n_embd, n_head, head_dim))
         check_positions([spec], d_v, position, rope_value)
         self.spec, self.name, rope = spec, init.name, position == "rope"
         self.n_head, self.kv_heads = n_head, spec.stored_heads(n_head)
+        self.window, self.sinks = window, sinks
         queries, keys, values = n_head * d_qk, self.kv_heads * d_qk, self.kv_heads * d_v
         # All projections as one matrix would be this wide: it sets the bound of "xavier".
         fused = spec.own_query * queries + keys + (spec.streams - 1) * values
@@ -118,65 +139,87 @@ class Attention(Module):
         self.turn_late = rope and spec.streams == 1 and rope_value == "raw"
         self.turn_back = rope and spec.streams == 1 and rope_value == "unrotate"
 
-    def forward(self, x: Tensor, mask: Array | None = None, cache=None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Array | None = None,
+        cache=None,
+        at: slice | np.ndarray | None = None,
+    ) -> Tensor:
         """x (B, T, C) -> (B, T, C).
 
-        `mask` (T, S) booleans, True where a key may be seen; without one, each token sees all of
-        them. With `cache`, that of this layer, its rows come before those of x, and attention is
-        causal, whatever `mask` says.
+        `mask` (T, S) or (B, 1, T, S) booleans, True where a key may be seen; without one, each
+        token sees all of them. With `cache`, that of this layer, its rows come before those of x,
+        and attention is causal, whatever `mask` says. `at`, a slice or (B, T), are the positions of
+        x: the next ones unless given, -1 for padding.
         """
         with tracing.scope(self.name):
-            start = 0 if cache is None else len(cache)  # absolute position of x[:, 0]
-            rows = self.store(x, start)  # of each new token, one or two arrays (B, h, T, d_h)
-            q = self.query(x, rows, start)  # (B, H, T, d_h)
+            if at is None:
+                at = slice(0, x.shape[1]) if cache is None else cache.next(x.shape[1])
+            rows = self.store(x, at)  # of each new token, one or two arrays (B, h, T, d_h)
+            q = self.query(x, rows, at)  # (B, H, T, d_h)
             if cache is None:
-                z = self.attend(q, rows, mask)  # (B, H, T, d_h)
+                z = self.attend(q, rows, at, mask)  # (B, H, T, d_h)
             else:
-                z = cache.attend(self, q, rows, mask)  # (B, H, T, d_h)
-            z = self.answer(z, start)
+                z = cache.attend(self, q, rows, at, mask)  # (B, H, T, d_h)
+            z = self.answer(z, at)
             tracing.probe("z", z)
             out = self.wo(merge_heads(z))  # (B, T, C)
             tracing.probe("out", out)
             return out
 
-    def store(self, x: Tensor, start: int) -> tuple[Tensor, ...]:
+    def store(self, x: Tensor, at: slice | np.ndarray) -> tuple[Tensor, ...]:
         """What is kept of new tokens: keys and values, or the one row that is both."""
         k = split_heads(self.wk(x), self.kv_heads)  # (B, h, T, d_h)
-        k = k if self.turn_late else self.turn(k, start)
+        k = k if self.turn_late else self.turn(k, at)
         if self.spec.streams == 1:
             return (k,)
         return k, split_heads(self.wv(x), self.kv_heads)  # (B, h, T, d_h)
 
-    def query(self, x: Tensor, rows: tuple[Tensor, ...], start: int) -> Tensor:
+    def query(self, x: Tensor, rows: tuple[Tensor, ...], at: slice | np.ndarray) -> Tensor:
         """What new tokens look for; with Q = K, the keys they are found by."""
         if not self.spec.own_query:
-            return self.read(rows, start)[0]
-        return self.turn(split_heads(self.wq(x), self.n_head), start)  # (B, H, T, d_h)
+            return self.read(rows, at)[0]
+        return self.turn(split_heads(self.wq(x), self.n_head), at)  # (B, H, T, d_h)
 
-    def read(self, rows: tuple[Tensor, ...], start: int = 0) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, h, S, d_h) of stored rows, the first at position `start`."""
+    def read(
+        self, rows: tuple[Tensor, ...], at: slice | np.ndarray | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, h, S, d_h) of the rows stored at positions `at`: 0, 1, ... S - 1
+        unless given.
+        """
         row = rows[0]
         if self.turn_late:
-            return self.turn(row, start), row  # the key is a temporary; the value stays raw
+            at = slice(0, row.shape[2]) if at is None else at
+            return self.turn(row, at), row  # the key is a temporary; the value stays raw
         return row, rows[-1]  # with K = V, the same row twice
 
-    def answer(self, z: Tensor, start: int) -> Tensor:
+    def answer(self, z: Tensor, at: slice | np.ndarray) -> Tensor:
         """The mixed values, turned back from the query's position if `turn_back`."""
-        return self.turn(z, start, back=True) if self.turn_back else z
+        return self.turn(z, at, back=True) if self.turn_back else z
 
-    def attend(self, q: Tensor, rows: tuple[Tensor, ...], mask: Array | None = None) -> Tensor:
-        """Queries (B, H, T, d_h) against stored rows, from position 0 on: (B, H, T, d_h)."""
-        k, v = self.read(rows)
+    def attend(
+        self,
+        q: Tensor,
+        rows: tuple[Tensor, ...],
+        at: slice | np.ndarray,
+        mask: Array | None = None,
+    ) -> Tensor:
+        """Queries (B, H, T, d_h) against rows stored at positions `at`: (B, H, T, d_h)."""
+        k, v = self.read(rows, at)
         for name, value in (("q", q), ("k", k), ("v", v)):
             tracing.probe(name, value)
-        temperature, bias = self.plus(k.shape[2]) if self.spec.plus else (None, None)
+        temperature, bias = self.plus(at) if self.spec.plus else (None, None)
         return scaled_dot_product_attention(q, k, v, mask, temperature=temperature, bias=bias)
 
-    def turn(self, x: Tensor, start: int, back: bool = False) -> Tensor:
-        """Rotary positions start, start + 1, ... on (B, h, T, d_h)."""
+    def turn(self, x: Tensor, at: slice | np.ndarray, back: bool = False) -> Tensor:
+        """Rotary positions `at` on (B, h, T, d_h)."""
         if self.angles is None:
             return x
-        cos, sin = (table[start : start + x.shape[2]] for table in self.angles)  # (T, d_h/2)
+        at = at if isinstance(at, slice) else backend.upload(at)
+        cos, sin = (table[at] for table in self.angles)  # (T, d_h/2), or (B, T, d_h/2)
+        if cos.ndim == 3:
+            cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, d_h/2)
         return rotate(x, cos, -sin if back else sin)
 
 
@@ -188,6 +231,16 @@ def checked_head_dim(n_embd: int, n_head: int, head_dim: int | None) -> int:
     if head_dim is not None and (not isinstance(head_dim, int) or head_dim < 1):
         raise UsageError(f"head_dim must be a whole number of at least 1, not {head_dim!r}")
     return n_embd // n_head if head_dim is None else head_dim
+
+
+def check_window(window: int | None, sinks: int) -> None:
+    """Refuse what no window can be. Raises UsageError."""
+    if window is not None and (not isinstance(window, int) or window < 1):
+        raise UsageError(f"window must be a whole number of at least 1, not {window!r}")
+    if not isinstance(sinks, int) or sinks < 0:
+        raise UsageError(f"sinks must be a whole number, 0 or more, not {sinks!r}")
+    if sinks and window is None:
+        raise UsageError(f"{sinks} sinks without a window: every token sees them anyway")
 
 
 def check_positions(specs, head_dim: int, position: str, rope_value: str) -> None:

@@ -3,6 +3,10 @@
 A layer's cache holds the rows that `Attention.store` gives, one buffer for each: (B, heads,
 capacity, width), allocated once. Designs with K = V store one row per token and head: there is no
 second buffer, and `Attention.read` makes both keys and values from it.
+
+Every sequence of a batch has a length of its own. A token at position p lies in slot p, so shorter
+sequences leave slots unused at the end, and no query sees them: their positions are ahead of it.
+Other kinds of cache are in the folder caches/.
 """
 
 from __future__ import annotations
@@ -19,95 +23,202 @@ from .runtime.errors import UsageError
 from .tensor import Tensor
 
 
+def next_positions(
+    ends: int | np.ndarray, n: int, pad: np.ndarray | None = None
+) -> slice | np.ndarray:
+    """Positions of the n tokens after `ends`, a number or (B,): a slice, or (B, n) where rows
+    differ. The first pad[b] tokens of row b are padding, at -1.
+    """
+    if pad is None and not isinstance(ends, np.ndarray):
+        return slice(ends, ends + n)
+    step = np.arange(n) - np.reshape(0 if pad is None else pad, (-1, 1))  # (B, n), or (1, n)
+    return np.where(step < 0, -1, np.reshape(ends, (-1, 1)) + step)  # (B, n)
+
+
+def agreed(ends: int | np.ndarray) -> int | np.ndarray:
+    """One number where all rows agree, else (B,)."""
+    if isinstance(ends, np.ndarray) and (ends == ends[0]).all():
+        return int(ends[0])
+    return ends
+
+
 class LayerCache:
-    """The rows of one layer. `stored` is (heads, width) of each array kept of a token."""
+    """The rows of one layer. `stored` is (heads, width) of each array kept of a token.
+
+    `ends` is how many positions are stored: a number where all sequences agree, else (B,).
+    """
 
     def __init__(self, batch: int, stored: list[tuple], capacity: int, dtype="float32"):
         shapes = [(batch, heads, capacity, width) for heads, width in stored]
         self.buffers = [backend.current.empty(shape, dtype) for shape in shapes]
-        self.capacity, self.length = capacity, 0
+        self.capacity, self.ends = capacity, 0
 
     def __len__(self) -> int:
-        """Positions stored."""
-        return self.length
+        """Positions of the longest sequence."""
+        return self.ends if isinstance(self.ends, int) else int(self.ends.max())
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(B,) positions of each sequence."""
+        return np.full(self.buffers[0].shape[0], self.ends)
+
+    @property
+    def used(self) -> int:
+        """Slots in use; what a shorter sequence has there is never seen, but finite."""
+        return min(len(self), self.buffers[0].shape[2])
 
     @property
     def rows(self) -> tuple[Array, ...]:
         """What is stored, a view (B, heads, S, width) of each buffer."""
-        return tuple([buffer[:, :, : self.length] for buffer in self.buffers])
+        used = self.used
+        return tuple([buffer[:, :, :used] for buffer in self.buffers])
+
+    def next(self, n: int, pad: np.ndarray | None = None) -> slice | np.ndarray:
+        """Positions of n tokens about to be appended; see `next_positions`."""
+        return next_positions(self.ends, n, pad)
 
     def attend(
-        self, attention: Attention, q: Tensor, rows: tuple[Tensor, ...], mask: Array | None = None
+        self,
+        attention: Attention,
+        q: Tensor,
+        rows: tuple[Tensor, ...],
+        at: slice | np.ndarray,
+        mask: Array | None = None,
     ) -> Tensor:
         """Append new rows, then answer queries q (B, H, T, d) with all that is stored.
 
-        Each query sees the keys that are not ahead of it; of these, `mask` (T, S + T) may hide
-        some. What is stored is a constant: gradients reach the queries, not the rows. This plain
-        cache stores rows as they are and has `attention` read them; a window, or rows of fewer
-        bits, would be another class with the same methods.
+        `at` are the positions of the queries and of the new rows, `next` of this cache. Each query
+        sees the keys that are not ahead of it, within the window of `attention`; of these, `mask`
+        (T, S + T) may hide some. What is stored is a constant: gradients reach the queries, not the
+        rows.
         """
-        start = self.length
+        before = self.ends
         try:
-            mask = self._causal(mask, q.data.shape[2])
-            stored = self.append(*[row.data for row in rows])
-            tracing.probe("cache.k", stored[0])
-            tracing.probe("cache.v", stored[-1])
-            dtype = q.data.dtype  # of the computation, whatever the cache stores
-            stored = [Tensor(row if row.dtype == dtype else row.astype(dtype)) for row in stored]
-            return attention.attend(q, stored, mask)
+            mask = self._seen(attention, at, q.data.shape[2], mask)
+            stored = self.append(*[row.data for row in rows], at=at)
+            return attention.attend(q, self.tensors(stored, q), slice(0, len(self)), mask)
         except BaseException:  # what is refused, or interrupted, changes nothing
-            self.length = start
+            self.trim(before)
             raise
 
-    def _causal(self, mask, n_new):
-        """The mask of positions, and of these only what `mask` shows; None: everything is seen."""
-        end = self.length + n_new
-        if mask is not None and (mask.shape != (n_new, end) or mask.dtype != bool):
-            raise UsageError(f"attention: a mask is boolean, of shape {(n_new, end)}")
-        if n_new == 1:  # a single token sees everything
-            return mask
-        return self.mask(n_new) if mask is None else self.mask(n_new) & mask
+    def tensors(self, stored: tuple[Array, ...], q: Tensor) -> list[Tensor]:
+        """Stored rows for the trace and, in the dtype of the computation, for attention."""
+        tracing.probe("cache.k", stored[0])
+        tracing.probe("cache.v", stored[-1])
+        dtype = q.data.dtype
+        return [Tensor(row if row.dtype == dtype else row.astype(dtype)) for row in stored]
 
-    def append(self, *rows: Array) -> tuple[Array, ...]:
+    def _seen(self, attention, at, n, mask):
+        """The mask of positions, and of these only what `mask` shows; None: everything is seen."""
+        end = max(len(self), last(at) + 1)
+        if mask is not None and (mask.shape != (n, end) or mask.dtype != bool):
+            raise UsageError(f"attention: a mask is boolean, of shape {(n, end)}")
+        window = attention.window
+        if n == 1 and isinstance(at, slice) and (window is None or end <= window):
+            return mask  # a single token sees everything
+        seen = self.mask(at, window, attention.sinks)
+        return seen if mask is None else seen & mask
+
+    def mask(
+        self, new: int | slice | np.ndarray, window: int | None = None, sinks: int = 0
+    ) -> Array:
+        """(T, S + T), for T new tokens about to be appended, a number or their positions: True
+        where a key is not ahead; see `causal_mask`. Where rows differ, (B, 1, T, S + T).
+        """
+        at = self.next(new) if isinstance(new, int) else new
+        keys = backend.xp.arange(max(len(self), last(at) + 1))
+        queries = keys[at] if isinstance(at, slice) else backend.upload(at)  # (T,), or (B, T)
+        return causal_mask(queries, keys, window, sinks)
+
+    def append(self, *rows: Array, at: slice | np.ndarray | None = None) -> tuple[Array, ...]:
         """Store new positions, an array (B, heads, T, width) for each buffer; returns `rows` so
         far.
 
         Raises UsageError, before anything is changed, when they do not fit.
         """
+        at = self.next(rows[0].shape[2]) if at is None else at
+        self.check(rows, last(at) + 1)
+        self.write(rows, at)
+        self.ends = self.after(at)
+        return self.rows
+
+    def check(self, rows: tuple[Array, ...], end: int) -> None:
+        """Refuse new rows, the last at position end - 1, that do not fit. Raises UsageError."""
         if len(rows) != len(self.buffers):
             n = len(self.buffers)
             kept = f"{n} array{'s' if n > 1 else ''} per token"
             raise UsageError(f"the cache stores {kept}, not {len(rows)}")
-        start, end = self.length, self.length + rows[0].shape[2]
+        n_new = rows[0].shape[2]
         for row, buffer in zip(rows, self.buffers, strict=True):
             B, h, _, width = buffer.shape
-            if row.shape != (B, h, end - start, width):
+            if row.shape != (B, h, n_new, width):
                 kept = f"{B} x {h} heads of {width} numbers"
                 raise UsageError(f"the cache stores {kept} per position; {row.shape} does not fit")
         if end > self.capacity:
             why = f"the cache holds {self.capacity} positions; {end} are needed"
             raise UsageError(why, "ask for a larger capacity")
-        for row, buffer in zip(rows, self.buffers, strict=True):
-            buffer[:, :, start:end] = row
-        self.length = end
-        return self.rows
 
-    def mask(self, n_new: int) -> Array:
-        """(n_new, S + n_new), for tokens about to be appended: True where a key is not ahead."""
-        end = self.length + n_new
-        return causal_mask(backend.xp.arange(self.length, end), backend.xp.arange(end))
+    def write(self, rows: tuple[Array, ...], slots: slice | np.ndarray) -> None:
+        """Put new rows into these slots, a slice or (B, T); where a slot is -1, nothing."""
+        if isinstance(slots, slice):
+            for row, buffer in zip(rows, self.buffers, strict=True):
+                buffer[:, :, slots] = row
+            return
+        fresh = slice(self.used, max(self.used, int(slots.max()) + 1))
+        b, t = np.nonzero(slots >= 0)
+        b, t, slot = (backend.upload(index) for index in (b, t, slots[b, t]))  # (N,) each
+        for row, buffer in zip(rows, self.buffers, strict=True):
+            buffer[:, :, fresh] = 0  # weights of 0 hide what is finite, but not NaN
+            buffer[b, :, slot] = row[b, :, t]  # (N, heads, width)
+
+    def after(self, at: slice | np.ndarray) -> int | np.ndarray:
+        """`ends` when tokens at these positions have been appended."""
+        if isinstance(at, slice):
+            return at.stop
+        return agreed(self.ends + (at >= 0).sum(axis=1))  # (B,)
+
+    def trim(self, n: int | np.ndarray) -> None:
+        """Keep the first n positions, a number or one for each sequence (B,)."""
+        self.ends = n
+
+    def take(self, other: LayerCache, rows: np.ndarray) -> None:
+        """Become a copy of some rows of another cache's batch, integers on the host."""
+        ids, used = backend.upload(rows), other.used
+        for mine, theirs in zip(self.buffers, other.buffers, strict=True):
+            mine[:, :, :used] = theirs[ids, :, :used]
+        self.ends = agreed(other.lengths[rows])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the slots in use, each sequence by its own length."""
+        slots = np.minimum(self.lengths, self.buffers[0].shape[2])  # (B,)
+        return int(slots.sum()) * sum(buffer[0, :, 0].nbytes for buffer in self.buffers)
+
+
+def last(at: slice | np.ndarray) -> int:
+    """The largest of these positions."""
+    return at.stop - 1 if isinstance(at, slice) else int(at.max())
 
 
 class KVCache:
     """The caches of all layers, for `batch` sequences of up to `capacity` positions.
 
     `stored` has an entry for each layer, its `VariantSpec.stored`: (heads, width) of each array
-    that is kept of a token. Bytes: batch · positions · Σ heads · width · itemsize (paper, section
-    4): `nbytes` for the positions in use, `capacity_nbytes` for what is allocated, both summed over
-    the arrays.
+    that is kept of a token. Bytes: positions · Σ heads · width · itemsize (paper, section 4), over
+    all sequences and layers: `nbytes` for the positions in use, `capacity_nbytes` for what is
+    allocated.
+
+    Another kind of cache is a class derived from this one: `layer_kind` is the class of its layers,
+    `takes` names what its constructor wants to know of a model's configuration, and
+    `bytes_per_token` is its formula. `shareable` says that sequences may be shared out to several
+    cores (`views`).
     """
 
-    def __init__(self, stored: list[list[tuple]], batch: int, capacity: int, dtype="float32"):
+    layer_kind, takes, shareable = LayerCache, (), True
+
+    def __init__(
+        self, stored: list[list[tuple]], batch: int, capacity: int, dtype="float32", **options
+    ):
         sizes = [size for layer in stored for shape in layer for size in shape]
         if not all(stored) or min([len(stored), batch, capacity, *sizes]) < 1:
             what = f"layers of (heads, width) {list(stored)}, batch {batch}, {capacity} positions"
@@ -116,46 +227,62 @@ class KVCache:
             why = f"a cache stores floating-point numbers, not {np.dtype(dtype)}"
             raise UsageError(why, "float16, float32 or float64")
         self.stored, self.batch, self.capacity = tuple(stored), batch, capacity
-        self.layers = [LayerCache(batch, layer, capacity, dtype) for layer in stored]
+        self.dtype, self.options = np.dtype(dtype), options
+        sizes = [(batch, layer, capacity, dtype) for layer in stored]
+        self.layers = [self.layer_kind(*size, **options) for size in sizes]
 
     def __len__(self) -> int:
-        """Positions that all layers hold; an interrupted step may leave some layers ahead."""
-        return min(len(layer) for layer in self.layers)
+        """Positions of the longest sequence. The last layer is the last to grow."""
+        return len(self.layers[-1])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(B,) positions of each sequence."""
+        return self.layers[-1].lengths
 
     @property
     def positions(self) -> Array:
         """(S,) absolute positions of the stored keys."""
         return backend.xp.arange(len(self))
 
+    def next(self, n: int, pad: np.ndarray | None = None) -> slice | np.ndarray:
+        """Positions of n tokens about to be read; see `next_positions`."""
+        return self.layers[-1].next(n, pad)
+
     def mask(self, n_new: int) -> Array:
         """(n_new, S + n_new), for `n_new` tokens about to be appended; see LayerCache."""
         return self.layers[0].mask(n_new)
 
-    def trim(self, n: int) -> None:
-        """Keep the first n positions; the buffers stay."""
-        whole = isinstance(n, (int, np.integer)) and not isinstance(n, bool)
-        if not whole or not 0 <= n <= len(self):
-            raise UsageError(f"trim({n}): the cache holds {len(self)} positions")
+    def trim(self, n: int | Sequence[int]) -> None:
+        """Keep the first n positions, of all sequences or one number for each; the buffers stay.
+
+        Raises UsageError, before anything is changed, where there are not as many.
+        """
+        ends, lengths = np.asarray(n), self.lengths
+        whole = ends.dtype.kind in "iu" and ends.shape in ((), lengths.shape)
+        if not whole or (ends < 0).any() or (ends > lengths).any():
+            there = lengths.max() if isinstance(self.layers[-1].ends, int) else lengths.tolist()
+            raise UsageError(f"trim({n}): the cache holds {there} positions")
+        ends = agreed(ends.astype(np.int64)) if ends.ndim else int(ends)
         for layer in self.layers:
-            layer.length = int(n)
+            layer.trim(ends)
 
     def clone(self, rows: Sequence[int] | None = None) -> KVCache:
         """A cache of its own with the same contents.
 
         `rows`: only these rows of the batch (integers on the host, repeats allowed).
         """
-        rows = range(self.batch) if rows is None else rows
-        dtype = self.layers[0].buffers[0].dtype
-        twin = KVCache(self.stored, len(rows), self.capacity, dtype)
-        rows = backend.upload_ids(list(rows), self.batch, "clone")
+        rows = np.asarray(range(self.batch) if rows is None else rows)
+        twin = type(self)(self.stored, len(rows), self.capacity, self.dtype, **self.options)
+        backend.upload_ids(rows, self.batch, "clone")
         for mine, theirs in zip(self.layers, twin.layers, strict=True):
-            theirs.append(*[row[rows, :, : len(self)] for row in mine.rows])
+            theirs.take(mine, rows)
         return twin
 
     def views(self, rows: slice) -> list[LayerCache]:
         """The layer caches of some sequences of the batch, on the same memory.
 
-        What is appended to them counts here after `grow`.
+        For sequences of equal length. What is appended counts here after `grow`.
         """
         layers = [copy.copy(layer) for layer in self.layers]
         for layer in layers:
@@ -165,12 +292,17 @@ class KVCache:
     def grow(self, n: int) -> None:
         """Count n more positions, which views of all sequences have written."""
         for layer in self.layers:
-            layer.length += n
+            layer.ends += n
+
+    @staticmethod
+    def bytes_per_token(stored: list[tuple], dtype) -> int:
+        """What a token takes in a layer: Σ heads · width · itemsize (paper, section 4)."""
+        return sum(heads * width for heads, width in stored) * np.dtype(dtype).itemsize
 
     @property
     def nbytes(self) -> int:
         """Bytes of the positions in use."""
-        return sum(row[:, :, : len(self)].nbytes for layer in self.layers for row in layer.rows)
+        return sum(layer.nbytes for layer in self.layers)
 
     @property
     def capacity_nbytes(self) -> int:

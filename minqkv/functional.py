@@ -147,8 +147,8 @@ def dropout(x: Tensor, rate: float, rng: np.random.Generator) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Array, sin: Array) -> Tensor:
-    """Turn pairs (x_i, x_{i + n/2}) of the last axis: (..., T, n) by angles whose cos and sin are
-    (T, n/2).
+    """Turn pairs (x_i, x_{i + n/2}) of the last axis: (B, h, T, n) by angles whose cos and sin are
+    (T, n/2), or (B, 1, T, n/2).
 
     Rotary positions in the "halves" convention. The gradient turns back.
     """
@@ -196,8 +196,9 @@ def scaled_dot_product_attention(
 
     q (B, H, T, d_k), k (B, h, S, d_k), v (B, h, S, d_v) with h dividing H: query head i reads
     stored head ⌊i / (H/h)⌋. q, k and v may be the same Tensor. `mask` is a boolean array (T, S),
-    True where a key may be seen; each query must see at least one. `scale` is 1/√d_k unless given.
-    `temperature` () and `bias` (S,), Tensors, are what survives the softmax of the paper's "+".
+    or (B, 1, T, S) where the rows of a batch differ, True where a key may be seen; each query must
+    see at least one. `scale` is 1/√d_k unless given. `temperature` () and `bias` (S,) or
+    (B, 1, 1, S), Tensors, are what survives the softmax of the paper's "+".
     Returns (B, H, T, d_v). Raises UsageError for shapes that do not fit. (Paper, section 3.)
 
     Queries come in blocks of rows, and a block ends at the last key that any of its rows may see: a
@@ -233,7 +234,7 @@ def scaled_dot_product_attention(
             if wanted[3]:  # Σ dS · scale q kᵀ = scale Σ q · (dS k): the scores are not needed
                 dt += (d_scaled * unscaled[:, :, rows]).sum() * scale
             dk, dv = _add_first(dk, parts[0], S), _add_first(dv, parts[1], S)  # (B, h, S, d)
-            db = _add_first(db, parts[2], S, axis=0)  # (S,)
+            db = _add_first(db, parts[2], S, axis=-1)  # (S,), or (B, 1, 1, S)
         return dq, dk, dv, dt, db
 
     return make(out, (q, k, v, temperature, bias), vjp)
@@ -247,7 +248,7 @@ class _Attention:
 
     def __init__(self, q, k, v, mask, bias):
         self.q, self.k, self.v, self.mask = q, k, v, mask
-        self.bias = None if bias is None else bias.data  # (S,)
+        self.bias = None if bias is None else bias.data  # (S,), or (B, 1, 1, S)
         # Scores that cannot overflow need no shift by their maximum. To find out, each query and
         # key is read once, which pays where there are more queries than numbers in a key.
         few = q.shape[2] < q.shape[3]
@@ -273,11 +274,11 @@ class _Attention:
         scores = self.unfold(scores)  # (B, H, t, end)
         tracing.probe("scores", scores)
         if self.bias is not None:
-            scores += self.bias[:end]  # the "+": its temperature is already in the queries
+            scores += self.bias[..., :end]  # the "+": its temperature is already in the queries
             tracing.probe("plus", scores)
         if self.mask is not None:
             number = scores.dtype.type  # Python's numbers would make a float64 mask
-            scores += backend.xp.where(self.mask[rows, :end], number(0), number(-math.inf))
+            scores += backend.xp.where(self.mask[..., rows, :end], number(0), number(-math.inf))
         if self.shift:
             scores -= scores.max(axis=-1, keepdims=True)
         weights = backend.xp.exp(scores, out=scores)
@@ -315,12 +316,18 @@ class _Attention:
         if prefix is not None:
             tracing.probe("grad.scores", d_scores, prefix)
         if wanted[4]:
-            db = backend.column_sum(d_scores)  # (end,)
+            db = self.bias_gradient(d_scores)  # (end,), or (B, 1, 1, end)
         d = fold(d_scores)  # (B, h, G·t, end)
         if wanted[1]:
             dk = bmm(d.swapaxes(-1, -2), fold(self.q[:, :, rows]))  # (B, h, end, d_k)
         d_scaled = bmm(d, self.k[:, :, :end])  # (B, h, G·t, d_k)
         return self.unfold(d_scaled), dk, dv, db
+
+    def bias_gradient(self, d_scores):
+        """Scores (B, H, t, end), summed over all that share a number of the bias."""
+        if self.bias.ndim == 1:
+            return backend.column_sum(d_scores)  # (end,)
+        return d_scores.sum(axis=(1, 2), keepdims=True)  # (B, 1, 1, end)
 
 
 def _check_attention(q, k, v, mask):
@@ -330,8 +337,9 @@ def _check_attention(q, k, v, mask):
         raise UsageError("attention: batch and sequences must not be empty")
     if q[0] != k[0] or q[3] != k[3] or k[:3] != v[:3] or q[1] % k[1]:
         raise UsageError(f"attention: q {q} does not fit k {k} and v {v}")
-    if mask is not None and (mask.shape != (q[2], k[2]) or mask.dtype != bool):
-        raise UsageError(f"attention: a mask is boolean, of shape {(q[2], k[2])}")
+    shapes = (q[2], k[2]), (q[0], 1, q[2], k[2])
+    if mask is not None and (mask.shape not in shapes or mask.dtype != bool):
+        raise UsageError(f"attention: a mask is boolean, of shape {shapes[0]} or {shapes[1]}")
 
 
 def _blocks(T, S, mask, step):
@@ -339,7 +347,10 @@ def _blocks(T, S, mask, step):
     if mask is None and step >= T:
         return [(slice(0, T), S)]
     blocks = [slice(i, i + step) for i in range(0, T, step)]
-    return [(rows, S if mask is None else backend.visible(mask[rows])) for rows in blocks]
+    if mask is None:
+        return [(rows, S) for rows in blocks]
+    seen = (mask[..., rows, :].reshape(-1, S) for rows in blocks)  # (t, S), or (B·t, S)
+    return [(rows, backend.visible(any_of)) for rows, any_of in zip(blocks, seen, strict=True)]
 
 
 def _heads_last(x, width):
@@ -355,6 +366,7 @@ def _add_first(total, part, n, axis=2):
     """
     if part is None or (total is None and part.shape[axis] == n):
         return part
+    axis %= part.ndim  # from the front
     if total is None:
         shape = *part.shape[:axis], n, *part.shape[axis + 1 :]
         total = backend.xp.zeros(shape, part.dtype)

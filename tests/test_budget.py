@@ -28,7 +28,7 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 
 # A module, or a folder of them, imports from lower ranks and from its own folder.
 BOOK = ("tensor", "reference", "functional", "checking", "nn", "optim", "variants", "attention",
-        "cache", "models", "train", "generation")  # fmt: skip
+        "cache", "caches", "models", "train", "generation")  # fmt: skip
 RANKS = [
     {"runtime"},  # with its kernels: what the book stands on
     *({unit} for unit in BOOK),
@@ -45,15 +45,16 @@ RANKS = [
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
-    "the book": ({*BOOK, "runs"}, 2260),
+    "the book": ({*BOOK, "runs"} - {"caches"}, 2600),
+    "beside it, further kinds of cache": ({"caches"}, 350),
     "runtime": ({"runtime"}, 870),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "of it, several machines": ({"runtime/distributed.py"}, 60),
     "tasks": ({"tasks"}, 1480),
     "study": ({"study"}, 1150),
     "analysis": ({"analysis"}, 230),
-    "render, teach": ({"render", "teach"}, 2500),
-    "cli, and the way in": ({"cli", "__main__", "__init__"}, 1380),
+    "render, teach": ({"render", "teach"}, 2560),
+    "cli, and the way in": ({"cli", "__main__", "__init__"}, 1550),
 }
 LONGEST = 40  # code lines of a function in the book
 OF_THE_BOOK = [n for n in NAMES if n.split("/")[0].removesuffix(".py") in {*BOOK, "runs"}]

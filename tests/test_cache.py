@@ -98,9 +98,11 @@ def test_an_upper_left_mask_would_be_noticed(name, monkeypatch, rng):
     """
     model, ids = design(name), rng.integers(0, 11, (2, T))
     right = decode(model, model.new_cache(2), ids, [5, 4, 3])
-    monkeypatch.setattr(
-        LayerCache, "mask", lambda cache, n: backends.upload(np.tri(n, len(cache) + n, dtype=bool))
-    )
+
+    def upper_left(cache, at, window, sinks):
+        return backends.upload(np.tri(at.stop - at.start, at.stop, dtype=bool))
+
+    monkeypatch.setattr(LayerCache, "mask", upper_left)
     wrong = decode(model, model.new_cache(2), ids, [5, 4, 3])
     assert np.abs(wrong[:, :5] - right[:, :5]).max() < 1e-10
     assert np.abs(wrong[:, 5:] - right[:, 5:]).max() > 0.1
@@ -363,7 +365,7 @@ def test_a_mask_can_only_hide_more(n_new, backend, rng):
     for hidden in (None, [], [1]):
         cache = model.new_cache(2)
         model(ids[:, :4], cache=cache)
-        block, x = model.blocks[0], model.wpe(model.wte(ids[:, 4:]), 4)
+        block, x = model.blocks[0], model.wpe(model.wte(ids[:, 4:]), slice(4, 4 + n_new))
         mask = np.ones((n_new, 4 + n_new), bool)
         mask[:, hidden or []] = False
         mask = None if hidden is None else backends.upload(mask)

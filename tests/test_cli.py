@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import pytest
 from commands import ROOT, run, start
@@ -22,6 +23,7 @@ from minqkv.runs import configure, train_run
 
 COMMANDS = (
     "completion",
+    "data",
     "doctor",
     "eval",
     "generate",
@@ -30,6 +32,7 @@ COMMANDS = (
     "lesson",
     "study",
     "tasks",
+    "tokenize",
     "trace",
     "train",
     "variants",
@@ -275,6 +278,8 @@ JSON = {
         ("--tasks", "copy", "--variants", "qkv", "--seeds", 1, *SMALL),
         {"versions", "hyper_parameters", "command", "runs"},
     ),
+    "data": (("prepare", "builtin"), {"label", "digest", "splits"}),
+    "tokenize": ((Path(__file__), "--tokenizer", "bpe-300"), {"tokens", "vocab_size"}),
     "study ": (("--dry-run", *SMALL), {"runs", "recorded", "seconds", "jobs", "out"}),
 }
 

@@ -214,11 +214,16 @@ def test_prepared_once_found_again(name, cache, monkeypatch):
     monkeypatch.setattr(corpus, "_write", None)  # what is found is not made again
     for again in (
         prepare("my poem (1).txt", name),
-        prepare(write("copy.txt", POEM), name),
         prepare(str(first.folder)),
         find(first.digest),
     ):
         assert again.folder == first.folder
+
+
+def test_a_label_does_not_depend_on_what_was_prepared_before(cache):
+    first, second = prepare(write("one.txt", POEM)), prepare(write("two.txt", POEM))
+    assert (first.label, second.label) == ("one", "two")
+    assert first.digest == second.digest
 
 
 def test_a_corpus_is_verified_once(monkeypatch):
@@ -424,6 +429,16 @@ def test_shards_are_one_array(several):
             np.testing.assert_array_equal(tokens[start:stop], whole[start:stop])
     with pytest.raises(IndexError, match="without a step"):
         tokens[::2]
+
+
+def test_no_more_than_a_shard_waits_in_memory(monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 64)
+    writer = shards.Writer(corpus.Path(), "train", 257, bytes(32))
+    for n in (1, 70, 3, 300, 63, 1, 1):
+        writer.add(np.zeros(n, np.uint16))
+        assert sum(map(len, writer.pending)) < 64
+    assert len(writer.checksums) == len(os.listdir()) == 439 // 64
+    assert writer.close()["tokens"] == 439
 
 
 def test_windows(several, rng):

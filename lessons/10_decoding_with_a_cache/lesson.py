@@ -231,7 +231,8 @@ say("What grows is the reading. That is why lesson 09 counted bytes.")
 # %% Positions go on counting
 def forward(ids, cache, start, mask=None):
     with mq.no_grad():  # remember nothing for a backward
-        x = model.wpe(model.wte(ids), start)  # (1, T, C)
+        at = slice(start, start + len(ids[0]))  # positions of the new tokens
+        x = model.wpe(model.wte(ids), at)  # (1, T, C)
         for block, layer in zip(model.blocks, cache.layers, strict=True):
             x = block(x, mask, layer)  # a layer has its own cache
         logits = model.ln_f(x) @ model.wte.weight.transpose(1, 0)  # (1, T, V)
@@ -359,8 +360,8 @@ compare("text with the cache", with_cache, "text without", text)
 keys, values = cache.layers[0].rows
 memory(keys=keys, values=values)
 say("Keys and values are two arrays here. Lesson 11 makes them one.")
-source(mq.GPT.forward, at="start = len(cache)")
-source(LayerCache.append, at="buffer[:, :, start:end] = row")
+source(mq.GPT.forward, at="cache.next(")
+source(LayerCache.write, at="buffer[:, :, slots] = row")
 source(LayerCache.mask)
-source(mq.GPT.forward, at="cache.trim(start)")
+source(mq.GPT.forward, at="cache.trim(before)")
 source(generation._tokens, at="model(unread, cache=cache)")

@@ -54,10 +54,10 @@ def prepare(source, tokenizer, as_json):
     SOURCE is a file, a folder, - for stdin, or a downloaded text; without it, the built-in corpus.
     In a .jsonl file, each line is a document: {"text": "…"}.
     """
-    from ..render.progress import progress
+    from ..render.progress import patient
     from ..tasks import corpus
 
-    with progress("preparing", 100) as advance:
+    with patient("preparing", 100) as advance:
         made = corpus.prepare(source, tokenizer, lambda done, total: advance(done))
     row = _described(made.folder)
     if as_json:

@@ -69,6 +69,7 @@ SETTINGS = {  # name -> (type, help), of fields of tasks and recipes that have a
     "head_dim": (int, "Width of a head, if not d / H."),
     "position": (str, f"{either(POSITIONS)}."),
     "rope_value": (str, f"What K = V stores under rope: {either(ROPE_VALUES)}."),
+    "window": (int, "Of a text: how many tokens each token sees.  [default: all before it]"),
     "steps": (int, "Training steps."),
     "lr": (float, "Peak learning rate."),
 }

@@ -1,6 +1,7 @@
 """`minqkv tokenize`."""
 
-from os.path import exists
+import sys
+from os.path import exists, isdir, isfile
 
 import click
 
@@ -27,7 +28,7 @@ def tokenize(file, name, show, save, as_json):
 
     FILE is any file; - reads standard input.
     """
-    from ..render.progress import progress
+    from ..render.progress import patient
     from ..runtime.files import write_json
     from ..tasks.tokenizers import bpe_size, make
 
@@ -35,7 +36,7 @@ def tokenize(file, name, show, save, as_json):
         raise UsageError(f"--save {save} does not end in .json", f"--save {save}.json")
     data, asked = _read(file), bpe_size(name)
     if asked:
-        with progress(f"train {name}", asked - 257) as advance:
+        with patient(f"train {name}", asked - 257) as advance:
             tokenizer = make(name, data, lambda done, total: advance(done))
     else:
         tokenizer = make(name, data)
@@ -55,6 +56,11 @@ def tokenize(file, name, show, save, as_json):
     token_summary(row, asked)
 
 
+def _special(file):
+    """Whether this is a FIFO, a device or a socket."""
+    return exists(file) and not isfile(file) and not isdir(file)
+
+
 def _read(file):
     """The bytes of a file, or of standard input. Raises EnvironmentFault where it cannot be read,
     UsageError where it is empty.
@@ -63,13 +69,14 @@ def _read(file):
 
     try:
         if file == "-":
-            data = click.get_binary_stream("stdin").read()
+            data = sys.stdin.buffer.read() if sys.stdin else b""
         else:
             with opened(file) as stream:
                 data = stream.read()
     except OSError as error:
-        hint = "a pipe or a device can be read as: minqkv tokenize -" if exists(file) else None
-        raise EnvironmentFault(f"cannot read {file}: {error.strerror}", hint) from error
+        what = f"cannot read {file}: {error.strerror}"
+        hint = "- reads standard input, where a pipe may be"
+        raise EnvironmentFault(what, hint if _special(file) else None) from error
     if not data:
         raise UsageError(f"{'standard input' if file == '-' else file} is empty")
     return data

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..attention import Attention, check_positions, checked_head_dim, sinusoids
+from ..attention import Attention, check_positions, check_window, checked_head_dim, sinusoids
 from ..cache import LayerCache
 from ..nn import MLP, Dropout, LayerNorm, Module
 from ..runtime import backend
@@ -56,6 +56,8 @@ class Block(Module):
             rope_value=cfg.rope_value,
             plus_channels=style.plus_channels,
             plus_start=cfg.plus_start,
+            window=cfg.window,
+            sinks=cfg.sinks,
         )
         self.drop_1 = Dropout(style.dropout, init / "drop_1")
         if not d_ff:
@@ -66,12 +68,16 @@ class Block(Module):
             self.drop_2 = Dropout(style.dropout, init / "drop_2")
 
     def forward(
-        self, x: Tensor, mask: Array | None = None, cache: LayerCache | None = None
+        self,
+        x: Tensor,
+        mask: Array | None = None,
+        cache: LayerCache | None = None,
+        at: slice | np.ndarray | None = None,
     ) -> Tensor:
         if self.norm_first:
-            x = x + self.drop_1(self.attn(self.ln_1(x), mask, cache))
+            x = x + self.drop_1(self.attn(self.ln_1(x), mask, cache, at))
             return x if self.mlp is None else x + self.drop_2(self.mlp(self.ln_2(x)))
-        x = self.ln_1(x + self.drop_1(self.attn(x, mask, cache)))
+        x = self.ln_1(x + self.drop_1(self.attn(x, mask, cache, at)))
         return x if self.mlp is None else self.ln_2(x + self.drop_2(self.mlp(x)))
 
 
@@ -89,14 +95,17 @@ class Positions(Module):
         elif cfg.position == "sinusoidal":
             self.weight = Tensor(backend.upload(sinusoids(*shape, dtype=cfg.dtype)))
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+    def forward(self, x: Tensor, at: slice | np.ndarray | None = None) -> Tensor:
         if self.weight is None:
             return x
-        return x + self.weight[start : start + x.shape[1]]  # (T, C) broadcasts over B
+        at = slice(0, x.shape[1]) if at is None else at
+        return x + self.weight[at]  # (T, C), which broadcasts over B, or (B, T, C)
 
 
 class Layered:
     """What configurations of models have in common."""
+
+    window, sinks = None, 0  # every token sees all that a mask allows, unless a field says less
 
     @property
     def specs(self) -> tuple[VariantSpec, ...]:
@@ -118,15 +127,16 @@ def check_config(cfg) -> None:
     object.__setattr__(cfg, "head_dim", head_dim)
     object.__setattr__(cfg, "variant", layered_name(cfg.specs))
     check_positions(cfg.specs, head_dim, cfg.position, cfg.rope_value)
+    check_window(cfg.window, cfg.sinks)
     if cfg.dtype not in ("float32", "float64"):
         raise unknown("dtype", cfg.dtype, ("float32", "float64"))
     if cfg.plus_start is not None and not any(spec.plus for spec in cfg.specs):
         raise UsageError(f'plus_start sets the temperature of "+", and {cfg.variant} has none')
 
 
-def checked_ids(ids, cfg, start: int = 0, channels: bool = False) -> np.ndarray:
+def checked_ids(ids, cfg, channels: bool = False) -> np.ndarray:
     """Ids (B, T), with `channels` also (B, T, channels), as an array. Raises UsageError for another
-    shape, or too many positions.
+    shape, or more tokens than positions.
     """
     try:
         ids = np.asarray(ids)
@@ -134,7 +144,23 @@ def checked_ids(ids, cfg, start: int = 0, channels: bool = False) -> np.ndarray:
         raise UsageError("the sequences of a batch must be equally long") from error
     if ids.ndim not in ((2, 3) if channels else (2,)) or 0 in ids.shape:
         raise UsageError(f"ids must be (batch, length), both at least 1, not {ids.shape}")
-    if start + ids.shape[1] > cfg.block_size:
-        end = start + ids.shape[1]
-        raise UsageError(f"{end} tokens, but this model has {cfg.block_size} positions")
+    check_end(ids.shape[1], cfg)
     return ids
+
+
+def check_end(end: int, cfg) -> None:
+    """Refuse sequences of more tokens than the model has positions. Raises UsageError."""
+    if end > cfg.block_size:
+        raise UsageError(f"{end} tokens, but this model has {cfg.block_size} positions")
+
+
+def checked_pad(pad, ids: np.ndarray) -> np.ndarray | None:
+    """How much of each row is padding, (B,); None where nothing is. Raises UsageError for other
+    shapes and numbers, or where nothing but padding is left.
+    """
+    pad, (B, T) = np.asarray(pad), ids.shape[:2]
+    if pad.shape != (B,) or pad.dtype.kind not in "iu" or (pad < 0).any() or (pad > T).any():
+        raise UsageError(f"pad is {B} whole numbers from 0 to {T}, one for each row, not {pad}")
+    if pad.min() == T:
+        raise UsageError("every token of this batch is padding")
+    return pad.astype(np.int64) if pad.any() else None

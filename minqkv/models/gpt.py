@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..attention import causal_mask
-from ..cache import KVCache
+from ..cache import KVCache, last, next_positions
 from ..functional import embedding, linear, transpose
 from ..nn import Embedding, Init, LayerNorm, Module
 from ..runtime import backend
 from ..runtime.claims import decoding
 from ..runtime.errors import UsageError
 from ..tensor import Tensor, no_grad
-from .block import PROTOCOLS, Block, Layered, Positions, check_config, checked_ids
+from .block import (
+    PROTOCOLS,
+    Block,
+    Layered,
+    Positions,
+    check_config,
+    check_end,
+    checked_ids,
+    checked_pad,
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +33,8 @@ class GPTConfig(Layered):
 
     `d_ff`, the width inside the MLP, is 4·n_embd unless given; 0 leaves the MLP out. `head_dim`,
     the width of a head, is n_embd / n_head unless given. `variant` may name one variant a layer:
-    "qkv/q-k=v".
+    "qkv/q-k=v". With a `window`, a token sees itself and the window - 1 tokens before
+    it, and always the first `sinks` tokens.
     """
 
     vocab_size: int
@@ -40,6 +51,8 @@ class GPTConfig(Layered):
     plus_start: float | None = None
     dtype: str = "float32"
     head_dim: int | None = None
+    window: int | None = None
+    sinks: int = 0
 
     plus_channels = PROTOCOLS["2026"].plus_channels
 
@@ -70,53 +83,79 @@ class GPT(Module):
         self.ln_f = LayerNorm(cfg.n_embd, init / "ln_f")
 
     def forward(
-        self, ids: np.ndarray, cache: KVCache | None = None, at: np.ndarray | None = None
+        self,
+        ids: np.ndarray,
+        cache: KVCache | None = None,
+        at: np.ndarray | None = None,
+        pad: Sequence[int] | None = None,
     ) -> Tensor:
         """Logits (B, T, V) for ids (B, T), integers on the host.
 
         The embeddings of ids (B, T, channels) are summed over the channels. `at`, booleans (B, T)
         on the host, asks for logits at some positions only: (N, V). With a `cache`, ids continue
         what it holds, without a graph. An interrupted step leaves nothing behind in any layer.
+
+        `pad` (B,), integers on the host: the first pad[b] tokens of row b are padding, for prompts
+        of different length. They have no position, are not stored, and nobody sees them; use none
+        of their logits.
         """
-        ids = checked_ids(ids, self.config, 0 if cache is None else len(cache), channels=True)
+        ids = checked_ids(ids, self.config, channels=True)
+        pad = None if pad is None else checked_pad(pad, ids)
         if cache is None:
-            steps = backend.xp.arange(ids.shape[1])
-            x = self._forward(ids, 0, causal_mask(steps, steps), [None] * len(self.blocks))
+            steps = next_positions(0, ids.shape[1], pad)
+            x = self._forward(ids, steps, self._mask(steps), [None] * len(self.blocks))
             return self._logits(x if at is None else self._rows(x, at))
         if at is not None:
             raise UsageError("logits at some positions only are for training: without a cache")
-        if len(cache.layers) != len(self.blocks):
-            why = f"a cache of {len(cache.layers)} layers in a model of {len(self.blocks)}"
-            raise UsageError(why, "model.new_cache()")
-        start = len(cache)
+        self._check(cache, ids)
+        before, steps = cache.lengths, cache.next(ids.shape[1], pad)
+        check_end(last(steps) + 1, self.config)
         # Multiply-adds of the largest product: inside an MLP, the scores, or the head.
-        widest = max(self.config.d_ff, start + ids.shape[1], self.config.vocab_size)
+        widest = max(self.config.d_ff, last(steps) + 1, self.config.vocab_size)
         macs = ids.size * self.config.n_embd * widest
         try:
             with decoding(self), no_grad(), backend.cores_for(macs):
-                return self._decode(ids, start, cache)
+                return self._decode(ids, steps, cache)
         except BaseException:
-            cache.trim(start)
+            cache.trim(before)
             raise
 
-    def _decode(self, ids, start, cache):
+    def _check(self, cache, ids):
+        if len(cache.layers) != len(self.blocks):
+            why = f"a cache of {len(cache.layers)} layers in a model of {len(self.blocks)}"
+            raise UsageError(why, "model.new_cache()")
+        if len(ids) != cache.batch:
+            why = f"the cache stores {cache.batch} sequences; a batch of {len(ids)} does not fit"
+            raise UsageError(why, f"model.new_cache({len(ids)})")
+
+    def _mask(self, steps):
+        """Of a sequence without a cache, at positions `steps`."""
+        cfg = self.config
+        if isinstance(steps, slice):
+            steps = backend.xp.arange(steps.stop)
+        else:
+            steps = backend.upload(steps)
+        return causal_mask(steps, steps, cfg.window, cfg.sinks)
+
+    def _decode(self, ids, steps, cache):
         # Of a large batch, each core takes some sequences: they do not know of each other.
-        shares = backend.shares(cache) if len(ids) == cache.batch else None
+        together = isinstance(steps, slice) and cache.shareable
+        shares = backend.shares(cache) if together else None
         if shares is None:
-            return self._logits(self._forward(ids, start, None, cache.layers))
+            return self._logits(self._forward(ids, steps, None, cache.layers))
 
         def run(rows):
-            return self._logits(self._forward(ids[rows], start, None, cache.views(rows))).data
+            return self._logits(self._forward(ids[rows], steps, None, cache.views(rows))).data
 
         logits = backend.xp.concatenate(backend.each(run, shares))  # (B, T, V)
         cache.grow(ids.shape[1])
         return Tensor(logits)
 
-    def _forward(self, ids, start, mask, caches):
+    def _forward(self, ids, steps, mask, caches):
         x = self.wte(ids)  # (B, T, C), or (B, T, channels, C)
-        x = self.wpe(x if ids.ndim == 2 else x.sum(2), start)  # (B, T, C)
+        x = self.wpe(x if ids.ndim == 2 else x.sum(2), steps)  # (B, T, C)
         for block, cache in zip(self.blocks, caches, strict=True):
-            x = block(x, mask, cache)
+            x = block(x, mask, cache, steps)
         return x
 
     def _rows(self, x, at):
@@ -127,15 +166,25 @@ class GPT(Module):
     def _logits(self, x):
         return linear(self.ln_f(x), transpose(self.wte.weight))  # (..., V): the head is tied
 
-    def new_cache(self, batch: int = 1, capacity: int | None = None, dtype=None) -> KVCache:
-        """An empty KVCache for this model.
+    def new_cache(
+        self,
+        batch: int = 1,
+        capacity: int | None = None,
+        dtype=None,
+        kind: type[KVCache] = KVCache,
+        **options,
+    ) -> KVCache:
+        """An empty cache for this model.
 
-        `capacity` is block_size unless given, `dtype` the model's.
+        `capacity` is block_size unless given, `dtype` the model's. `kind` is the class of the
+        cache, made with (stored, batch, capacity, dtype, **options); options that it `takes` from a
+        configuration are this model's unless given.
         """
         cfg = self.config
         stored = [spec.stored(cfg) for spec in cfg.specs]
         capacity = cfg.block_size if capacity is None else capacity
-        return KVCache(stored, batch, capacity, dtype or cfg.dtype)
+        options = {name: getattr(cfg, name) for name in kind.takes} | options
+        return kind(stored, batch, capacity, dtype or cfg.dtype, **options)
 
 
 PRESETS = {

@@ -112,7 +112,7 @@ def prepare(
     size = tokenizers.bpe_size(tokenizer)  # None for other kinds
     learns = size or tokenizer == tokenizers.Chars.kind  # from the text
     made = None if learns else tokenizers.make(tokenizer, b"")
-    text = Text(Documents(source))
+    text = Divided(Documents(source))
     key = [FORMAT, text.label, text.digest, tokenizer if learns else made.as_json()]
     key = _sha256(key).hexdigest()
     if folder := _prepared(key):
@@ -198,7 +198,7 @@ def _near(content, at):
     return next(starts, at)
 
 
-class Text:
+class Divided:
     """The documents of a source, each with its split. They are read once to survey them, and again
     by each method. `digest` covers all of them.
 
@@ -240,12 +240,13 @@ class Text:
         """The beginning of the training split, for a tokenizer to learn from: merges that were
         learned from the test as well would make its text shorter than a new text.
         """
-        found, size = [], 0
+        found = bytearray()
         for split, part in self.parts():
-            if split == "train" and size < SAMPLE_BYTES:
-                found.append(part[: SAMPLE_BYTES - size])
-                size += len(found[-1])
-        return b"".join(found)
+            if split == "train":
+                found += part[: SAMPLE_BYTES - len(found)]
+            if len(found) == SAMPLE_BYTES:
+                break
+        return bytes(found)
 
     def characters(self) -> bytes:
         """Each character of the whole text once: an alphabet knows nothing of how often each
@@ -257,9 +258,8 @@ class Text:
                 found.update(content.decode("utf-8"))
             except UnicodeDecodeError as error:
                 why = f"{name} is not UTF-8: byte {error.start} is {content[error.start]:#04x}"
-                raise EnvironmentFault(
-                    why, "choose a tokenizer of bytes: bytes or bpe-1024"
-                ) from error
+                hint = "choose one that takes any text: --tokenizer bytes or bpe-1024"
+                raise EnvironmentFault(why, hint) from error
         return "".join(sorted(found)).encode("utf-8")
 
 

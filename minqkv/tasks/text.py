@@ -7,7 +7,7 @@ Tokenizers cut a text into different numbers of tokens, so only bits per byte co
 
 import math
 from dataclasses import KW_ONLY, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from .base import Recipe, Task, check_split
 
 @dataclass(frozen=True)
 class Text(Task):
-    """Windows of `seq_len` tokens of a text; with `padded`, one document a row.
+    """Rows of `seq_len` tokens of a text; with `padded`, one document a row. With a `window`, a
+    token sees itself and the window - 1 before it, and always the first `sinks` of the row.
 
     `text` and `tokenizer` name what `corpus.prepare` takes. A task that is made from them alone
     prepares the text, and knows it from then on by its `digest`.
@@ -35,6 +36,8 @@ class Text(Task):
     padded: bool = False
     dropout: float = 0.0
     n_validation: int = 200
+    window: int | None = None
+    sinks: int = 0
     _: KW_ONLY
     n_layer: int = 3
     n_embd: int = 128
@@ -70,7 +73,7 @@ class Text(Task):
         """The tokens. Raises EnvironmentFault where they are no longer there, UsageError where they
         do not fit into the vocabulary.
         """
-        found = corpus.find(self.digest)
+        found = _found(self.digest)
         if found.tokenizer.vocab_size > self.vocab_size:
             what = f"{found.tokenizer.name} has {found.tokenizer.vocab_size:,} tokens"
             raise UsageError(f"{what}, more than a vocabulary of {self.vocab_size:,}")
@@ -84,7 +87,8 @@ class Text(Task):
     def config(self, variant):
         """A GPT of these sizes."""
         names = ("vocab_size", "n_layer", "n_head", "n_embd", "head_dim", "position", "rope_value")
-        size = {name: getattr(self, name) for name in (*names, "dropout")}
+        names += ("dropout", "window", "sinks")
+        size = {name: getattr(self, name) for name in names}
         return GPTConfig(**size, block_size=self.seq_len, variant=variant)
 
     def recipe(self, steps=None):
@@ -189,6 +193,12 @@ class Text(Task):
     def n_answer(self):
         """As many as were seen at once in training."""
         return self.seq_len
+
+
+@lru_cache(8)
+def _found(digest):
+    """A corpus, looked for once."""
+    return corpus.find(digest)
 
 
 def _identity(found):

@@ -11,7 +11,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heappush
-from itertools import islice, repeat
+from itertools import groupby, islice, repeat
 from operator import add, itemgetter
 
 import numpy as np
@@ -292,6 +292,7 @@ class GPT2(BPE):
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", "it is not UTF-8")
             raise EnvironmentFault(f"cannot read {path}: {why}") from error
+        hint = "give GPT-2's merges.txt, or vocab.bpe"
         ids, merges = {letter: i for i, letter in enumerate(cls.letters)}, []
         for number, line in enumerate(lines, 1):
             pair = line.split()
@@ -299,35 +300,46 @@ class GPT2(BPE):
                 continue
             if len(pair) != 2 or not ids.keys() >= set(pair):
                 what = f"{path}, line {number}: not two tokens of the lines before"
-                raise EnvironmentFault(what, "give GPT-2's merges.txt, or vocab.bpe")
+                raise EnvironmentFault(what, hint)
             ids["".join(pair)] = 256 + len(merges)
             merges.append([ids[piece] for piece in pair])
+        if not merges:
+            raise EnvironmentFault(f"{path} holds no merges", hint)
         return from_json({"kind": cls.kind, "merges": merges}, path)
 
     @staticmethod
     def words(data: bytes) -> Iterator:
-        """The words of a text by GPT-2's pattern. They may be of any length."""
+        """The words of a text by GPT-2's pattern, as strings. They may be of any length."""
         text = data.decode("utf-8", "surrogateescape")  # a wrong byte: half of a surrogate pair
-        found = map(itemgetter(0), _gpt2_words().finditer(text))
-        return (word.encode("utf-8", "surrogateescape") for word in found)
+        return map(itemgetter(0), _gpt2_words().finditer(text))
+
+    @classmethod
+    def _bytes(cls, word):
+        return super()._bytes(word.encode("utf-8", "surrogateescape"))
 
 
 @functools.cache
 def _gpt2_words():
     r"""GPT-2's pattern: 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 
-    `re` has neither \p{L}, a letter, nor \p{N}, a number, but its \w is a letter, a number or "_".
-    And its \s has four separators, 0x1c to 0x1f, that GPT-2's has not.
+    `re` has neither \p{L}, a letter, nor \p{N}, a number, but its \w is a letter, a number or "_",
+    and its \d a decimal digit. Its \s has four separators, 0x1c to 0x1f, that GPT-2's has not.
     """
-    every = map(chr, range(sys.maxunicode + 1))
-    number = "".join(c for c in every if c.isnumeric() and not c.isalpha())  # \p{N}
-    letter = rf"[^\W_{number}]"
+    codes = (c for c in range(sys.maxunicode + 1) if _is_other_number(chr(c)))
+    number = r"\d"
+    for _, group in groupby(enumerate(codes), lambda item: item[1] - item[0]):
+        run = [chr(code) for _, code in group]  # of neighbours: a range is faster than its members
+        number += f"{run[0]}-{run[-1]}"
     symbol = r"(?:[^\w\s]|[_\x1c-\x1f])"
     blank, no_blank = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"
     return re.compile(
-        rf"'(?:[stmd]|re|ve|ll)| ?{letter}+| ?[{number}]+| ?{symbol}+"
+        rf"'(?:[stmd]|re|ve|ll)| ?[^\W_{number}]+| ?[{number}]+| ?{symbol}+"
         rf"|{blank}+(?!{no_blank})|{blank}+"
     )
+
+
+def _is_other_number(c):
+    return c.isnumeric() and not c.isdecimal() and not c.isalpha()
 
 
 # ---- by name, and from a file

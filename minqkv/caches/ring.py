@@ -1,0 +1,160 @@
+"""A cache that does not grow: the first few tokens, and a ring of the last ones.
+
+With a window w and s sinks, a token sees itself, the w - 1 tokens before it, and the first s. Only
+these are kept: position p < s lies in slot p, and position p ≥ s in slot s + (p - s) mod w, where
+it replaces position p - w. Each slot knows which position it holds.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..attention import causal_mask, check_window
+from ..cache import KVCache, LayerCache, last
+from ..runtime import backend
+from ..runtime.errors import UsageError
+
+
+class RingLayer(LayerCache):
+    """The rows of one layer: sinks + window of each sequence, however many have been read.
+
+    `at` (B, slots) are the positions that the slots hold, -1 for none. `lost` is what the last
+    tokens replaced, if they came several at once: enough to undo them.
+    """
+
+    def __init__(self, batch, stored, capacity, dtype="float32", window=None, sinks=0):
+        check_window(window, sinks)
+        if window is None:
+            raise UsageError("a ring needs a window", "new_cache(kind=RingCache, window=256)")
+        slots = min(capacity, sinks + window)
+        super().__init__(batch, stored, slots, dtype)
+        self.capacity, self.window, self.sinks = capacity, window, sinks
+        self.at, self.lost = np.full((batch, slots), -1), None
+
+    @property
+    def positions(self) -> np.ndarray:
+        """What the slots in use hold: (S,) where all sequences agree, else (B, S)."""
+        return self.at[0, : self.used] if isinstance(self.ends, int) else self.at[:, : self.used]
+
+    def attend(self, attention, q, rows, at, mask=None):
+        """Like LayerCache.attend. A single token is stored first, since what it replaces is outside
+        its window. Several tokens still need what they replace, so they are stored last.
+        """
+        if mask is not None:
+            raise UsageError("a ring makes its own mask")
+        before, arrays, single = self.ends, [row.data for row in rows], q.data.shape[2] == 1
+        try:
+            self.check(arrays, last(at) + 1)
+            if single:
+                stored, keys = self.append(*arrays, at=at), self.positions
+            else:
+                stored, keys = self._beside(arrays), beside(self.positions, at)
+            all_seen = single and isinstance(at, slice)
+            mask = None if all_seen else self._mask(at, keys)
+            z = attention.attend(q, self.tensors(stored, q), keys, mask)
+            if not single:
+                self.append(*arrays, at=at)
+            return z
+        except BaseException:  # what is refused, or interrupted, changes nothing
+            self.trim(before)
+            raise
+
+    def mask(self, new):
+        """(T, S + T) for new tokens beside the slots in use; see LayerCache."""
+        at = self.next(new) if isinstance(new, int) else new
+        return self._mask(at, beside(self.positions, at))
+
+    def _mask(self, at, keys):
+        queries, keys = backend.upload(as_array(at)), backend.upload(keys)
+        return causal_mask(queries, keys, self.window, self.sinks)
+
+    def _beside(self, arrays):
+        """Stored rows, and new ones (B, h, T, d) as they would be stored: (B, h, S + T, d)."""
+        pairs = zip(self.rows, arrays, strict=True)
+        return tuple(
+            backend.xp.concatenate([old, new.astype(old.dtype)], axis=2) for old, new in pairs
+        )
+
+    def write(self, rows, at):
+        """Put rows of tokens at these positions into their slots."""
+        if isinstance(at, slice) and at.stop - at.start == 1:
+            p = at.start
+            slot = p if p < self.sinks else self._turned(p)
+            super().write(rows, slice(slot, slot + 1))
+            self.at[:, slot], self.lost = p, None
+            return
+        at = np.broadcast_to(as_array(at), (len(self.at), rows[0].shape[2]))  # (B, T)
+        # Of more tokens than a ring has room for, only sinks and the last ones are kept.
+        kept = (at >= 0) & ((at < self.sinks) | (at > at.max(axis=1, keepdims=True) - self.window))
+        b, t = kept.nonzero()
+        slots = np.where(kept, np.where(at < self.sinks, at, self._turned(at)), -1)  # (B, T)
+        slot = slots[b, t]  # (N,)
+        row, place = backend.upload(b), backend.upload(slot)
+        replaced = [buffer[row, :, place] for buffer in self.buffers]  # (N, heads, width)
+        self.lost = b, slot, at[b, t], self.at[b, slot], replaced
+        super().write(rows, slots)
+        self.at[b, slot] = at[b, t]
+
+    def _turned(self, at):
+        """The slot in the ring of positions from `sinks` on."""
+        return self.sinks + (at - self.sinks) % self.window
+
+    def trim(self, n):
+        """Keep the first n positions. Raises UsageError where the next token would need what the
+        ring has forgotten; back to before the last append is always possible.
+        """
+        ends = np.full(len(self.at), n)  # (B,)
+        at, back = self.at.copy(), None
+        if self.lost is not None:
+            b, slot, new, before, replaced = self.lost
+            back = new >= ends[b]  # (N,) tokens that go, so what they replaced comes back
+            at[b[back], slot[back]] = before[back]
+        at[at >= ends[:, None]] = -1
+        first = np.maximum(ends - self.window + 1, self.sinks)  # that the next token needs
+        needed = np.minimum(ends, self.sinks) + np.maximum(ends - first, 0)  # (B,)
+        held = ((at >= first[:, None]) | (at >= 0) & (at < self.sinks)).sum(axis=1)  # (B,)
+        if (held < needed).any():
+            why = f"trim({n}): the ring keeps a window of {self.window} positions"
+            raise UsageError(f"{why}, and the next token would need some it has forgotten")
+        if back is not None:
+            back &= before >= 0
+            row, place, i = (backend.upload(a) for a in (b[back], slot[back], back.nonzero()[0]))
+            for buffer, old in zip(self.buffers, replaced, strict=True):
+                buffer[row, :, place] = old[i]  # (N, heads, width)
+        self.at, self.ends = at, n
+
+    def take(self, other, rows):
+        super().take(other, rows)
+        self.at = other.at[rows]
+
+
+class RingCache(KVCache):
+    """A cache of `sinks` + `window` positions for each sequence, read up to `capacity` positions.
+
+    `window` and `sinks` are the model's unless given; a model without a window is read through this
+    one. `trim` can go back to before the last append, and further while nothing is missing.
+    """
+
+    layer_kind, takes = RingLayer, ("window", "sinks")
+    shareable = False  # what a step replaced must come back if the step fails
+
+    @property
+    def positions(self):
+        """Absolute positions of the stored keys: (S,), or (B, S) where sequences differ, -1 for
+        none.
+        """
+        return backend.upload(self.layers[-1].positions)
+
+
+def as_array(at):
+    """Positions, a slice or (B, T), as an array (T,) or (B, T)."""
+    return np.arange(at.start, at.stop) if isinstance(at, slice) else at
+
+
+def beside(old, new):
+    """Positions (S,) or (B, S), and a slice or (B, T) -> (S + T,), or (B, S + T)."""
+    new = as_array(new)
+    if old.ndim != new.ndim:
+        B = max(len(at) for at in (old, new) if at.ndim == 2)
+        old, new = (np.broadcast_to(at, (B, at.shape[-1])) for at in (old, new))
+    return np.concatenate([old, new], axis=-1)
