@@ -120,7 +120,9 @@ def steps(config, torch_gpt):
 def agree(config, torch_gpt):
     """Without dropout, all engines must have the same losses."""
     exact = replace(config, task=replace(config.task, dropout=0.0))
-    losses = {name: [step() for _ in range(STEPS)] for name, step in steps(exact, torch_gpt).items()}
+    losses = {
+        name: [step() for _ in range(STEPS)] for name, step in steps(exact, torch_gpt).items()
+    }
     for name, found in losses.items():
         apart = np.abs(np.subtract(found, losses["minqkv"])).max()
         assert apart < TOLERANCE, f"{name}: losses differ by {apart:.1e}"
@@ -133,7 +135,11 @@ def show_training(rows):
         speed = row["tokens_per_second"]
         theirs = ("", "", "")
         if "ratio" in row:
-            theirs = f"{speed[row['best_torch']]:,}", spread(row["ratio"]), spread(row["blas_ratio"])
+            theirs = (
+                f"{speed[row['best_torch']]:,}",
+                spread(row["ratio"]),
+                spread(row["blas_ratio"]),
+            )
         over = f"{row['step_over_products'][0]:.2f}"
         lines.append([row["configuration"], f"{speed['minqkv']:,}", *theirs, over])
     columns = ["tokens/s", "minqkv", "PyTorch", "/ PyTorch", "BLAS", "/ products"]

@@ -24,6 +24,7 @@ from .errors import EnvironmentFault, UsageError, unknown
 Array = np.ndarray  # in type hints: an array of the backend in use, so cupy.ndarray on a GPU
 
 LARGE_CACHE = 1 << 26  # bytes from which the sequences of a batch are shared out to the cores
+PIECE = 1 << 15  # numbers of an array that are worked on while they are in a core's cache
 LARGE_PRODUCT = 1 << 22  # multiply-adds from which BLAS's own threads pay
 
 
@@ -99,6 +100,17 @@ class Backend:
         """
         limit = math.log(np.finfo(a.dtype).max) / 2
         return bool(self.row_dot(a, a).max() * self.row_dot(b, b).max() <= limit**2)
+
+    def pieces(self, *arrays: Array | None) -> Iterator[tuple]:
+        """Matching parts of arrays of one shape, flat, such that a few fit into a core's cache.
+
+        In place of None, None. All but the first, which may be strided, must be contiguous: what is
+        written to their parts is written to them.
+        """
+        flat = [array if array is None else array.reshape(-1) for array in arrays]
+        for start in range(0, flat[0].size, PIECE):
+            rows = slice(start, start + PIECE)
+            yield tuple(array if array is None else array[rows] for array in flat)
 
     def add_rows(self, ids: Array, rows: Array, n: int) -> Array:
         """Sum `rows` (N, d) by their ids (N,) into (n, d): the gradient of a lookup."""
@@ -180,6 +192,9 @@ class GpuBackend(Backend):
 
     def bounded(self, a: Array, b: Array) -> bool:
         return False  # likewise
+
+    def pieces(self, *arrays: Array | None) -> Iterator[tuple]:
+        yield arrays  # whole: each operation on a piece would be launched anew
 
     def add_rows(self, ids: Array, rows: Array, n: int) -> Array:
         out = self.xp.zeros((n, rows.shape[1]), rows.dtype)
