@@ -24,9 +24,8 @@ PATTERNS = {  # for characters; ours is the same for bytes as long as all of the
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
 }
 SCRIPTS = (
-    "I'll say we're 12½ naïve années ² Ⅷ ٣٤ — 你好,世界。こんにちは 안녕하세요 Привет мир!  γειά "
-    "שלום עולם مرحبا नमस्ते दुनिया สวัสดีชาวโลก 😀👍🏽"
-    " \u00a0\u3000 e\u0301 x\x1c\x1dy\x85z \r\n\n\t_1\x00"
+    "I'll say we're 12½ naïve ² Ⅷ ٣٤ — 你好,世界。こんにちは 안녕하세요 Привет мир!  γειά שלום "
+    "עולם مرحبا नमस्ते दुनिया สวัสดีชาวโลก 😀👍🏽 \u00a0\u3000 e\u0301 x\x1c\x1dy\x85z \r\n\n\t_1\x00"
 )
 
 

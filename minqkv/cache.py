@@ -125,7 +125,7 @@ class LayerCache:
         """(T, S + T), for T new tokens about to be appended, a number or their positions: True
         where a key is not ahead; see `causal_mask`. Where rows differ, (B, 1, T, S + T).
         """
-        at = self.next(new) if isinstance(new, int) else new
+        at = new if isinstance(new, (slice, np.ndarray)) else self.next(new)
         keys = backend.xp.arange(max(len(self), last(at) + 1))
         queries = keys[at] if isinstance(at, slice) else backend.upload(at)  # (T,), or (B, T)
         return causal_mask(queries, keys, window, sinks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,23 +18,69 @@ from .runtime.rng import stream
 from .tensor import no_grad
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How new tokens are chosen.
+
+    `temperature` 0 is greedy; otherwise a token is drawn from softmax(logits / temperature), over
+    the `top_k` likeliest (None: all), and of these over the fewest whose probability reaches
+    `top_p` (None: all; "nucleus sampling"). A row that has drawn the token `end` is finished. Of
+    each prompt, `samples` continuations are drawn.
+
+    **Random numbers.** Row r draws its token i with the numbers r·V to (r + 1)·V - 1 of the stream
+    (seed, i), V the size of the vocabulary. So equal prompts in a batch differ, and what a row
+    draws depends on its number, not on the rows beside it. The rows of a batch count from
+    `first_row`: row r of a batch is what its prompt gives alone with first_row=r.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    end: int | None = None
+    samples: int = 1
+    first_row: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.temperature < math.inf:
+            why = f"temperature {self.temperature} must be finite and not negative"
+            raise UsageError(why, "0 is greedy, 1 draws from what the model predicts")
+        for name, least in (("top_k", 1), ("seed", 0), ("samples", 1), ("first_row", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name} must be at least {least}, not {value}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p is a probability above 0 and at most 1, not {self.top_p}")
+
+    def choose(self, logits: np.ndarray, i: int) -> np.ndarray:
+        """Token i of each row, (B,), from its logits (B, V)."""
+        rng = stream(self.seed, "generate", i)
+        rng.bit_generator.advance(self.first_row * logits.shape[1])  # a draw takes one number
+        return pick(logits, self.temperature, self.top_k, rng, self.top_p)
+
+
 def generate(
     model: GPT,
     ids: Sequence,
     max_new_tokens: int,
     temperature: float = 0.0,
-    top_k: int | None = None,
     use_cache: bool = True,
-    seed: int = 0,
     cache: KVCache | None = None,
+    **sampling,
 ) -> np.ndarray:
-    """Continue ids (B, T), a batch of prompts of equal length: (B, T + max_new_tokens) integers.
+    """Continue a batch of prompts: (B, T + new) integers, T the length of the longest prompt.
 
-    The prompt, then all that `iter_tokens` yields; it takes the same arguments and raises the same
-    errors.
+    Shorter prompts are padded on the left, with -1. With n samples of each prompt there are B·n
+    rows: n of the first prompt, then n of the second. `new` is `max_new_tokens`, or less where all
+    rows have reached the end token. Arguments and errors are those of `iter_tokens`.
     """
-    new = iter_tokens(model, ids, max_new_tokens, temperature, top_k, use_cache, seed, cache)
-    return np.concatenate([_as_batch(ids), *[token[:, None] for token in new]], axis=1)
+    samples = Sampling(temperature, **sampling).samples
+    new = list(iter_tokens(model, ids, max_new_tokens, temperature, use_cache, cache, **sampling))
+    ids, pad = _as_batch(ids)
+    if pad is not None:
+        ids = np.where(np.arange(ids.shape[1]) < pad[:, None], -1, ids)  # (B, T)
+    rows = np.repeat(ids, samples, axis=0)  # (B·n, T)
+    return np.concatenate([rows, *[token[:, None] for token in new]], axis=1)
 
 
 def iter_tokens(
@@ -41,46 +88,78 @@ def iter_tokens(
     ids: Sequence,
     max_new_tokens: int,
     temperature: float = 0.0,
-    top_k: int | None = None,
     use_cache: bool = True,
-    seed: int = 0,
     cache: KVCache | None = None,
+    **sampling,
 ) -> Iterator[np.ndarray]:
-    """A generator of new ids (B,), one for each prompt in ids (B, T), as they are chosen.
+    """A generator of new tokens (B,), one for each prompt, as they are chosen.
 
-    `temperature` 0 is greedy; otherwise tokens are drawn from softmax(logits / temperature) over
-    the `top_k` likeliest (None: all), token i of all prompts with the stream (seed, i). With
-    `use_cache` the prompt is read once and then a token at a time; without, the whole prefix is
-    computed again at every step. `cache` is an empty `model.new_cache`, given to look at it
-    meanwhile or afterwards. Raises UsageError, before the first token, on an empty or ragged
-    prompt, ids out of range, or more tokens than the model has positions.
+    `ids` are B sequences of ids, which may differ in length; `sampling` are fields of Sampling.
+    Every row gives what it would give alone. With `samples` n each prompt is read once, and tokens
+    are (B·n,). A finished row gives `end` again; when all rows are finished, generation stops.
+
+    With `use_cache` prompts are read at once and then a token at a time; without, the whole prefix
+    is computed again at every step. `cache` is an empty `model.new_cache(B·n)`, given to look at it
+    meanwhile or afterwards.
+
+    Raises UsageError, before the first token, for an empty prompt, for ids out of range, and for
+    more tokens than the model has positions.
     """
-    ids = _as_batch(ids)
-    _check(ids.shape[1], max_new_tokens, temperature, top_k, model.config.block_size)
+    how = Sampling(temperature, **sampling)
+    ids, pad = _as_batch(ids)
+    _check(model.config, ids.shape[1], max_new_tokens, how.end)
     if cache is not None and len(cache):
         why = f"generation starts from an empty cache; this one holds {len(cache)} positions"
         raise UsageError(why, "cache.trim(0)")
+    n_rows = len(ids) * how.samples
+    if cache is not None and cache.batch != n_rows:
+        why = f"the cache stores {cache.batch} sequences, and {n_rows} are to be written"
+        raise UsageError(why, f"model.new_cache({n_rows})")
     if use_cache and cache is None:
-        cache = model.new_cache(len(ids), max(1, ids.shape[1] + max_new_tokens - 1))
-    return _tokens(
-        model, ids, max_new_tokens, temperature, top_k, seed, cache if use_cache else None
-    )
+        cache = model.new_cache(n_rows, max(1, ids.shape[1] + max_new_tokens - 1))
+    return _tokens(model, ids, pad, max_new_tokens, how, cache if use_cache else None)
 
 
-def _tokens(model, ids, max_new_tokens, temperature, top_k, seed, cache):
-    unread = ids
+def _tokens(model, prompts, pad, max_new_tokens, how, cache):
+    rows = np.repeat(np.arange(len(prompts)), how.samples)  # (B·n,): the prompt of each row
+    ids, unread = prompts[rows], prompts
+    finished = np.zeros(len(rows), bool)
     for i in range(max_new_tokens):
         with decoding(model), no_grad():
-            logits = model(ids) if cache is None else model(unread, cache=cache)  # (B, T, V)
-        last = backend.to_host(logits.data[:, -1])  # (B, V)
-        new = pick(last, temperature, top_k, stream(seed, "generate", i))  # (B,)
+            if cache is None:
+                logits = model(ids, pad=None if pad is None else pad[rows])  # (B·n, T + i, V)
+            elif i == 0:
+                logits = _read(model, unread, pad, rows, cache)  # (B·n, T, V)
+            else:
+                logits = model(unread, cache=cache)  # (B·n, 1, V)
+        new = how.choose(backend.to_host(logits.data[:, -1]), i)  # (B·n,)
+        if how.end is not None:
+            new = np.where(finished, how.end, new)
+            finished |= new == how.end
         yield new
-        unread = new[:, None]  # (B, 1)
-        ids = np.concatenate([ids, unread], axis=1)  # (B, T + i + 1)
+        if finished.all():
+            return
+        unread = new[:, None]  # (B·n, 1)
+        ids = np.concatenate([ids, unread], axis=1)  # (B·n, T + i + 1)
+
+
+def _read(model, prompts, pad, rows, cache):
+    """Logits after the prompts, for each row; several samples of a prompt share its computation."""
+    if len(rows) == len(prompts):
+        return model(prompts, cache=cache, pad=pad)
+    once = cache.clone(range(0, len(rows), len(rows) // len(prompts)))  # empty, B sequences
+    logits = model(prompts, cache=once, pad=pad)  # (B, T, V)
+    for layer, read in zip(cache.layers, once.layers, strict=True):
+        layer.take(read, rows)
+    return logits[rows]
 
 
 def pick(
-    logits: np.ndarray, temperature: float, top_k: int | None, rng: np.random.Generator
+    logits: np.ndarray,
+    temperature: float,
+    top_k: int | None,
+    rng: np.random.Generator,
+    top_p: float | None = None,
 ) -> np.ndarray:
     """One id for each row of logits (B, V): the largest, or a draw by the Gumbel trick."""
     if temperature == 0:
@@ -90,50 +169,79 @@ def pick(
     if top_k is not None and top_k < logits.shape[-1]:
         unlikely = np.argpartition(logits, -top_k, axis=-1)[:, :-top_k]  # (B, V - k)
         np.put_along_axis(logits, unlikely, -np.inf, axis=-1)
+    if top_p is not None and top_p < 1:
+        logits = nucleus(logits, top_p)
     return (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
 
 
-def compare_cache(model: GPT, ids: Sequence, max_new_tokens: int, **kwargs) -> dict:
-    """Decode with and without the cache; for each: ids, seconds, tokens/s, bytes in the cache."""
-    report = {}
-    generate(model, ids, 1, **kwargs)  # the first call pays for what the later ones share
+def nucleus(logits: np.ndarray, top_p: float) -> np.ndarray:
+    """Logits (B, V), and -inf outside the fewest tokens whose probability reaches `top_p`."""
+    order = (-logits).argsort(axis=-1, kind="stable")  # (B, V): the likeliest first
+    falling = np.take_along_axis(logits, order, axis=-1)  # (B, V)
+    p = np.exp(falling - falling[:, :1])
+    p /= p.sum(axis=-1, keepdims=True)
+    missing = p.cumsum(axis=-1) - p < top_p  # those before it do not reach top_p: it is needed
+    kept = np.full_like(logits, -np.inf)
+    np.put_along_axis(kept, order, np.where(missing, falling, -np.inf), axis=-1)
+    return kept
+
+
+def compare_cache(
+    model: GPT, ids: Sequence, max_new_tokens: int, options: dict | None = None, **sampling
+) -> dict:
+    """Decode with and without the cache; for each: ids, new tokens of a row, seconds,
+    tokens/s, and bytes in the cache.
+
+    `options` are for `model.new_cache`. Tokens after the end of a row count as tokens.
+    """
+    report, n_rows = {}, len(ids) * Sampling(**sampling).samples
+    generate(model, ids, 1, **sampling)  # the first call pays for what the later ones share
     for name, use_cache in (("cached", True), ("uncached", False)):
-        cache = model.new_cache(len(ids)) if use_cache else None
+        cache = model.new_cache(n_rows, **options or {}) if use_cache else None
         began = time.perf_counter()
-        out = generate(model, ids, max_new_tokens, use_cache=use_cache, cache=cache, **kwargs)
+        out = generate(model, ids, max_new_tokens, use_cache=use_cache, cache=cache, **sampling)
         seconds = time.perf_counter() - began
+        n_new = out.shape[1] - max(map(len, ids))
         report[name] = {
             "ids": out,
+            "new_tokens": n_new,
             "seconds": seconds,
-            "tokens_per_second": len(ids) * max_new_tokens / seconds,
+            "tokens_per_second": n_rows * n_new / seconds,
             "cache_bytes": cache.nbytes if cache else 0,
         }
     return report
 
 
 def _as_batch(ids):
+    """Prompts as ids (B, T), padded on the left with 0, and how much of each row is padding, (B,);
+    None where they are equally long.
+    """
     rows = [np.asarray(row) for row in ids]
     if any(row.ndim != 1 for row in rows):
         raise UsageError("prompts are a batch of sequences of ids: [[1, 2, 3]], not [1, 2, 3]")
     if not rows or any(not len(row) for row in rows):
         raise UsageError("the prompt is empty", "give at least one token")
-    lengths = sorted({len(row) for row in rows})
-    if len(lengths) > 1:
-        raise UsageError(f"prompts of one batch must be equally long, not {lengths}")
-    ids = np.stack(rows)
-    if ids.dtype.kind not in "iu":
-        raise UsageError(f"prompts are integers, not {ids.dtype}")
-    return ids.astype(np.int64)
+    for row in rows:
+        if row.dtype.kind not in "iu":
+            raise UsageError(f"prompts are integers, not {row.dtype}")
+    lengths = np.array([len(row) for row in rows])  # (B,)
+    batch = np.zeros((len(rows), lengths.max()), np.int64)
+    for padded, row in zip(batch, rows, strict=True):
+        padded[-len(row) :] = row
+    pad = lengths.max() - lengths
+    return batch, pad if pad.any() else None
 
 
-def _check(length, max_new_tokens, temperature, top_k, block_size):
-    if max_new_tokens < 0 or not 0 <= temperature < math.inf:
-        values = f"max_new_tokens {max_new_tokens} and temperature {temperature}"
-        raise UsageError(f"{values} must be finite and not negative")
-    if top_k is not None and top_k < 1:
-        raise UsageError(f"top_k must be at least 1, not {top_k}")
-    left = block_size + 1 - length  # the last token is never read
+def _check(cfg, length, max_new_tokens, end):
+    if max_new_tokens < 0:
+        raise UsageError(f"max_new_tokens {max_new_tokens} must not be negative")
+    if end is not None and not 0 <= end < cfg.vocab_size:
+        raise UsageError(f"the end token {end} is outside 0..{cfg.vocab_size - 1}")
+    if length > cfg.block_size:
+        why = f"the prompt has {length} tokens, but this model has {cfg.block_size} positions"
+        raise UsageError(why, "give a shorter prompt")
+    left = cfg.block_size + 1 - length  # the last token is never read
     if max_new_tokens > left:
-        hint = f"ask for at most {left} new tokens" if left > 0 else "give a shorter prompt"
         asked = f"{length} tokens and {max_new_tokens} new ones"
-        raise UsageError(f"{asked}, but this model has {block_size} positions", hint)
+        why = f"{asked}, but this model has {cfg.block_size} positions"
+        raise UsageError(why, f"ask for at most {left} new tokens")

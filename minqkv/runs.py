@@ -3,6 +3,7 @@
     config.json      what the run is: written first, never changed
     metrics.jsonl    step, loss and learning rate, a line appended after each step
     checkpoint.npz   the model, the optimiser and how many steps they have made: replaced whole
+    best.npz         the model at its best validation score, where the run watches that
     result.json      the score: written last
 
 A run resumes from its checkpoint: metrics beyond it are cut off, and the loop continues with the
@@ -13,6 +14,10 @@ So a run that was killed ends with the same bits as one that was not.
 The files are bound together. Each carries the hash of the configuration. Each line of the metrics
 also carries a checksum of itself and all lines before it. The checkpoint stores the last of these,
 and the checksum of the result continues from it.
+
+Which score is the best follows from the metrics alone. A new best is kept in this order: its line,
+a checkpoint, best.npz. So at any moment the best model up to the checkpoint is in best.npz, unless
+the checkpoint itself is the best; then best.npz is written again on resume.
 """
 
 import hashlib
@@ -137,20 +142,36 @@ def _sorted_out(given, cls, task):
     return [{name: given[name] for name in group if name in given} for group in names]
 
 
+@dataclass(frozen=True)
+class Step:
+    """What the caller of `train_run` is told after each step: how many are `done` of `steps`, how
+    many tokens it read, the loss before it, the validation score if it was measured now, and the
+    model, not to be changed.
+    """
+
+    done: int
+    steps: int
+    tokens: int
+    loss: float
+    validation: float | None
+    model: Module
+
+
 @np.errstate(all="ignore")  # what is not finite ends in Diverged: no warnings on the way there
 def train_run(
     config: RunConfig,
     out: str | Path | None = None,
     resume: bool = False,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Callable[[Step], None] | None = None,
 ) -> tuple[Module, dict]:
     """Train by `config`, then score the model on its split; returns (model, result).
 
     With `out`, everything is kept in that folder, `resume` continues there, and Ctrl-C and SIGTERM
-    save at the end of the step. `progress(steps done, steps in all, loss)` is called after each
-    step. The result has the task's metric. If the recipe has `watch`, it also has `curve`, pairs
-    (steps, score) on the validation split, and `reached`, the steps after which the score first was
-    `task.learned` or better, or None. Raises UsageError when the folder holds another run;
+    save at the end of the step. `progress` is called after each step. The result has the task's
+    metric, with the last weights. If the recipe has `watch`, it also has `curve`, pairs (steps,
+    score) on the validation split; `best`, the steps after which that score was best (the first of
+    equals); and `reached`, the steps after which it first was `task.learned` or better. The latter
+    two are None where there are no such steps. Raises UsageError when the folder holds another run;
     Diverged; EnvironmentFault, also while another process uses the folder.
     """
     set_threads(config.threads)
@@ -201,7 +222,8 @@ def _train_and_score(config, model, folder, progress):
             raise Diverged(why, "try a smaller learning rate with --lr")
     result = {**score, "steps": steps, "params": model.n_params}
     if config.recipe.watch:
-        result |= {"curve": curve, "reached": _reached(config.task, curve)}
+        found = {"best": _best(config.task, curve), "reached": _reached(config.task, curve)}
+        result |= {"curve": curve, **found}
     result["seconds"] = time.monotonic() - began  # since it was last resumed; all else is exact
     if folder:
         folder.write_result(result)
@@ -210,11 +232,14 @@ def _train_and_score(config, model, folder, progress):
 
 def _train(config, model, optimizer, start, folder, curve, progress):
     """The steps from `start` on, each recorded; a checkpoint now and then, and after the last."""
-    task, recipe = config.task, config.recipe
+    task, recipe, tokens = config.task, config.recipe, 0
 
     def batch(step):
+        nonlocal tokens
         with blaming(task.name):
-            return task.batch(config.seed, step, recipe.batch)
+            x, y = task.batch(config.seed, step, recipe.batch)
+            tokens = math.prod(x.shape[:2])
+        return x, y
 
     loop = fit(
         model, optimizer, batch, config.schedule(), recipe.steps, recipe.clip, start,
@@ -229,12 +254,22 @@ def _train(config, model, optimizer, start, folder, curve, progress):
                 curve.append((done, line["validation"]))
             if folder:
                 folder.record(line)
-                if stopping or folder.is_due(done):
+                best = "validation" in line and _best(task, curve) == done
+                if best or stopping or folder.is_due(done):
                     folder.save(done, model, optimizer)
+                if best:
+                    folder.save_best(done, model)
             if progress:
-                progress(done, recipe.steps, loss)
+                progress(Step(done, recipe.steps, tokens, loss, line.get("validation"), model))
             if stopping:
                 raise KeyboardInterrupt
+
+
+def _best(task, curve):
+    """Steps after which the validation score was best, the first of equals; None: no score yet."""
+    sign = 1 if task.better == "higher" else -1
+    scores = [(done, sign * score) for done, score in curve if math.isfinite(score)]
+    return max(scores, key=lambda point: point[1])[0] if scores else None
 
 
 def _reached(task, curve):
@@ -254,9 +289,10 @@ class RunFolder:
     def __init__(self, path, config, resume=False):
         self.path = path = Path(path)
         self.metrics, self.checkpoint = path / "metrics.jsonl", path / "checkpoint.npz"
-        self.result, self.steps = path / "result.json", config.recipe.steps
+        self.best, self.result = path / "best.npz", path / "result.json"
+        self.task, self.steps = config.task, config.recipe.steps
         self.saved_step, self.saved_time, self.curve = 0, time.monotonic(), []
-        known = (path / "config.json", self.metrics, self.checkpoint, self.result)
+        known = (path / "config.json", self.metrics, self.checkpoint, self.best, self.result)
         holds_a_run = any(file.exists() for file in known)
         if holds_a_run and not resume:
             cure = "continue it with --resume, or choose another folder with --out"
@@ -271,8 +307,8 @@ class RunFolder:
             raise UsageError(f"{path} holds another run: {differences}", cure)
 
     def restore(self, model, optimizer):
-        """Load the checkpoint, if there is one, and cut off the metrics of later steps; returns how
-        many steps have been made.
+        """Load the checkpoint, if there is one, and cut off the metrics of later steps; write
+        best.npz if the checkpoint is the best. Returns how many steps have been made.
         """
         for left in self.path.glob(".*.tmp"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
@@ -280,7 +316,7 @@ class RunFolder:
         if self.checkpoint.exists():
             meta = load_checkpoint(self.checkpoint, self.hash, model, optimizer)
             self.saved_step, expected = meta["step"], meta.get("metrics")
-        lines = self._lines()
+        lines = _lines(self.metrics)
         for step, line in enumerate(lines[: self.saved_step]):
             self._verify(step, line)
         if len(lines) < self.saved_step:
@@ -292,17 +328,9 @@ class RunFolder:
             raise EnvironmentFault(why, f"restore the right one, or {_ANOTHER}")
         with files.replacing(self.metrics) as file:
             file.writelines(lines[: self.saved_step])
+        if self.saved_step and self.saved_step == _best(self.task, self.curve):
+            self.save_best(self.saved_step, model)
         return self.saved_step
-
-    def _lines(self):
-        """The lines of the metrics, as they are."""
-        if not self.metrics.exists():
-            return []
-        try:
-            with files.opened(self.metrics) as file:
-                return file.read().splitlines(True)
-        except OSError as error:
-            raise EnvironmentFault(f"cannot read {self.metrics}: {error.strerror}") from error
 
     def _verify(self, step, text):
         """Check that a line of the metrics is whole, in its place, and of this run."""
@@ -352,13 +380,20 @@ class RunFolder:
             why = f"{self.path} was removed, or emptied, while the run was using it"
             raise EnvironmentFault(why, "start again with another folder")
         os.fsync(self.lines.fileno())  # first: a checkpoint must find the metrics of all its steps
-        arrays = {f"model/{name}": array for name, array in model.state_dict().items()}
         state = optimizer.state_dict()
-        arrays |= {f"optimizer/{name}": value for name, value in state.items() if name != "steps"}
-        meta = {"step": done, "optimizer_steps": state["steps"], "version": __version__}
-        meta |= {"config": self.hash, "metrics": self.check} if self.hash else {}
-        files.write_arrays(self.checkpoint, "minqkv checkpoint", meta, arrays)
+        arrays = {f"optimizer/{name}": value for name, value in state.items() if name != "steps"}
+        self._write(self.checkpoint, done, model, arrays, optimizer_steps=state["steps"])
         self.saved_step, self.saved_time = done, time.monotonic()
+
+    def save_best(self, done, model):
+        """Replace the best model, once the checkpoint is that of this step or a later one."""
+        self._write(self.best, done, model, {})
+
+    def _write(self, path, done, model, arrays, **meta):
+        arrays = {f"model/{name}": a for name, a in model.state_dict().items()} | arrays
+        meta = {"step": done, **meta, "version": __version__}
+        meta |= {"config": self.hash, "metrics": self.check} if self.hash else {}
+        files.write_arrays(path, "minqkv checkpoint", meta, arrays)
 
     def write_result(self, result):
         """Keep the score, and a checksum of it and of the metrics."""
@@ -375,6 +410,17 @@ class RunFolder:
             cure = f"restore it, or score the run again: minqkv eval {shlex.quote(str(self.path))}"
             raise EnvironmentFault(f"{self.result} was changed, or is of another run", cure)
         return result
+
+
+def _lines(path):
+    """The lines of the metrics, as they are."""
+    if not path.exists():
+        return []
+    try:
+        with files.opened(path) as file:
+            return file.read().splitlines(True)
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
 
 
 _ANOTHER = "choose another folder with --out"
@@ -468,14 +514,44 @@ _FLAT = {
 }
 
 
-def load_run(path: str | Path, own: type | None = None) -> tuple[Module, RunConfig]:
+def load_run(
+    path: str | Path, own: type | None = None, best: bool = False
+) -> tuple[Module, RunConfig]:
     """The model of a run folder, at its last checkpoint, and its configuration. `own` is the class
-    of a task of yours. Raises EnvironmentFault.
+    of a task of yours. With `best`, the model at its best validation score so far. Raises
+    EnvironmentFault, and UsageError where a run has no best.
     """
-    config, bound = read_config(path, own)
+    (config, bound), path = read_config(path, own), Path(path)
     model = config.build()
-    load_checkpoint(Path(path) / "checkpoint.npz", bound, model)
+    done = load_checkpoint(path / "checkpoint.npz", bound, model)["step"]
+    if best:
+        _load_best(path, config.task, bound, model, done)
     return model.eval(), config
+
+
+def _load_best(path, task, bound, model, done):
+    """Replace the weights of a checkpoint of step `done` by those of the best step so far."""
+    lines = read_metrics(path)[:done]
+    curve = [(line["step"] + 1, line["validation"]) for line in lines if "validation" in line]
+    step = _best(task, curve)
+    if step is None:
+        cure = "to have one, train with --set watch=N"
+        raise UsageError(f"{path} has no validation score, so no best model", cure)
+    if step == done:  # best.npz may still be that of an earlier step
+        return
+    found = load_checkpoint(path / "best.npz", bound, model)
+    if (found["step"], found.get("metrics")) != (step, lines[step - 1].get("check")):
+        why = f"{path / 'best.npz'} is not of step {step}, at which this run was best"
+        raise EnvironmentFault(why, "restore that file, or train again in another folder")
+
+
+def read_metrics(path: str | Path) -> list[dict]:
+    """The metrics of a run folder, step by step. A line that is not whole ends them."""
+    found = []
+    with suppress(ValueError):
+        for line in _lines(Path(path) / "metrics.jsonl"):
+            found.append(json.loads(line))
+    return found
 
 
 def difference(stored, wanted):

@@ -14,7 +14,7 @@ import numbers
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 
 import numpy as np
 
@@ -207,6 +207,28 @@ def no_grad() -> Iterator[None]:
         yield
     finally:
         _grad_on.set(before)
+
+
+def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x), of which only x is kept: backward computes the rest again, and then uses it.
+
+    This costs another forward pass and saves the memory of all arrays inside. The gradients, also
+    of parameters inside, have the same bits, if `function` gives the same result both times; it
+    sees the context variables of the first. Under a trace, under MINQKV_DEBUG, and where x needs no
+    gradient, it is called as it is.
+    """
+    if DEBUG or tracing.active is not None or not grad_wanted(x):
+        return function(x)
+    context, data = copy_context(), x.data
+    with no_grad():
+        result = function(x).data
+
+    def vjp(g, wanted):
+        again = Tensor(data, requires_grad=True)
+        context.run(function, again).backward(g)
+        return (again.grad,)
+
+    return make(result, (x,), vjp)
 
 
 def unbroadcast(g: Array, shape: tuple) -> Array:

@@ -88,9 +88,9 @@ def train_step(
 
     Fetching that number is the only time the host waits for a GPU. Targets of -100 do not count;
     `clip` bounds the norm of the gradient (None: no bound). The batch is computed in `accumulate`
-    parts, one after the other, which need less memory; the result is that of one. Dropout masks
-    depend on how many steps the optimiser has made. Raises UsageError while another thread trains
-    this model or decodes with it.
+    parts one after the other, which need less memory; the result is that of one part, but for
+    rounding. Dropout masks depend on how many steps the optimiser has made. Raises UsageError while
+    another thread trains this model or decodes with it.
     """
     with training(model):
         model.train(optimizer.steps)
@@ -113,9 +113,9 @@ def loss_and_gradients(
     Gradients are added to those of the parameters. With several threads the batch is cut into
     shards: each runs on a replica of the model (the same weights, gradients of its own) and counts
     by its share, weight(its targets) / weight(y); then the gradients are added up. So are those of
-    the `accumulate` parts that the batch is computed in. With several
-    ranks, each does so with its own rows: the loss is that of the whole batch, and the optimiser's
-    step adds up the gradients. Raises UsageError when x and y differ in shape, or no target counts.
+    the `accumulate` parts that the batch is computed in. With several ranks, each does so with its
+    own rows: the loss is that of the whole batch, and the optimiser's step adds up the gradients.
+    Raises UsageError when x and y differ in shape, or no target counts.
     """
     x, y = np.asarray(x), np.asarray(y)
     if x.shape[: y.ndim] != y.shape:

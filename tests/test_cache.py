@@ -454,3 +454,106 @@ def test_a_cache_of_nothing_is_refused(stored):
     for batch, capacity in ((0, 4), (1, 0)):
         with pytest.raises(UsageError, match="must be at least 1"):
             KVCache([[(2, 4)]], batch, capacity)
+
+
+# ---- sequences of different length
+
+
+@pytest.mark.parametrize("name", ["qkv", "q=k=v+", "q-gqa-2", "all of it"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_padded_prompt_is_the_prompt_alone(name, scheme, backend, rng):
+    """With the cache, token by token after it, and without a cache."""
+    model, pad = design(name, **SCHEMES[scheme]), [2, 0, 4]
+    ids = rng.integers(0, 11, (3, 8))
+    alone = [host(model(row[None, n:]))[0] for row, n in zip(ids, pad, strict=True)]
+    cache = model.new_cache(3)
+    found = [host(model(ids[:, :5], cache=cache, pad=pad))]
+    found += [host(model(ids[:, i : i + 1], cache=cache)) for i in (5, 6, 7)]
+    assert cache.lengths.tolist() == [6, 8, 4]
+    for logits in (np.concatenate(found, axis=1), host(model(ids, pad=pad))):
+        assert np.isfinite(logits).all()
+        for row, n, expected in zip(logits, pad, alone, strict=True):
+            np.testing.assert_allclose(row[n:], expected, rtol=0, atol=1e-10)
+
+
+def test_bytes_of_sequences_of_different_length(backend):
+    model = gpt("q-k=v")
+    cache = model.new_cache(3, capacity=9, dtype="float32")
+    model(np.ones((3, 5), int), cache=cache, pad=[0, 2, 4])
+    per_token = cache_bytes_per_token(model.config, 4)
+    assert cache.nbytes == (5 + 3 + 1) * per_token
+    assert cache.capacity_nbytes == 3 * 9 * per_token
+    cache.trim([5, 0, 1])
+    assert (len(cache), cache.nbytes) == (5, 6 * per_token)
+
+
+def test_speculation_in_a_batch(backend, rng):
+    """Read a guess, keep what was right of it, for each row, and go on."""
+    model, ids = gpt("gqa-2", position="rope"), rng.integers(0, 11, (3, T))
+    expected, cache = host(model(ids)), model.new_cache(3)
+    model(ids[:, :4], cache=cache)
+    guess, right = ids[:, 4:8].copy(), [3, 0, 4]
+    for row, n in zip(guess, right, strict=True):
+        row[n:] = (row[n:] + 1) % 11
+    model(guess, cache=cache)
+    cache.trim(4 + np.array(right))
+    assert cache.lengths.tolist() == [7, 4, 8]
+    then = np.stack([ids[b, 4 + n : 7 + n] for b, n in enumerate(right)])  # (3, 3)
+    found = host(model(then, cache=cache))
+    for b, n in enumerate(right):
+        np.testing.assert_allclose(found[b], expected[b, 4 + n : 7 + n], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "pad", [1, [1], [0, 0, 0], [0, -1], [0, 3], [0.0, 1.0], [True, False], [[0, 1]], "ab"]
+)
+def test_padding_that_does_not_fit_is_refused(pad):
+    model = gpt("qkv")
+    for cache in (None, model.new_cache(2)):
+        with pytest.raises(UsageError, match="pad is 2 whole numbers from 0 to 2"):
+            model([[1, 2], [3, 4]], cache=cache, pad=pad)
+
+
+def test_a_batch_of_padding_is_refused():
+    with pytest.raises(UsageError, match="every token of this batch is padding"):
+        gpt("qkv")([[1, 2], [3, 4]], pad=[2, 2])
+
+
+def test_positions_end_for_the_longest_sequence():
+    model = gpt("qkv")
+    cache = model.new_cache(2)
+    model(np.ones((2, 11), int), cache=cache, pad=[0, 5])
+    with pytest.raises(UsageError, match="13 tokens, but this model has 12 positions"):
+        model([[1, 1], [1, 1]], cache=cache)
+    model([[1, 1], [1, 1]], cache=cache, pad=[1, 0])
+    assert cache.lengths.tolist() == [12, 8]
+
+
+def test_a_single_token_of_equal_rows_needs_no_mask(monkeypatch, rng):
+    """Nor a copy: it is what decoding spends its time on."""
+    model, seen = gpt("q-k=v"), []
+    cache = model.new_cache(2)
+    model(rng.integers(0, 11, (2, 3)), cache=cache, pad=[0, 1])
+    model(rng.integers(0, 11, (2, 1)), cache=cache, pad=[1, 0])  # equal again
+    attend = Attention.attend
+
+    def noting(self, q, rows, at, mask=None):
+        seen.append((mask, at, [row.data.base is not None for row in rows]))
+        return attend(self, q, rows, at, mask)
+
+    monkeypatch.setattr(Attention, "attend", noting)
+    model(rng.integers(0, 11, (2, 1)), cache=cache)
+    assert seen == [(None, slice(0, 4), [True])] * 2
+
+
+class Doubling(KVCache):
+    """A user's own, with an option of its own."""
+
+    def __init__(self, stored, batch, capacity, dtype, times=1):
+        super().__init__(stored, batch, capacity * times, dtype)
+
+
+def test_a_model_makes_a_cache_of_any_kind():
+    cache = gpt("qkv").new_cache(2, 5, "float32", kind=Doubling, times=3)
+    assert isinstance(cache, Doubling)
+    assert (cache.batch, cache.capacity, cache.dtype.name) == (2, 15, "float32")

@@ -53,7 +53,7 @@ def test_one_answer_is_printed_token_by_token(gpt, cli, monkeypatch):
 def test_the_same_answers_however_they_are_printed(gpt, cli, monkeypatch):
     one = cli("generate", gpt, "1 2 3 4")[1]
     as_json = json.loads(cli("generate", gpt, "1 2 3 4", "--json")[1])
-    assert [row.keys() for row in as_json] == [{"prompt", "output"}]
+    assert [row.keys() for row in as_json] == [{"prompt", "output", "text", "cache_bytes"}]
     assert one == f"1 2 3 4 | {' '.join(map(str, as_json[0]['output']))}\n"
     lines = cli("generate", gpt, "1 2 3 4", "--no-cache")[1]
     assert lines == one
@@ -65,6 +65,15 @@ def test_a_separator_in_an_answer_is_printed_as_one(gpt, cli, monkeypatch):
 
     monkeypatch.setattr(generation, "iter_tokens", tokens)
     assert cli("generate", gpt, "1 2 3 4")[1] == "1 2 3 4 | 7 |\n"
+
+
+def test_prompts_of_different_length_are_one_batch(gpt, cli, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1 2 3 4\n5 6\n"))
+    code, out, err = cli("generate", gpt)
+    assert code == 0
+    assert "this run was trained on 4 digits; it was not trained on other lengths" in err
+    assert out == cli("generate", gpt, "1 2 3 4")[1] + cli("generate", gpt, "5 6")[1]
+    assert "note" not in cli("generate", gpt, "1 2 3 4")[2]
 
 
 def test_the_example_of_a_prompt_is_as_long_as_the_run(gpt, cli):

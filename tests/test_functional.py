@@ -112,6 +112,11 @@ def turned(m, x):
     return m.rotate(x, cos, sin)
 
 
+def turned_apart(m, x):
+    cos, sin = (table[device([[0, 3, 1], [2, 2, 4]])] for table in rope_table(5, 4, x.dtype))
+    return m.rotate(x, cos[:, None], sin[:, None])  # (B, 1, T, 2) each
+
+
 def causal(n_queries, n_keys):
     keys = backends.xp.arange(n_keys)
     return causal_mask(keys[n_keys - n_queries :], keys)
@@ -122,6 +127,12 @@ def attend(m, q, k, v, temperature=None, bias=None, mask=False, scale=None):
     return m.scaled_dot_product_attention(
         q, k, v, mask, scale=scale, temperature=temperature, bias=bias
     )
+
+
+def rows_differ(m, q, k, v, temperature, bias):
+    at = device([[-1, 0, 1], [0, 1, 2]])  # (B, T): the first row is padded on its left
+    mask = causal_mask(at, at, window=2)  # (B, 1, T, T)
+    return m.scaled_dot_product_attention(q, k, v, mask, temperature=temperature, bias=bias)
 
 
 def some_ignored(m, x):
@@ -145,6 +156,7 @@ FUSED = {
     "softmax of itself": (lambda m, x: m.softmax(x) * x, [(3, 4)]),
     "dropout": (lambda m, x: m.dropout(x, 0.3, np.random.default_rng(1)), [(5, 4)]),
     "rotate": (turned, [(2, 1, 3, 4)]),
+    "rotate, rows differ": (turned_apart, [(2, 3, 3, 4)]),
     "split_heads": (lambda m, x: m.split_heads(x, 3), [(2, 5, 6)]),
     "merge_heads": (lambda m, x: m.merge_heads(x), [(2, 3, 5, 2)]),
     "attention": (attend, QKV),
@@ -159,6 +171,7 @@ FUSED = {
         lambda m, q, k, v, t, b: attend(m, q, k, v, t, b, mask=True, scale=0.7),
         [*WARM, (), (5,)],
     ),
+    "attention, rows differ": (rows_differ, [*GQA, (), (2, 1, 1, 3)]),
     "attention, wide values": (partial(attend, mask=True), [*GQA[:2], (2, 2, 3, 5)]),
     "attention, q = k": (lambda m, k, v: attend(m, k, k, v), QKV[:2]),
     "attention, k = v": (lambda m, q, k: attend(m, q, k, k, mask=True), GQA[:2]),
@@ -339,20 +352,27 @@ def test_refused_types(backend, leaf):
 
 @pytest.mark.parametrize("keep", [0, 1 << 18], ids=["computed again", "kept"])
 @pytest.mark.parametrize("block", [1, 3, 4, 100])
-@pytest.mark.parametrize("mask", ["none", "causal", "warm cache", "ragged"])
+@pytest.mark.parametrize(
+    "mask", ["none", "causal", "warm cache", "ragged", "window", "window and sinks", "rows differ"]
+)
 def test_blocks_agree_with_the_twin(mask, block, keep, backend, leaf, rng, monkeypatch):
     monkeypatch.setattr(F, "BLOCK", block)
     monkeypatch.setattr(F, "KEEP", keep)
     T, S = (7, 11) if mask == "warm cache" else (7, 7)
+    i, j = np.arange(T)[:, None], np.arange(S)
     seen = {
         "none": None,
         "causal": np.tri(T, dtype=bool),
         "warm cache": np.arange(S) <= np.arange(S - T, S)[:, None],
         "ragged": np.arange(S)
         <= np.array([2, 0, 4, 1, 5, 3, 3])[:, None],  # no query sees the last key
+        "window": (j <= i) & (j > i - 2),
+        "window and sinks": (j <= i) & ((j > i - 2) | (j < 1)),
+        "rows differ": np.stack([j <= i, (j >= i) & (j < 6) | (j == 3)])[:, None],  # (2, 1, T, S)
     }[mask]
     seen = None if seen is None else backends.upload(seen)
-    inputs = leaf(2, 4, T, 3), leaf(2, 2, S, 3), leaf(2, 2, S, 3), leaf(), leaf(S)
+    inputs = leaf(2, 4, T, 3), leaf(2, 2, S, 3), leaf(2, 2, S, 3), leaf()
+    inputs += (leaf(2, 1, 1, S) if mask == "rows differ" else leaf(S),)
 
     def run(attention):
         return lambda q, k, v, t, b: attention(q, k, v, seen, temperature=t, bias=b)
@@ -428,9 +448,13 @@ def test_a_long_sequence_never_holds_all_its_scores(leaf):
         np.ones((4, 3), bool),
         np.ones(4, bool),
         np.zeros((4, 4)),
+        np.ones((1, 1, 4, 3), bool),
+        np.ones((2, 1, 4, 4), bool),
+        np.ones((1, 2, 4, 4), bool),
+        np.ones((1, 4, 4), bool),
     ],
 )
 def test_masks_that_do_not_fit_are_refused(mask, leaf):
     q = leaf(1, 1, 4, 2)
-    with pytest.raises(UsageError, match="boolean, of shape \\(4, 4\\)"):
+    with pytest.raises(UsageError, match="boolean, of shape \\(4, 4\\) or"):
         F.scaled_dot_product_attention(q, q, q, mask)

@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toys import DESIGNS, SMALL, design, gpt, host
+from toys import DESIGNS, POSITIONS, SMALL, design, gpt, host
 
+from minqkv import AdamW
 from minqkv import backend as backends
-from minqkv.generation import compare_cache, generate, iter_tokens, pick
+from minqkv.caches import RingCache
+from minqkv.generation import compare_cache, generate, iter_tokens, nucleus, pick
 from minqkv.models import GPT
 from minqkv.runtime.errors import UsageError
+from minqkv.train import train_step
 from minqkv.variants import cache_bytes_per_token
 
 
@@ -144,7 +147,6 @@ def test_a_cache_of_another_model_is_refused(layers, prompt, backend):
         ([[]], "empty"),
         ([[], []], "empty"),
         (np.zeros((2, 0), int), "empty"),
-        ([[1, 2], [3]], "equally long, not \\[1, 2\\]"),
         ([[1, 11]], "id 11 is outside 0..10"),
         ([[-1]], "id -1 is outside"),
         ([[1.0, 2.0]], "integers"),
@@ -164,15 +166,25 @@ def test_refused_prompts(ids, says, use_cache, backend):
     [
         ({"max_new_tokens": -1}, "negative"),
         ({"temperature": -0.5}, "negative"),
-        ({"top_k": 0}, "top_k"),
+        ({"temperature": float("nan")}, "finite"),
+        ({"top_k": 0}, "top_k must be at least 1, not 0"),
+        ({"top_p": 0.0}, "above 0 and at most 1, not 0.0"),
+        ({"top_p": 1.5}, "above 0 and at most 1, not 1.5"),
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"first_row": -1}, "first_row must be at least 0"),
+        ({"end": 11}, "the end token 11 is outside 0..10"),
+        ({"samples": 3, "cache": "of one"}, "stores 1 sequences, and 3 are to be written"),
         ({"cache": "used"}, "empty"),
     ],
 )
 def test_refused_settings(settings, says):
     model = gpt("q-k=v")
     if "cache" in settings:
-        settings = {"cache": model.new_cache()}
-        model([[1, 2]], cache=settings["cache"])
+        cache = model.new_cache()
+        if settings["cache"] == "used":
+            model([[1, 2]], cache=cache)
+        settings = {**settings, "cache": cache}
     with pytest.raises(UsageError, match=says):
         generate(model, [[1, 2]], **{"max_new_tokens": 2} | settings)
 
@@ -192,7 +204,7 @@ def test_tokens_come_one_by_one(prompt, backend):
 
 
 def test_a_stream_is_refused_before_its_first_token(prompt):
-    for ids, n in (([[]], 2), ([[1], [1, 2]], 2), (prompt, 10), (prompt, -1)):
+    for ids, n in (([[]], 2), ([[1], []], 2), (prompt, 10), (prompt, -1)):
         with pytest.raises(UsageError):
             iter_tokens(gpt("qkv"), ids, n)
 
@@ -216,3 +228,207 @@ def test_no_graph_and_no_dropout(prompt):
     np.testing.assert_array_equal(generate(model, prompt, 8), generate(gpt("q-k=v"), prompt, 8))
     assert all(p.grad is None for p in model.parameters())
     assert backends.current.name == "numpy"
+
+
+# ---- prompts of different length
+
+RAGGED = [[9], [3, 0, 7, 1], [3, 0, 7, 1], [5, 10]]
+SCHEMES = {f"{name} {value}": {"position": name, "rope_value": value} for name, value in POSITIONS}
+
+
+def rows_alone(model, prompts, n, **how):
+    """What each prompt gives alone, with the random numbers of its row."""
+    return [
+        generate(model, [prompt], n, first_row=r, **how)[0].tolist()
+        for r, prompt in enumerate(prompts)
+    ]
+
+
+def without_padding(ids):
+    return [row[row >= 0].tolist() for row in ids]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", DESIGNS)
+def test_a_row_of_a_ragged_batch_is_what_it_is_alone(name, scheme):
+    model = design(name, **SCHEMES[scheme])
+    for how in ({}, {"temperature": 1.5, "seed": 3, "top_p": 0.9}):
+        alone = rows_alone(model, RAGGED, 7, **how)
+        for use_cache in (True, False):
+            together = generate(model, RAGGED, 7, use_cache=use_cache, **how)
+            assert together.shape == (4, 4 + 7)
+            assert without_padding(together) == alone
+    assert alone[1] != alone[2]  # the same prompt, but a row of its own
+    assert len({token for row in alone for token in row[-7:]}) > 2
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", DESIGNS)
+def test_a_row_of_a_ragged_batch_through_a_ring(name, scheme):
+    """After three turns of it, the same tokens as alone, and as without a cache."""
+    model = design(name, **SCHEMES[scheme], window=2, sinks=1)
+    how = {"temperature": 1.5, "seed": 3}
+    alone = rows_alone(model, RAGGED, 9, **how)
+    cache = model.new_cache(4, kind=RingCache)
+    assert without_padding(generate(model, RAGGED, 9, cache=cache, **how)) == alone
+    assert without_padding(generate(model, RAGGED, 9, use_cache=False, **how)) == alone
+    several = model.new_cache(8, kind=RingCache)
+    found = generate(model, RAGGED, 9, cache=several, samples=2, **how)
+    repeated = [prompt for prompt in RAGGED for _ in range(2)]
+    np.testing.assert_array_equal(found, generate(model, repeated, 9, **how))
+    assert cache.nbytes == 4 * 3 * cache_bytes_per_token(model.config, 8)
+
+
+def test_padding_is_marked_and_never_stored(backend):
+    model = gpt("q-k=v", position="rope")
+    cache = model.new_cache(4)
+    ids = generate(model, RAGGED, 3, cache=cache)
+    assert (ids[:, :4] == [[-1, -1, -1, 9], [3, 0, 7, 1], [3, 0, 7, 1], [-1, -1, 5, 10]]).all()
+    assert (ids[:, 4:] >= 0).all()
+    assert cache.lengths.tolist() == [1 + 2, 4 + 2, 4 + 2, 2 + 2]
+    assert cache.nbytes == (3 + 6 + 6 + 4) * cache_bytes_per_token(model.config, 8)
+
+
+def test_the_longest_prompt_sets_the_limit():
+    model = gpt("qkv")  # 12 positions
+    assert generate(model, [[1] * 10, [1]], 3).shape == (2, 13)
+    with pytest.raises(UsageError, match="10 tokens and 4 new ones"):
+        generate(model, [[1] * 10, [1]], 4)
+    with pytest.raises(UsageError, match="the prompt has 13 tokens, but this model has 12"):
+        generate(model, [[1], [1] * 13], 1)
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it(backend):
+    model = gpt("q-gqa-2", position="rope")
+    how = {"temperature": 1.0, "seed": 2}
+    first = generate(model, [RAGGED[0], RAGGED[1]], 6, **how)
+    other = generate(model, [RAGGED[0], [2] * 6], 6, **how)
+    assert first[0][3:].tolist() == other[0][5:].tolist()
+
+
+# ---- top-p
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"),
+    [
+        (0.01, [3]), (0.49, [3]), (0.51, [0, 3]), (0.74, [0, 3]), (0.76, [0, 2, 3]),
+        (1.0, [0, 1, 2, 3]),
+    ],
+)  # fmt: skip
+def test_a_nucleus_by_hand(top_p, kept):
+    p = np.array([[0.25, 0.0625, 0.1875, 0.5]])  # falling: token 3, 0, 2, 1
+    found = nucleus(np.log(p), top_p)
+    assert np.flatnonzero(np.isfinite(found[0])).tolist() == kept
+    np.testing.assert_array_equal(found[0, kept], np.log(p)[0, kept])
+
+
+def test_a_nucleus_of_equals_and_of_several_rows():
+    found = nucleus(np.array([[0.0] * 4, [9.0, 0, 0, 0]]), 0.5)
+    assert np.isfinite(found).tolist() == [[True, True, False, False], [True, False, False, False]]
+
+
+def test_top_p_is_of_what_temperature_and_top_k_leave(rng):
+    logits = np.log(np.array([[0.4, 0.3, 0.2, 0.1]]))
+    for temperature, top_k, top_p, expected in [
+        (1, None, 0.5, [4 / 7, 3 / 7, 0, 0]),
+        (1, 2, 0.5, [1, 0, 0, 0]),  # of the two likeliest, 4/7 and 3/7, one is enough
+        (0.5, None, 0.5, [1, 0, 0, 0]),  # squared: 16, 9, 4 and 1, of 30
+        (1, None, 1.0, [0.4, 0.3, 0.2, 0.1]),
+    ]:
+        drawn = pick(np.repeat(logits, 20_000, axis=0), temperature, top_k, rng, top_p)
+        np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 20_000, expected, atol=0.015)
+
+
+def test_the_smallest_nucleus_is_greedy(prompt, backend):
+    model = gpt("q-k=v")
+    drawn = generate(model, prompt, 8, temperature=3.0, top_p=1e-9)
+    np.testing.assert_array_equal(drawn, generate(model, prompt, 8))
+
+
+# ---- the end token
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_finished_row_repeats_the_end_and_the_last_one_stops(use_cache, backend):
+    model = gpt("qkv")
+    how = {"temperature": 2.0, "seed": 4, "use_cache": use_cache}
+    free = generate(model, RAGGED, 8, **how)[:, 4:]
+    end = int(free[0, 2])
+    stops = [row.index(end) if end in row else 8 for row in free.tolist()]
+    assert min(stops) < 7
+    found = generate(model, RAGGED, 8, end=end, **how)[:, 4:]
+    assert found.shape[1] == min(8, max(stops) + 1)
+    for row, full, stop in zip(found.tolist(), free.tolist(), stops, strict=True):
+        assert row == (full[:stop] + [end] * 8)[: found.shape[1]]
+    (alone,) = generate(model, RAGGED[:1], 8, end=end, **how).tolist()
+    assert alone == [*RAGGED[0], *free[0].tolist()[: stops[0] + 1]]
+
+
+def test_an_end_at_once():
+    model = gpt("qkv")
+    (first,) = next(iter_tokens(model, [[1, 2]], 3))
+    assert generate(model, [[1, 2]], 3, end=int(first)).tolist() == [[1, 2, first]]
+
+
+# ---- several samples of a prompt
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("name", DESIGNS)
+def test_samples_are_rows_of_the_same_prompt(name, use_cache):
+    model = design(name, position="rope")
+    how = {"temperature": 1.0, "seed": 1, "use_cache": use_cache}
+    found = generate(model, RAGGED[:2], 6, samples=3, **how)
+    repeated = [prompt for prompt in RAGGED[:2] for _ in range(3)]
+    np.testing.assert_array_equal(found, generate(model, repeated, 6, **how))
+    assert len(np.unique(found[:3], axis=0)) > 1
+    if use_cache:
+        assert without_padding(found) == rows_alone(model, repeated, 6, temperature=1.0, seed=1)
+
+
+def test_the_prompt_of_several_samples_is_read_once(monkeypatch, backend):
+    model, read = gpt("q-k=v"), []
+    forward = GPT.forward
+
+    def spy(self, ids, **options):
+        read.append(np.shape(ids))
+        return forward(self, ids, **options)
+
+    monkeypatch.setattr(GPT, "forward", spy)
+    cache = model.new_cache(6)
+    generate(model, RAGGED[:2], 3, samples=3, temperature=1.0, cache=cache)
+    assert read == [(2, 4), (6, 1), (6, 1)]
+    assert cache.lengths.tolist() == [3] * 3 + [6] * 3
+
+
+def test_rows_may_be_drawn_in_several_batches():
+    model = gpt("qkv")
+    all_rows = generate(model, [[1, 2]], 6, temperature=1.0, samples=5)
+    parts = [
+        generate(model, [[1, 2]], 6, temperature=1.0, samples=n, first_row=first)
+        for n, first in ((2, 0), (3, 2))
+    ]
+    np.testing.assert_array_equal(np.concatenate(parts), all_rows)
+
+
+# ---- what a stream leaves behind
+
+
+def test_a_stream_that_is_not_read_to_its_end(prompt, backend):
+    model = gpt("q-k=v")
+    tokens = iter_tokens(model, prompt, 6)
+    next(tokens)
+    tokens.close()
+    expected = generate(gpt("q-k=v"), prompt, 6)
+    np.testing.assert_array_equal(generate(model, prompt, 6), expected)
+    optimizer = AdamW(model.train().parameters())
+    train_step(model, optimizer, prompt, prompt)  # nothing claims the model any more
+
+
+def test_streams_can_be_interleaved(prompt, backend):
+    model = gpt("q-mqa")
+    streams = [iter_tokens(model, prompt[i : i + 1], 6) for i in range(3)]
+    columns = zip(*streams, strict=True)
+    found = np.array(list(columns))[:, :, 0].T  # (3, 6)
+    np.testing.assert_array_equal(found, generate(model, prompt, 6)[:, 4:])

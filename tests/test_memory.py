@@ -12,6 +12,7 @@ from minqkv import functional as F
 from minqkv.analysis.memory import activation_bytes, arrays, layer_numbers, training_memory
 from minqkv.runtime.errors import UsageError
 from minqkv.tasks.recall import Recall
+from minqkv.train import IGNORE
 from minqkv.variants import variant_names
 
 QKV = mq.VariantSpec()
@@ -58,6 +59,15 @@ def test_the_formula_without_biases_and_with_dropout():
         for size in (SIZES[0], SIZES[5]):
             found = needs(size, "gqa-2", **changes)
             assert found["activations"] == found["activations_formula"]
+
+
+@pytest.mark.parametrize("variant", ["qkv", "q=k=v+"])
+def test_the_formula_with_a_window(variant):
+    """A window hides keys; what is held stays the same."""
+    for size in SIZES:
+        for sinks in (0, 2):
+            found = needs(size, variant, "rope", window=3, sinks=sinks)
+            assert found["activations"] == found["activations_formula"] > 0, (size, sinks)
 
 
 @pytest.mark.parametrize(("position", "rope_value"), POSITIONS)
@@ -129,6 +139,34 @@ def test_a_layer_counted_by_hand():
     assert layer_numbers(cfg, QKV, 1, 2) == norm + attention + norm + mlp
     without = mq.GPTConfig(5, 2, 1, 1, 2, d_ff=0)
     assert layer_numbers(without, QKV, 1, 2) == norm + attention
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, "qkv/q=k=v+/mqa"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_the_formula_where_blocks_are_computed_again(variant, dropout):
+    """Either the head needs most, with the inputs of all blocks, or one block does."""
+    for size in (*SIZES[:1], *SIZES[2:3], SIZES[5], (2, 5, 3, 4, 16, 8, 300)):
+        if len(variant.split("/")) > size[2]:
+            continue
+        model = gpt(size, variant, dropout=dropout, recompute=True)
+        ids, targets = (np.zeros(size[:2], int) for _ in range(2))
+        found = training_memory(model, ids, targets)
+        assert found["activations"] == found["activations_formula"] > 0, size
+        asked = np.where(np.arange(size[1]) < 2, targets, IGNORE)
+        found = training_memory(model, ids, asked, sparse=True)
+        assert found["activations"] == found["activations_formula"] > 0, size
+
+
+def test_a_block_that_is_computed_again_counted_by_hand():
+    """Two layers: the input of each, and in turn the arrays of the last block, or of the head."""
+    sizes = {"vocab_size": 5, "block_size": 4, "n_layer": 2, "n_head": 1, "n_embd": 2}
+    cfg = mq.GPTConfig(**sizes, recompute=True)
+    block, inputs = 4 * layer_numbers(cfg, QKV, 3, 4), 2 * 4 * 3 * 4 * 2
+    shared = 4 * 4 + 8 * 3 * 4  # mask, ids
+    assert activation_bytes(cfg, 3, 4) == shared + inputs + block
+    wide = mq.GPTConfig(**sizes | {"vocab_size": 500}, recompute=True)
+    head = 4 * 3 * 4 * (5 + 500) + 8 * 4 * 3 * 4
+    assert activation_bytes(wide, 3, 4) == shared + inputs + head
 
 
 # ---- what sharing saves

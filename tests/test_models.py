@@ -5,6 +5,7 @@ import pytest
 from toys import DESIGNS, EVERY, POSITIONS, design, gpt, gradients, host, tagger
 
 from minqkv import backend as backends
+from minqkv.attention import Attention
 from minqkv.models import PROTOCOLS, TaggerConfig
 from minqkv.runtime.errors import UsageError
 from minqkv.runtime.tracing import trace
@@ -125,3 +126,33 @@ def agree(build):
             found.append(gradients(build()))
     for name, g in found[0].items():
         np.testing.assert_allclose(g, found[1][name], rtol=1e-11, atol=1e-11, err_msg=name)
+
+
+@pytest.mark.parametrize("sinks", [0, 2])
+def test_what_a_window_shows(sinks, backend, rng):
+    """A window of three is the token and the two before it; and the first tokens, if asked."""
+    with trace() as t:
+        gpt("qkv", window=3, sinks=sinks)(rng.integers(0, 11, (2, 6)))
+    seen = np.array([[j <= i and (i - j < 3 or j < sinks) for j in range(6)] for i in range(6)])
+    for layer in range(2):
+        pattern = t[f"blocks.{layer}.attn.pattern"]
+        assert (pattern[..., seen] > 0).all()
+        assert not pattern[..., ~seen].any()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"window": 0}, "window must be a whole number of at least 1"),
+        ({"window": 2.0}, "window must be"),
+        ({"window": "4"}, "window must be"),
+        ({"window": 4, "sinks": -1}, "sinks must be a whole number, 0 or more"),
+        ({"window": 4, "sinks": None}, "sinks must be"),
+        ({"sinks": 1}, "1 sinks without a window"),
+    ],
+)
+def test_windows_that_cannot_be(values, says):
+    with pytest.raises(UsageError, match=says):
+        gpt("qkv", **values)
+    with pytest.raises(UsageError, match=says):
+        Attention("qkv", 8, 2, 8, **values)

@@ -60,20 +60,28 @@ def losses(folder):
     return [(line["step"], line["loss"]) for line in lines]
 
 
-def checkpoint(folder):
+def checkpoint(folder, name="checkpoint.npz"):
     """Meta and arrays of a run folder's checkpoint."""
-    return files.read_arrays(folder / "checkpoint.npz", "minqkv checkpoint")
+    return files.read_arrays(folder / name, "minqkv checkpoint")
 
 
-def assert_same_run(a, b):
-    """The same bits in parameters and optimiser, and the same metrics, each step once."""
-    (meta_a, arrays_a), (meta_b, arrays_b) = checkpoint(a), checkpoint(b)
+def assert_same_arrays(a, b):
+    """Two checkpoints with the same bits."""
+    (meta_a, arrays_a), (meta_b, arrays_b) = a, b
     assert meta_a == meta_b
     assert arrays_a.keys() == arrays_b.keys()
     for name, array in arrays_a.items():
         assert array.tobytes() == arrays_b[name].tobytes(), name
+
+
+def assert_same_run(a, b):
+    """The same bits in parameters and optimiser, and the same metrics, each step once."""
+    for name in ("checkpoint.npz", "best.npz"):
+        assert (a / name).exists() == (b / name).exists()
+        if (a / name).exists():
+            assert_same_arrays(checkpoint(a, name), checkpoint(b, name))
     assert losses(a) == losses(b)
-    assert [step for step, _ in losses(a)] == list(range(meta_a["step"]))
+    assert [step for step, _ in losses(a)] == list(range(checkpoint(a)[0]["step"]))
     result_a, result_b = (files.read_json(folder / "result.json") for folder in (a, b))
     for result in (result_a, result_b):
         assert result.pop("seconds") > 0
@@ -118,8 +126,8 @@ def begun(stopped, tmp_path):
 def stop_after(config, folder, steps):
     """Train into `folder`, and drop everything after this many steps."""
 
-    def progress(step, *_):
-        if step == steps:
+    def progress(step):
+        if step.done == steps:
             raise Stopped
 
     with pytest.raises(Stopped):
@@ -225,8 +233,8 @@ def test_a_polite_signal_saves_at_the_end_of_the_step(number, tmp_path):
 
 
 def test_a_signal_between_a_save_and_the_end_of_its_step_is_heard_a_step_later(tmp_path):
-    def progress(step, *_):
-        if step == 5:
+    def progress(step):
+        if step.done == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt):
@@ -731,9 +739,9 @@ def test_two_processes_on_one_folder(tmp_path, cli):
     child.wait()
     done, seen = checkpoint(folder)[0]["step"], []
 
-    def progress(step, *_):
-        seen.append(step)
-        if step == done + 3:
+    def progress(step):
+        seen.append(step.done)
+        if step.done == done + 3:
             raise Stopped
 
     with pytest.raises(Stopped):
@@ -753,11 +761,11 @@ def test_a_folder_that_is_in_use_is_refused_before_anything_changes(begun):
 def test_a_folder_that_goes_away_is_noticed_at_the_next_save(how, tmp_path):
     folder, steps = tmp_path / "run", []
 
-    def progress(step, *_):
-        steps.append(step)
-        if step == 5 and how == "moved":
+    def progress(step):
+        steps.append(step.done)
+        if step.done == 5 and how == "moved":
             folder.rename(tmp_path / "elsewhere")
-        elif step == 5:
+        elif step.done == 5:
             shutil.rmtree(folder)
             if how == "emptied":
                 folder.mkdir()

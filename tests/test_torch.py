@@ -13,13 +13,15 @@ from toys import DESIGNS, EVERY, POSITIONS  # noqa: E402
 
 from minqkv import GPT, GPTConfig, Tagger, TaggerConfig, Tensor, optim  # noqa: E402
 from minqkv import functional as F  # noqa: E402
-from minqkv.attention import rope_table  # noqa: E402
+from minqkv.attention import causal_mask, rope_table  # noqa: E402
 from minqkv.nn import Parameter  # noqa: E402
 from minqkv.train import train_step  # noqa: E402
 
 torch.set_num_threads(1)
 IDS = np.array([[0, 4, 4, 2, 6], [6, 0, 1, 1, 3]])
 CAUSAL = np.tril(np.ones((3, 3), bool))
+WINDOW = causal_mask(np.arange(3), np.arange(3), window=2)
+APART = causal_mask(np.array([[0, 1, 2], [-1, 0, 1]]), np.arange(3), window=2)  # (B, 1, T, T)
 
 
 def close(mine, theirs, name=""):
@@ -64,6 +66,10 @@ FUSED = {
     "attention, wide values": (sdpa, grouped, [(2, 4, 3, 4), (2, 2, 6, 4), (2, 2, 6, 7)]),
     "attention, thin keys": (lambda *x: sdpa(*x, CAUSAL), lambda *x: grouped(*x, is_causal=True),
         [(2, 4, 3, 2), (2, 4, 3, 2), (2, 4, 3, 5)]),
+    "attention, window": (lambda *x: sdpa(*x, WINDOW),
+        lambda *x: grouped(*x, attn_mask=torch.tensor(WINDOW)), QKV),
+    "attention, rows differ": (lambda *x: sdpa(*x, APART),
+        lambda *x: grouped(*x, attn_mask=torch.tensor(APART)), QKV),
     "attention, scale": (lambda *x: sdpa(*x, scale=0.3), lambda *x: grouped(*x, scale=0.3), QKV),
     "attention, one for all": (lambda x: sdpa(x, x, x), lambda x: grouped(x, x, x), QKV[:1]),
     "attention, plus": (lambda q, k, v, t, b: sdpa(q, k, v, CAUSAL, temperature=t, bias=b),
@@ -163,6 +169,20 @@ def test_every_variant_with_wider_and_narrower_heads(rng, variant, head_dim):
         GPT(GPTConfig(7, 6, 1, 4, 16, variant=variant, head_dim=head_dim, dtype="float64")), rng
     )
     compare(model, lambda p, ids: twin.gpt(p, ids, variant, 4), IDS, IDS)
+
+
+@pytest.mark.parametrize("sinks", [0, 1])
+@pytest.mark.parametrize(("position", "rope_value"), POSITIONS, ids="-".join)
+def test_gpt_with_a_window(rng, position, rope_value, sinks):
+    where = {"position": position, "rope_value": rope_value}
+    cfg = GPTConfig(7, 6, 2, 4, 16, "q=k=v+", **where, window=2, sinks=sinks, dtype="float64")
+    window = {"window": 2, "sinks": sinks}
+    compare(
+        loud(GPT(cfg), rng),
+        lambda p, ids: twin.gpt(p, ids, "q=k=v+", 4, position, rope_value, **window),
+        IDS,
+        IDS,
+    )
 
 
 def test_gpt_without_biases(rng):

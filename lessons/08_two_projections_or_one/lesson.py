@@ -407,9 +407,10 @@ for name in ("qkv", "q-k=v", "q=k-v", "q=k=v", "q=k-v+", "q=k=v+"):
     rows.append([name, mq.VariantSpec.parse(name).formula, curl])
 predict("How much does `q=k-v+` learn to give to the next token?", reached[-1])
 heat("pattern of q=k-v+, learned", pattern)
+temperature, _ = layer.plus(slice(0, 3))  # ()
 say(
-    f"The temperature it found is {round(layer.plus(3)[0].item(), 1)}: a token looks not at "
-    "itself, but at both neighbours alike."
+    f"The temperature it found is {round(temperature.item(), 1)}: a token looks not at itself, but "
+    "at both neighbours alike."
 )
 table("which can have a direction", ["variant", "output, before wo", "curl"], rows)
 source(mq.Attention.read, at="with K = V, the same row twice")

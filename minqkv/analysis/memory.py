@@ -30,17 +30,16 @@ def training_memory(
     `model`, a GPT or a Tagger, is not changed: a fresh model of the same configuration makes the
     step, on NumPy. "weights". "gradients": one for each parameter, and the flat copy that the
     optimiser gathers, so twice the weights. "moments": both of Adam's, twice the weights again.
-    "activations": what the graph of the loss holds when the forward pass has ended, with ids,
-    targets and masks, but without the model's own parameters and tables. "activations_formula":
+    "activations": what the graph of the loss holds at the most: when the forward pass has ended, or
+    while a block is computed again. With ids, targets and masks, but without the model's own
+    parameters and tables. "activations_formula":
     `activation_bytes`, or None for a Tagger and where some targets of a dense loss do not count.
     Temporaries come on top. Raises UsageError for a length that the model does not take.
     """
     fresh = type(model)(model.config)
     optimizer = Adam(fresh.parameters())
     loss, n = token_loss(fresh, x, y, sparse), counted_targets(y)
-    kept, own = arrays(loss.node), arrays(fresh)
-    activations = sum(array.nbytes for i, array in kept.items() if i not in own)
-    loss.backward()
+    activations = _held_in_backward(fresh, loss)
     gradients = [optimizer.gradient, *(p.grad for p in optimizer.parameters)]
     formula = None
     if isinstance(model.config, GPTConfig) and (sparse or n == y.size):
@@ -55,7 +54,32 @@ def training_memory(
     }
 
 
-def arrays(root: Node | Module) -> dict[int, np.ndarray]:
+def _held_in_backward(model, loss):
+    """Run backward; gives the most bytes that the graph holds meanwhile."""
+    own, nodes = arrays(model), [loss.node]
+    for node in nodes:
+        nodes += {parent for parent in node.parents if parent not in (None, *nodes)}
+
+    def held(*block):
+        found = arrays([*nodes, *block])
+        return sum(array.nbytes for i, array in found.items() if i not in own)
+
+    def watched(forward):
+        def again(*args):
+            result = forward(*args)
+            seen.append(held(result.node))
+            return result
+
+        return again
+
+    seen = [held()]
+    for block in model.blocks:
+        block.forward = watched(block.forward)
+    loss.backward()
+    return max(seen)
+
+
+def arrays(root: Node | Module | list) -> dict[int, np.ndarray]:
     """id -> array: every NumPy array that a module holds, or that the vjps of a graph have
     captured.
 
@@ -87,7 +111,8 @@ def arrays(root: Node | Module) -> dict[int, np.ndarray]:
 def activation_bytes(
     cfg: GPTConfig, batch: int, length: int, asked: int | None = None, channels: int = 1
 ) -> int:
-    """Bytes of activations of a GPT, by formula, for `batch` sequences of `length` tokens.
+    """Bytes of activations of a GPT at the most, by formula, for `batch` sequences of `length`
+    tokens.
 
     The loss is taken at every position, or only at `asked` positions; logits are computed only
     there. A token has one id for each of its `channels`. The formula is for NumPy: a GPU keeps more
@@ -95,14 +120,18 @@ def activation_bytes(
     """
     tokens, d = batch * length, cfg.n_embd
     answers = tokens if asked is None else asked
-    numbers = sum(layer_numbers(cfg, spec, batch, length) for spec in cfg.specs)
-    numbers += answers * (_norm(d) + cfg.vocab_size)  # the last norm; the probabilities
-    booleans = length**2  # the causal mask, which all layers share
-    sublayers = cfg.n_layer * (2 if cfg.d_ff else 1)
-    booleans += sublayers * tokens * d if cfg.dropout else 0
-    integers = tokens * channels + 4 * answers  # ids; targets and three lists of places
-    integers += 0 if asked is None else asked  # which positions are asked
-    return np.dtype(cfg.dtype).itemsize * numbers + booleans + 8 * integers
+    itemsize, rows = np.dtype(cfg.dtype).itemsize, tokens * d
+    masks = (2 if cfg.d_ff else 1) * rows if cfg.dropout else 0  # booleans, of each sublayer
+    layers = [itemsize * layer_numbers(cfg, s, batch, length) + masks for s in cfg.specs]
+    head = itemsize * answers * (_norm(d) + cfg.vocab_size)  # the last norm; the probabilities
+    head += 8 * (4 * answers + (asked or 0))  # targets, three lists of places; which are asked
+    shared = length**2 + 8 * tokens * channels  # booleans: the causal mask; ids
+    if not cfg.recompute:
+        return shared + sum(layers) + head
+    # Of each block its input. The head needs its arrays first, then the last block, then the one
+    # before it, whose successor's input is no longer needed.
+    blocks = [itemsize * n * rows + layer for n, layer in enumerate(layers, 1)]
+    return shared + max(itemsize * cfg.n_layer * rows + head, *blocks)
 
 
 def layer_numbers(cfg: GPTConfig, spec: VariantSpec, batch: int, length: int) -> int:

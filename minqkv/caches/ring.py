@@ -61,7 +61,7 @@ class RingLayer(LayerCache):
 
     def mask(self, new):
         """(T, S + T) for new tokens beside the slots in use; see LayerCache."""
-        at = self.next(new) if isinstance(new, int) else new
+        at = new if isinstance(new, (slice, np.ndarray)) else self.next(new)
         return self._mask(at, beside(self.positions, at))
 
     def _mask(self, at, keys):

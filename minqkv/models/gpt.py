@@ -14,7 +14,7 @@ from ..nn import Embedding, Init, LayerNorm, Module
 from ..runtime import backend
 from ..runtime.claims import decoding
 from ..runtime.errors import UsageError
-from ..tensor import Tensor, no_grad
+from ..tensor import Tensor, no_grad, recomputed
 from .block import (
     PROTOCOLS,
     Block,
@@ -33,8 +33,9 @@ class GPTConfig(Layered):
 
     `d_ff`, the width inside the MLP, is 4·n_embd unless given; 0 leaves the MLP out. `head_dim`,
     the width of a head, is n_embd / n_head unless given. `variant` may name one variant a layer:
-    "qkv/q-k=v". With a `window`, a token sees itself and the window - 1 tokens before
-    it, and always the first `sinks` tokens.
+    "qkv/q-k=v". With a `window`, a token sees itself and the window - 1 tokens before it, and
+    always the first `sinks` tokens. With `recompute`, training keeps each block's input alone:
+    backward computes the block again.
     """
 
     vocab_size: int
@@ -53,6 +54,7 @@ class GPTConfig(Layered):
     head_dim: int | None = None
     window: int | None = None
     sinks: int = 0
+    recompute: bool = False
 
     plus_channels = PROTOCOLS["2026"].plus_channels
 
@@ -64,6 +66,8 @@ class GPTConfig(Layered):
             raise UsageError(f"d_ff must be a whole number, 0 or more, bias true or false, {why}")
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise UsageError(f"dropout must be in [0, 1), not {self.dropout!r}")
+        if not isinstance(self.recompute, bool):
+            raise UsageError(f"recompute must be true or false, not {self.recompute!r}")
         check_config(self)
 
 
@@ -108,7 +112,7 @@ class GPT(Module):
         if at is not None:
             raise UsageError("logits at some positions only are for training: without a cache")
         self._check(cache, ids)
-        before, steps = cache.lengths, cache.next(ids.shape[1], pad)
+        before, steps = cache.layers[-1].ends, cache.next(ids.shape[1], pad)
         check_end(last(steps) + 1, self.config)
         # Multiply-adds of the largest product: inside an MLP, the scores, or the head.
         widest = max(self.config.d_ff, last(steps) + 1, self.config.vocab_size)
@@ -155,8 +159,13 @@ class GPT(Module):
         x = self.wte(ids)  # (B, T, C), or (B, T, channels, C)
         x = self.wpe(x if ids.ndim == 2 else x.sum(2), steps)  # (B, T, C)
         for block, cache in zip(self.blocks, caches, strict=True):
-            x = block(x, mask, cache, steps)
+            x = self._block(block, x, mask, cache, steps)
         return x
+
+    def _block(self, block, x, mask, cache, steps):
+        if not self.config.recompute:
+            return block(x, mask, cache, steps)
+        return recomputed(lambda x: block(x, mask, cache, steps), x)
 
     def _rows(self, x, at):
         if at.shape != x.shape[:2]:

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
+from rich.text import Text
 
 from .console import duration, say, stderr
 
@@ -18,20 +19,34 @@ class Elapsed(TimeElapsedColumn):
         return super().render(task) + ","
 
 
+class TwoLines(Progress):
+    """A bar as wide as the terminal, and the task's note in a line below it."""
+
+    def get_renderables(self):
+        """The bar, and the line."""
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(t.fields["note"], no_wrap=True, overflow="ellipsis") for t in self.tasks)
+
+
 @contextmanager
-def progress(label, total, start=0, console=None):
+def progress(label, total, start=0, console=None, below=False, began=None):
     """Yields `advance(done, note="")`, which shows how much of `total` is done.
 
     A caller who prints lines of its own meanwhile passes its `console`. Then the lines appear above
-    the bar, and off a terminal they replace the tenths.
+    the bar, and off a terminal they replace the tenths. With `below`, the note stands in a line
+    below the bar. `began` is the time.monotonic() since which the work after `start` is done, if
+    not now.
     """
     tenths, console = console is None, console or stderr()
     if not console.is_terminal:
-        yield _tenths(label, total, start, console) if tenths else lambda done, note="": None
+        advance = _tenths(label, total, start, console, began or time.monotonic())
+        yield advance if tenths else lambda done, note="": None
         return
-    before = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Elapsed())
-    after = (Remaining(), TextColumn("left  {task.fields[note]}"))
-    with Progress(*before, *after, console=console) as bar:
+    bar = BarColumn(None if below else 40)
+    before = (TextColumn("{task.description}"), bar, MofNCompleteColumn(), Elapsed())
+    after = (Remaining(), TextColumn("left" if below else "left  {task.fields[note]}"))
+    kind = TwoLines if below else Progress
+    with kind(*before, *after, console=console, expand=below) as bar:
         task = bar.add_task(label, total=total, completed=start, note="")
         yield lambda done, note="": bar.update(task, completed=done, note=note)
 
@@ -76,9 +91,9 @@ def creeping(advance, done, jobs, seconds):
         thread.join()
 
 
-def _tenths(label, total, start, console):
+def _tenths(label, total, start, console, began):
     """An `advance` that prints a line for each tenth."""
-    began, last = time.monotonic(), start * 10 // max(1, total)
+    last = start * 10 // max(1, total)
 
     def advance(done, note=""):
         nonlocal last

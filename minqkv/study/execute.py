@@ -17,15 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from ..analysis.lift import lift
+from ..analysis.needs import seconds_per_step
 from ..models import GPT, GPTConfig
-from ..optim import Adam
 from ..runs import RunConfig, config_from, train_run
 from ..runtime import backend, files
 from ..runtime.blas import blas_threads
 from ..runtime.errors import Diverged, EnvironmentFault, UsageError
 from ..runtime.locks import locked
 from ..runtime.version import code_version
-from ..train import train_step
 from ..variants import cache_bytes_per_token
 from .executors import run_on
 from .grid import ITEMSIZE, cell
@@ -49,10 +48,10 @@ def run_one(config: RunConfig) -> dict:
     record |= {"curve": [], "reached": None, "params": config.build().n_params, "diverged": None}
     record["lifted"] = None
     try:
-        model, result = train_run(config, progress=lambda done, steps, loss: losses.append(loss))
+        model, result = train_run(config, progress=lambda step: losses.append(step.loss))
         with blas_threads(1):  # as in the run
             record["lifted"] = _lifted(config, model)
-        extra = ("curve", "reached", "steps", "params", "seconds")
+        extra = ("curve", "best", "reached", "steps", "params", "seconds")
         record["score"] = {name: value for name, value in result.items() if name not in extra}
         record |= {name: result[name] for name in ("curve", "reached") if name in result}
     except Diverged as error:
@@ -267,23 +266,6 @@ def run_study(
 
 
 # ---- how long it will take
-
-
-@np.errstate(all="ignore")  # the rate may diverge
-def seconds_per_step(config: RunConfig, steps: int = 3) -> float:
-    """Seconds of computing that a step takes, the median of a few after one that warms up. The time
-    that other programs take meanwhile does not count.
-    """
-    task, model = config.task, config.build()
-    optimizer = Adam(model.parameters(), config.recipe.lr)
-    seconds = []
-    with blas_threads(1):
-        for step in range(steps + 1):
-            x, y = task.batch(config.seed, step, config.recipe.batch)
-            began = time.thread_time()
-            train_step(model, optimizer, x, y, config.recipe.clip, task.loss, task.weight)
-            seconds.append(time.thread_time() - began)
-    return sorted(seconds[1:])[steps // 2]
 
 
 def estimate_seconds(configs: list[RunConfig], jobs: int) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import ClassVar, get_type_hints
 
@@ -71,7 +71,8 @@ class Task(ABC):
     what --task selects it by. `metric` is what a study compares, and `better` says whether higher
     or lower is better. A run counts as solved when it scores `solved` or better, and as having
     learned the task when its validation score first reaches `learned` (None: no threshold). A score
-    lies within `limits`. With `sparse`, logits are computed only where a target counts.
+    lies within `limits`. With `sparse`, logits are computed only where a target counts. With
+    `answers`, what it predicts are answers, and an example with a wrong one is a mistake.
     """
 
     name: str = ""
@@ -90,6 +91,7 @@ class Task(ABC):
     learned: ClassVar[float | None] = 0.9
     limits: ClassVar[tuple[float, float]] = (0.0, 1.0)
     sparse: ClassVar[bool] = False
+    answers: ClassVar[bool] = True
 
     def __post_init__(self):
         check_types(self)
@@ -155,6 +157,10 @@ class Task(ABC):
 
     # ---- for people to read
 
+    def sample(self, model: Module, seed: int) -> str | None:
+        """A text that the model writes, to show while it is trained; None: it writes none."""
+        return None
+
     def title(self, without: tuple[str, ...] = ()) -> str:
         """The name and the size as a heading, without some fields and without defaults."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in without}
@@ -180,23 +186,46 @@ class Task(ABC):
         """The part of an input that is shown with a mistake."""
         return row
 
+    def padded_score(self, model: Module, split: str) -> dict:
+        """Perplexity with the padding counted beside the right one; see Text. Raises UsageError
+        where examples are not padded.
+        """
+        raise UsageError(f"{self.name} has no padding: all its examples are equally long")
+
+    # ---- for a decoder that answers
+
     def prompt(self, text: str) -> list[int]:
-        """A prompt for a decoder, as ids. Raises UsageError where nothing can be generated."""
+        """A prompt as ids. Raises UsageError where nothing can be generated from it."""
         why = "its model answers at given positions and generates nothing"
         raise UsageError(f"{self.name}: {why}", "score it: minqkv eval RUN --wrong 5")
+
+    def remark(self, prompts: list[list[int]]) -> str | None:
+        """What a user should know about prompts that are unlike those of training, if anything."""
+        return None
 
     def decode(self, ids: list[int]) -> str:
         """Ids as text."""
         return " ".join(map(str, ids))
+
+    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of an answer in pieces, each as soon as its ids are there. Joined, they follow
+        the decoded prompt.
+        """
+        return (f" {self.decode([i])}" for i in ids)
 
     def example(self) -> str:
         """A prompt as an example."""
         return ""
 
     @property
-    def n_answer(self) -> int:
-        """How many tokens answer a prompt."""
+    def n_answer(self) -> int | None:
+        """How many tokens answer a prompt; None: up to the end token, or as many as fit."""
         return 1
+
+    @property
+    def end(self) -> int | None:
+        """The token that ends an answer early; None: there is no such token."""
+        return None
 
 
 def check_split(split: str) -> str:

@@ -158,6 +158,8 @@ class Synthetic(Task):
             cure = f"minqkv train --task {self.name} --form causal; for this one: minqkv eval RUN"
             raise UsageError("an encoder labels tokens and generates nothing", cure)
         parts = text.replace(",", " ").split()
+        if not parts:
+            raise UsageError("the prompt is empty", f'minqkv generate RUN "{self.example()}"')
         if len(parts) == 1 and self.alphabet <= 10:
             parts = list(parts[0])
         if not all(part.isdecimal() for part in parts):
@@ -167,6 +169,12 @@ class Synthetic(Task):
         if any(digit >= self.alphabet for digit in digits):
             raise UsageError(f"the prompt {text!r} has digits outside 0..{self.alphabet - 1}")
         return [*digits, self.alphabet]
+
+    def remark(self, prompts):
+        """On other lengths than that of training."""
+        if all(len(prompt) == self.seq_len + 1 for prompt in prompts):
+            return None
+        return f"this run was trained on {self.seq_len} digits; it was not trained on other lengths"
 
     def decode(self, ids):
         """Digits, and the separator as "|"."""

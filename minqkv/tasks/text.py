@@ -5,12 +5,14 @@ it at once, and a mean that includes it flatters every model (`padded_score` sho
 Tokenizers cut a text into different numbers of tokens, so only bits per byte compare them.
 """
 
+import codecs
 import math
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 
+from ..generation import generate
 from ..models import GPTConfig
 from ..runtime.errors import UsageError
 from ..runtime.rng import stream
@@ -38,6 +40,7 @@ class Text(Task):
     n_validation: int = 200
     window: int | None = None
     sinks: int = 0
+    recompute: bool = False
     _: KW_ONLY
     n_layer: int = 3
     n_embd: int = 128
@@ -48,6 +51,7 @@ class Text(Task):
     solved = None
     learned = None
     limits = (1.0, math.inf)
+    answers = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -87,7 +91,7 @@ class Text(Task):
     def config(self, variant):
         """A GPT of these sizes."""
         names = ("vocab_size", "n_layer", "n_head", "n_embd", "head_dim", "position", "rope_value")
-        names += ("dropout", "window", "sinks")
+        names += ("dropout", "window", "sinks", "recompute")
         size = {name: getattr(self, name) for name in names}
         return GPTConfig(**size, block_size=self.seq_len, variant=variant)
 
@@ -177,13 +181,36 @@ class Text(Task):
         pieces = self.corpus.tokenizer.pieces
         return np.array([len(piece) for piece in pieces])
 
+    def sample(self, model, seed):
+        """How the model continues the start of the validation split, up to 80 characters."""
+        limit = min(80, self.seq_len + 1)  # tokens: the model reads seq_len, and writes one more
+        start = self.corpus.tokens("validation")[: max(1, min(16, limit // 4))][None]  # (1, t)
+        ids = generate(model, start, limit - start.shape[1], temperature=0.8, seed=seed)
+        return self.decode(ids[0])[:80]
+
     def prompt(self, text):
-        """The tokens of a text. Raises UsageError for a character that the tokenizer lacks."""
-        return self.corpus.tokenizer.encode(text.encode()).tolist()
+        """A text as ids. An empty one is the end token: after it, a new document begins."""
+        try:
+            data = text.encode(errors="surrogateescape")  # bytes that the shell passed on
+        except UnicodeEncodeError as error:
+            raise UsageError("the prompt has half of a surrogate pair, which is no text") from error
+        return self.corpus.tokenizer.encode(data).tolist() or [self.end]
 
     def decode(self, ids):
-        """Tokens as text; bytes that are not UTF-8 become U+FFFD."""
-        return self.corpus.tokenizer.decode(ids).decode("utf-8", "replace")
+        """The text; what is no character becomes U+FFFD. An end token has no text."""
+        return self._bytes(ids).decode(errors="replace")
+
+    def pieces(self, ids):
+        """A character of several tokens comes as a whole, with the last of them."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for i in ids:
+            yield decoder.decode(self._bytes([i]))
+        yield decoder.decode(b"", final=True)
+
+    def _bytes(self, ids):
+        """Of tokens; for an id that the tokenizer leaves unused, a byte that no text has."""
+        pieces = self.corpus.tokenizer.pieces
+        return b"".join(pieces[i] if i < len(pieces) else b"\xff" for i in ids)
 
     def example(self):
         """The beginning of the validation split."""
@@ -191,8 +218,13 @@ class Text(Task):
 
     @property
     def n_answer(self):
-        """As many as were seen at once in training."""
-        return self.seq_len
+        """Text goes on to the end of a document."""
+        return None
+
+    @property
+    def end(self):
+        """The end of a document."""
+        return self.corpus.tokenizer.end
 
 
 @lru_cache(8)

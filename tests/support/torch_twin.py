@@ -87,7 +87,7 @@ def layers(p):
     return len({name.split(".")[1] for name in p if name.startswith("blocks.")})
 
 
-def gpt(p, ids, variant, n_head, position="learned", rope_value="raw"):
+def gpt(p, ids, variant, n_head, position="learned", rope_value="raw", window=99, sinks=0):
     """Logits (B, T, V) of a pre-norm decoder with a tied head. `variant` names one for each layer,
     or for all; ids of several channels are embedded one by one and added.
     """
@@ -99,8 +99,9 @@ def gpt(p, ids, variant, n_head, position="learned", rope_value="raw"):
         x = x + p["wpe.weight"][:T]
     elif position == "sinusoidal":
         x = x + sinusoids(T, x.shape[-1])
+    ago = torch.arange(T)[:, None] - torch.arange(T)  # how far a key lies behind its query
     seen, rope = (
-        torch.ones(T, T, dtype=torch.bool).tril(),
+        (ago >= 0) & ((ago < window) | (torch.arange(T) < sinks)),
         rope_value if position == "rope" else None,
     )
     for i in range(layers(p)):

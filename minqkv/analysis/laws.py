@@ -1,0 +1,271 @@
+"""The laws that every cache keeps, checked on tiny models: of this package, or a class of yours.
+
+A cache changes what is computed, never what comes out. So each law reads the same tokens through
+the cache in some way, and compares the logits with those of the model without a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from ..cache import KVCache
+from ..models import GPT, GPTConfig
+from ..runtime import backend
+from ..runtime.errors import UsageError
+from ..runtime.rng import stream
+from ..variants import POSITIONS, ROPE_VALUES, VariantSpec, variant_names
+
+LENGTH, WINDOW, SINKS = 24, 4, 2
+TURNS = SINKS + 3 * WINDOW + 1  # positions after which a ring has gone round three times
+
+
+class Broken(Exception):
+    """A law that does not hold, with what was found."""
+
+
+def check(kind: type[KVCache] = KVCache, bound: float = 1e-10, seed: int = 0, **options):
+    """Rows {"law", "variant", "position", "window", "error", "bound", "ok", "fault"} for every law
+    on every variant and position scheme, with and without a window, as they are found.
+
+    `kind` is made by `GPT.new_cache(kind=kind, **options)`; one that takes a window is checked with
+    a window only. `error` is the largest difference of a logit, None where there is a `fault`.
+    """
+    windows = [(WINDOW, SINKS)] if "window" in kind.takes else [(None, 0), (WINDOW, SINKS)]
+    for variant in variant_names(2):
+        for position, value in schemes(variant):
+            for window, sinks in windows:
+                case = Case(kind, variant, position, value, window, sinks, seed, options)
+                name = f"rope {value}" if position == "rope" else position
+                about = {"variant": variant, "position": name, "window": window}
+                for law, error, fault in laws(case):
+                    ok = fault is None and error <= bound
+                    yield {"law": law, **about, "error": error, "bound": bound, "ok": ok,
+                           "fault": fault}  # fmt: skip
+
+
+def schemes(variant: str) -> list[tuple[str, str]]:
+    """(position, rope_value) of all the models of this variant."""
+    choice = [*ROPE_VALUES] if VariantSpec.parse(variant).streams == 1 else ["raw"]
+    return [(p, value) for p in POSITIONS for value in (choice if p == "rope" else ["raw"])]
+
+
+def laws(case: Case) -> Iterator[tuple[str, float | None, str | None]]:
+    """(law, largest error or None, fault or None) of each law, on a new cache and after a ring has
+    turned three times.
+    """
+    for name, law in LAWS.items():
+        try:
+            yield name, max(law(case, start) for start in (0, TURNS)), None
+        except Exception as fault:
+            yield name, None, f"{type(fault).__name__}: {fault}"
+
+
+class Case:
+    """A tiny model in float64, three sequences, and their logits without a cache."""
+
+    def __init__(self, kind, variant="qkv", position="learned", rope_value="raw", window=None,
+                 sinks=0, seed=0, options=None):  # fmt: skip
+        cfg = GPTConfig(11, LENGTH, 2, 4, 16, variant, position, rope_value, d_ff=24,
+                        dtype="float64", window=window, sinks=sinks)  # fmt: skip
+        self.kind, self.options, self.model = kind, options or {}, scrambled(GPT(cfg, seed), seed)
+        self.rng = stream(seed, "laws")
+        self.ids = self.rng.integers(0, 11, (3, LENGTH))
+        self.expected = backend.to_host(self.model(self.ids).data)  # (3, LENGTH, V)
+
+    def cache(self, start=0, batch=3, **options):
+        """A new cache that has read the first `start` tokens."""
+        cache = self.model.new_cache(batch, kind=self.kind, **self.options | options)
+        if start:
+            self.read(cache, start, np.arange(batch))
+        return cache
+
+    def read(self, cache, counts, rows=(0, 1, 2), wrong=False):
+        """Read the next tokens of these sequences, counts[b] of row b; the largest error.
+
+        `wrong`: read other tokens.
+        """
+        done, rows = cache.lengths, np.asarray(rows)
+        counts = np.broadcast_to(counts, len(rows))
+        n = counts.max()
+        ids, real = np.zeros((len(rows), n), int), np.arange(n) >= n - counts[:, None]
+        at = done[:, None] + np.arange(n) - (n - counts[:, None])  # (B, n)
+        b, t = real.nonzero()
+        ids[b, t] = (self.ids[rows[b], at[b, t]] + wrong) % 11
+        found = backend.to_host(self.model(ids, cache=cache, pad=n - counts).data)  # (B, n, V)
+        if not np.isfinite(found).all():
+            raise Broken("logits that are not finite")
+        if not np.array_equal(cache.lengths, done + counts) or len(cache) != cache.lengths.max():
+            raise Broken(f"{done} positions and {counts} more are not {cache.lengths}")
+        return np.abs(found[b, t] - self.expected[rows[b], at[b, t]]).max()
+
+
+def trim(cache, n):
+    """Trim, and see that it was done."""
+    cache.trim(n)
+    if not (cache.lengths == n).all():
+        raise Broken(f"trim({n}) has left {cache.lengths}")
+
+
+def scrambled(model, seed):
+    """Parameters as far apart as those of a trained model: a fresh one's attention is too even to
+    show a mistake.
+    """
+    for name, p in model.named_parameters():
+        centre = 1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0
+        values = centre + 0.4 * stream(seed, "laws", name).standard_normal(p.shape)
+        p.data[...] = backend.upload(values, p.dtype)
+    return model.eval()
+
+
+# ---- the laws: (case, positions read before) -> largest error
+
+
+def any_chunking(case, start):
+    """Token by token, in one piece, or in any chunks: the same logits."""
+    left, errors = LENGTH - start, []
+    cuts = np.sort(case.rng.choice(np.arange(1, left), 3, replace=False))
+    for chunks in ([1] * left, [left], np.diff([0, *cuts, left])):
+        cache = case.cache(start)
+        errors += [case.read(cache, int(n)) for n in chunks]
+    return max(errors)
+
+
+def trim_is_never_longer(case, start):
+    """Read on, forget it, read something else: as if never longer."""
+    errors = []
+    for n in (1, 3, LENGTH - start):  # back to before the last append
+        cache = case.cache(start)
+        case.read(cache, n, wrong=True)
+        trim(cache, start)
+        errors += [case.read(cache, k) for k in (2, 1, 1, LENGTH - start - 4)]
+    for kept in ([0, 2, 3], [-1, 1, 0], [-5, -9, 2], [-start] * 3):  # of the last 3, for each row
+        cache = case.cache(start)
+        case.read(cache, 3)
+        if (start + np.array(kept) < 0).any():
+            continue
+        with changes_nothing(cache, "trim", may_succeed=True):
+            trim(cache, start + np.array(kept))
+        errors += [case.read(cache, k) for k in (1, [1, 0, 2])]
+        errors.append(case.read(cache, LENGTH - cache.lengths))
+    return max(errors)
+
+
+def rows_are_alone(case, start):
+    """A sequence in a batch is a sequence alone, and the padding on its left is nobody's."""
+    errors = []
+    for row in range(3):
+        cache = case.cache(batch=1)
+        errors += [case.read(cache, n, [row]) for n in (start + 2, 1, 1, 4)]
+    cache = case.cache()
+    for counts in ([start + 5, start + 1, 3], 1, 1, [0, 2, 1], [1, 3, 0], 1):
+        errors.append(case.read(cache, counts))
+    errors.append(case.read(cache, LENGTH - cache.lengths))
+    return max(errors)
+
+
+def clones_are_independent(case, start):
+    """Neither the original nor its clones notice what becomes of the others."""
+    original, order, errors = case.cache(start), [2, 0, 2, 1], []
+    case.read(original, [3, 1, 2])
+    twin, beams = original.clone(), original.clone(order)
+    case.read(twin, 2, wrong=True)
+    errors += [case.read(beams, n, order) for n in (1, 3)]
+    errors += [case.read(original, n) for n in (1, 2)]
+    third = original.clone()
+    case.read(original, 1, wrong=True)
+    trim(original, 0)
+    case.read(original, 2, wrong=True)
+    return max(*errors, case.read(beams, 1, order), *[case.read(third, n) for n in (1, 2)])
+
+
+def refusals_change_nothing(case, start):
+    """What is refused or interrupted leaves the cache as it was."""
+    cache, model = case.cache(start), case.model
+    errors = [case.read(cache, [1, 0, 2])]
+    for n in (-1, start + 3, 1.5, "1", None, [start] * 2, [start, start, start + 9]):
+        with changes_nothing(cache, f"trim({n!r})"):
+            cache.trim(n)
+    for ids, pad in (
+        (np.zeros((3, LENGTH - start)), None),  # floats
+        (np.zeros((3, LENGTH - start), int), None),  # more than there are positions
+        (np.full((3, 1), 11), None),  # an id that does not exist
+        (np.zeros((2, 1), int), None),  # another batch
+        (np.zeros((3, 1), int), [1, 1, 1]),  # nothing but padding
+        (np.zeros((3, 2), int), [0, 3, 0]),
+        (np.zeros((3, 2), int), [0, 1]),
+    ):
+        with changes_nothing(cache, f"ids {ids.shape}, pad {pad}"):
+            model(ids, cache=cache, pad=pad)
+    for n in (1, 3, LENGTH - start - 2):
+        for module in (model.blocks[0].mlp, model.blocks[1].attn.wo, model.ln_f):
+            with changes_nothing(cache, "an interrupted step"), interrupted(module):
+                model(np.zeros((3, n), int), cache=cache)
+    small = case.cache(start, capacity=start + 2)
+    with changes_nothing(small, "more than the capacity"):
+        case.read(small, 3)
+    return max(*errors, case.read(small, 2), *[case.read(cache, n) for n in (1, 3, [2, 0, 1])])
+
+
+def bytes_are_counted(case, start):
+    """nbytes is the formula, and what the arrays hold."""
+    cfg, cache = case.model.config, case.cache(start)
+    per_token = sum(case.kind.bytes_per_token(spec.stored(cfg), "float64") for spec in cfg.specs)
+    slots = cfg.sinks + cfg.window if "window" in case.kind.takes else LENGTH
+    case.read(cache, [2, 3, 1])
+    for done in (cache.lengths, start + 1):
+        trim(cache, done)
+        used = np.minimum(cache.lengths, slots)  # (B,)
+        arrays = [buffer for layer in cache.layers for buffer in layer.buffers]
+        held = sum(array[b, :, :n].nbytes for array in arrays for b, n in enumerate(used))
+        if not cache.nbytes == held == used.sum() * per_token:
+            raise Broken(f"{cache.nbytes} bytes: {held} in arrays, {used.sum() * per_token} due")
+    allocated, due = sum(array.nbytes for array in arrays), 3 * slots * per_token
+    if not cache.capacity_nbytes == allocated == due:
+        raise Broken(f"capacity of {cache.capacity_nbytes} bytes: {allocated} in arrays, {due} due")
+    return 0.0
+
+
+LAWS = {
+    "any chunking": any_chunking,
+    "trim": trim_is_never_longer,
+    "rows of a batch": rows_are_alone,
+    "clone": clones_are_independent,
+    "refusals": refusals_change_nothing,
+    "bytes": bytes_are_counted,
+}
+
+
+class Interrupted(Exception):
+    """What ends a step early."""
+
+
+@contextmanager
+def interrupted(module):
+    """`with`: this part of a model raises Interrupted."""
+
+    def forward(*_):
+        raise Interrupted
+
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+@contextmanager
+def changes_nothing(cache, what, may_succeed=False):
+    """`with`: what is done is refused or interrupted, and the cache is as long as before."""
+    before = cache.lengths.tolist(), cache.nbytes, cache.capacity_nbytes
+    try:
+        yield
+    except (UsageError, Interrupted):
+        now = cache.lengths.tolist(), cache.nbytes, cache.capacity_nbytes
+        if now != before:
+            raise Broken(f"{what} has left {now} of {before}") from None
+        return
+    if not may_succeed:
+        raise Broken(f"{what} was accepted")

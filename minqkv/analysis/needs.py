@@ -1,0 +1,257 @@
+"""What a run needs before it starts: memory by formula, and time from a few measured steps.
+
+No model is built to find out how much memory one takes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from ..models import PROTOCOLS, GPTConfig, TaggerConfig
+from ..runs import RunConfig
+from ..runtime import backend
+from ..runtime.blas import blas_threads
+from ..runtime.errors import EnvironmentFault
+from ..runtime.parallel import SMALLEST, set_threads
+from ..train import train_step
+from ..variants import params
+from .memory import activation_bytes
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+UNTIMED = 1e12  # multiply-adds and additions of a run below which it is not worth timing
+TIMED = 1e11  # of a step, at most, that is measured
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Of one process that trains: how many parameters, and bytes.
+
+    "gradients" are the gradient that the optimiser gathers, that of the model, and that of each
+    shard. "saving" are the copies that are made while a checkpoint is written, when there are no
+    activations. Temporaries come on top.
+    """
+
+    parameters: int
+    weights: int
+    gradients: int
+    moments: int
+    activations: int
+    saving: int
+
+    @property
+    def total(self) -> int:
+        """Bytes at the most."""
+        return self.fixed + max(0, self.activations - self.saving)
+
+    @property
+    def fixed(self) -> int:
+        """Bytes at the least, with however few and short sequences."""
+        return self.weights + self.gradients + self.moments + self.saving
+
+
+def needs(config: RunConfig, ranks: int = 1) -> Needs:
+    """What each of `ranks` processes needs for a run. For an encoder, and where few targets count,
+    it is an estimate: that of a GPT of this size with a loss at every position.
+    """
+    own = config.task.config(config.variant)
+    cfg, n = _as_gpt(own), n_params(own)
+    rows = math.ceil(config.recipe.batch / config.recipe.accumulate / ranks)
+    weights = n * np.dtype(cfg.dtype).itemsize
+    threads = config.threads if backend.current.on_host else 1
+    shards = max(1, min(threads, rows, n * rows * cfg.block_size // SMALLEST))
+    before = shards > 1 and config.recipe.accumulate > 1  # the sum over the parts before this one
+    gradients = (1 + shards + before) * weights
+    activations = activation_bytes(cfg, rows, cfg.block_size)
+    saving = 6 * weights if backend.current.on_host else 0  # else on the host, which has room
+    return Needs(n, weights, gradients, 2 * weights, activations, saving)
+
+
+def n_params(cfg: GPTConfig | TaggerConfig) -> int:
+    """Numbers in a model. An encoder has a bias after the embedding, a head that is not tied and,
+    by protocol 2023, a hidden layer before it.
+    """
+    if isinstance(cfg, GPTConfig):
+        return params(cfg)
+    d, hidden = cfg.n_embd, cfg.protocol == "2023"
+    return params(_as_gpt(cfg)) + d + (d + 1) * cfg.n_class + hidden * (d + 1) * d
+
+
+def _as_gpt(cfg):
+    """The configuration of a GPT of this size."""
+    if isinstance(cfg, GPTConfig):
+        return cfg
+    names = {field.name for field in fields(GPTConfig)}
+    shared = {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.name in names}
+    style = PROTOCOLS[cfg.protocol]
+    return GPTConfig(**shared, d_ff=style.mlp_ratio * cfg.n_embd, dropout=style.dropout)
+
+
+def check_memory(config: RunConfig, ranks: int = 1) -> Needs:
+    """`needs`, of a run that fits. Raises EnvironmentFault for one that does not, with what would
+    make it fit.
+    """
+    found, free = needs(config, ranks), available()
+    if free is None or found.total <= free:
+        return found
+    parts = f"weights {size_text(found.weights)}, gradients {size_text(found.gradients)}"
+    parts += f", moments {size_text(found.moments)}, activations {size_text(found.activations)}"
+    why = f"this run needs about {size_text(found.total)} of memory ({parts})"
+    raise EnvironmentFault(f"{why}, but {size_text(free)} are free", _cure(config, ranks, free))
+
+
+def _cure(config, ranks, free):
+    """The first change that would make a run fit."""
+    batch, task = config.recipe.batch, config.task
+    parts = [{"accumulate": 2**i} for i in range(1, batch.bit_length()) if 2**i <= batch]
+    changes = [change for change in parts if change["accumulate"] > config.recipe.accumulate]
+    if hasattr(task, "recompute") and not task.recompute:
+        changes += [{"recompute": True}] + [{"recompute": True} | change for change in changes]
+    for change in changes:
+        if needs(config.change(**change), ranks).total <= free:
+            flags = (f"--set {name}={str(value).lower()}" for name, value in change.items())
+            return f"it fits with {' '.join(flags)}"
+    if needs(config, ranks).fixed > free:
+        return "the model itself is too large: make it smaller with --n-layer or --n-embd"
+    return "one sequence is too long: shorten it with --seq-len, or make the model smaller"
+
+
+def size_text(n: int) -> str:
+    """Bytes in MiB, or GiB where there are many."""
+    digits = 1 if n < 10 * 2**20 else 0
+    return f"{n / 2**20:.{digits}f} MiB" if n < 2**30 else f"{n / 2**30:,.1f} GiB"
+
+
+# ---- the memory there is
+
+
+def available() -> int | None:
+    """Bytes that this process may still take: of the machine, of its control groups, and of its
+    address space, whichever is least; with CuPy, of the device. None where nothing says so.
+    """
+    if backend.current.name == "cupy":
+        return int(backend.xp.cuda.runtime.memGetInfo()[0])
+    known = [_of_the_machine(), _of_the_address_space(), *of_control_groups()]
+    return min((n for n in known if n is not None), default=None)
+
+
+def _of_the_machine():
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+        return int(line.split()[1]) * 1024
+    return None
+
+
+def _of_the_address_space():
+    """What `ulimit -v` leaves."""
+    with suppress(OSError, AttributeError):
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        if limit != resource.RLIM_INFINITY:
+            return max(0, limit - pages * os.sysconf("SC_PAGE_SIZE"))
+    return None
+
+
+def of_control_groups(proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """What each control group of this process leaves, of version 1 or 2: of containers, batch jobs
+    and services. File caches do not count, for they give way.
+    """
+    found = []
+    with suppress(OSError):
+        for line in (proc / "self" / "cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds == "" or "memory" in kinds.split(","):
+                top = root / "memory" if kinds else root
+                group = top / path.lstrip("/")
+                for folder in (group, *group.parents):
+                    if folder.is_relative_to(top):
+                        found += _left_in(folder)
+    return found
+
+
+def _left_in(folder):
+    for most, used, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with suppress(OSError, ValueError):  # another version; "max": no limit
+            limit, now = (int((folder / name).read_text()) for name in (most, used))
+            stat = dict(line.split() for line in (folder / "memory.stat").open())
+            return [max(0, limit - now + int(stat.get(cached, 0)))]
+    return []
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at the most; with CuPy, bytes of the device that it holds;
+    0 where that is unknown.
+    """
+    if backend.current.name == "cupy":
+        return int(backend.xp.get_default_memory_pool().total_bytes())
+    if resource is None:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+# ---- the time it will take
+
+
+def run_seconds(config: RunConfig) -> float | None:
+    """About how many seconds a run will compute, without its scores; None for a short one, which is
+    not worth the measurement.
+
+    A few steps are measured, with fewer sequences where a step is long. Where even one sequence
+    takes long, nothing is built: the speed is that of one large product.
+    """
+    cfg, recipe = _as_gpt(config.task.config(config.variant)), config.recipe
+    row = 6 * params(cfg) * cfg.block_size  # forward and backward, of one sequence
+    if row * recipe.batch * recipe.steps < UNTIMED:
+        return None
+    if row > TIMED:
+        return row * recipe.batch * recipe.steps / (config.threads * _product_speed())
+    rows = min(recipe.batch, int(TIMED // row))
+    set_threads(config.threads)
+    small = config.change(batch=rows, accumulate=1)
+    return seconds_per_step(small, 2) * recipe.batch / rows * recipe.steps
+
+
+def _product_speed():
+    """Multiply-adds and additions per second of one core."""
+    a, seconds = backend.xp.ones((1024, 1024), "float32"), []
+    with blas_threads(1):
+        for _ in range(3):
+            began = time.perf_counter()
+            backend.to_host((a @ a)[0])
+            seconds.append(time.perf_counter() - began)
+    return 2 * 1024**3 / min(seconds)
+
+
+@np.errstate(all="ignore")  # the rate may diverge
+def seconds_per_step(config: RunConfig, steps: int = 3) -> float:
+    """Seconds of computing that a step takes, the median of a few after one that warms up. The time
+    that other programs take meanwhile does not count, except on a GPU.
+    """
+    task, recipe, model = config.task, config.recipe, config.build()
+    optimizer, seconds = config.optimizer(model), []
+    clock = time.thread_time if backend.current.on_host else time.perf_counter
+    with blas_threads(1):
+        for step in range(steps + 1):
+            x, y = task.batch(config.seed, step, recipe.batch)
+            began = clock()
+            train_step(
+                model, optimizer, x, y, recipe.clip, task.loss, task.weight, recipe.accumulate
+            )
+            seconds.append(clock() - began)
+    return sorted(seconds[1:])[steps // 2]

@@ -1,0 +1,113 @@
+"""`minqkv eval`: the score of a run, and where it is wrong."""
+
+from pathlib import Path
+
+import click
+
+from ..runtime.errors import UsageError
+from ..tasks.rules import SPLITS
+from .options import computes, echo, either, own_task, print_json
+from .run import own_task_option
+
+best_option = click.option("--best", is_flag=True, help="The best checkpoint, not the last one.")
+
+
+@click.command("eval")
+@click.argument("run", type=click.Path(path_type=Path))
+@own_task_option
+@click.option("--split", default="test", show_default=True, help=f"{either(SPLITS)}.")
+@click.option("--n", type=click.IntRange(1), help="How many examples.  [default: the task's own]")
+@click.option(
+    "--wrong", type=click.IntRange(0), default=0, help="Show this many wrong predictions."
+)
+@click.option(
+    "--show-padded", is_flag=True, help="Of a text: also the perplexity that counts padding."
+)
+@best_option
+@computes
+def evaluate_run(run, own, split, n, wrong, show_padded, best, as_json):
+    """Score a run; show where it is wrong.
+
+    A text is scored by perplexity, the exponential of the mean loss over its tokens,
+    and by bits per byte, which compare tokenizers.
+    """
+    from ..train import counted_targets
+
+    model, config = loaded(run, own, best)
+    task = config.task
+    if wrong and not task.answers:
+        why = f"{task.name} has no answers that are right or wrong"
+        raise UsageError(why, "leave out --wrong")
+    padded = task.padded_score(model, split) if show_padded else None
+    x, y = task.draw(config.seed, split, n or task.n_test)
+    score = task.predict(model, x, y)
+    predictions = score.pop("predictions")
+    further = [name for name in score if name != task.metric]
+    score |= {"split": split, "sequences": len(x), "tokens": counted_targets(y)}
+    misses = []
+    if task.answers:
+        items = task.mistakes(x, y, predictions)
+        misses = [item for item in items if item["expected"] != item["predicted"]]
+        score |= {"sequences_wrong": len(misses), "wrong": misses[:wrong]}
+    if as_json:
+        print_json(score | ({"padded": padded} if padded else {}))
+        return
+    what = f"{task.name} with {config.variant}, {split} split"
+    click.echo(f"{what}: {task.metric} {score[task.metric]:.4f} on {score['tokens']:,} tokens")
+    if task.answers:
+        click.echo(f"{len(misses):,} of {len(x):,} sequences have a mistake")
+    for name in further:
+        click.echo(f"{name.replace('_', ' ')} {score[name]:.4f}")
+    if padded:
+        _show_padded(padded)
+    for item in misses[:wrong]:
+        _show(item)
+
+
+def loaded(run, own, best):
+    """The model of a run at its last checkpoint, or its best one, and its configuration."""
+    from ..runs import load_run
+
+    model, config = load_run(run, own_task(own), **({"best": True} if best else {}))
+    if not best and not (run / "result.json").exists():
+        click.echo("note: this run is unfinished; this is its last checkpoint", err=True)
+    return model, config
+
+
+def _show_padded(found):
+    """Perplexity with and without the padding, and what to think of it."""
+    if not found["padding"]:
+        echo("No document of this split is shorter than a window, so there is no padding to count.")
+        return
+    share = f"{100 * found['padding']:.1f} %"
+    click.echo("with one document a row:")
+    click.echo(f"  perplexity, masked {found['masked']:.4f}: over the tokens of the documents")
+    click.echo(f"  perplexity, padded {found['padded']:.4f}: over padding, too, {share} of all")
+    if found["padded"] < found["masked"]:
+        why = (
+            "Padding is easy to predict, so counting it flatters the model: the more padding, the "
+        )
+        why += "better it looks, whatever it knows about text."
+    else:
+        why = "This model was never trained to predict padding, so counting it spoils the score. A "
+        why += "model that was predicts it for certain; then counting it flatters the model."
+    echo(f"Report the masked one. {why}")
+
+
+def _show(item):
+    """One example, in columns; wrong answers are marked."""
+    pairs = zip(item["expected"], item["predicted"], strict=True)
+    rows = {**item, "": ["^" if a != b else " " for a, b in pairs]}
+    rows = {name: [_id(value) for value in row] for name, row in rows.items()}
+    width = max(len(value) for row in rows.values() for value in row)
+    for name, row in rows.items():
+        text = " ".join(f"{value:>{width}}" for value in row)
+        click.echo(f"{name:>10}  {text}".rstrip())
+
+
+def _id(value):
+    """An id as text; ids at the same position are joined by a plus."""
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+COMMANDS = (evaluate_run,)

@@ -1,0 +1,213 @@
+"""`minqkv generate`: a decoder answers, or writes."""
+
+import sys
+from itertools import chain
+from pathlib import Path
+
+import click
+
+from ..runtime.errors import UsageError, unknown
+from .evaluate import best_option, loaded
+from .options import computes, either, print_json
+from .run import own_task_option, threads_option
+
+CACHES = ("plain", "float16", "ring")
+CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t"}
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("prompt", nargs=-1)
+@own_task_option
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    help="How many tokens to add at most.  [default: as many as in training; a text goes on to the "
+    "end token, or as long as it fits]",
+)
+@click.option(
+    "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 is greedy."
+)
+@click.option("--top-k", type=click.IntRange(1), help="Draw among the k likeliest only.")
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Draw among the fewest whose probability reaches p.",
+)
+@click.option(
+    "--samples", type=click.IntRange(1), default=1, help="Draw several answers to each prompt."
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the draws."
+)
+@click.option("--cache", "kind", default="plain", help=f"{either(CACHES)}.  [default: plain]")
+@click.option("--window", type=click.IntRange(1), help="Of a ring.  [default: the model's]")
+@click.option("--sinks", type=click.IntRange(0), help="Of a ring.  [default: the model's]")
+@click.option("--no-cache", is_flag=True, help="Compute the whole prefix again for every token.")
+@click.option("--show-cache", is_flag=True, help="Draw the cache as it grows, on stderr.")
+@click.option(
+    "--compare",
+    is_flag=True,
+    help="Decode with and without the cache; print speed and bytes side by side.",
+)
+@best_option
+@threads_option
+@computes
+def generate(
+    run, prompt, own, max_new_tokens, kind, window, sinks, no_cache, show_cache, compare, best,
+    threads, as_json, **sampling,
+):  # fmt: skip
+    """Let a causal run answer a PROMPT, or write a text.
+
+    For instance "3 1 4 1", or "Once upon". An empty text begins a new document. Without a
+    PROMPT each line of stdin is one. Several are read as one batch. The first answer is
+    printed token by token, as it is computed.
+    """
+    from ..generation import compare_cache, iter_tokens
+    from ..runtime.parallel import set_threads
+
+    _check(kind, no_cache, show_cache, compare, sampling)
+    set_threads(threads)
+    model, config = loaded(run, own, best)
+    task, block_size = config.task, model.config.block_size
+    ids = [task.prompt(text) for text in ([" ".join(prompt)] if prompt else _lines_of_stdin())]
+    if remark := task.remark(ids):
+        click.echo(f"note: {remark}", err=True)
+    room = max(1, block_size + 1 - max(map(len, ids)))  # the last token is never read
+    count = max_new_tokens or task.n_answer or room
+    sampling["end"] = task.end
+    options = _cache_options(kind, window, sinks, model.config)
+    if compare:
+        _compare(compare_cache(model, ids, count, options, **sampling), kind, as_json)
+        return
+    rows = [row for row in ids for _ in range(sampling["samples"])]
+    cache = None if no_cache else model.new_cache(len(rows), **options)
+    tokens = iter_tokens(model, ids, count, use_cache=not no_cache, cache=cache, **sampling)
+    watch = None
+    if show_cache:
+        from ..render.cache import Watch
+
+        next(iter_tokens(model, [ids[0][:1]], 1))  # the first call pays for what later ones share
+        watch = Watch(cache, model.config, sum(map(len, ids)))
+        tokens = watch.follow(tokens)
+        tokens = chain([next(tokens)], tokens)
+        watch.show_prompts()
+    try:
+        if as_json:
+            _print_json(task, rows, list(tokens), cache)
+        else:
+            _write(task, rows, tokens)
+    finally:
+        if watch:
+            watch.show_all()
+
+
+def _check(kind, no_cache, show_cache, compare, sampling):
+    if kind not in CACHES:
+        raise unknown("cache", kind, CACHES)
+    if no_cache and (show_cache or compare or kind != "plain"):
+        other = "--show-cache" if show_cache else "--compare" if compare else f"--cache {kind}"
+        raise UsageError(f"{other} needs the cache that --no-cache leaves out", "leave out one")
+    if show_cache and compare:
+        raise UsageError("--compare times both ways and draws nothing", "leave out --show-cache")
+    if not sampling["temperature"]:
+        for name, usual in (("top_k", None), ("top_p", None), ("samples", 1)):
+            if sampling[name] != usual:
+                flag = "--" + name.replace("_", "-")
+                why = f"{flag} is for draws, and temperature 0 always takes the likeliest token"
+                raise UsageError(why, "--temperature 1")
+
+
+def _cache_options(kind, window, sinks, config):
+    """Arguments of model.new_cache."""
+    if kind != "ring":
+        if window is not None or sinks is not None:
+            raise UsageError("--window and --sinks are of a ring", "--cache ring")
+        return {"dtype": "float16"} if kind == "float16" else {}
+    from ..caches import RingCache
+
+    given = {"window": window, "sinks": sinks}
+    given = {name: value for name, value in given.items() if value is not None}
+    if window is None and config.window is None:
+        why = "this model was trained without a window, so the ring needs one"
+        raise UsageError(why, f"for instance --window {max(1, config.block_size // 2)}")
+    return {"kind": RingCache, **given}
+
+
+def _lines_of_stdin():
+    """Prompts, one a line; an empty one where there are none."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return [""]
+    try:
+        lines = sys.stdin.read().splitlines()
+    except UnicodeDecodeError as error:
+        raise UsageError("what came in on stdin is not text") from error
+    return [line for line in lines if line.strip()] or [""]
+
+
+def _write(task, rows, tokens):
+    """Print prompts with their answers: the first as it is made, then the others. What is there by
+    then is printed when an interrupt ends it, too.
+    """
+    columns = []  # of tokens, one for each row
+
+    def first():
+        for column in tokens:
+            columns.append(column.tolist())
+            yield columns[-1][0]
+
+    try:
+        _print_one(task, rows, 0, first())
+    finally:
+        for i in range(1, len(rows)):
+            _print_one(task, rows, i, [column[i] for column in columns])
+
+
+def _print_one(task, rows, i, answer):
+    """A prompt and its answer; click.echo flushes. Texts, which have many lines, have a heading."""
+    if len(rows) > 1 and not task.answers:
+        click.echo(("\n" if i else "") + f"--- {i + 1} of {len(rows)}")
+    plain = CONTROL if sys.stdout.isatty() else {}  # a terminal would obey them
+    try:
+        for piece in chain([task.decode(rows[i])], task.pieces(answer)):
+            click.echo(piece.translate(plain), nl=False)
+    finally:
+        click.echo()
+
+
+def _print_json(task, rows, tokens, cache):
+    found = []
+    for i, row in enumerate(rows):
+        answer = [int(token[i]) for token in tokens]
+        if task.end in answer:
+            answer = answer[: answer.index(task.end) + 1]
+        found.append({
+            "prompt": row[:-1] if task.answers else row,  # without the separator
+            "output": answer,
+            "text": task.decode(row) + "".join(task.pieces(answer)),
+            "cache_bytes": cache.clone([i]).nbytes if cache else 0,
+        })  # fmt: skip
+    print_json(found)
+
+
+def _compare(report, kind, as_json):
+    if as_json:
+        print_json({name: {**part, "ids": part["ids"].tolist()} for name, part in report.items()})
+        return
+    from ..render.console import bytes_text, stdout, table
+
+    lines = []
+    for name, part in report.items():
+        speed = [f"{part['seconds'] * 1e3:.1f} ms", f"{part['tokens_per_second']:,.0f}"]
+        lines.append([name, *speed, bytes_text(part["cache_bytes"])])
+    columns = [("decoding", "left"), ("time", "right"), ("tokens/s", "right"), ("cache", "right")]
+    n, new = len(report["cached"]["ids"]), report["cached"]["new_tokens"]
+    title = f"{n} sequence{'s' if n > 1 else ''}, {new} new tokens each"
+    table(stdout(), title, columns, lines)
+    cached, uncached = (part["ids"].tolist() for part in report.values())
+    why = "rounding decided a near tie" if kind == "plain" else f"a {kind} cache keeps less"
+    same = cached == uncached
+    click.echo("both give the same tokens" if same else f"the tokens differ: {why}")
+
+
+COMMANDS = (generate,)

@@ -1,0 +1,131 @@
+"""A cache as it grows, drawn in a terminal: what it holds, and what qkv would hold."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+from rich.text import Text
+
+from ..variants import cache_bytes_per_token
+from .console import bytes_text, say, stderr
+
+LINES = 8  # of the growth that is drawn
+LEAST, MOST = 8, 24  # columns of a bar
+FULL, REST = "█", "░"
+
+
+class Watch:
+    """Follows a cache while a model with this configuration writes, and draws it on stderr.
+    `n_read` is how many tokens the prompts have.
+    """
+
+    def __init__(self, cache, config, n_read):
+        self.cache, self.config, self.n_read = cache, config, n_read
+        self.per_token = cache_bytes_per_token(
+            replace(config, variant="qkv", plus_start=None), np.dtype(config.dtype).itemsize
+        )
+        self.seconds, self.growth = [], []  # of each step; (positions, bytes) after it
+
+    def follow(self, tokens):
+        """The same tokens, timed. The first takes the reading of the prompts; what the caller does
+        between two tokens does not count.
+        """
+        while True:
+            began = time.perf_counter()
+            token = next(tokens, None)
+            if token is None:
+                return
+            self.seconds.append(time.perf_counter() - began)
+            self.growth.append((int(self.cache.lengths.sum()), self.cache.nbytes))
+            yield token
+
+    def show_prompts(self):
+        """What is there before the first new token is printed."""
+        console = stderr()
+        self._say_speed(console, "read", self.n_read, self.seconds[:1])
+        self._show_layers(console)
+        console.print()
+
+    def show_all(self):
+        """Speed, growth, layers and bytes so far."""
+        console = stderr()
+        console.print()
+        self._say_speed(console, "read", self.n_read, self.seconds[:1])
+        n_written = self.cache.batch * (len(self.seconds) - 1)
+        self._say_speed(console, "written", n_written, self.seconds[1:])
+        self._show_growth(console)
+        self._show_layers(console)
+        self._say_bytes(console)
+
+    def _say_speed(self, console, what, n, seconds):
+        took = sum(seconds)
+        if took:
+            speed = f"{n / took:,.0f} tokens/s"
+            tokens = "token" if n == 1 else "tokens"
+            say(console, f"{n:,} {tokens} {what} in {1e3 * took:,.1f} ms, {speed}")
+
+    def _show_growth(self, console):
+        """A line for some lengths: a bar of what is held, as a part of what qkv would hold."""
+        say(console, "as it grew", "bold")
+        last = len(self.growth) - 1
+        picked = sorted({round(i) for i in np.linspace(0, last, LINES)})
+        rows = []
+        for n, held in (self.growth[i] for i in picked):
+            qkv = n * self.per_token
+            rows.append((f"{n:,}", (held, qkv), bytes_text(held), bytes_text(qkv)))
+        _lines(console, ("tokens", None, "here", "qkv"), rows, self.growth[-1][0] * self.per_token)
+
+    def _show_layers(self, console):
+        say(console, "by layer", "bold")
+        rows = []
+        for i, (layer, spec) in enumerate(zip(self.cache.layers, self.config.specs, strict=True)):
+            slots = layer.buffers[0].shape[2]
+            used = f"{layer.used:,} of {slots:,}"
+            held = bytes_text(layer.nbytes)
+            rows.append((str(i + 1), spec.name, (layer.used, slots), used, held))
+        _lines(console, ("layer", "variant", None, "used", "bytes"), rows, slots)
+
+    def _say_bytes(self, console):
+        cache = self.cache
+        n, held, formula = int(cache.lengths.sum()), cache.nbytes, formula_bytes(cache)
+        qkv = n * self.per_token
+        same = "as by the formula" if formula == held else f"by the formula {bytes_text(formula)}"
+        say(console, f"now {bytes_text(held)} for {n:,} tokens, {same}")
+        say(console, f"qkv with the same heads, in {self.config.dtype}: {bytes_text(qkv)}")
+        saved = 100 * (1 - held / qkv)
+        say(console, f"saved {saved:.1f} %; allocated {bytes_text(cache.capacity_nbytes)}")
+
+
+def formula_bytes(cache):
+    """What the cache should hold: in each layer, for each sequence, used slots · bytes a token."""
+    total = 0
+    for layer, stored in zip(cache.layers, cache.stored, strict=True):
+        slots = np.minimum(cache.lengths, layer.buffers[0].shape[2])  # (B,)
+        total += int(slots.sum()) * cache.bytes_per_token(stored, cache.dtype)
+    return total
+
+
+def _lines(console, names, rows, most):
+    """Columns of text, aligned to the right. Where a name is None a cell is (part, whole), drawn as
+    a bar, of which `most` fills the column.
+    """
+    cells = [[cell if name else "" for name, cell in zip(names, row, strict=True)] for row in rows]
+    texts = [[name or "" for name in names], *cells]
+    widths = [max(len(row[i]) for row in texts) for i in range(len(names))]
+    bar = names.index(None)
+    widths[bar] = min(MOST, max(LEAST, console.width - sum(widths) - 2 * (len(names) - 1)))
+    for text, row in zip(texts, [None, *rows], strict=True):
+        if row:
+            text[bar] = _bar(*row[bar], most, widths[bar])
+        shown = [
+            cell.ljust(width) if i == bar or name == "variant" else cell.rjust(width)
+            for i, (name, cell, width) in enumerate(zip(names, text, widths, strict=True))
+        ]
+        line = Text("  ".join(shown).rstrip())
+        console.print(line, no_wrap=True, overflow="ignore", crop=False)
+
+
+def _bar(part, whole, most, width):
+    """A part of a whole, both as parts of `most`."""
+    full, all_of_it = (round(width * n / most) for n in (part, whole))
+    return FULL * full + REST * (all_of_it - full)

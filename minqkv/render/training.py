@@ -1,0 +1,117 @@
+"""What a run looks like: before it starts, while it trains, and at its end."""
+
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+from ..analysis.needs import peak_memory, size_text
+from ..runtime import files
+from ..tasks.registry import blaming
+from .console import duration, say, stderr
+from .figures import Panel, Series, figure
+from .layout import Page, lines
+from .progress import progress
+
+PARTS = 40  # of a run: the mean loss of each is a point of its curve
+WIDTH = 60  # of the curve in a terminal
+
+
+def needs_line(needs, seconds=None):
+    """What a run needs, in one line."""
+    parts = {name: getattr(needs, name) for name in ("weights", "gradients", "moments")}
+    parts |= {"activations": needs.activations}
+    memory = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items())
+    text = f"{needs.parameters:,} parameters; training needs about {size_text(needs.total)}"
+    return f"{text} ({memory})" + ("" if seconds is None else f" and {duration(seconds)}")
+
+
+# ---- while it trains
+
+
+@contextmanager
+def live(config):
+    """Yields the `progress` of `train_run`: on a terminal a bar, a line below it, and samples of
+    what the model writes; elsewhere a line for each tenth.
+    """
+    with ExitStack() as stack:
+        yield Live(config, stack)
+
+
+class Live:
+    """Shows each Step of a run on stderr. The bar appears with the first: a run that is resumed
+    starts somewhere in between.
+    """
+
+    def __init__(self, config, stack):
+        self.task, self.seed, self.stack = config.task, config.seed, stack
+        self.console, self.began = stderr(), time.monotonic()
+        self.start, self.advance, self.score = None, None, None
+
+    def __call__(self, step):
+        if self.advance is None:
+            self.start = step.done - 1
+            own = self.console if self.console.is_terminal else None
+            shown = progress("train", step.steps, self.start, own, True, self.began)
+            self.advance = self.stack.enter_context(shown)
+        if step.validation is not None:
+            self.score = f"{self.task.metric} {step.validation:.4g}"
+        self.advance(step.done, self._note(step))
+        tenth = step.done * 10 // step.steps > (step.done - 1) * 10 // step.steps
+        if self.console.is_terminal and tenth:
+            self._sample(step)
+
+    def _note(self, step):
+        """Loss, validation score, speed and memory: as much as fits the terminal."""
+        rate = (step.done - self.start) / max(1e-9, time.monotonic() - self.began)
+        parts = [f"loss {step.loss:.4f}", self.score]
+        parts += [f"{step.tokens * rate:,.0f} tokens/s", size_text(peak_memory())]
+        text = "  ".join(filter(None, parts))
+        while self.console.is_terminal and len(text) > self.console.width and "  " in text:
+            text = text.rpartition("  ")[0]
+        return text
+
+    def _sample(self, step):
+        with blaming(self.task.name):
+            text = self.task.sample(step.model, self.seed)
+        if text is not None:
+            text = "".join(c if c.isprintable() or c == "\n" else "·" for c in text)
+            say(self.console, f"step {step.done} writes:\n{text}")
+
+
+# ---- at its end
+
+
+def averaged(metrics, parts=PARTS):
+    """(steps, mean loss) of each of so many parts of a run; `metrics` are those of its folder."""
+    n, parts = len(metrics), min(parts, len(metrics))
+    cuts = [n * i // parts for i in range(parts + 1)]
+    losses = [line["loss"] for line in metrics]
+    return [(b, sum(losses[a:b]) / (b - a)) for a, b in pairwise(cuts)]
+
+
+def loss_curve(metrics):
+    """The training loss as a picture of plain characters, for a terminal."""
+    ys = [loss for _, loss in averaged(metrics)]
+    title = f"training loss, from step 1 to step {len(metrics)}"
+    series = {"series": {"loss": ys}, "log": False, "x": "steps, averaged in parts"}
+    page = Page(WIDTH, sys.stdout.encoding or "ascii")
+    laid = lines({"event": "curve", "title": title, **series}, page)
+    return "\n".join("".join(text for text, _ in line).rstrip() for line in laid)
+
+
+def write_curves(folder, config, metrics):
+    """curves.svg in the folder of a run: its training loss and, if it was watched, its score on the
+    validation split.
+    """
+    scores = [(i, m["validation"]) for i, m in enumerate(metrics, 1) if "validation" in m]
+    losses, panels = averaged(metrics), []
+    for name, what, points in (
+        ("training", "loss", losses), ("validation", config.task.metric, scores)
+    ):  # fmt: skip
+        series = Series(name, tuple((*point, None, ()) for point in points))
+        panels += [Panel("", "steps", f"{name} {what}", (series,))] if points else []
+    title = f"{config.task.name} with {config.variant}, seed {config.seed}"
+    caption = f"The training loss is the mean of each of {len(losses)} parts."
+    files.write_text(Path(folder) / "curves.svg", figure(title, panels, caption=caption))

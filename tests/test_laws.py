@@ -1,0 +1,292 @@
+"""The laws of caches hold for every kind, variant and position scheme, and a cache that breaks one
+is caught.
+"""
+
+import numpy as np
+import pytest
+from toys import EVERY, gpt, host
+
+from minqkv import backend as backends
+from minqkv.analysis.laws import LAWS, SINKS, WINDOW, Case, check, laws, schemes
+from minqkv.cache import KVCache, LayerCache
+from minqkv.caches import RingCache
+from minqkv.caches.ring import RingLayer
+from minqkv.runtime.errors import UsageError
+from minqkv.tensor import Tensor
+
+KINDS = {  # kind, window, sinks
+    "plain": (KVCache, None, 0),
+    "plain, window": (KVCache, WINDOW, SINKS),
+    "ring": (RingCache, WINDOW, SINKS),
+}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_clean(monkeypatch):
+    """Memory that nobody has written is NaN, so that whoever reads it is found."""
+    for kind in (backends.Backend, backends.GpuBackend):
+        empty = kind.empty
+
+        def unwritten(self, shape, dtype, empty=empty):
+            array = empty(self, shape, dtype)
+            array[...] = np.nan
+            return array
+
+        monkeypatch.setattr(kind, "empty", unwritten)
+
+
+def broken(kind, variant="qkv", position="learned", rope_value="raw", window=None, sinks=0):
+    """Law -> error or fault, of those that do not hold at 1e-10."""
+    case = Case(kind, variant, position, rope_value, window, sinks)
+    return {law: fault or error for law, error, fault in laws(case) if fault or not error <= 1e-10}
+
+
+@pytest.mark.parametrize("variant", EVERY)
+@pytest.mark.parametrize("name", KINDS)
+def test_laws(name, variant):
+    kind, window, sinks = KINDS[name]
+    for position, value in schemes(variant):
+        assert broken(kind, variant, position, value, window, sinks) == {}, (position, value)
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 30])
+@pytest.mark.parametrize("sinks", [0, 1, 5])
+def test_rings_of_other_sizes(window, sinks):
+    """Without sinks; of one token; longer than the text."""
+    case = Case(RingCache, "q-k=v", "rope", "raw", window, sinks)
+    slots = min(window + sinks, 24)
+    assert case.cache().layers[0].buffers[0].shape[2] == slots
+    for law in set(LAWS) - {"bytes"}:  # counts on a text longer than the ring
+        assert max(LAWS[law](case, start) for start in (0, 15)) < 1e-10, law
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("variant", ["qkv", "q=k=v+"])
+def test_laws_on_every_backend(name, variant, backend):
+    kind, window, sinks = KINDS[name]
+    assert broken(kind, variant, "rope", "raw", window, sinks) == {}
+
+
+def test_check_says_all_that_was_asked():
+    rows = []
+    for row in check(RingCache):
+        rows.append(row)
+        if len(rows) == 2 * len(LAWS):
+            break
+    assert [row["law"] for row in rows] == [*LAWS] * 2
+    assert [row["position"] for row in rows[:: len(LAWS)]] == ["learned", "sinusoidal"]
+    assert {row["variant"] for row in rows} == {"qkv"}
+    assert all(row["ok"] and row["fault"] is None and row["error"] <= row["bound"] for row in rows)
+
+
+# ---- caches that break a law
+
+
+class WithoutItself(LayerCache):
+    """The current token is left out of its own attention."""
+
+    def attend(self, attention, q, rows, at, mask=None):
+        z = super().attend(attention, q, rows, at, mask)
+        if q.data.shape[2] > 1 or len(self) == 1 or not isinstance(at, slice):
+            return z
+        old = [Tensor(row[:, :, :-1]) for row in self.rows]
+        return attention.attend(q, old, slice(0, len(self) - 1))
+
+
+class ZeroAtTheStart(LayerCache):
+    """Position 0 is stored as zeros."""
+
+    def write(self, rows, slots):
+        super().write(rows, slots)
+        for buffer in self.buffers:
+            buffer[:, :, 0] = 0
+
+
+class Late(LayerCache):
+    """Stores and answers where it should, but the model hears of positions that are late by one."""
+
+    def attend(self, attention, q, rows, at, mask=None):
+        return super().attend(attention, q, rows, super().next(q.data.shape[2]), mask)
+
+    def next(self, n, pad=None):
+        at = super().next(n, pad)
+        late = isinstance(at, slice) and at.start > 0
+        return slice(at.start - 1, at.stop - 1) if late else at
+
+
+class Mixed(LayerCache):
+    """Rows of sequence 0 are stored for sequence 1, too."""
+
+    def write(self, rows, slots):
+        super().write(rows, slots)
+        for buffer in self.buffers:
+            buffer[1:2] = buffer[:1]
+
+
+class Single(LayerCache):
+    """Stores float32 in a float64 buffer."""
+
+    def write(self, rows, slots):
+        super().write([row.astype("float32") for row in rows], slots)
+
+
+class Shared(LayerCache):
+    """A clone of all rows shares the memory."""
+
+    def take(self, other, rows):
+        super().take(other, rows)
+        if list(rows) == [0, 1, 2]:
+            self.buffers = other.buffers
+
+
+class TrimsAll(LayerCache):
+    """Trims all sequences to the shortest."""
+
+    def trim(self, n):
+        self.ends = int(np.min(n))
+
+
+class Miscounted(LayerCache):
+    """Counts every sequence as the longest."""
+
+    @property
+    def nbytes(self):
+        return sum(row.nbytes for row in self.rows)
+
+
+class Unturned(RingLayer):
+    """After a turn, slots are taken for positions."""
+
+    @property
+    def positions(self):
+        return np.arange(self.used)
+
+
+class Forgetful(RingLayer):
+    """Does not keep what several tokens replace."""
+
+    def write(self, rows, at):
+        super().write(rows, at)
+        self.lost = None
+
+
+class Hasty(RingLayer):
+    """Several tokens are stored before they are answered."""
+
+    def _beside(self, arrays):
+        if len(self) > 6:
+            for buffer, new in zip(self.buffers, arrays, strict=True):
+                buffer[:, :, -1:] = new[:, :, -1:]
+        return super()._beside(arrays)
+
+
+class RingOfAll(RingLayer):
+    """Counts the positions read, not those kept."""
+
+    @property
+    def nbytes(self):
+        return int(self.lengths.sum()) * sum(buffer[0, :, 0].nbytes for buffer in self.buffers)
+
+
+CAUGHT = {  # mutant -> a law that must notice
+    WithoutItself: "any chunking",
+    ZeroAtTheStart: "any chunking",
+    Late: "any chunking",
+    Mixed: "rows of a batch",
+    Single: "any chunking",
+    Shared: "clone",
+    TrimsAll: "trim",
+    Miscounted: "bytes",
+    Unturned: "any chunking",
+    Forgetful: "trim",
+    Hasty: "any chunking",
+    RingOfAll: "bytes",
+}
+
+
+@pytest.mark.parametrize("mutant", CAUGHT)
+@pytest.mark.parametrize(("position", "value"), [("learned", "raw"), ("rope", "raw")])
+def test_a_cache_that_breaks_a_law_is_caught(mutant, position, value):
+    ring = issubclass(mutant, RingLayer)
+    kind = type("Mutant", (RingCache if ring else KVCache,), {"layer_kind": mutant})
+    window, sinks = (WINDOW, SINKS) if ring else (None, 0)
+    if mutant is Unturned and position == "learned":
+        return  # keys without positions of their own: nothing to get wrong there but the mask
+    found = broken(kind, "q-k=v", position, value, window, sinks)
+    assert CAUGHT[mutant] in found, found
+
+
+def test_a_mistake_is_told_with_what_was_found():
+    kind = type("Mutant", (KVCache,), {"layer_kind": Miscounted})
+    fault = {law: fault for law, _, fault in laws(Case(kind))}["bytes"]
+    assert fault.startswith("Broken: ")
+    assert "bytes" in fault
+
+
+# ---- rings
+
+
+def test_a_ring_imposes_its_window_on_a_model_without_one(backend, rng):
+    whole = gpt("gqa-2", position="rope")
+    windowed = gpt("gqa-2", position="rope", window=3, sinks=1)
+    ids = rng.integers(0, 11, (2, 12))
+    cache = whole.new_cache(2, kind=RingCache, window=3, sinks=1)
+    found = [host(whole(ids[:, i:j], cache=cache)) for i, j in ((0, 7), (7, 8), (8, 12))]
+    expected = host(windowed(ids))
+    np.testing.assert_allclose(np.concatenate(found, axis=1), expected, rtol=0, atol=1e-10)
+    assert np.abs(expected - host(whole(ids))).max() > 0.1
+    plain = host(windowed(ids, cache=windowed.new_cache(2)))
+    np.testing.assert_allclose(plain, expected, rtol=0, atol=1e-10)
+
+
+def test_where_the_rows_of_a_ring_lie(backend):
+    """Window 3, one sink, by hand."""
+    model = gpt("qkv", window=3, sinks=1)
+    cache = model.new_cache(1, kind=RingCache)
+    held = []
+    for _ in range(6):
+        model([[1]], cache=cache)
+        held.append(host(cache.positions).tolist())
+    assert held == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 4, 2, 3], [0, 4, 5, 3]]
+    model([[1, 1]], cache=cache)
+    assert host(cache.positions).tolist() == [0, 7, 5, 6]
+    cache.trim([6])
+    assert host(cache.positions).tolist() == [0, 4, 5, 3]
+    assert cache.nbytes == cache.capacity_nbytes == 2 * 4 * 2 * 16 * 8
+
+
+def test_a_ring_says_what_it_has_forgotten(backend):
+    model = gpt("qkv", window=3)
+    cache = model.new_cache(1, kind=RingCache)
+    for _ in range(6):
+        model([[1]], cache=cache)
+    before = host(cache.positions).tolist()
+    with pytest.raises(UsageError, match="keeps a window of 3 positions"):
+        cache.trim(4)
+    assert (len(cache), host(cache.positions).tolist()) == (6, before)
+    cache.trim(5)
+    cache.trim(0)
+    assert cache.nbytes == 0
+
+
+def test_a_ring_without_a_window_is_refused():
+    with pytest.raises(UsageError, match="a ring needs a window"):
+        gpt("qkv").new_cache(kind=RingCache)
+    with pytest.raises(UsageError, match="window must be"):
+        gpt("qkv").new_cache(kind=RingCache, window=0)
+    model, x = gpt("qkv", window=3), Tensor(np.ones((1, 1, 16)))
+    layer = model.new_cache(1, kind=RingCache).layers[0]
+    with pytest.raises(UsageError, match="own mask"):
+        model.blocks[0].attn(x, np.ones((1, 1), bool), layer)
+
+
+def test_a_ring_does_not_grow(rng):
+    model = gpt("q-k=v", block_size=40, window=4, sinks=2)
+    cache = model.new_cache(2, kind=RingCache)
+    arrays = [buffer for layer in cache.layers for buffer in layer.buffers]
+    full = cache.capacity_nbytes
+    for n in (3, 9, 1, 1, 20):
+        model(rng.integers(0, 11, (2, n)), cache=cache)
+        assert cache.nbytes <= full == cache.capacity_nbytes
+    now = [buffer for layer in cache.layers for buffer in layer.buffers]
+    assert all(a is b for a, b in zip(arrays, now, strict=True))

@@ -1,0 +1,470 @@
+"""Runs of a text: `minqkv generate` writes, `minqkv eval` scores them, and a cache is drawn as it
+grows.
+"""
+
+import io
+import json
+import os
+import re
+import signal
+import sys
+from itertools import islice
+
+import numpy as np
+import pytest
+from commands import run, start
+from toys import DESIGNS, design
+
+from minqkv import generation, runs
+from minqkv.generation import iter_tokens
+from minqkv.render.cache import Watch, formula_bytes
+from minqkv.runs import configure, load_run, train_run
+from minqkv.runtime.errors import UsageError
+from minqkv.runtime.parallel import set_threads
+from minqkv.tasks.synthetic import Synthetic
+from minqkv.tasks.text import Text
+
+SIZE = {"seq_len": 24, "n_layer": 1, "n_head": 2, "n_embd": 16, "steps": 3, "n_test": 20}
+END = 256  # of bytes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Runs on texts: "bytes" and "chars" on one document, "many" on many short ones, "digits"."""
+    folder = tmp_path_factory.mktemp("writing")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINQKV_CACHE", str(folder / "cache"))
+        (folder / "one.txt").write_text("der Fluß – 漢字 – fließt\n" * 60, encoding="utf-8")
+        (folder / "many").mkdir()
+        for i in range(100):
+            (folder / "many" / f"{i}.txt").write_text("abc " * (i % 5 + 1) + str(i))
+        for name, source in (("bytes", "one.txt"), ("chars", "one.txt"), ("many", "many")):
+            tokenizer = "bytes" if name == "bytes" else "chars"
+            given = {**SIZE, "text": str(folder / source), "tokenizer": tokenizer}
+            train_run(configure("text", "q-k=v", padded=name == "many", **given), folder / name)
+        digits = {**SIZE, "seq_len": 4}
+        train_run(configure("reverse", form="causal", **digits), folder / "digits")
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_afterwards():
+    yield
+    set_threads(1)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """fake(b"text") makes this what the next generation yields, a byte at a time, in one row.
+    Returns a list that is filled with what was asked for.
+    """
+
+    def set_tokens(*columns, then=None):
+        asked = []
+
+        def tokens(model, ids, count, **options):
+            asked.append({"ids": ids, "count": count, **options})
+            for column in columns:
+                yield np.array(column)
+            if then:
+                then()
+
+        monkeypatch.setattr(generation, "iter_tokens", tokens)
+        return asked
+
+    return set_tokens
+
+
+def columns(data):
+    return [[byte] for byte in data]
+
+
+# ---- text as it is made
+
+
+def test_a_character_of_several_bytes_appears_when_it_is_complete(folder, cli, monkeypatch, fake):
+    pipe, reached, data = io.BytesIO(), [], "ß漢\U0001f600.".encode()
+
+    def tokens(*args, **options):
+        for byte in data:
+            reached.append(pipe.getvalue().decode())
+            yield np.array([byte])
+
+    monkeypatch.setattr(generation, "iter_tokens", tokens)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(pipe, encoding="utf-8"))
+        assert cli("generate", folder / "bytes", "Flu")[0] == 0
+        shown = [*["Flu"] * 2, *["Fluß"] * 3, *["Fluß漢"] * 4, "Fluß漢\U0001f600"]
+        assert reached == shown
+        assert pipe.getvalue().decode() == "Fluß漢\U0001f600.\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"a\xe6\xbcb", "a\ufffdb"),
+        (b"a\xe6\xbc", "a\ufffd"),
+        (b"\xff\xfe", "\ufffd\ufffd"),
+        (b"\xe6\xbc\xa2" * 2, "漢漢"),
+        (b"", ""),
+    ],
+)
+def test_what_is_no_character_is_marked(data, text, folder, cli, fake):
+    fake(*columns(data))
+    assert cli("generate", folder / "bytes", "x")[1] == f"x{text}\n"
+    task = load_run(folder / "bytes")[1].task
+    assert "".join(task.pieces(data)) == task.decode(data) == text
+
+
+def test_a_token_that_the_tokenizer_leaves_unused(folder):
+    task = load_run(folder / "bytes")[1].task
+    assert task.decode([97, 300, 98]) == "".join(task.pieces([97, 300, 98])) == "a\ufffdb"
+
+
+def test_text_is_the_same_however_it_is_made_and_printed(folder, cli):
+    command = ("generate", folder / "bytes", "der ", "--temperature", 1, "--seed", 3)
+    code, text, err = cli(*command)
+    assert (code, err) == (0, "")
+    assert text.startswith("der ")
+    assert cli(*command)[1] == text
+    assert cli(*command, "--no-cache")[1] == text
+    (row,) = json.loads(cli(*command, "--json")[1])
+    assert row["text"] + "\n" == text
+    assert bytes(row["prompt"]) == b"der "
+    assert cli(*command[:-1], 4)[1] != text
+
+
+def test_a_text_goes_on_to_its_end_or_as_long_as_it_fits(folder, cli, fake):
+    asked = fake([97], [END])
+    code, out, _ = cli("generate", folder / "bytes", "der ")
+    assert (code, out) == (0, "der a\n")
+    (row,) = json.loads(cli("generate", folder / "bytes", "der ", "--json", "--no-cache")[1])
+    assert (row["output"], row["text"]) == ([97, END], "der a")
+    assert {call["count"] for call in asked} == {24 + 1 - 4}
+    assert {call["end"] for call in asked} == {END}
+    cli("generate", folder / "bytes", "der ", "--max-new-tokens", 3)
+    assert asked[-1]["count"] == 3
+
+
+def test_all_positions_are_used(folder, cli):
+    (row,) = json.loads(cli("generate", folder / "bytes", "der ", "--json")[1])
+    assert len(row["output"]) == 21 or row["output"][-1] == END
+    (row,) = json.loads(cli("generate", folder / "bytes", "x" * 24, "--json")[1])
+    assert len(row["output"]) == 1
+
+
+@pytest.mark.parametrize("given", [("",), ()])
+def test_an_empty_prompt_begins_a_document(given, folder, cli, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n\n"))
+    (row,) = json.loads(cli("generate", folder / "bytes", *given, "--json")[1])
+    assert row["prompt"] == [END]
+
+
+# ---- several prompts, several samples
+
+
+def test_each_line_of_stdin_is_a_prompt(folder, cli, monkeypatch):
+    lines = "der Fluß\n\nx\n"
+    for extra in ((), ("--temperature", 1)):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+        rows = json.loads(cli("generate", folder / "bytes", *extra, "--json")[1])
+        assert [bytes(row["prompt"]).decode() for row in rows] == ["der Fluß", "x"]
+        monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+        code, text, err = cli("generate", folder / "bytes", *extra)
+        assert (code, err) == (0, "")
+        assert text == f"--- 1 of 2\n{rows[0]['text']}\n\n--- 2 of 2\n{rows[1]['text']}\n"
+
+
+def test_samples(folder, cli):
+    command = ("generate", folder / "bytes", "der ", "--samples", 4, "--temperature", 1, "--json")
+    rows = json.loads(cli(*command)[1])
+    assert len(rows) == 4
+    assert len({row["text"] for row in rows}) == 4
+    assert json.loads(cli(*command, "--no-cache")[1]) == [{**r, "cache_bytes": 0} for r in rows]
+    model, _ = load_run(folder / "bytes")
+    for r, row in enumerate(rows):
+        how = {"temperature": 1.0, "first_row": r, "end": END}
+        alone = [int(token[0]) for token in iter_tokens(model, [list(b"der ")], 21, **how)]
+        assert row["output"] == alone
+    narrow = json.loads(cli(*command, "--top-p", 1e-6)[1])
+    assert len({row["text"] for row in narrow}) == 1
+
+
+def test_bytes_of_a_row(folder, cli):
+    for kind, itemsize in (("plain", 4), ("float16", 2)):
+        command = ("generate", folder / "bytes", "der ", "--cache", kind, "--json")
+        (row,) = json.loads(cli(*command, "--max-new-tokens", 5)[1])
+        assert row["cache_bytes"] == (4 + 5 - 1) * 16 * itemsize  # one row of width 16 a token
+
+
+def test_a_ring_stops_growing(folder, cli):
+    given = ("--cache", "ring", "--window", 5, "--sinks", 1, "--max-new-tokens", 15)
+    code, out, err = cli("generate", folder / "bytes", "der ", "--show-cache", *given)
+    assert (code, out[:4]) == (0, "der ")
+    n = [line.split()[0] for line in err.splitlines() if line.endswith(" 384 B  2.25 KiB")]
+    assert n == ["18"], err
+    assert "6 of 6" in err
+    assert "now 384 B for 18 tokens, as by the formula" in err
+    (row,) = json.loads(cli("generate", folder / "bytes", "der ", "--json", *given)[1])
+    assert row["cache_bytes"] == 6 * 16 * 4
+    wide = ("--cache", "ring", "--window", 24)
+    assert (
+        cli("generate", folder / "bytes", "der ", *wide)[1]
+        == (cli("generate", folder / "bytes", "der ")[1])
+    )
+    out = cli("generate", folder / "bytes", "der ", "--compare", *given)[1]
+    assert "both give the same" in out or "the tokens differ: a ring cache keeps less" in out
+
+
+def test_compare(folder, cli, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("der Fluß\nx\n"))
+    given = ("--temperature", 1, "--samples", 2, "--max-new-tokens", 5, "--compare")
+    code, out, _ = cli("generate", folder / "bytes", *given)
+    assert code == 0
+    assert re.search("4 sequences, [1-5] new tokens each", out)
+    assert "both give the same tokens" in out
+
+
+# ---- ends that come early
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_interrupt_keeps_what_is_written(n, folder, cli, fake, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("x\ny\n" if n == 2 else "x\n"))
+    data = [[byte] * n for byte in b"abc"]
+    fake(*data, then=lambda: os.kill(os.getpid(), signal.SIGINT))
+    code, out, err = cli("generate", folder / "bytes")
+    assert code == 130
+    assert out == ("xabc\n" if n == 1 else "--- 1 of 2\nxabc\n\n--- 2 of 2\nyabc\n")
+    assert err.strip() == "minqkv: interrupted"
+
+
+def test_an_interrupt_still_draws_the_cache(folder, cli, monkeypatch):
+    def tokens(*args, **options):
+        yield from islice(iter_tokens(*args, **options), 4)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(generation, "iter_tokens", tokens)
+    code, out, err = cli("generate", folder / "bytes", "x", "--show-cache")
+    assert code == 130
+    assert len(out.encode()) >= 1 + 4 + 1  # the prompt, four bytes or marks, the end of the line
+    assert "3 tokens written" in err
+    assert "for 4 tokens, as by the formula" in err
+    assert err.endswith("minqkv: interrupted\n")
+
+
+def test_a_closed_pipe_ends_quietly(folder):
+    child = start("generate", folder / "bytes", "der ", "--samples", 3, "--temperature", 1)
+    child.stdout.close()
+    assert child.stderr.read() == ""
+    assert child.wait(60) == 0
+    child.stderr.close()
+
+
+class Terminal(io.TextIOWrapper):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("kind", [Terminal, io.TextIOWrapper])
+def test_a_terminal_gets_no_control_characters(kind, folder, cli, fake, monkeypatch):
+    fake(*columns(b"a\x1b[2J\r\tb\nc"))
+    pipe = io.BytesIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", kind(pipe, encoding="utf-8"))
+        assert cli("generate", folder / "bytes", "x")[0] == 0
+        shown = "xa\ufffd[2J\ufffd\tb\nc\n" if kind is Terminal else "xa\x1b[2J\r\tb\nc\n"
+        assert pipe.getvalue().decode() == shown
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "says"),
+    [
+        ("chars", ("der Flüß",), "'ü', character number 7 of the text, is none of the"),
+        ("chars", ("\udcff",), "the text is not UTF-8: byte 0 is 0xff"),
+        ("chars", ("\ud83d",), "half of a surrogate pair"),
+        ("bytes", ("x" * 25,), "the prompt has 25 tokens, but this model has 24 positions"),
+        ("bytes", ("x" * 20, "--max-new-tokens", 9), "ask for at most 5 new tokens"),
+        ("bytes", ("x", "--top-p", 0), "0.0 is not in the range"),
+        ("bytes", ("x", "--top-p", 1.5), "1.5 is not in the range"),
+        ("bytes", ("x", "--top-p", 0.5), "--top-p is for draws"),
+        ("bytes", ("x", "--top-k", 5), "--top-k is for draws"),
+        ("bytes", ("x", "--samples", 2), "--samples is for draws"),
+        ("bytes", ("x", "--samples", 0), "0 is not in the range"),
+        ("bytes", ("x", "--temperature", "nan"), "temperature nan must be finite"),
+        ("bytes", ("x", "--cache", "plane"), "unknown cache 'plane' did you mean plain?"),
+        ("bytes", ("x", "--no-cache", "--show-cache"), "--show-cache needs the cache"),
+        ("bytes", ("x", "--no-cache", "--compare"), "--compare needs the cache"),
+        ("bytes", ("x", "--no-cache", "--cache", "float16"), "--cache float16 needs the cache"),
+        ("bytes", ("x", "--compare", "--show-cache"), "leave out --show-cache"),
+        ("bytes", ("x", "--cache", "ring"), "without a window, so the ring needs one for instance"),
+        ("bytes", ("x", "--window", 8), "--window and --sinks are of a ring --cache ring"),
+        ("bytes", ("x", "--cache", "ring", "--window", 0), "0 is not in the range"),
+        ("digits", ("",), 'the prompt is empty minqkv generate RUN "3 1 4 1"'),
+    ],
+)
+def test_refused(name, args, says, folder, cli):
+    code, out, err = cli("generate", folder / name, *args)
+    assert (code, out) == (2, "")
+    assert says in " ".join(err.split())
+    assert len(err.splitlines()) <= 2 or "Usage" in err
+
+
+def test_bytes_that_are_no_text_are_a_prompt_of_bytes(folder, cli):
+    (row,) = json.loads(cli("generate", folder / "bytes", "a\udcff", "--json")[1])
+    assert row["prompt"] == [97, 255]
+
+
+def test_a_corpus_that_is_gone(folder, cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("MINQKV_CACHE", str(tmp_path))
+    code, out, err = cli("generate", folder / "bytes", "x")
+    assert (code, out) == (3, "")
+    assert "minqkv data prepare" in err
+
+
+# ---- what the cache holds
+
+
+def test_the_text_stays_whole_beside_the_cache(folder, cli):
+    command = ("generate", folder / "bytes", "der ", "--temperature", 1)
+    code, out, err = cli(*command, "--show-cache")
+    assert (code, out) == (0, cli(*command)[1])
+    assert "4 tokens read" in err
+    (row,) = json.loads(cli(*command, "--json")[1])
+    n = 4 + len(row["output"]) - 1
+    assert f"{n} of 24" in err
+    assert f"for {n} tokens, as by the formula" in err
+    assert json.loads(cli(*command, "--json", "--show-cache")[1]) == [row]
+
+
+def test_the_cache_is_drawn_in_sixty_columns_of_a_pipe(folder):
+    code, _, err = run(
+        *("generate", folder / "bytes", "der ", "--show-cache", "--max-new-tokens", 12),
+        env={"COLUMNS": "60", "NO_COLOR": "1"},
+    )
+    assert code == 0
+    assert max(map(len, err.splitlines())) <= 60
+    assert "\x1b" not in err
+    for expected in (
+        r"4 tokens read in [\d.,]+ ms, [\d,]+ tokens/s",
+        r"11 tokens written in [\d.,]+ ms, [\d,]+ tokens/s",
+        r"(?m)^ +4 +█+░+ +256 B +512 B$",
+        r"(?m)^ +15 +█{12}░{12} +960 B +1.875 KiB$",
+        r"(?m)^ +1 +q-k=v +█+░+ +4 of 24 +256 B$",
+        r"(?m)^ +1 +q-k=v +█+░+ +15 of 24 +960 B$",
+        r"saved 50.0 %; allocated 1.5 KiB",
+    ):
+        assert re.search(expected, err), (expected, err)
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_bytes_on_the_screen_are_those_of_the_arrays(name, capsys):
+    model = design(name)
+    for options in ({}, {"dtype": "float16"}):
+        cache = model.new_cache(4, **options)
+        watch = Watch(cache, model.config, 5)
+        how = {"temperature": 1.0, "samples": 2, "cache": cache}
+        for _ in watch.follow(iter_tokens(model, [[1], [2, 3, 4, 5]], 6, **how)):
+            assert formula_bytes(cache) == cache.nbytes
+            held = sum(
+                buffer[b, :, :n].nbytes
+                for layer in cache.layers
+                for buffer in layer.buffers
+                for b, n in enumerate(cache.lengths)
+            )
+            assert cache.nbytes == held
+        assert [n for n, _ in watch.growth] == [10, 14, 18, 22, 26, 30]
+        watch.show_all()
+        shown = capsys.readouterr().err
+        assert "for 30 tokens, as by the formula" in shown
+        assert "5 tokens read" in shown
+        assert "20 tokens written" in shown
+
+
+def test_a_cache_that_is_not_as_the_formula_says_is_told(capsys, monkeypatch):
+    model = design("qkv")
+    cache = model.new_cache(1)
+    watch = Watch(cache, model.config, 1)
+    list(watch.follow(iter_tokens(model, [[1]], 3, cache=cache)))
+    monkeypatch.setattr(type(cache), "nbytes", 5)
+    watch.show_all()
+    assert "now 5 B for 3 tokens, by the formula" in capsys.readouterr().err
+
+
+# ---- eval
+
+
+def test_a_text_is_scored_by_perplexity(folder, cli):
+    code, out, err = cli("eval", folder / "bytes")
+    assert (code, err) == (0, "")
+    found = json.loads(cli("eval", folder / "bytes", "--json")[1])
+    assert f"test split: perplexity {found['perplexity']:.4f} on {found['tokens']:,} tokens" in out
+    for line in (
+        f"bits per byte {found['bits_per_byte']:.4f}",
+        f"accuracy {found['accuracy']:.4f}",
+        f"loss {found['loss']:.4f}",
+    ):
+        assert line in out
+    assert "mistake" not in out
+    assert found["perplexity"] == pytest.approx(np.exp(found["loss"]))
+    assert not found.keys() & {"wrong", "sequences_wrong"}
+    code, out, err = cli("eval", folder / "bytes", "--wrong", 2)
+    assert (code, out) == (2, "")
+    assert "no answers that are right or wrong" in err
+
+
+def test_the_padded_perplexity_beside_the_masked_one(folder, cli, monkeypatch):
+    code, out, _ = cli("eval", folder / "many", "--show-padded")
+    assert code == 0
+    found = json.loads(cli("eval", folder / "many", "--show-padded", "--json")[1])
+    padded = found["padded"]
+    assert f"perplexity, masked {padded['masked']:.4f}" in out
+    assert f"perplexity, padded {padded['padded']:.4f}" in out
+    assert f"{100 * padded['padding']:.1f} % of all" in out
+    assert padded["masked"] == pytest.approx(found["perplexity"])  # it was trained on padded rows
+    score = {"padding": 0.5, "masked": 9.0}
+    for value, says in ((4.0, "so counting it flatters the model: the"), (16.0, "never trained")):
+        monkeypatch.setattr(Text, "padded_score", lambda *_, v=value: score | {"padded": v})
+        out = " ".join(cli("eval", folder / "many", "--show-padded")[1].split())
+        assert says in out
+        assert "Report the masked one." in out
+
+
+def test_where_nothing_is_padded(folder, cli):
+    code, out, _ = cli("eval", folder / "bytes", "--show-padded")
+    assert code == 0
+    assert "there is no padding to count" in out
+    assert "masked" not in out
+    code, out, err = cli("eval", folder / "digits", "--show-padded")
+    assert (code, out) == (2, "")
+    assert "reverse has no padding" in err
+
+
+@pytest.mark.parametrize("command", [("eval",), ("generate", "x")])
+def test_the_best_checkpoint(command, folder, cli, monkeypatch):
+    asked, load = [], runs.load_run
+
+    def spy(path, own=None, **options):
+        asked.append(options)
+        return load(path, own)
+
+    monkeypatch.setattr(runs, "load_run", spy)
+    name, *rest = command
+    assert cli(name, folder / "bytes", *rest)[0] == 0
+    assert cli(name, folder / "bytes", *rest, "--best")[0] == 0
+    assert asked == [{}, {"best": True}]
+
+
+# ---- what a task says of generation
+
+
+def test_remarks_come_from_the_task(folder):
+    task = Synthetic("reverse", 4, form="causal")
+    assert task.remark([task.prompt("1 2 3 4")] * 2) is None
+    assert "trained on 4 digits" in task.remark([task.prompt("1 2 3 4"), task.prompt("1")])
+    assert load_run(folder / "bytes")[1].task.remark([[1], [2, 3]]) is None
+    with pytest.raises(UsageError, match="the prompt is empty"):
+        task.prompt(" , ")
