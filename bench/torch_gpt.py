@@ -7,6 +7,7 @@ read the same input, a tied head, attention by scaled_dot_product_attention ("sd
 """
 
 import math
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -202,6 +203,26 @@ def all_decoding(source, size, device="cpu"):
     models = {f"torch {attention}": GPT(source, attention, device) for attention in ATTENTIONS}
     cache = Cache(models["torch sdpa"], size.B, size.T).fill(contents(source, size))
     return {name: decoding(model, cache, new_ids(size)) for name, model in models.items()}
+
+
+def all_stretches(source, size, capacity, tokens):
+    """The same for several tokens in a row; only the last logits are returned.
+
+    The cache is one position short of `size`, with room to go on.
+    """
+    models = {f"torch {attention}": GPT(source, attention) for attention in ATTENTIONS}
+    cache = Cache(models["torch sdpa"], size.B, capacity).fill(contents(source, size))
+    ids, filled = torch.from_numpy(new_ids(size)), len(cache)
+
+    def decode(model):
+        cache.filled = filled
+        with torch.inference_mode():
+            for _ in range(tokens):
+                logits = model(ids, cache)[:, -1]
+                logits.argmax(-1)
+        return logits
+
+    return {name: partial(decode, model) for name, model in models.items()}
 
 
 def training(model, fused, ids, targets, **settings):
