@@ -101,8 +101,7 @@ def gelu(x: Tensor) -> Tensor:
     y, slope = backend.xp.empty(x.shape, x.dtype), None
     if grad_wanted(x):  # computed now, so that backward is one product
         slope = backend.xp.empty(x.shape, x.dtype)
-    for parts in backend.pieces(x.data, y, slope):
-        _gelu(*parts)
+    backend.in_pieces(_gelu, x.data, y, slope)
     return make(y, (x,), lambda g, wanted: (g * slope,))
 
 
