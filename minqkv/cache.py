@@ -16,11 +16,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from . import blocks
 from .attention import Attention, causal_mask
 from .runtime import backend, tracing
 from .runtime.backend import Array
 from .runtime.errors import UsageError
-from .tensor import Tensor
+from .tensor import Tensor, grad_wanted
 
 
 def next_positions(
@@ -45,13 +46,37 @@ def agreed(ends: int | np.ndarray) -> int | np.ndarray:
 class LayerCache:
     """The rows of one layer. `stored` is (heads, width) of each array kept of a token.
 
-    `ends` is how many positions are stored: a number where all sequences agree, else (B,).
+    `ends` is how many positions are stored: a number where all sequences agree, else (B,). What all
+    methods ask of a buffer is its layout, (B, heads, slots, ...). So another kind of layer may hold
+    other buffers: `arrays` names them, `per_row` of them for each array of `stored`, `pack` makes
+    what they hold from rows, and `unpack` rows from that.
     """
 
+    per_row = 1
+
     def __init__(self, batch: int, stored: list[tuple], capacity: int, dtype="float32"):
-        shapes = [(batch, heads, capacity, width) for heads, width in stored]
-        self.buffers = [backend.current.empty(shape, dtype) for shape in shapes]
-        self.capacity, self.ends = capacity, 0
+        self.buffers = [
+            backend.current.empty((batch, heads, capacity, width), kept)
+            for heads, width, kept in self.arrays(stored, dtype)
+        ]
+        self.stored, self.dtype, self.capacity, self.ends = stored, dtype, capacity, 0
+
+    @staticmethod
+    def arrays(stored: list[tuple], dtype) -> list[tuple]:
+        """(heads, width, dtype) of each buffer."""
+        return [(heads, width, dtype) for heads, width in stored]
+
+    @staticmethod
+    def pack(rows: Sequence[Array], dtype) -> Sequence[Array]:
+        """New rows as they are stored, an array for each buffer."""
+        return [row if row.dtype == dtype else row.astype(dtype) for row in rows]
+
+    @staticmethod
+    def unpack(stored: Sequence[Array], dtype) -> tuple[Array, ...]:
+        """What is stored as rows, in the dtype of the computation."""
+        return tuple(
+            [row if row.dtype == dtype else backend.converted(row, dtype) for row in stored]
+        )
 
     def __len__(self) -> int:
         """Positions of the longest sequence."""
@@ -72,6 +97,12 @@ class LayerCache:
         """What is stored, a view (B, heads, S, width) of each buffer."""
         used = self.used
         return tuple([buffer[:, :, :used] for buffer in self.buffers])
+
+    @property
+    def held(self) -> np.ndarray:
+        """(B, S) the positions that the slots in use hold, -1 for none."""
+        slots = np.arange(self.used)
+        return np.where(slots < self.lengths[:, None], slots, -1)
 
     def next(self, n: int, pad: np.ndarray | None = None) -> slice | np.ndarray:
         """Positions of n tokens about to be appended; see `next_positions`."""
@@ -96,17 +127,33 @@ class LayerCache:
         try:
             mask = self._seen(attention, at, q.data.shape[2], mask)
             stored = self.append(*[row.data for row in rows], at=at)
-            return attention.attend(q, self.tensors(stored, q), slice(0, len(self)), mask)
+            return self.read(attention, q, stored, slice(0, len(self)), mask)
         except BaseException:  # what is refused, or interrupted, changes nothing
             self.trim(before)
             raise
 
-    def tensors(self, stored: tuple[Array, ...], q: Tensor) -> list[Tensor]:
-        """Stored rows for the trace and, in the dtype of the computation, for attention."""
+    def read(self, attention, q, stored, at, mask):
+        """Answer queries with stored arrays at positions `at`, converted a block at a time where
+        one conversion of all of them would be for a few queries only.
+        """
         tracing.probe("cache.k", stored[0])
-        tracing.probe("cache.v", stored[-1])
-        dtype = q.data.dtype
-        return [Tensor(row if row.dtype == dtype else row.astype(dtype)) for row in stored]
+        tracing.probe("cache.v", stored[-self.per_row])
+        dtype, n = q.data.dtype, stored[0].shape[2]
+        one = n <= blocks.BLOCK or q.data.shape[2] > blocks.FEW or stored[0].dtype == dtype
+        if one or grad_wanted(q) or tracing.active is not None:
+            rows = [Tensor(row) for row in self.unpack(stored, dtype)]
+            return attention.attend(q, rows, at, mask)
+        return blocks.answer(self.part(attention, q.data, stored, at, mask))
+
+    def part(self, attention, q, stored, at, mask):
+        """What queries find in stored arrays; see `blocks.part`."""
+        n, dtype = stored[0].shape[2], q.dtype
+        step = n if stored[0].dtype == dtype else blocks.BLOCK
+
+        def rows(piece):
+            return self.unpack([array[:, :, piece] for array in stored], dtype)
+
+        return blocks.in_blocks(attention, q, rows, at, mask, n, step)
 
     def _seen(self, attention, at, n, mask):
         """The mask of positions, and of these only what `mask` shows; None: everything is seen."""
@@ -131,26 +178,24 @@ class LayerCache:
         return causal_mask(queries, keys, window, sinks)
 
     def append(self, *rows: Array, at: slice | np.ndarray | None = None) -> tuple[Array, ...]:
-        """Store new positions, an array (B, heads, T, width) for each buffer; returns `rows` so
-        far.
+        """Store new rows, (B, heads, T, width) each; returns `rows` so far.
 
         Raises UsageError, before anything is changed, when they do not fit.
         """
         at = self.next(rows[0].shape[2]) if at is None else at
         self.check(rows, last(at) + 1)
-        self.write(rows, at)
+        self.write(self.pack(rows, self.dtype), at)
         self.ends = self.after(at)
         return self.rows
 
     def check(self, rows: tuple[Array, ...], end: int) -> None:
         """Refuse new rows, the last at position end - 1, that do not fit. Raises UsageError."""
-        if len(rows) != len(self.buffers):
-            n = len(self.buffers)
+        if len(rows) != len(self.stored):
+            n = len(self.stored)
             kept = f"{n} array{'s' if n > 1 else ''} per token"
             raise UsageError(f"the cache stores {kept}, not {len(rows)}")
-        n_new = rows[0].shape[2]
-        for row, buffer in zip(rows, self.buffers, strict=True):
-            B, h, _, width = buffer.shape
+        B, n_new = self.buffers[0].shape[0], rows[0].shape[2]
+        for row, (h, width) in zip(rows, self.stored, strict=True):
             if row.shape != (B, h, n_new, width):
                 kept = f"{B} x {h} heads of {width} numbers"
                 raise UsageError(f"the cache stores {kept} per position; {row.shape} does not fit")
@@ -159,7 +204,7 @@ class LayerCache:
             raise UsageError(why, "ask for a larger capacity")
 
     def write(self, rows: tuple[Array, ...], slots: slice | np.ndarray) -> None:
-        """Put new rows into these slots, a slice or (B, T); where a slot is -1, nothing."""
+        """Put packed rows into these slots, a slice or (B, T); where a slot is -1, nothing."""
         if isinstance(slots, slice):
             for row, buffer in zip(rows, self.buffers, strict=True):
                 buffer[:, :, slots] = row
@@ -192,7 +237,7 @@ class LayerCache:
     def nbytes(self) -> int:
         """Bytes of the slots in use, each sequence by its own length."""
         slots = np.minimum(self.lengths, self.buffers[0].shape[2])  # (B,)
-        return int(slots.sum()) * sum(buffer[0, :, 0].nbytes for buffer in self.buffers)
+        return int(slots.sum()) * sum(buffer[0, :, :1].nbytes for buffer in self.buffers)
 
 
 def last(at: slice | np.ndarray) -> int:

@@ -64,6 +64,7 @@ def generate(
     ids: Sequence,
     max_new_tokens: int,
     temperature: float = 0.0,
+    *,
     use_cache: bool = True,
     cache: KVCache | None = None,
     **sampling,
@@ -75,7 +76,8 @@ def generate(
     rows have reached the end token. Arguments and errors are those of `iter_tokens`.
     """
     samples = Sampling(temperature, **sampling).samples
-    new = list(iter_tokens(model, ids, max_new_tokens, temperature, use_cache, cache, **sampling))
+    options = {"use_cache": use_cache, "cache": cache, **sampling}
+    new = list(iter_tokens(model, ids, max_new_tokens, temperature, **options))
     ids, pad = _as_batch(ids)
     if pad is not None:
         ids = np.where(np.arange(ids.shape[1]) < pad[:, None], -1, ids)  # (B, T)
@@ -88,6 +90,7 @@ def iter_tokens(
     ids: Sequence,
     max_new_tokens: int,
     temperature: float = 0.0,
+    *,
     use_cache: bool = True,
     cache: KVCache | None = None,
     **sampling,

@@ -15,6 +15,7 @@ SHOWN = {  # script and arguments -> what its output must match
     "train_and_generate.py qkv 2": r"^3 1 4 1 5 9 \|( \d+){6}\n.* 12 positions in 12,288 bytes",
     "compare_two_variants.py": r"q-k=v - qkv: [+-]0\.\d+ ± 0\.\d+ \(95 % interval\)\n",
     "look_inside.py": r"pattern +\(1, 2, 6, 6\)[^$]*6 positions, 384 bytes\n.* one array",
+    "own_cache.py": r"KVCache +(\[.*\]), 4096 bytes\nConcatenating \1, 4096 bytes\n",
     "look_inside.py qkv": r"6 positions, 768 bytes\n.* two arrays",
 }
 
@@ -31,9 +32,22 @@ def test_it_runs(line, tmp_path):
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.name)
 def test_it_is_short_and_tried(path):
-    own = path.name == "own_task.py"
+    own = path.name in ("own_task.py", "own_cache.py")
     assert len(path.read_text("utf-8").splitlines()) <= (75 if own else 40)
-    assert own or any(line.split()[0] == path.name for line in SHOWN)
+    assert path.name == "own_task.py" or any(line.split()[0] == path.name for line in SHOWN)
+
+
+def test_a_cache_of_your_own(tmp_path):
+    """The command that the file names, for one variant."""
+    line = (FOLDER / "own_cache.py").read_text("utf-8").split("minqkv ")[1].split("\n")[0]
+    args = [*line.split()[:3], "q-k=v"]
+    assert args == ["check-cache", "own_cache:Concatenating", "--variants", "q-k=v"]
+    shutil.copy(FOLDER / "own_cache.py", tmp_path)
+    command = [sys.executable, "-m", "minqkv", *args]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"any chunking +\d.\de-1\d +1e-10 +ok", done.stdout)
+    assert "broken" not in done.stdout
 
 
 def test_a_task_of_your_own(tmp_path):

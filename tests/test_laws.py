@@ -73,10 +73,16 @@ def test_check_says_all_that_was_asked():
         rows.append(row)
         if len(rows) == 2 * len(LAWS):
             break
-    assert [row["law"] for row in rows] == [*LAWS] * 2
+    assert [row["name"] for row in rows] == [*LAWS] * 2
     assert [row["position"] for row in rows[:: len(LAWS)]] == ["learned", "sinusoidal"]
     assert {row["variant"] for row in rows} == {"qkv"}
     assert all(row["ok"] and row["fault"] is None and row["error"] <= row["bound"] for row in rows)
+
+
+def test_what_is_no_cache_is_refused():
+    for kind in (LayerCache, KVCache([[(1, 2)]], 1, 4), int):
+        with pytest.raises(UsageError, match="a cache is a class derived from"):
+            next(check(kind))
 
 
 # ---- caches that break a law

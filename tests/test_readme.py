@@ -18,7 +18,7 @@ TREE = re.search(r"```\n(minqkv/\n.*?)```", README, re.S)[1].splitlines()
 
 
 def test_length():
-    assert len(README.splitlines()) <= 120
+    assert len(README.splitlines()) <= 130
     for page in PAGES:
         lines = (ROOT / page).read_text("utf-8").splitlines()
         long = [line for line in lines if len(line) > 100 and not line.startswith("|")]
@@ -39,13 +39,13 @@ def test_python():
         subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"(?:`|bin/)minqkv ([a-z]+)", README))))
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"(?:`|bin/)minqkv ([a-z-]+)", README))))
 def test_commands(command, cli):
     assert cli(command, "--help")[0] == 0
 
 
 def test_every_command_is_there(cli):
-    listed = re.findall(r"^  (\w+)  ", cli("--help")[1].split("Commands:\n")[1], re.M)
+    listed = re.findall(r"^  ([\w-]+)  ", cli("--help")[1].split("Commands:\n")[1], re.M)
     assert len(listed) > 8
     for command in listed:
         assert f"minqkv {command}" in README
@@ -59,11 +59,11 @@ def test_the_line_that_runs_the_tests():
 
 
 def tree():
-    """(path, comment) of each line of the file tree; a folder's path ends with a slash."""
-    for line in TREE:
-        names, _, comment = line.strip().partition("  ")
-        folder = "" if line[0] != " " else "minqkv/"
-        folder += "runtime/" if line.startswith("    ") else ""
+    """(path, comment) of each entry of the file tree; a folder's path ends with a slash."""
+    entries = re.sub(r"\n {20}", " ", "\n".join(TREE)).splitlines()  # a long comment: more lines
+    for entry in entries:
+        names, _, comment = entry.strip().partition("  ")
+        folder = "" if entry[0] != " " else "minqkv/"
         for name in names.split():
             yield folder + name, comment.strip()
 
@@ -75,7 +75,7 @@ def test_files_of_the_tree():
 
 
 def test_the_tree_names_every_file():
-    """Files of the book and of runtime/ on a line of their own, others in their folder's line."""
+    """Files of the book on a line of their own, others in their folder's entry."""
     lines = dict(tree())
     for path in sorted((ROOT / "minqkv").rglob("*.py")):
         place = path.relative_to(ROOT).as_posix()
@@ -89,7 +89,7 @@ def test_the_tree_names_every_file():
 def test_where_things_are():
     """Each name in the table of questions is defined in the file beside it."""
     rows = re.findall(r"^\| .*\? \| (.*) in \[.*\]\((.*)\) \|$", README, re.M)
-    assert len(rows) == 7
+    assert len(rows) == 8
     for names, path in rows:
         tree = ast.parse((ROOT / path).read_text("utf-8"))
         defined = {getattr(node, "name", None) for node in ast.walk(tree)}

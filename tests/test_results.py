@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from minqkv.study import stats
+from minqkv.study.published import language_models as published
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = sorted((ROOT / "bench/results").rglob("*.json"))
-PAGES = [ROOT / "README.md", ROOT / "docs/results.md", ROOT / "docs/recall.md"]
+PAGES = [ROOT / "README.md", *(ROOT / f"docs/{n}.md" for n in ("results", "recall"))]
+LANGUAGE = ROOT / "docs/language-models.md"
 LINES = [line for page in PAGES if page.exists() for line in page.read_text("utf-8").splitlines()]
 TEXT = " ".join(" ".join(p.read_text("utf-8").split()) for p in PAGES if p.exists())
 
@@ -150,6 +152,88 @@ def test_the_default_study_and_again():
     for difference in (default[arm], again[arm], default["sort", "q=k=v"]):
         assert abs(difference["mean"]) > difference["half"]
         assert minus_or_plus(difference) in TEXT
+
+
+def per_cent(estimate):
+    """ "+3.10 ± .40 %", of a ratio minus 1."""
+    mean, half = (f"{100 * abs(estimate[n]):.2f}".removeprefix("0") for n in ("mean", "half"))
+    sign = "" if float(mean) == 0 else "−" if estimate["mean"] < 0 else "+"
+    return f"{sign}{mean} ± {half} %"
+
+
+def language_models():
+    """The committed study of language models; None before it is complete."""
+    path = ROOT / "bench/results/language-models/results.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def test_the_published_language_models():
+    page = LANGUAGE.read_text("utf-8")
+    for name, found in published().items():
+        padded = found["padded"]
+        more = f"+{100 * (padded / 5.11 - 1):.1f} %".replace("+0.", "+.") if padded > 5.11 else "–"
+        assert f"| `{name}` | {padded:.2f} | {more} | {found.get('masked', '–')} |" in page
+
+
+def test_the_language_models():
+    """Each arm, each seed and each contrast; without results, the page shows none."""
+    results, page = language_models(), LANGUAGE.read_text("utf-8")
+    if results is None:
+        assert "**The study is not complete.**" in page
+        assert "## What we see" not in page
+        return
+    assert "not complete" not in page
+    ((cell,), runs) = results["cells"], results["runs"]
+    assert len(cell["rows"]) == 8
+    assert len(runs) == 64
+    assert not any(run["diverged"] for run in runs)
+    for row in cell["rows"]:
+        label = f"| `{row['variant']}`{row['arm'].removeprefix(row['variant'])} | "
+        mean, half = (f"{row['score'][n]:.2f}" for n in ("mean", "half"))
+        change = per_cent(row["to_baseline"]) if row["to_baseline"] else "–"
+        costs = (
+            f"{row['bits_per_byte']['mean']:.3f} | {row['params']:,} | {row['cache_measured']:,}"
+        )
+        start = f"{label}{mean} ± {half.removeprefix('0')} | {change} | {costs} | "
+        assert f"{start}{row['tokens_per_second']:,.0f} |" in page
+        assert row["cache_measured"] == row["cache_formula"]
+        assert label + " | ".join(f"{v:.2f}" for v in row["by_seed"].values()) + " |" in page
+        mine = {run["seed"]: run["perplexity"] for run in runs if run["arm"] == row["arm"]}
+        assert {int(seed): v for seed, v in row["by_seed"].items()} == mine
+        assert set(mine) == set(range(8))
+
+
+def test_the_planned_contrasts_of_the_language_models():
+    results, page = language_models() or {"contrasts": []}, LANGUAGE.read_text("utf-8")
+    for one in results["contrasts"]:
+        numbers = f"{per_cent(one['difference'])} | {one['p']:.4f} | {one['p_adjusted']:.4f}"
+        start = f"| {one['family']}: `{one['arm']}` against "
+        lines = [line for line in page.splitlines() if line.startswith(start)]
+        assert any(f"| {numbers} | {one['verdict']} |" in line for line in lines)
+        by_arm = {row["arm"]: row["by_seed"] for row in results["cells"][0]["rows"]}
+        pair = by_arm[one["arm"]], by_arm[one["against"]]
+        found = stats.paired(*pair, relative=True)
+        assert (found.mean, found.half) == pytest.approx(tuple(one["difference"].values())[:2])
+    families = [one["family"] for one in results["contrasts"]]
+    assert families == ["sharing"] * 5 + ["equal bytes"] * 2 or not families
+
+
+def test_the_one_rate_of_the_language_models():
+    """The lowest mean loss of all arms on the selection seed."""
+    results = language_models()
+    if results is None:
+        return
+    losses = {}
+    for run in results["selection"]:
+        assert (run["seed"], run["split"]) == (100, "validation")
+        loss = 99.0 if run["diverged"] else run["loss"]
+        losses.setdefault(run["lr"], {})[run["arm"]] = loss
+    assert {len(found) for found in losses.values()} == {8}
+    means = {rate: sum(found.values()) / 8 for rate, found in losses.items()}
+    assert {run["lr"] for run in results["runs"]} == {min(means, key=means.get)}
+    page = " ".join(LANGUAGE.read_text("utf-8").split())
+    for mean in means.values():
+        assert f"{mean:.3f}" in page
 
 
 def test_cache_measured_is_the_formula():

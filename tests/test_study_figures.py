@@ -3,6 +3,7 @@ left out.
 """
 
 import io
+import random
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -11,6 +12,9 @@ import pytest
 from records import TINY, record_of
 from rich.console import Console
 
+from minqkv.render import svg
+from minqkv.render.figures import Panel, Series
+from minqkv.render.figures import figure as svg_figure
 from minqkv.render.study import cell_tables, curves, figure, memory_table
 from minqkv.runs import configure
 from minqkv.study.rates import Choice, arm_of
@@ -174,6 +178,53 @@ def test_hostile_names_are_escaped(columns):
     cells = cells_of(runs("qkv", 2, [0.5]), equal=None)
     cells = [replace(cells[0], title='<b> & "co" \']]>')]
     assert '<b> & "co" \']]>' in Drawing(figure(cells, columns)).about
+
+
+# ---- points that stand alone
+
+
+def places(drawn):
+    """Name -> (x, y) of each mark that tells a value, and of each label: (x of its left end, y)."""
+    marks, labels = {}, {}
+    for mark in drawn.of_class("g", "mark"):
+        name, _, value = mark.find(f"{SVG}title").text.partition(", ")
+        if value:
+            found = re.findall(r"[-\d.]+", mark.get("transform"))
+            marks[name] = float(found[0]), float(found[1])
+    for label in drawn.of_class("text", "label"):
+        labels[label.text] = float(label.get("x")), float(label.get("y"))
+    return marks, labels
+
+
+def points_of(**values):
+    """A figure of points (x, mean)."""
+    series = tuple(Series(name, ((x, y, 0.01, ()),), line=False) for name, (x, y) in values.items())
+    return Drawing(svg_figure("t", [Panel("p", "bytes", "y", series, x_log=True)]))
+
+
+def test_a_point_alone_at_its_bytes_is_drawn_there():
+    """Only points that share an x move aside, and as far to one side as to the other."""
+    alone = places(points_of(a=(384, 1.0), b=(768, 2.0), c=(1536, 3.0), d=(3072, 4.0)))[0]
+    shared = places(points_of(a=(384, 1.0), b=(768, 2.0), c=(1536, 3.0), d=(1536, 2.9),
+                              e=(3072, 4.0)))[0]  # fmt: skip
+    for name in "ab":
+        assert shared[name][0] == alone[name][0]
+    assert shared["e"][0] == alone["d"][0]
+    assert shared["d"][0] - alone["c"][0] == pytest.approx(alone["c"][0] - shared["c"][0])
+    assert shared["d"][0] > shared["c"][0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_label_covers_the_mark_of_another(seed):
+    rng = random.Random(seed)
+    sizes = [384, 768, 1536, 1536, 1536, 1536, 1536, 2048]
+    drawn = points_of(**{f"arm{i}": (x, rng.gauss(5, 0.1)) for i, x in enumerate(sizes)})
+    marks, labels = places(drawn)
+    assert marks.keys() == labels.keys()
+    for name, (left, base) in labels.items():
+        box = left - 2, left + svg.text_width(name) + 2, base - svg.FONT, base + 0.2 * svg.FONT
+        for x, y in marks.values():
+            assert not (box[0] < x < box[1] and box[2] < y < box[3]), name
 
 
 # ---- how the runs learned

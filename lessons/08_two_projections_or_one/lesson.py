@@ -382,7 +382,8 @@ ten = np.arange(-5.0, 5.0)  # weights: five for rows, five for columns
 channels = sinusoids(3, 5, dtype="float64")  # (T, 5), for either part
 with mq.trace() as t:
     layer, _ = run("q=k-v+", wk=wk, wv=wv, wo=wo, plus=ten)
-temperature, bias = (part.numpy() for part in layer.plus(slice(0, 3)))  # (), (T,)
+keys = slice(0, 3)  # their positions
+temperature, bias = (part.numpy() for part in layer.plus(keys))  # (), (T,)
 literal = with_plus(ten, b, channels, channels)
 show("s in the layer", temperature)
 show("g in the layer", bias, columns=tokens)

@@ -36,6 +36,10 @@ class RingLayer(LayerCache):
         """What the slots in use hold: (S,) where all sequences agree, else (B, S)."""
         return self.at[0, : self.used] if isinstance(self.ends, int) else self.at[:, : self.used]
 
+    @property
+    def held(self):
+        return self.at[:, : self.used]
+
     def attend(self, attention, q, rows, at, mask=None):
         """Like LayerCache.attend. A single token is stored first, since what it replaces is outside
         its window. Several tokens still need what they replace, so they are stored last.
@@ -44,14 +48,14 @@ class RingLayer(LayerCache):
             raise UsageError("a ring makes its own mask")
         before, arrays, single = self.ends, [row.data for row in rows], q.data.shape[2] == 1
         try:
-            self.check(arrays, last(at) + 1)
             if single:
                 stored, keys = self.append(*arrays, at=at), self.positions
             else:
+                self.check(arrays, last(at) + 1)
                 stored, keys = self._beside(arrays), beside(self.positions, at)
             all_seen = single and isinstance(at, slice)
             mask = None if all_seen else self._mask(at, keys)
-            z = attention.attend(q, self.tensors(stored, q), keys, mask)
+            z = self.read(attention, q, stored, keys, mask)
             if not single:
                 self.append(*arrays, at=at)
             return z
@@ -70,24 +74,21 @@ class RingLayer(LayerCache):
 
     def _beside(self, arrays):
         """Stored rows, and new ones (B, h, T, d) as they would be stored: (B, h, S + T, d)."""
-        pairs = zip(self.rows, arrays, strict=True)
-        return tuple(
-            backend.xp.concatenate([old, new.astype(old.dtype)], axis=2) for old, new in pairs
-        )
+        pairs = zip(self.rows, self.pack(arrays, self.dtype), strict=True)
+        return tuple(backend.xp.concatenate(pair, axis=2) for pair in pairs)
 
     def write(self, rows, at):
         """Put rows of tokens at these positions into their slots."""
         if isinstance(at, slice) and at.stop - at.start == 1:
-            p = at.start
-            slot = p if p < self.sinks else self._turned(p)
+            slot = self._slots(at.start)
             super().write(rows, slice(slot, slot + 1))
-            self.at[:, slot], self.lost = p, None
+            self.at[:, slot], self.lost = at.start, None
             return
         at = np.broadcast_to(as_array(at), (len(self.at), rows[0].shape[2]))  # (B, T)
         # Of more tokens than a ring has room for, only sinks and the last ones are kept.
-        kept = (at >= 0) & ((at < self.sinks) | (at > at.max(axis=1, keepdims=True) - self.window))
-        b, t = kept.nonzero()
-        slots = np.where(kept, np.where(at < self.sinks, at, self._turned(at)), -1)  # (B, T)
+        passed = (at >= self.sinks) & (at <= at.max(axis=1, keepdims=True) - self.window)
+        slots = np.where(passed, -1, self._slots(at))  # (B, T)
+        b, t = (slots >= 0).nonzero()
         slot = slots[b, t]  # (N,)
         row, place = backend.upload(b), backend.upload(slot)
         replaced = [buffer[row, :, place] for buffer in self.buffers]  # (N, heads, width)
@@ -95,9 +96,9 @@ class RingLayer(LayerCache):
         super().write(rows, slots)
         self.at[b, slot] = at[b, t]
 
-    def _turned(self, at):
-        """The slot in the ring of positions from `sinks` on."""
-        return self.sinks + (at - self.sinks) % self.window
+    def _slots(self, at):
+        """Where positions lie: each turn of the ring takes `window` off."""
+        return at - np.maximum(at - self.sinks, 0) // self.window * self.window
 
     def trim(self, n):
         """Keep the first n positions. Raises UsageError where the next token would need what the
@@ -123,7 +124,20 @@ class RingLayer(LayerCache):
                 buffer[row, :, place] = old[i]  # (N, heads, width)
         self.at, self.ends = at, n
 
+    def restore(self, held):
+        """Let the slots in use hold these positions (B, S). Raises UsageError where a position is
+        in a wrong slot, or one that the next token needs is missing.
+        """
+        wrong = (held >= 0) & (self._slots(held) != np.arange(self.used))
+        if held.shape != (len(self.at), self.used) or wrong.any() or held.min() < -1:
+            raise UsageError("positions that this ring cannot hold")
+        if (held >= self.lengths[:, None]).any():
+            raise UsageError("positions that have not been read")
+        self.at[:, : self.used] = held
+        self.trim(self.ends)
+
     def take(self, other, rows):
+        """Become a copy of some rows of another's batch, without what its last tokens replaced."""
         super().take(other, rows)
         self.at = other.at[rows]
 

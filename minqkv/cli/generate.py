@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from ..caches import KINDS
+from ..caches import options as cache_options
 from ..runtime.errors import UsageError, unknown
 from .evaluate import best_option, loaded
 from .options import computes, either, print_json
 from .run import own_task_option, threads_option
 
-CACHES = ("plain", "float16", "ring")
 CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t"}
 
 
@@ -40,7 +41,7 @@ CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in 
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the draws."
 )
-@click.option("--cache", "kind", default="plain", help=f"{either(CACHES)}.  [default: plain]")
+@click.option("--cache", "kind", default="plain", help=f"{either(KINDS)}.  [default: plain]")
 @click.option("--window", type=click.IntRange(1), help="Of a ring.  [default: the model's]")
 @click.option("--sinks", type=click.IntRange(0), help="Of a ring.  [default: the model's]")
 @click.option("--no-cache", is_flag=True, help="Compute the whole prefix again for every token.")
@@ -103,8 +104,8 @@ def generate(
 
 
 def _check(kind, no_cache, show_cache, compare, sampling):
-    if kind not in CACHES:
-        raise unknown("cache", kind, CACHES)
+    if kind not in KINDS:
+        raise unknown("cache", kind, KINDS)
     if no_cache and (show_cache or compare or kind != "plain"):
         other = "--show-cache" if show_cache else "--compare" if compare else f"--cache {kind}"
         raise UsageError(f"{other} needs the cache that --no-cache leaves out", "leave out one")
@@ -120,18 +121,15 @@ def _check(kind, no_cache, show_cache, compare, sampling):
 
 def _cache_options(kind, window, sinks, config):
     """Arguments of model.new_cache."""
-    if kind != "ring":
-        if window is not None or sinks is not None:
-            raise UsageError("--window and --sinks are of a ring", "--cache ring")
-        return {"dtype": "float16"} if kind == "float16" else {}
-    from ..caches import RingCache
-
     given = {"window": window, "sinks": sinks}
     given = {name: value for name, value in given.items() if value is not None}
-    if window is None and config.window is None:
+    ring = kind.endswith("ring")
+    if given and not ring:
+        raise UsageError("--window and --sinks are of a ring", "--cache ring")
+    if ring and window is None and config.window is None:
         why = "this model was trained without a window, so the ring needs one"
         raise UsageError(why, f"for instance --window {max(1, config.block_size // 2)}")
-    return {"kind": RingCache, **given}
+    return cache_options(kind, **given)
 
 
 def _lines_of_stdin():
@@ -205,7 +203,7 @@ def _compare(report, kind, as_json):
     title = f"{n} sequence{'s' if n > 1 else ''}, {new} new tokens each"
     table(stdout(), title, columns, lines)
     cached, uncached = (part["ids"].tolist() for part in report.values())
-    why = "rounding decided a near tie" if kind == "plain" else f"a {kind} cache keeps less"
+    why = "rounding decided a near tie" if kind == "plain" else f"--cache {kind} is not exact"
     same = cached == uncached
     click.echo("both give the same tokens" if same else f"the tokens differ: {why}")
 

@@ -70,6 +70,7 @@ SETTINGS = {  # name -> (type, help), of fields of tasks and recipes that have a
     "position": (str, f"{either(POSITIONS)}."),
     "rope_value": (str, f"What K = V stores under rope: {either(ROPE_VALUES)}."),
     "window": (int, "Of a text: how many tokens each token sees.  [default: all before it]"),
+    "recompute": (bool, "Compute each block again in backward, to save memory."),
     "steps": (int, "Training steps."),
     "lr": (float, "Peak learning rate."),
 }
@@ -93,7 +94,10 @@ def settings(listed=False):
             flag = "--" + name.replace("_", "-")
             if listed and name == "lr":
                 about += " Of several, one is chosen for each arm."
-            command = click.option(flag, type=Listed(kind) if listed else kind, help=about)(command)
+            of_type = {"is_flag": True, "default": None} if kind is bool else {"type": kind}
+            if listed:
+                of_type = {"type": Listed(kind)}
+            command = click.option(flag, **of_type, help=about)(command)
         return command
 
     return add
@@ -141,16 +145,21 @@ def look_here():
 
 
 def own_task(name):
-    """The class of a task MODULE:CLASS, imported from here or the path; None for other tasks."""
+    """The class of a task MODULE:CLASS; None for other tasks."""
     if name is None or ":" not in name:
         return None
-    from importlib import import_module
-
     from ..tasks.registry import check_class
+
+    return check_class(name, own_class(name, "task", "my_file:MyTask"))
+
+
+def own_class(name, what, example):
+    """What MODULE:CLASS names, imported from here or the path. Raises UsageError."""
+    from importlib import import_module
 
     module, _, cls = name.partition(":")
     if not cls or not all(part.isidentifier() for part in module.split(".")):
-        raise UsageError(f"a task of your own is MODULE:CLASS, not {name}", "my_file:MyTask")
+        raise UsageError(f"a {what} of your own is MODULE:CLASS, not {name}", example)
     look_here()
     try:
         found = import_module(module)
@@ -161,7 +170,7 @@ def own_task(name):
         raise UsageError(f"{module} raised {type(error).__name__}: {error}") from error
     if not hasattr(found, cls):
         raise unknown(f"class of {module}", cls, [n for n in vars(found) if not n.startswith("_")])
-    return check_class(name, getattr(found, cls))
+    return getattr(found, cls)
 
 
 def prepared(name, own, given):

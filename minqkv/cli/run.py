@@ -1,6 +1,7 @@
 """`minqkv train`: one run."""
 
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -123,7 +124,10 @@ def _train(ctx, comm, task, out, resume, as_json, show_config, more, threads, **
     if best := result.get("best"):
         score = dict(result["curve"])[best]
         click.echo(f"best validation {metric} {score:.4f}, after {best} steps: best.npz")
-    click.echo(f"see its mistakes: minqkv eval {folder} --wrong 5")
+    if config.task.answers:
+        click.echo(f"see its mistakes: minqkv eval {folder} --wrong 5")
+    else:
+        click.echo(f"let it write: minqkv generate {folder}")
 
 
 def _announce(config, comm):

@@ -28,6 +28,7 @@ PRESETS = {  # name -> what it compares; the grids are in study/presets.py
     "quick": "recall at equal bytes, and sort",
     "recall": "accuracy against bytes, about 15 minutes",
     "recall-full": "the study of docs/recall.md, about two hours",
+    "nano": "language models on tiny Shakespeare: docs/language-models.md, about two hours",
     "quick-2026": "two of the paper's tasks, ten variants, the default of version 0.1.0",
     "paper": "the paper's whole synthetic grid, about 70 hours",
 }
@@ -139,12 +140,14 @@ def study(
 
 def _plan(preset, ablate, given):
     """The Plan of a preset, with some of its lists replaced."""
+    from ..render.progress import patient
     from ..study.grid import ablation, blocks
     from ..study.plan import Part, Plan, plan
 
     own = {name: own_task(name) for name in given.get("tasks", ()) if ":" in name}
     if not ablate:
-        return plan(blocks(preset, given, own), own)
+        with patient("prepare the text", 100) as advance:
+            return plan(blocks(preset, given, own), own, advance)
     if given.keys() & {"variants", "lr"}:
         why = "--ablate plus chooses the variants itself, and trains all at one rate"
         raise click.UsageError(f"{why}; leave out --variants and --lr")
@@ -237,17 +240,20 @@ def _missing(configs, out, accept_code):
 
 def _dry_run(plan, line, mark=""):
     """What would run, part by part."""
-    from ..study.grid import arm
+    from ..study.grid import arm, mixing_widths
 
     if line:
         echo(line, indent=2)
+    mixing = mixing_widths(plan.configs)
     for part in plan.parts:
-        arms = [arm(config, bool(part.equal)).replace(" ", "\u00a0") for config in part.configs]
+        arms = [arm(c, bool(part.equal), c.task.name in mixing) for c in part.configs]
+        arms = [name.replace(" ", "\u00a0") for name in arms]
         values = {"task": [c.task.name for c in part.configs], "variant": arms}
         values["seed"] = [c.seed for c in part.configs]
-        for name in ("seq_len", "n_embd", "n_layer", "n_head"):
+        for name in ("text", "seq_len", "n_embd", "n_layer", "n_head"):
             values[name] = [getattr(c.task, name) for c in part.configs if hasattr(c.task, name)]
-        values["lr"] = part.rates or [c.recipe.lr for c in part.configs]
+        rates = "one lr" if part.one_rate else "lr"
+        values[rates] = part.rates or [c.recipe.lr for c in part.configs]
         for name, found in values.items():
             if found:
                 text = ", ".join(map(str, dict.fromkeys(found)))

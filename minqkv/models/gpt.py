@@ -129,20 +129,18 @@ class GPT(Module):
             why = f"a cache of {len(cache.layers)} layers in a model of {len(self.blocks)}"
             raise UsageError(why, "model.new_cache()")
         if len(ids) != cache.batch:
-            why = f"the cache stores {cache.batch} sequences; a batch of {len(ids)} does not fit"
+            why = f"the cache stores a batch of {cache.batch}; one of {len(ids)} does not fit"
             raise UsageError(why, f"model.new_cache({len(ids)})")
 
     def _mask(self, steps):
         """Of a sequence without a cache, at positions `steps`."""
-        cfg = self.config
-        if isinstance(steps, slice):
-            steps = backend.xp.arange(steps.stop)
-        else:
-            steps = backend.upload(steps)
-        return causal_mask(steps, steps, cfg.window, cfg.sinks)
+        whole = isinstance(steps, slice)
+        steps = backend.xp.arange(steps.stop) if whole else backend.upload(steps)
+        return causal_mask(steps, steps, self.config.window, self.config.sinks)
 
     def _decode(self, ids, steps, cache):
-        # Of a large batch, each core takes some sequences: they do not know of each other.
+        # Of a large batch, each core takes some sequences: they do not know of each other. Where
+        # they differ in length, the batch stays in one piece.
         together = isinstance(steps, slice) and cache.shareable
         shares = backend.shares(cache) if together else None
         if shares is None:

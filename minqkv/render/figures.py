@@ -18,6 +18,7 @@ from .svg import LINE, Scale, element, number, placeable, write
 HEIGHT = 230  # of the area in which marks lie, where the labels of a panel need no more
 SIDE, END = 36, 9  # room in that area: left and right of points, above and below them
 WIDEST = 150  # longer labels are cut
+LEFT_OF_IT = 24  # a label goes left of its point only where that saves more than this height
 CELL, ROW = 26, 24  # the largest cell of a heat map, and the height of a row of bars
 
 
@@ -181,7 +182,7 @@ def _panel(panel, axis, heading, frame, looks, x0, y0):
         marks += front
         if last := next(filter(None, reversed(places)), None):
             ends.setdefault(series.name, last)
-    return parts + _labels(panel, ends, looks, (top, right, bottom)) + marks
+    return parts + _labels(panel, ends, looks, (left, top, right, bottom)) + marks
 
 
 def _grid(panel, axis, x, y, frame):
@@ -204,16 +205,26 @@ def _grid(panel, axis, x, y, frame):
 
 def _shifts(panel, x):
     """Name -> how far from its x it is drawn, so that points at the same x stay apart; empty where
-    no two names share an x.
+    no two names share an x. Where no series has more than one point, each x has its own middle.
     """
     points = {(s.name, v) for s in panel.series if not s.runs for v, *_ in s.points}
     places = sorted({x(v) for _, v in points})
     if len(points) == len(places):
         return {}
-    names = list(dict.fromkeys(s.name for s in panel.series))
+    groups = {}
+    for series in panel.series:
+        for v, *_ in series.points:
+            groups.setdefault(v if _are_alone(panel) else None, {})[series.name] = None
+    most = max(map(len, groups.values()))
     gap = min((b - a for a, b in pairwise(places)), default=2 * SIDE)
-    step = min(9, 2 * (SIDE - 6) / len(names), 0.7 * gap / len(names))
-    return {name: (i - (len(names) - 1) / 2) * step for i, name in enumerate(names)}
+    step = min(9, 2 * (SIDE - 6) / most, 0.7 * gap / most)
+    each = [(i - (len(g) - 1) / 2, name) for g in groups.values() for i, name in enumerate(g)]
+    return {name: place * step for place, name in each}
+
+
+def _are_alone(panel):
+    """Whether no series has more than one point."""
+    return all(len(s.points) < 2 for s in panel.series)
 
 
 def _interval(at, lo, hi, y):
@@ -229,19 +240,47 @@ def _labels(panel, ends, looks, frame):
     """Names pushed apart, with a leader where a name is not close to its last mark. They stand
     right of the panel, or beside the points where no series has more than one.
     """
-    top, right, bottom = frame
-    alone = all(len(s.points) < 2 for s in panel.series)
+    _, top, right, bottom = frame
     names = [svg.cut(name, WIDEST) for name in ends]
-    starts = [10 + (x if alone else right) for x, _ in ends.values()]
-    spans = [(x - 4, x + svg.text_width(t) + 4) for x, t in zip(starts, names, strict=True)]
-    heights = svg.spread([y for _, y in ends.values()], spans, top, bottom)
+    widths = [svg.text_width(text) for text in names]
+    places = _beside([*ends.values()], widths, frame) if _are_alone(panel) else None
+    if not places:
+        starts = [10 + (x if _are_alone(panel) else right) for x, _ in ends.values()]
+        spans = [(s - 4, s + width + 4) for s, width in zip(starts, widths, strict=True)]
+        heights = svg.spread([y for _, y in ends.values()], spans, top, bottom)
+        places = list(zip(starts, heights, strict=True))
     parts = []
-    for name, text, start, height in zip(ends, names, starts, heights, strict=True):
+    for name, text, width, (start, height) in zip(ends, names, widths, places, strict=True):
         (x, y), tint = ends[name], svg.colour(looks[name])
-        if abs(height - y) > 2 or start - x > 18:
-            parts.append(svg.joined([(x + 6, y), (start - 3, height)], f"leader {tint}"))
+        near, end = (x + 6, start - 3) if start > x else (x - 6, start + width + 3)
+        if abs(height - y) > 2 or end - near > 9:
+            parts.append(svg.joined([(near, y), (end, height)], f"leader {tint}"))
         parts.append(write(text, start, height, f"label {tint}"))
     return parts
+
+
+def _beside(points, widths, frame):
+    """(start, height) of the label of each point: the nearest place, rather right than left of it,
+    that meets no mark and no other label. None where one of them finds no place.
+    """
+    left, top, _, bottom = frame
+    taken = [(x - 6, x + 6, y, 6) for x, y in points]  # from, to, middle, half of the height
+    places = []
+    for (x, y), width in zip(points, widths, strict=True):
+        sides = ((0, x + 10), (LEFT_OF_IT, x - 10 - width))
+        wanted = [(abs(dy) + far, s, y + dy) for dy in range(-90, 91, 6) for far, s in sides]
+        free = [
+            (start, height)
+            for _, start, height in sorted(wanted)
+            if start >= left + 4 and top + LINE / 2 <= height <= bottom - LINE / 2
+            and not any(start - 4 < b and a < start + width + 4 and abs(height - m) < LINE / 2 + h
+                        for a, b, m, h in taken)
+        ]  # fmt: skip
+        if not free:
+            return None
+        places.append(free[0])
+        taken.append((free[0][0], free[0][0] + width, free[0][1], LINE / 2))
+    return places
 
 
 def _legend(looks, width, y):

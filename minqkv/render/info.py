@@ -56,3 +56,18 @@ def check_table(rows):
         error = "–" if row["error"] is None else f"{row['error']:.1e}"
         lines.append([row["name"], error, "ok" if row["ok"] else row["fault"]])
     table(stdout(), None, columns, lines)
+
+
+def law_table(name, laws):
+    """The laws of caches, as `by_law` gives them, and what was found where one is broken."""
+    columns = [("law", "left"), ("worst error", "right"), ("bound", "right"), ("", "left")]
+    lines = []
+    for law in laws:
+        error = "–" if law["error"] is None else f"{law['error']:.1e}"
+        broken = f"broken in {law['broken']} of {law['cases']} cases"
+        lines.append([law["name"], error, f"{law['bound']:.0e}", "ok" if law["ok"] else broken])
+    console = stdout()
+    table(console, name, columns, lines)
+    for law in laws:
+        if not law["ok"]:
+            say(console, f"{law['name']}: {law['found']}")

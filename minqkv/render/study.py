@@ -3,6 +3,7 @@
 import math
 
 from ..study import stats
+from ..study.published import language_models
 from ..variants import VariantSpec
 from .console import say, table
 from .figures import Panel, Series, learning_curves
@@ -26,13 +27,21 @@ def number(value, digits=3):
     return text[1:] if text.startswith("0.") else text
 
 
-def with_interval(estimate, sign=False):
+def with_interval(estimate, sign=False, digits=3):
     """ "mean ± half"; the half is "–" for a single seed."""
     if estimate is None:
         return "–"
-    mean = number(abs(estimate.mean))
-    prefix = "" if not sign or mean == ".000" else "−" if estimate.mean < 0 else "+"
-    return f"{prefix}{mean} ± {number(estimate.half)}"
+    mean = number(abs(estimate.mean), digits)
+    prefix = "" if not sign or float(mean) == 0 else "−" if estimate.mean < 0 else "+"
+    return f"{prefix}{mean} ± {number(estimate.half, digits)}"
+
+
+def with_sign(difference, relative):
+    """A difference with its interval, or if it is relative, in per cent."""
+    if not relative or difference is None:
+        return with_interval(difference, sign=True)
+    percent = stats.Estimate(100 * difference.mean, 100 * difference.half, difference.n)
+    return f"{with_interval(percent, sign=True, digits=2)} %"
 
 
 def cell_tables(console, cell, note):
@@ -44,7 +53,10 @@ def cell_tables(console, cell, note):
         (f"{cell.metric}\n95 % interval", "right"),
         ("each seed", "left"),
     ]
-    filled = [[row.arm, with_interval(row.score), _each(row)] for row in cell.rows]
+    digits = 2 if cell.relative else 3  # 7.22, .714
+    filled = [
+        [row.arm, with_interval(row.score, digits=digits), _each(row, digits)] for row in cell.rows
+    ]
 
     def add(header, values, side="right"):
         if any(value != "–" for value in values):
@@ -58,7 +70,8 @@ def cell_tables(console, cell, note):
         solved = ["–" if row.lifted else f"{row.solved}/{len(row.by_seed)}" for row in rows]
         add(f"solved\n{sign} {number(cell.solved_from, 2)}", solved)
     add("steps to\nlearn it", [_steps(row, cell.size["steps"]) for row in rows])
-    add(f"minus {cell.baseline},\npaired, 95 % interval", [_against(row, cell) for row in rows])
+    of = "against" if cell.relative else "minus"
+    add(f"{of} {cell.baseline},\npaired, 95 % interval", [_against(row, cell) for row in rows])
     add("published\nmean ± sd", [_published(row) for row in rows])
     rates = [f"{row.lr:g}{' !' if row.at_the_edge else ''}" for row in rows]
     chosen = any(row.lr_was_chosen for row in rows)
@@ -67,17 +80,22 @@ def cell_tables(console, cell, note):
     add("cache\nB/token", [f"{row.cache_measured:,}" for row in rows])
     if any(row.cache_measured != row.cache_formula for row in rows):
         add("by formula", [f"{row.cache_formula:,}" for row in rows])
+    add("bits per\nbyte", [number(row.bits_per_byte and row.bits_per_byte.mean) for row in rows])
+    speeds = [row.tokens_per_second for row in rows]
+    add("tokens/s,\ntraining", ["–" if speed is None else f"{speed:,.0f}" for speed in speeds])
     table(console, cell.title, columns, filled)
     say(console, note)
+    if any(speeds):
+        say(console, "tokens/s: the median run on the machine of this study, scoring included.")
     if any(row.at_the_edge for row in rows):
         edge = "! the best rate is at the edge of the list: a rate beyond it might be better."
         say(console, edge)
     console.print()
 
 
-def _each(row):
+def _each(row, digits):
     values = row.by_seed.values()
-    return " ".join("diverged" if value is None else number(value) for value in values)
+    return " ".join("diverged" if value is None else number(value, digits) for value in values)
 
 
 def _steps(row, budget):
@@ -93,7 +111,7 @@ def _against(row, cell):
     if row.to_baseline is None:
         return "–"
     style = _difference_style(row.to_baseline, cell.better)
-    return (with_interval(row.to_baseline, sign=True), style)
+    return (with_sign(row.to_baseline, cell.relative), style)
 
 
 def _published(row):
@@ -126,6 +144,26 @@ def memory_table(console, cells):
     if rows:
         title = "What a step of training holds, in kB (1,000 bytes), measured"
         table(console, title, columns, list(rows.values()))
+
+
+def published_table(console):
+    """The paper's language models with 300M parameters, and what to beware of."""
+    found = language_models()
+    rows = []
+    for name, perplexity in found.items():
+        line = [name]
+        for how, base in found["qkv"].items():
+            known = how in perplexity and name != "qkv"
+            change = f"+{number(100 * (perplexity[how] / base - 1), 1)} %" if known else "–"
+            line += [number(perplexity.get(how), 2), change]
+        rows.append(line)
+    columns = [("variant", "left"), ("perplexity,\npadding counted", "right"), ("change", "right")]
+    columns += [("perplexity,\npadding masked", "right"), ("change", "right")]
+    table(console, "Published: the paper's models with 300M parameters, one seed", columns, rows)
+    what = "Perplexity per subword token. The first pair is the paper's, which scores padding as "
+    what += "if it were text; the second is of the authors' later models on another text."
+    say(console, f"{what} Per cents of another text, tokenizer or size cannot be compared with it.")
+    console.print()
 
 
 def formulas(console, cells, itemsize):
@@ -191,9 +229,10 @@ def claims_table(console, found):
     columns += [("p, corrected\nby Holm", "right"), ("", "left")]
     rows = []
     for finding in found:
-        what = f"{finding.cell}: {finding.arm} minus {finding.against}"
+        of = "against" if finding.relative else "minus"
+        what = f"{finding.cell}: {finding.arm} {of} {finding.against}"
         p_values = [number(finding.p, 4), number(finding.p_adjusted, 4)]
-        shown = with_interval(finding.difference, True)
+        shown = with_sign(finding.difference, finding.relative)
         rows.append([what, shown, *p_values, finding.verdict])
     table(console, "Planned contrasts (exact sign-flip tests, paired by seed)", columns, rows)
 
@@ -350,6 +389,8 @@ def study(console, cells, notes, itemsize, found=(), ablate=False):
         cell_tables(console, cell, note)
     if found:
         claims_table(console, found)
+    if any(cell.metric == "perplexity" for cell in cells):
+        published_table(console)
     memory_table(console, cells)
     for group in _groups(cells):
         picture(console, *group)

@@ -71,6 +71,22 @@ class Backend:
         """Batched product over the last two axes: (..., n, k) @ (..., k, m)."""
         return np.matmul(a, b)
 
+    def converted(self, a: Array, dtype) -> Array:
+        """An array in another dtype. From float16 to float32 several times faster than NumPy's own:
+        the bits of a number move to their place in 32, and 2^112 makes up for the exponents, which
+        count from -15 in one and from -127 in the other.
+        """
+        if a.dtype != "float16" or dtype != "float32":
+            return a.astype(dtype)
+        bits = a.view("int16").astype("int32")  # the sign is repeated in the upper half
+        bits <<= 13
+        bits &= -0x70002000  # 1000 1111 1111 1111 1110 0000 ...: sign, exponent and fraction
+        found = bits.view("float32")
+        found *= np.float32(2.0**112)
+        if a.size and max(found.max(), -found.min()) >= 65536:  # infinite, or not a number
+            return a.astype(dtype)
+        return found
+
     def row_sum(self, a: Array) -> Array:
         """Sums over the last axis, kept: (..., n) -> (..., 1). A product with ones: several times
         faster on short rows.
@@ -191,6 +207,9 @@ class GpuBackend(Backend):
 
     def bmm(self, a: Array, b: Array) -> Array:
         return self.xp.matmul(a, b)
+
+    def converted(self, a: Array, dtype) -> Array:
+        return a.astype(dtype)
 
     def row_sum(self, a: Array) -> Array:
         return a.sum(-1, keepdims=True)

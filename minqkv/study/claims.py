@@ -9,44 +9,55 @@ from . import stats
 from .summary import Cell, Row
 
 MARGIN = 0.02  # smaller differences of accuracy do not matter
+RELATIVE_MARGIN = 0.01  # nor do those of perplexity, as a share of it
 UNTOLD = "cannot be told: a run diverged"
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """The score of one arm minus that of another, at the same bytes. An arm is (variant, heads,
-    positions, what K = V stores under rope); `against` None is the baseline of the table.
+    """The score of one arm against that of another. In a table at equal bytes an arm is (variant,
+    heads, positions, what K = V stores under rope); elsewhere it is the name of its row. `against`
+    None is the baseline of the table.
     """
 
     family: str  # contrasts of a family are corrected together
     task: str
-    per_token: int  # bytes
-    arm: tuple
-    against: tuple | None = None
+    per_token: int | None  # bytes; None: in a table that is not at equal bytes
+    arm: tuple | str
+    against: tuple | str | None = None
 
 
 _ONE = 1, "learned", "raw"
 _RAW, _BACK = (1, "rope", "raw"), (1, "rope", "unrotate")
-CONTRASTS = {  # docs/recall-plan.md
-    "recall-full": [
+CONTRASTS = {
+    "recall-full": [  # docs/recall-plan.md
         *(Contrast("pairs", "pairs", size, ("q-k=v", *_ONE)) for size in (8, 16, 24)),
         Contrast("mqar", "mqar", 32, ("q-k=v", *_RAW)),
         Contrast("mqar", "mqar", 48, ("q-k=v", *_RAW)),
         Contrast("mqar", "mqar", 48, ("q-k=v", *_BACK), ("q-k=v", *_RAW)),
         Contrast("mqar", "mqar", 48, ("qkv/q-k=v", *_RAW), ("q-k=v/qkv", *_RAW)),
     ],
+    "nano": [  # docs/language-models-plan.md
+        *(
+            Contrast("sharing", "text", None, name)
+            for name in ("q-k=v", "q=k-v", "q=k=v", "mqa", "q-mqa")
+        ),
+        Contrast("equal bytes", "text", None, "q-k=v", "qkv (d_h 16)"),
+        Contrast("equal bytes", "text", None, "q-k=v", "gqa-2"),
+    ],
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one contrast."""
+    """The outcome of one contrast. A relative difference is a ratio minus 1."""
 
     family: str
     cell: str
     arm: str
     against: str
     difference: stats.Estimate | None
+    relative: bool
     p: float
     p_adjusted: float
     verdict: str
@@ -60,23 +71,26 @@ def findings(contrasts: list[Contrast], cells: list[Cell]) -> list[Finding]:
     results = []
     for family in dict.fromkeys(contrast.family for contrast in contrasts):
         mine = [entry for entry in found if entry[0].family == family]
-        pairs = [stats.differences(row.by_seed, other.by_seed) for _, _, row, other in mine]
+        pairs = [stats.differences(a.by_seed, b.by_seed, c.relative) for _, c, a, b in mine]
         p_values = [stats.sign_flip(pair) if pair else 1.0 for pair in pairs]
         tested = zip(mine, pairs, p_values, stats.holm(p_values), strict=True)
         for (_, cell, row, other), pair, p, adjusted in tested:
             difference = stats.estimate(pair)
             complete = len(pair) == len(row.by_seed) == len(other.by_seed)
-            verdict = stats.verdict(difference, adjusted, MARGIN) if complete else UNTOLD
-            about = (family, f"{cell.task}, {cell.equal['bytes']} B", row.arm, other.arm)
-            results.append(Finding(*about, difference, p, adjusted, verdict))
+            margin = RELATIVE_MARGIN if cell.relative else MARGIN
+            verdict = stats.verdict(difference, adjusted, margin) if complete else UNTOLD
+            place = f"{cell.task}, {cell.equal['bytes']} B" if cell.equal else cell.task
+            about = (family, place, row.arm, other.arm)
+            results.append(Finding(*about, difference, cell.relative, p, adjusted, verdict))
     return results
 
 
 def _rows(contrast, cells):
     """(cell, row of the arm, row of what it is compared with)."""
-    equal = {"bytes": contrast.per_token}
+    equal = contrast.per_token and {"bytes": contrast.per_token}
     cell = next(c for c in cells if (c.task, c.equal) == (contrast.task, equal))
-    rows = {_key(row): row for row in cell.rows if not row.lifted}
+    name = _key if equal else lambda row: row.arm
+    rows = {name(row): row for row in cell.rows if not row.lifted}
     baseline = next(row for row in cell.rows if row.arm == cell.baseline)
     return cell, rows[contrast.arm], rows[contrast.against] if contrast.against else baseline
 

@@ -93,7 +93,7 @@ def grid(
     """
     configs, left_out = {}, [] if impossible is None else impossible
     names = list(lists)
-    values = [v if isinstance(v, (tuple, list, range)) else (v,) for v in lists.values()]
+    values = [as_list(value) for value in lists.values()]
     cells = itertools.product(equal_bytes, equal_params, *values, tasks, variants)
     for per_token, n_params, *cell, task, variant in cells:
         given, cls = dict(zip(names, cell, strict=True)), (own or {}).get(task)
@@ -114,6 +114,11 @@ def grid(
     if not configs and impossible is None:
         raise UsageError("nothing to run" + (f": {left_out[0]}" if left_out else ""))
     return list(configs)
+
+
+def as_list(value):
+    """The values of a field: a list of them as it is, one value as a list of it."""
+    return value if isinstance(value, (tuple, list, range)) else (value,)
 
 
 class NoWidth(UsageError):
@@ -189,9 +194,25 @@ def ablation(
 OF_AN_ARM = ("n_head", "head_dim", "position", "rope_value")
 
 
-def arm(config: RunConfig, equal: bool = False) -> str:
+def of_an_arm(equal: bool, width: bool) -> tuple[str, ...]:
+    """The fields of a task by which arms of a table may differ."""
+    return OF_AN_ARM if equal else ("head_dim",) if width else ()
+
+
+def mixing_widths(configs: Iterable[RunConfig]) -> set[str]:
+    """The tasks of which some runs have heads of the usual width, d / H, and others have not: in
+    their tables a width of a head names an arm.
+    """
+    found = {}
+    for config in configs:
+        found.setdefault(config.task.name, set()).add(config.task.head_dim is None)
+    return {name for name, usual in found.items() if len(usual) == 2}
+
+
+def arm(config: RunConfig, equal: bool = False, width: bool = False) -> str:
     """What a row of a table is named after: the variant, and what was changed about it. At equal
-    bytes or parameters, also heads, their width, and positions.
+    bytes or parameters, also heads, their width, and positions; with `width`, a width of the heads
+    that is not the usual one.
     """
     task, changed = config.task, []
     if equal:
@@ -199,18 +220,20 @@ def arm(config: RunConfig, equal: bool = False) -> str:
         changed += [task.position] if task.position != "learned" else []
         shared_row = any(spec.streams == 1 for spec in task.config(config.variant).specs)
         changed += [task.rope_value] if task.position == "rope" and shared_row else []
+    if width and not equal and task.head_dim is not None:
+        changed += [f"d_h {task.head_dim}"]
     changed += ["diagonal masked"] if getattr(task, "hide_self", False) else []
     start = getattr(task, "plus_start", None)
     changed += [f"s₀ = {start:g}"] if start is not None else []
     return config.variant + (f" ({', '.join(changed)})" if changed else "")
 
 
-def cell(config: RunConfig, equal: bool = False) -> dict:
+def cell(config: RunConfig, equal: bool = False, width: bool = False) -> dict:
     """What the rows of a table have in common: the task, its size, and the recipe except for the
-    rate; at equal bytes, without what distinguishes arms.
+    rate; at equal bytes, or with `width`, without what distinguishes arms.
     """
     values = {name: value for name, value in asdict(config.task).items() if value is not None}
-    for name in ("plus_start", "hide_self", *(OF_AN_ARM if equal else ())):
+    for name in ("plus_start", "hide_self", *of_an_arm(equal, width)):
         values.pop(name, None)
     recipe = asdict(config.recipe)
     recipe.pop("lr")

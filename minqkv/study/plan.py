@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 
 from ..runs import RunConfig
 from ..runtime.errors import UsageError
+from ..tasks.registry import field_names, task_class
 from .execute import Records
-from .grid import grid
-from .rates import FIRST_SEED, Choice, arm_of, candidates, choose, with_rates
+from .grid import as_list, grid
+from .rates import FIRST_SEED, Choice, arm_of, candidates, choose, choose_one, with_rates
 from .summary import Cell, summarise
+
+ONE_EACH = ("text", "tokenizer")  # of a study: they are prepared once, before there is a grid
 
 
 @dataclass
@@ -22,6 +25,12 @@ class Part:
     equal: str | None = None  # "bytes" or "params": what the arms of a table have in common
     targets: tuple[int, ...] = ()
     selection_seeds: int = 3  # how many seeds decide a rate
+    one_rate: bool = False  # whether all arms of such parts get the same
+
+    @property
+    def candidates(self) -> list[RunConfig]:
+        """The runs that decide its rates."""
+        return candidates(self.configs, self.rates, self.selection_seeds) if self.rates else []
 
 
 @dataclass
@@ -49,16 +58,21 @@ class Plan:
     @property
     def candidates(self) -> list[RunConfig]:
         """The runs that decide the rates."""
-        parts = [part for part in self.parts if part.rates]
-        found = [candidates(p.configs, p.rates, p.selection_seeds) for p in parts]
-        return list(dict.fromkeys(config for part in found for config in part))
+        return list(dict.fromkeys(config for part in self.parts for config in part.candidates))
+
+    def _choose(self, records):
+        """Choose the rates, from the records of the candidates."""
+        found = dict(zip(self.candidates, records, strict=True))
+        alone = {c: found[c] for part in self.parts if not part.one_rate for c in part.candidates}
+        alike = {c: found[c] for part in self.parts if part.one_rate for c in part.candidates}
+        self.choices = choose(alone.items())
+        self.choices |= choose_one(alike.items()) if alike else {}
 
     def recall(self, stored: Records, accept_code: bool = False) -> None:
         """Choose the rates now, if the runs that decide them are all on record."""
-        deciding = self.candidates
-        records = [stored.of(config, accept_code) for config in deciding]
+        records = [stored.of(config, accept_code) for config in self.candidates]
         if all(records):
-            self.choices = choose(zip(deciding, records, strict=True))
+            self._choose(records)
 
     def run(self, execute: Callable) -> tuple[list[dict], list[dict]]:
         """(records to report, records that decided the rates). `execute` runs configurations and
@@ -66,7 +80,7 @@ class Plan:
         """
         deciding = self.candidates
         selection = execute(deciding) if deciding else []
-        self.choices = choose(zip(deciding, selection, strict=True))
+        self._choose(selection)
         return execute(self.configs), selection
 
     def cells(self, records: list[dict]) -> list[Cell]:
@@ -85,14 +99,21 @@ class Plan:
         return cells
 
 
-def plan(blocks: Iterable[dict], own: dict[str, type] | None = None) -> Plan:
+def plan(
+    blocks: Iterable[dict],
+    own: dict[str, type] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Plan:
     """A Plan from blocks of lists, as in presets.PRESETS. With several values of `lr`, one is
-    chosen for each arm, on `selection_seeds` seeds. Raises UsageError.
+    chosen for each arm, or with `one_rate` for all of them, on `selection_seeds` seeds.
+    `progress(done, total)` is called while a text is prepared. Raises UsageError, and what that
+    preparation raises.
     """
     parts, impossible, own = [], [], own or {}
     for block in blocks:
-        block = dict(block)
+        block = _prepared(block, own, progress)
         rates, n_seeds = tuple(block.pop("lr", ())), block.pop("selection_seeds", 3)
+        one_rate = block.pop("one_rate", False)
         if len(rates) == 1:
             block["lr"], rates = rates, ()
         equal = next((name for name in ("bytes", "params") if f"equal_{name}" in block), None)
@@ -101,7 +122,24 @@ def plan(blocks: Iterable[dict], own: dict[str, type] | None = None) -> Plan:
         if rates and any(config.seed >= FIRST_SEED for config in configs):
             why = f"seeds from {FIRST_SEED} up choose the learning rates"
             raise UsageError(f"{why}: they cannot be reported as well", "--seeds 8")
-        parts.append(Part(configs, rates, equal, targets, n_seeds))
+        parts.append(Part(configs, rates, equal, targets, n_seeds, one_rate))
     if not any(part.configs for part in parts):
         raise UsageError("nothing to run" + (f": {impossible[0]}" if impossible else ""))
     return Plan([part for part in parts if part.configs], impossible, own=own)
+
+
+def _prepared(block, own, progress):
+    """A block with what its tasks have to read or make first. The runs then find it by its digest,
+    in whatever process they are.
+    """
+    block = dict(block)
+    for task in block["tasks"]:
+        cls = task_class(task, own.get(task))
+        given = {name: as_list(block[name]) for name in field_names(cls) if name in block}
+        for name in given.keys() & set(ONE_EACH):
+            if len(given[name]) > 1:
+                why = f"a study is of one {name}, not of {len(given[name])}"
+                raise UsageError(why, f"run a study for each {name}")
+        single = {name: values[0] for name, values in given.items() if len(values) == 1}
+        block |= {name: (value,) for name, value in cls.prepared(single, progress).items()}
+    return block

@@ -40,11 +40,18 @@ QUICK = [  # chosen on seeds from 100 up; its results: bench/results/study-defau
      "lr": (6e-3,), "variants": ("qkv", "q-k=v", "qkv/q-k=v", "q-k=v/qkv")},
     {"tasks": ("sort",), "variants": ("qkv", "q-k=v", "q=k=v"), "seeds": (0, 1, 2), **_ONE_SIZE},
 ]  # fmt: skip
+_NANO = {"tasks": ("text",), "text": ("shakespeare",), "seeds": tuple(range(8)),
+         "lr": (2e-3, 4e-3, 8e-3), "one_rate": True, "selection_seeds": 1}  # fmt: skip
+NANO = [  # docs/language-models-plan.md
+    {**_NANO, "variants": ("qkv", "q-k=v", "q=k-v", "q=k=v", "mqa", "q-mqa", "gqa-2")},
+    {**_NANO, "variants": ("qkv",), "head_dim": (16,)},  # the bytes of q-k=v
+]
 QUICK_2026 = [{"tasks": ("reverse", "sort"), "variants": TEN, "seeds": (0, 1, 2), **_ONE_SIZE}]
 PRESETS = {
     "quick": QUICK,
     "recall": RECALL,
     "recall-full": RECALL_FULL,
+    "nano": NANO,
     "quick-2026": QUICK_2026,
     "paper": [_PAPER],
 }

@@ -1,10 +1,11 @@
-"""A learning rate for each arm, chosen on seeds and a split that are never reported."""
+"""A learning rate for each arm, or one for all: chosen on seeds and a split never reported."""
 
 from dataclasses import dataclass, replace
 
 from ..runs import RunConfig
 
 FIRST_SEED = 100  # the first that rates are chosen on
+DIVERGED = 99.0  # the loss that a run counts with that diverged, where one rate serves all arms
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,18 @@ def choose(runs: list[tuple[RunConfig, dict]]) -> dict[RunConfig, Choice]:
         by_rate = found.setdefault(arm_of(config), {})
         by_rate.setdefault(config.recipe.lr, []).append(record["score"])
     return {arm: _choice(arm.task, by_rate) for arm, by_rate in found.items()}
+
+
+def choose_one(runs: list[tuple[RunConfig, dict]]) -> dict[RunConfig, Choice]:
+    """The same with one rate for all arms: that of the lowest mean loss of all these runs. A run
+    that diverged counts with a loss of DIVERGED.
+    """
+    losses = {}
+    for config, record in runs:
+        loss = record["score"]["loss"] if record["score"] else DIVERGED
+        losses.setdefault(config.recipe.lr, []).append(loss)
+    best = min(losses, key=lambda rate: sum(losses[rate]) / len(losses[rate]))
+    return {arm: replace(choice, lr=best) for arm, choice in choose(runs).items()}
 
 
 def _choice(task, by_rate):

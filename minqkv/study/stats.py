@@ -44,14 +44,22 @@ def spread(values: list[float]) -> float:
     return math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1))
 
 
-def paired(values: dict[int, float], baseline: dict[int, float]) -> Estimate | None:
-    """The Estimate of values - baseline. Both map seed -> value; only shared seeds count."""
-    return estimate(differences(values, baseline))
+def paired(
+    values: dict[int, float], baseline: dict[int, float], relative: bool = False
+) -> Estimate | None:
+    """The Estimate of `differences`. Both map seed -> value; only shared seeds count."""
+    return estimate(differences(values, baseline, relative))
 
 
-def differences(values: dict[int, float], baseline: dict[int, float]) -> list[float]:
-    """values - baseline of the seeds that both have; None is a run that diverged."""
+def differences(
+    values: dict[int, float], baseline: dict[int, float], relative: bool = False
+) -> list[float]:
+    """values - baseline of the seeds that both have; with `relative`, values / baseline - 1. None
+    is a run that diverged.
+    """
     shared = [seed for seed in values if None not in (values[seed], baseline.get(seed))]
+    if relative:
+        return [values[seed] / baseline[seed] - 1 for seed in shared]
     return [values[seed] - baseline[seed] for seed in shared]
 
 

@@ -8,6 +8,7 @@ import os
 import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from ..runtime.version import __version__, code_version
 from ..tasks.base import Task
 from ..variants import formula
 from . import stats
-from .grid import ITEMSIZE, OF_AN_ARM, arm, cell
+from .grid import ITEMSIZE, OF_AN_ARM, arm, cell, mixing_widths, of_an_arm
 from .published import synthetic_2026
 from .rates import Choice, arm_of
 
@@ -41,6 +42,8 @@ class Row:
     to_baseline: stats.Estimate | None  # paired by seed; None for the baseline, or without it
     published: stats.Estimate | None
     published_spread: float | None
+    bits_per_byte: stats.Estimate | None  # of a text
+    tokens_per_second: float | None  # of a text: the median run, its scoring included
     params: int
     cache_measured: int
     cache_formula: int
@@ -60,6 +63,7 @@ class Cell:
     better: str
     solved_from: float | None
     chance: float
+    relative: bool  # differences from the baseline are of the ratio, minus 1
     size: dict
     equal: dict | None  # {"bytes": of a token in a layer} or {"params": numbers in the model}
     baseline: str | None  # the arm that the others are compared with
@@ -79,16 +83,16 @@ def summarise(
     layer, or of those whose parameters are nearest to one of `targets`. `choices`: where each arm's
     learning rate comes from.
     """
-    cells = {}
-    for record in records:
-        config = config_from(record["config"], own)
+    cells, configs = {}, [config_from(record["config"], own) for record in records]
+    mixing = mixing_widths(configs)
+    for config, record in zip(configs, records, strict=True):
         group = _equal(record, config, equal, targets)
-        key = tuple(cell(config, bool(equal)).items()), group
-        arms = cells.setdefault(key, {})
-        arms.setdefault(arm(config, bool(equal)), []).append((config, record))
+        of = bool(equal), config.task.name in mixing
+        arms = cells.setdefault((tuple(cell(config, *of).items()), group, of), {})
+        arms.setdefault(arm(config, *of), []).append((config, record))
     return [
-        _cell(dict(size), equal and {equal: group}, arms, choices or {})
-        for (size, group), arms in cells.items()
+        _cell(dict(size), equal and {equal: group}, arms, choices or {}, of_an_arm(*of))
+        for (size, group, of), arms in cells.items()
     ]
 
 
@@ -100,7 +104,7 @@ def _equal(record, config, equal, targets):
     return None
 
 
-def _cell(size, equal, arms, choices):
+def _cell(size, equal, arms, choices, varied):
     config = next(iter(arms.values()))[0][0]
     task = config.task
     baseline = _baseline(arms, equal, choices)
@@ -109,12 +113,15 @@ def _cell(size, equal, arms, choices):
         rows.append(_row(name, runs, arms, baseline, choices))
         if equal and any(record["lifted"] for _, record in runs):
             rows.append(_lifted_row(rows[-1], runs))
-    about = (task.metric, task.better, task.solved, task.chance)
-    return Cell(task.name, _title(config, equal), *about, size, equal, baseline, tuple(rows))
+    about = (task.metric, task.better, task.solved, task.chance, task.relative)
+    title = _title(config, equal, varied)
+    return Cell(task.name, title, *about, size, equal, baseline, tuple(rows))
 
 
-def _title(config, equal):
-    """The task and its size, the bytes, and what differs from the task's own recipe."""
+def _title(config, equal, varied):
+    """The task and its size without what is varied, the bytes, and what differs from the task's own
+    recipe.
+    """
     task, parts = config.task, []
     if equal:
         ((what, n),) = equal.items()
@@ -125,7 +132,7 @@ def _title(config, equal):
     usual = asdict(task.recipe(recipe["steps"]))
     for name in ("batch", "warmup", "clip"):
         parts += [f"{name} {recipe[name]}"] if recipe[name] != usual[name] else []
-    return "  ".join([task.title(without=OF_AN_ARM if equal else ()), *parts])
+    return "  ".join([task.title(without=varied), *parts])
 
 
 def _baseline(arms, equal, choices):
@@ -151,7 +158,9 @@ def _row(name, runs, arms, baseline, choices):
     published = published_accuracies(config)
     finished, reference = _finished(runs), _finished(arms.get(baseline, ()))  # seed -> score
     choice, solved = choices.get(arm_of(config)), config.task.solved
-    sign = 1 if config.task.better == "higher" else -1
+    sign, relative = 1 if config.task.better == "higher" else -1, config.task.relative
+    bits = [r["score"]["bits_per_byte"] for _, r in runs if "bits_per_byte" in (r["score"] or {})]
+    watched = config.recipe.watch and config.task.learned is not None
     good = [solved is not None and sign * v >= sign * solved for v in finished.values()]
     return Row(
         arm=name,
@@ -163,10 +172,12 @@ def _row(name, runs, arms, baseline, choices):
         by_seed={c.seed: _score(record) for c, record in runs},
         score=stats.estimate(list(finished.values())),
         solved=None if solved is None else sum(good),
-        reached={c.seed: record["reached"] for c, record in runs} if config.recipe.watch else {},
-        to_baseline=stats.paired(finished, reference) if name != baseline else None,
+        reached={c.seed: record["reached"] for c, record in runs} if watched else {},
+        to_baseline=None if name == baseline else stats.paired(finished, reference, relative),
         published=stats.estimate(published),
         published_spread=stats.spread(published) if published else None,
+        bits_per_byte=stats.estimate(bits),
+        tokens_per_second=_speed(runs) if bits else None,
         params=first["params"],
         cache_measured=first["cache_bytes_per_token"],
         cache_formula=first["cache_bytes_per_token_formula"],
@@ -174,6 +185,13 @@ def _row(name, runs, arms, baseline, choices):
         memory=_memory(config),
         settings={name: getattr(config.task, name) for name in OF_AN_ARM},
     )
+
+
+def _speed(runs):
+    """Tokens trained on per second, of the median run."""
+    recipe, length = runs[0][0].recipe, runs[0][0].task.seq_len
+    seconds = median(record["seconds"] for _, record in runs if record["score"])
+    return recipe.steps * recipe.batch * length / seconds
 
 
 def _lifted_row(row, runs):
@@ -185,6 +203,7 @@ def _lifted_row(row, runs):
     about |= {"formula": formula(first["variant"]), "params": first["params"]}
     about |= {"settings": row.settings | {"head_dim": first["head_dim"]}, "lifted": True}
     none = ("to_baseline", "published", "published_spread", "solved", "memory")
+    none += ("bits_per_byte", "tokens_per_second")
     score = stats.estimate(found)
     return replace(row, **about, by_seed=by_seed, score=score, reached={}, **dict.fromkeys(none))
 
@@ -236,10 +255,11 @@ def unresolved(cell: Cell) -> str:
         return "one seed gives no interval: use --seeds 3 or more"
     n = min(difference.n for difference in known)
     halves = [difference.half for difference in known]
-    precision = f"95 % half-width of the difference from {name}: {_number(halves[0])}"
+    least, most = (_number(of(halves), cell.relative) for of in (min, max))
+    precision = f"95 % half-width of the difference from {name}: {most}"
     if len(halves) > 1:
         precision = f"95 % half-widths of the differences from {name}: "
-        precision += f"{_number(min(halves))} to {_number(max(halves))}"
+        precision += f"{least} to {most}"
         precision += " (no correction for multiple comparisons)"
     blurred = [row.arm for row in differences if not row.to_baseline.clear_of_zero]
     verdict = f"Not distinguishable from zero: {', '.join(blurred)}."
@@ -252,8 +272,10 @@ def unresolved(cell: Cell) -> str:
     return line + (f" Runs that diverged are in no mean or interval: {lost}." if lost else "")
 
 
-def _number(value):
-    """As in the tables: .714, 1.250."""
+def _number(value, relative):
+    """As in the tables: .714, 1.250; or .31 %."""
+    if relative:
+        return f"{100 * value:.2f} %".removeprefix("0")
     return f"{value:.3f}".removeprefix("0")
 
 
@@ -289,12 +311,10 @@ def as_results(
     `selection`: the records that decided the learning rates; `impossible`: arms that no width fits.
     Where records of other code were accepted, each run says which code it came from.
     """
-    adam = {"optimiser": "Adam", "betas": Adam.BETAS, "eps": Adam.EPS}
-    adam["schedule"] = "linear warm-up, cosine to 0"
     recipes = {}
     for record in records:  # the rate is that of each run
         recipe = {name: v for name, v in record["config"]["recipe"].items() if name != "lr"}
-        recipes.setdefault(record["config"]["task"]["name"], recipe | adam)
+        recipes.setdefault(record["config"]["task"]["name"], recipe | _optimiser(recipe))
     return {
         "command": command,
         "versions": environment(),
@@ -308,16 +328,30 @@ def as_results(
     }
 
 
+def _optimiser(recipe):
+    """What a recipe says of the optimiser, in words."""
+    name = "AdamW" if recipe["weight_decay"] else "Adam"
+    found = {"optimiser": name, "betas": (Adam.BETAS[0], recipe["beta2"]), "eps": Adam.EPS}
+    end = f"{recipe['floor']:g} of the rate" if recipe["floor"] else "0"
+    return found | {"schedule": f"linear warm-up, cosine to {end}"}
+
+
 def _as_runs(records, own):
-    runs = [_as_run(record, config_from(record["config"], own)) for record in records]
+    configs = [config_from(record["config"], own) for record in records]
+    mixing = mixing_widths(configs)
+    runs = [
+        _as_run(record, config, config.task.name in mixing)
+        for record, config in zip(records, configs, strict=True)
+    ]
     if any(record["code"] != code_version() for record in records):
         runs = [run | {"code": record["code"]} for run, record in zip(runs, records, strict=True)]
     return runs
 
 
-def _as_run(record, config):
+def _as_run(record, config, width):
     """A record as an entry of results.json, and a line of results.csv."""
-    found = {"task": config.task.name, "variant": config.variant, "arm": arm(config)}
+    name = arm(config, width=width)
+    found = {"task": config.task.name, "variant": config.variant, "arm": name}
     found |= {"seed": config.seed, "lr": config.recipe.lr, "split": config.split}
     found |= record["score"] or {config.task.metric: None}
     size = {name: value for name, value in asdict(config.task).items() if name != "name"}

@@ -72,7 +72,8 @@ class Task(ABC):
     or lower is better. A run counts as solved when it scores `solved` or better, and as having
     learned the task when its validation score first reaches `learned` (None: no threshold). A score
     lies within `limits`. With `sparse`, logits are computed only where a target counts. With
-    `answers`, what it predicts are answers, and an example with a wrong one is a mistake.
+    `answers`, what it predicts are answers, and an example with a wrong one is a mistake. With
+    `relative`, a study compares ratios of scores, not differences.
     """
 
     name: str = ""
@@ -92,6 +93,7 @@ class Task(ABC):
     limits: ClassVar[tuple[float, float]] = (0.0, 1.0)
     sparse: ClassVar[bool] = False
     answers: ClassVar[bool] = True
+    relative: ClassVar[bool] = False
 
     def __post_init__(self):
         check_types(self)

@@ -20,6 +20,8 @@ from ..train import IGNORE, evaluate
 from . import corpus
 from .base import Recipe, Task, check_split
 
+LOGITS = 1 << 24  # numbers: 64 MiB of float32
+
 
 @dataclass(frozen=True)
 class Text(Task):
@@ -52,6 +54,7 @@ class Text(Task):
     learned = None
     limits = (1.0, math.inf)
     answers = False
+    relative = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -160,18 +163,23 @@ class Text(Task):
 
     def predict(self, model, x, y):
         """Perplexity, bits per byte, accuracy and loss, over the targets that count."""
-        found = evaluate(model, x, y)
+        found = evaluate(model, x, y, self._at_once)
         counted = y[y != IGNORE]
         bits = found["loss"] * len(counted) / math.log(2)
         found["perplexity"] = math.exp(min(found["loss"], 700.0))
         found["bits_per_byte"] = bits / max(1, int(self._byte_counts[counted].sum()))
         return found
 
+    @property
+    def _at_once(self):
+        """How many rows are scored at a time: their logits, (n, T, V), must fit into memory."""
+        return max(1, min(500, LOGITS // (self.seq_len * self.vocab_size)))
+
     def padded_score(self, model, split):
         """Perplexity with and without the padding, of documents one to a row (paper, section 5)."""
         task = self if self.padded else replace(self, padded=True)
         x, y, all_targets = task._evaluated(split, None)
-        masked, padded = evaluate(model, x, y)["loss"], evaluate(model, x, all_targets)["loss"]
+        masked, padded = (evaluate(model, x, t, self._at_once)["loss"] for t in (y, all_targets))
         return {"masked": math.exp(masked), "padded": math.exp(padded),
                 "padding": float((y == IGNORE).mean())}  # fmt: skip
 

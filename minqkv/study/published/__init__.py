@@ -1,8 +1,13 @@
-"""The authors' own results, one row a run: variant, task, seq_len, n_embd, n_layer, n_head, seed,
-accuracy.
+"""The authors' own results.
 
 synthetic_2026.csv: the synthetic sweep of protocol 2026, 3,240 runs, from the repository of the
-paper's authors (Brainchip-Inc/Do-Transformers-Need-3-Projections, MIT licence, BrainChip Inc.).
+paper's authors (Brainchip-Inc/Do-Transformers-Need-3-Projections, MIT licence, BrainChip Inc.). One
+row a run: variant, task, seq_len, n_embd, n_layer, n_head, seed, accuracy.
+
+language_models.csv: the language models with 300M parameters, validation perplexity per GPT-2
+token, one seed each. `padded` is the paper's table (arXiv 2606.04032, section 5; SlimPajama): there
+the padding counts as text. `masked` has the padding left out: the authors' own later models of the
+same size, on FineWeb-Edu.
 """
 
 import csv
@@ -21,3 +26,11 @@ def synthetic_2026():
                 float(row["accuracy"])
             )
     return table
+
+
+def language_models() -> dict[str, dict[str, float]]:
+    """Variant -> "padded" and, where it is known, "masked" -> perplexity."""
+    path = Path(__file__).with_name("language_models.csv")
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = [(row.pop("variant"), row) for row in csv.DictReader(file)]
+    return {name: {how: float(v) for how, v in row.items() if v} for name, row in rows}

@@ -1,0 +1,92 @@
+"""Attention over a long cache, a block of positions at a time (the online softmax).
+
+softmax(s) v is Σ exp(s - m) v / Σ exp(s - m) for any number m, so both sums can be taken over one
+block of keys after another. m is the largest score so far, which keeps exp from overflowing. When a
+block raises it from m to m', the sums so far are multiplied by exp(m - m').
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import reduce
+
+import numpy as np
+
+from .attention import Attention
+from .runtime import backend
+from .runtime.backend import Array
+from .tensor import Tensor
+
+BLOCK = 512  # positions of a block
+FEW = 64  # of more queries than that, the scores are larger than a copy of all rows
+
+Part = tuple[Array, Array, Array]  # (mixed, total, peak): see `part`
+
+
+def part(
+    attention: Attention,
+    q: Array,
+    rows: tuple[Array, ...],
+    at: slice | np.ndarray,
+    mask: Array | None = None,
+) -> Part:
+    """What queries q (B, H, T, d) find in rows stored at positions `at`, with `mask` as for
+    `Attention.attend`.
+
+    Σ exp(s - peak) v (B, H, T, d_v), Σ exp(s - peak), and the largest score, `peak`: (B, H, T, 1).
+    """
+    k, v = (row.data for row in attention.read([Tensor(row) for row in rows], at))
+    temperature, bias = attention.plus(at) if attention.spec.plus else (None, None)
+    (B, H, T, d), h = q.shape, k.shape[1]
+    q = q * ((1 if temperature is None else temperature.data) / math.sqrt(d))
+    scores = backend.bmm(q.reshape(B, h, -1, d), k.swapaxes(-1, -2)).reshape(B, H, T, -1)
+    if bias is not None:
+        scores += bias.data
+    number = scores.dtype.type  # Python's numbers would make a float64 mask
+    if mask is not None:
+        scores += backend.xp.where(mask, number(0), number(-math.inf))
+    # Where a query sees nothing of this block, peak must be finite: -∞ - (-∞) is not a number.
+    peak = backend.xp.maximum(scores.max(axis=-1, keepdims=True), np.finfo(number).min)
+    scores -= peak
+    weights = backend.xp.exp(scores, out=scores)
+    mixed = backend.bmm(weights.reshape(B, h, -1, weights.shape[-1]), v)  # (B, h, G·T, d_v)
+    return mixed.reshape(B, H, T, -1), backend.row_sum(weights), peak
+
+
+def merge(a: Part, b: Part) -> Part:
+    """Two parts of the keys as one."""
+    peak = backend.xp.maximum(a[2], b[2])
+    x, y = backend.xp.exp(a[2] - peak), backend.xp.exp(b[2] - peak)  # (B, H, T, 1)
+    return a[0] * x + b[0] * y, a[1] * x + b[1] * y, peak
+
+
+def answer(found: Part) -> Tensor:
+    """What attention gives when all parts have been merged: (B, H, T, d_v), a constant."""
+    mixed, total, _ = found
+    return Tensor(mixed / total)
+
+
+def in_blocks(
+    attention: Attention,
+    q: Array,
+    rows: Callable[[slice], tuple[Array, ...]],
+    at: slice | np.ndarray,
+    mask: Array | None,
+    n: int,
+    step: int,
+) -> Part:
+    """`part` of n stored rows, `step` at a time: `rows` gives those of a slice."""
+
+    def block(piece):
+        shown = None if mask is None else mask[..., piece]
+        return part(attention, q, rows(piece), some(at, piece), shown)
+
+    return reduce(merge, (block(slice(i, min(i + step, n))) for i in range(0, n, step)))
+
+
+def some(at: slice | np.ndarray, piece: slice) -> slice | np.ndarray:
+    """The positions, a slice or (..., S), of some of the slots."""
+    if isinstance(at, slice):
+        return slice(at.start + piece.start, at.start + piece.stop)
+    return at[..., piece]

@@ -1,0 +1,142 @@
+"""A cache of several continuations of one text, which is stored once.
+
+The prefix is a copy made when the branches begin: what becomes of the original cache afterwards
+does not matter to them. Nothing changes the prefix, so all branches, and clones of them, read the
+same arrays. Each branch stores only its own tail.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+
+from .. import blocks
+from ..attention import causal_mask
+from ..cache import KVCache, LayerCache, agreed
+from ..runtime import backend
+from ..runtime.errors import UsageError
+from .ring import RingCache, as_array
+
+
+class BranchLayer(LayerCache):
+    """The rows of one layer: `prefix`, those of B prompts, and tails of n branches for each.
+
+    Branch i of prompt b is sequence b·n + i. Slot j of its tail holds position start + j, where
+    `start` (B·n,) is the length of its prompt.
+    """
+
+    def __init__(self, prefix: LayerCache, n: int, stored: list[tuple], capacity: int):
+        self.prefix, self.start = prefix, np.repeat(prefix.lengths, n)
+        self.arrays, self.pack, self.unpack = prefix.arrays, prefix.pack, prefix.unpack
+        tail = max(1, capacity - int(self.start.min()))
+        super().__init__(len(self.start), stored, tail, prefix.dtype)
+        self.capacity, self.ends = capacity, agreed(self.start)
+
+    @property
+    def used(self):
+        return int((self.lengths - self.start).max())
+
+    @property
+    def held(self):
+        at = self.start[:, None] + np.arange(self.used)  # (B·n, S)
+        return np.where(at < self.lengths[:, None], at, -1)
+
+    def attend(self, attention, q, rows, at, mask=None):
+        """Like LayerCache.attend, without gradients. The queries of all branches of a prompt read
+        its prefix in one product, as if they were more queries of one sequence.
+        """
+        if mask is not None:
+            raise UsageError("branches make their own mask")
+        before = self.ends
+        try:
+            stored = self.append(*[row.data for row in rows], at=at)
+            at = np.broadcast_to(as_array(at), (len(self.start), q.data.shape[2]))  # (B·n, T)
+            own = self.part(attention, q.data, stored, self.held, _mask(attention, at, self.held))
+            return blocks.answer(blocks.merge(self._shared(attention, q.data, at), own))
+        except BaseException:  # what is refused, or interrupted, changes nothing
+            self.trim(before)
+            raise
+
+    def _shared(self, attention, q, at):
+        """What queries (B·n, H, T, d) find in the prefix."""
+        (N, H, T, d), B = q.shape, len(self.prefix.lengths)
+        together = q.reshape(B, -1, H, T, d).swapaxes(1, 2).reshape(B, H, -1, d)  # (B, H, n·T, d)
+        keys = self.prefix.held  # (B, S)
+        mask = _mask(attention, at.reshape(B, -1), keys)  # (B, 1, n·T, S)
+        found = self.prefix.part(attention, together, self.prefix.rows, keys, mask)
+        return tuple(
+            array.reshape(B, H, -1, T, array.shape[3]).swapaxes(1, 2).reshape(N, H, T, -1)
+            for array in found
+        )
+
+    def write(self, rows, at):
+        """Put rows of tokens at these positions into the tails."""
+        at = np.broadcast_to(as_array(at), (len(self.start), rows[0].shape[2]))  # (B·n, T)
+        super().write(rows, np.where(at < 0, -1, at - self.start[:, None]))
+
+    @property
+    def nbytes(self):
+        own = int((self.lengths - self.start).sum())
+        return self.prefix.nbytes + own * sum(buffer[0, :, :1].nbytes for buffer in self.buffers)
+
+
+def _mask(attention, at, keys):
+    at, keys = backend.upload(at), backend.upload(keys)
+    return causal_mask(at, keys, attention.window, attention.sinks)
+
+
+class BranchCache(KVCache):
+    """n branches of each sequence of `cache`, with `capacity` positions (its own unless given).
+
+    Bytes: those of the prefix, once, and those of the tails. `cache` may be plain or of integers,
+    not a ring, which forgets. Raises UsageError where it is empty. Branches are trimmed down to the
+    prefix at most.
+    """
+
+    shareable = False  # branches of one prompt are read together
+
+    def __init__(self, cache: KVCache, n: int, capacity: int | None = None):
+        if isinstance(cache, (RingCache, BranchCache)):
+            raise UsageError(f"a {type(cache).__name__} cannot have branches", "cache.clone(rows)")
+        if not isinstance(n, int) or n < 1 or not cache.lengths.all():
+            why = f"{n} branches of {cache.lengths.tolist()} positions"
+            raise UsageError(f"{why}: at least 1 of each is needed", "read the prompt first")
+        self.stored, self.batch, self.dtype = cache.stored, cache.batch * n, cache.dtype
+        self.capacity, self.options = capacity or cache.capacity, cache.options
+        prefix = type(cache)(self.stored, cache.batch, len(cache), self.dtype, **self.options)
+        for mine, theirs in zip(prefix.layers, cache.layers, strict=True):
+            mine.take(theirs, np.arange(cache.batch))
+        self.layers = self._layers(prefix.layers, n)
+
+    def _layers(self, prefixes, n):
+        pairs = zip(prefixes, self.stored, strict=True)
+        return [BranchLayer(prefix, n, stored, self.capacity) for prefix, stored in pairs]
+
+    def trim(self, n):
+        start, ends = self.layers[-1].start, np.asarray(n)
+        if ends.dtype.kind in "iu" and ends.shape in ((), start.shape) and (ends < start).any():
+            why = f"trim({n}): branches begin after a shared prefix of {agreed(start)} positions"
+            raise UsageError(why, "which stays")
+        super().trim(n)
+
+    def clone(self, rows: Sequence[int] | None = None):
+        """See KVCache; the prefix stays shared. Branches of several prompts are cloned together."""
+        rows = np.asarray(range(self.batch) if rows is None else rows)
+        backend.upload_ids(rows, self.batch, "clone")
+        prefixes = [layer.prefix for layer in self.layers]
+        prompts = len(prefixes[0].lengths)
+        if not len(rows) or (prompts > 1 and not np.array_equal(rows, np.arange(self.batch))):
+            why = f"clone({rows.tolist()}): branches of {prompts} prompts are cloned all together"
+            raise UsageError(why)
+        twin = copy.copy(self)
+        twin.batch, twin.layers = len(rows), twin._layers(prefixes, len(rows) // prompts)
+        for mine, theirs in zip(self.layers, twin.layers, strict=True):
+            theirs.take(mine, rows)
+        return twin
+
+    @property
+    def capacity_nbytes(self):
+        prefix = sum(buffer.nbytes for layer in self.layers for buffer in layer.prefix.buffers)
+        return prefix + super().capacity_nbytes

@@ -1,0 +1,123 @@
+"""A cache in a file, so that a long prompt is read only once: `save` and `load`.
+
+The file holds the positions in use, how they are stored, and a fingerprint of the model that read
+them: to another model, even of the same size, the rows mean nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..cache import KVCache, agreed
+from ..runtime import backend
+from ..runtime.errors import EnvironmentFault, UsageError
+from ..runtime.files import read_arrays, write_arrays
+from .int8 import Int8Cache, Int8RingCache
+from .ring import RingCache
+
+if TYPE_CHECKING:
+    from ..models import GPT
+
+KIND, VERSION = "prompt cache", 1
+CLASSES = {cls.__name__: cls for cls in (KVCache, RingCache, Int8Cache, Int8RingCache)}
+
+
+def save(cache: KVCache, path, model: GPT) -> None:
+    """Write the positions that `model` has read into a file, which is whole or absent.
+
+    Of a ring, what the last append replaced is not saved: it can be trimmed only as far back as
+    nothing is missing. Raises UsageError for an empty cache and for a class that is not one of
+    CLASSES, EnvironmentFault where the file cannot be written.
+    """
+    name = type(cache).__name__
+    if CLASSES.get(name) is not type(cache):
+        raise UsageError(f"a {name} cannot be saved", f"classes that can: {', '.join(CLASSES)}")
+    if not len(cache):
+        raise UsageError("the cache is empty", "read a prompt first")
+    arrays = {"lengths": cache.lengths, "held": cache.layers[-1].held}  # (B,), (B, S)
+    empty = backend.upload(arrays["held"] < 0)[:, None, :, None]  # (B, 1, S, 1)
+    for i, layer in enumerate(cache.layers):
+        for j, rows in enumerate(layer.rows):
+            clean = backend.xp.where(empty, rows.dtype.type(0), rows)
+            arrays[f"{i}.{j}"] = backend.to_host(clean)  # (B, heads, S, width)
+    about = {"class": name, "dtype": cache.dtype.name, "options": cache.options}
+    about |= {"version": VERSION, "model": fingerprint(model)}
+    write_arrays(path, KIND, about, arrays)
+
+
+def load(path, model: GPT, batch: int | None = None, capacity: int | None = None) -> KVCache:
+    """The cache in a file, as if `model` had just read it.
+
+    `capacity`, the model's block_size unless given, is at least what the file holds. `batch`: so
+    many copies of a single sequence. Raises EnvironmentFault where the file is missing, damaged, of
+    another version or of another model, UsageError for a batch that it cannot give.
+    """
+    about, arrays = _read(path, model)
+    try:
+        cache = _filled(about, arrays, model, capacity or model.config.block_size)
+    except (KeyError, TypeError, ValueError) as error:  # a UsageError is a ValueError
+        raise EnvironmentFault(f"{path} is damaged: {error}") from error
+    if batch in (None, cache.batch):
+        return cache
+    if cache.batch > 1:
+        raise UsageError(f"{path} holds {cache.batch} sequences; a batch of {batch} does not fit")
+    return cache.clone([0] * batch)
+
+
+def fingerprint(model: GPT) -> str:
+    """SHA-256 of a model's configuration and weights, in hexadecimal."""
+    digest = hashlib.sha256(json.dumps(asdict(model.config), default=str).encode())
+    for name, p in model.named_parameters():
+        array = np.ascontiguousarray(backend.to_host(p.data))
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array)
+    return digest.hexdigest()
+
+
+def _read(path, model):
+    try:
+        about, arrays = read_arrays(path, KIND)
+    except EnvironmentFault as error:  # without its advice, which is for runs
+        raise EnvironmentFault(str(error)) from error
+    if about.get("version") != VERSION:
+        why = f"{path} is of version {about.get('version')!r}; this program reads {VERSION}"
+        raise EnvironmentFault(why, "read the prompt again, and save it")
+    if about.get("model") != fingerprint(model):
+        why = f"{path} was saved with another model: its configuration or weights differ"
+        raise EnvironmentFault(why, "read the prompt again with this model, and save it")
+    return about, arrays
+
+
+def _filled(about, arrays, model, capacity):
+    """A cache with this content. Raises KeyError, TypeError or ValueError where it does not fit."""
+    cfg, lengths, held = model.config, arrays.pop("lengths"), arrays.pop("held")
+    if lengths.dtype != np.int64 or lengths.ndim != 1 or not 0 < lengths.max() <= cfg.block_size:
+        raise ValueError("lengths that cannot be")
+    if lengths.min() < 0 or held.dtype != np.int64 or held.shape[:-1] != lengths.shape:
+        raise ValueError("positions that cannot be")
+    size = len(lengths), max(capacity, int(lengths.max()))
+    stored = [spec.stored(cfg) for spec in cfg.specs]
+    cache = CLASSES[about["class"]](stored, *size, about["dtype"], **about["options"])
+    for i, layer in enumerate(cache.layers):
+        layer.ends = agreed(lengths)
+        for j, rows in enumerate(layer.rows):
+            rows[...] = backend.upload(_checked(arrays.pop(f"{i}.{j}"), rows))
+        if isinstance(cache, RingCache):
+            layer.restore(held)
+        elif not np.array_equal(held, layer.held):
+            raise ValueError("positions that cannot be")
+    if arrays:
+        raise ValueError(f"{min(arrays)} belongs to no layer")
+    return cache
+
+
+def _checked(array, rows):
+    if array.shape != rows.shape or array.dtype != rows.dtype or not np.isfinite(array).all():
+        found = f"{array.dtype} {array.shape}"
+        raise ValueError(f"finite {rows.dtype} {rows.shape} are expected, not {found}")
+    return array

@@ -1,0 +1,53 @@
+"""`minqkv check-cache`: the laws of caches, on a class of the user's own."""
+
+import click
+
+from ..runtime.errors import Exit
+from .options import Listed, computes, own_class, print_json
+
+
+@click.command("check-cache")
+@click.argument("name", metavar="MODULE:CLASS")
+@click.option(
+    "--bound",
+    type=click.FloatRange(0),
+    default=1e-10,
+    show_default=True,
+    help="Largest difference of a logit from the model without a cache, in float64.",
+)
+@click.option(
+    "--variants", type=Listed(), help="Variants, for four heads.  [default: all, with 2 KV heads]"
+)
+@computes
+def check_cache(name, bound, variants, as_json):
+    """Check that a cache of your own keeps the laws of caches.
+
+    MODULE:CLASS names a class in a file here, derived from minqkv.KVCache; examples/own_cache.py
+    is one. The same tokens are read through it in many ways, by tiny models of each variant and
+    position scheme, and the logits compared with those without a cache. A cache that rounds what
+    it stores is compared with a model that rounds the same rows. Exits with 1 where a law is
+    broken.
+    """
+    from ..analysis.laws import by_law, check, check_class
+    from ..render.progress import patient
+    from ..variants import VariantSpec, variant_names
+
+    for variant in variants or ():
+        VariantSpec.parse(variant).for_heads(4)
+    kind = check_class(name, own_class(name, "cache", "my_file:MyCache"))
+    rows, variants = [], variants or variant_names(2)
+    with patient("check", len(variants)) as advance:
+        for i, variant in enumerate(variants):
+            rows += check(kind, bound, (variant,))
+            advance(i + 1)
+    laws = by_law(rows)
+    if as_json:
+        print_json(laws)
+    else:
+        from ..render.info import law_table
+
+        law_table(name, laws)
+    return None if all(law["ok"] for law in laws) else Exit.CHECK_FAILED
+
+
+COMMANDS = (check_cache,)
