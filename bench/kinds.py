@@ -2,7 +2,8 @@
 
 A cache of T - 16 random positions is copied, and the next 16 tokens are decoded onto the copy: this
 is timed, the copying is not. All kinds take turns with PyTorch, which decodes the same tokens onto
-its own preallocated float32 cache, and whose logits must be those of the plain one.
+its own preallocated float32 cache, and whose logits must be those of the plain one. Branches are
+several continuations at a time of a plain cache; their times are those of one token of one branch.
 """
 
 from functools import partial
@@ -10,8 +11,7 @@ from functools import partial
 import numpy as np
 
 import minqkv as mq
-from minqkv import caches as package
-from minqkv.cache import KVCache
+from minqkv.caches import KINDS, BranchCache, options
 
 from .caches import filled, new_ids
 from .common import (
@@ -30,26 +30,26 @@ from .sizes import Size
 V, WIDTH, HEADS, LAYERS = 96, 256, 8, 4
 CONTEXTS, VARIANTS = (256, 2048), ("qkv", "q-k=v", "q-mqa")
 STRETCH = 16  # tokens
-WINDOW, SINKS = 128, 4  # of a kind that takes them
+RING = {"window": 128, "sinks": 4}
+BRANCHES = 4
 TOLERANCE = 1e-3  # of logits, relative to the largest
 
 
-def kinds():
-    """{name: what `new_cache` takes}: the plain cache, at two widths, and each class of caches/."""
-    found = {"float32": {}, "float16": {"dtype": "float16"}}
-    for name in package.__all__:
-        kind = getattr(package, name)
-        if isinstance(kind, type) and issubclass(kind, KVCache):
-            wanted = {"window": WINDOW, "sinks": SINKS}
-            taken = {option: value for option, value in wanted.items() if option in kind.takes}
-            found[name.removesuffix("Cache").lower()] = {"kind": kind, **taken}
-    return found
+def filled_caches(model, size):
+    """{name: a filled cache of that kind, with room for a stretch}, and branches of the plain one.
+
+    All but the branches are for one sequence.
+    """
+    short = size._replace(T=size.T - STRETCH + 1)  # `filled` leaves the last position free
+    wanted = {kind: options(kind, **(RING if "ring" in kind else {})) for kind in KINDS}
+    found = {kind: filled(model, short, size.T, **made) for kind, made in wanted.items()}
+    return {**found, f"{BRANCHES} branches": BranchCache(found["plain"], BRANCHES)}
 
 
-def measure(options, rounds, timing):
+def measure(given, rounds, timing):
     """A row for each (variant, context, kind)."""
-    torch_gpt = load_torch(options)
-    contexts, variants = ((32,), ("q-k=v",)) if options.quick else (CONTEXTS, VARIANTS)
+    torch_gpt = load_torch(given)
+    contexts, variants = ((32,), ("q-k=v",)) if given.quick else (CONTEXTS, VARIANTS)
     rows = []
     for variant in variants:
         for context in contexts:
@@ -62,26 +62,27 @@ def measure(options, rounds, timing):
 
 def cell(size, variant, torch_gpt, rounds, timing):
     """All kinds of one variant at one context."""
-    model, ids = mq.GPT(size.config(variant)).eval(), new_ids(size)
-    start = size._replace(T=size.T - STRETCH + 1)  # `filled` leaves the last position free
-    caches = {
-        name: filled(model, start, capacity=size.T, **options) for name, options in kinds().items()
-    }
-    candidates = {name: partial(ours, model, cache, ids) for name, cache in caches.items()}
-    names = []
+    model, names = mq.GPT(size.config(variant)).eval(), []
+    caches = filled_caches(model, size)
+    candidates = {name: partial(ours, model, cache, size) for name, cache in caches.items()}
     if torch_gpt:
-        theirs = torch_gpt.all_stretches(model, start, size.T, STRETCH)
+        theirs = torch_gpt.all_stretches(model, size, STRETCH)
+        candidates |= {
+            name: lambda decode=decode: (decode, STRETCH) for name, decode in theirs.items()
+        }
+        agree(candidates["plain"]()[0], theirs)
         names = list(theirs)
-        candidates |= {name: lambda decode=decode: decode for name, decode in theirs.items()}
-        agree(candidates["float32"](), theirs)
+    timing = {"least": 0.02 / STRETCH} | timing  # of a token, so that a sample takes 20 ms
     samples = interleaved(candidates, rounds, timer=stretches, **timing)
     best = quickest(samples, names) if names else None
     return [row(size, variant, name, cache, samples, best) for name, cache in caches.items()]
 
 
-def ours(model, cache, ids):
-    """A copy of a cache, and a function that decodes tokens onto it and returns the last logits."""
-    copy = cache.clone()
+def ours(model, cache, size):
+    """(function, tokens): one that decodes tokens onto a copy of a cache and returns the last
+    logits, and how many tokens they are, of all sequences.
+    """
+    copy, ids = cache.clone(), np.repeat(new_ids(size), cache.batch, axis=0)
 
     def decode():
         for _ in range(STRETCH):
@@ -89,12 +90,16 @@ def ours(model, cache, ids):
             logits.argmax(-1)
         return logits
 
-    return decode
+    return decode, STRETCH * cache.batch
 
 
 def stretches(candidate, calls):
-    """Seconds a token; a candidate makes a function that decodes a stretch, which is timed."""
-    return sum(seconds(candidate()) for _ in range(calls)) / calls / STRETCH
+    """Seconds a token, of a candidate that gives (function, tokens). Only the function is timed."""
+    times = []
+    for _ in range(calls):
+        decode, tokens = candidate()
+        times.append(seconds(decode) / tokens)
+    return sum(times) / calls
 
 
 def agree(plain, theirs):
@@ -107,7 +112,8 @@ def agree(plain, theirs):
 
 def row(size, variant, name, cache, samples, best):
     """One kind: its bytes, counted and by formula, and its time beside PyTorch's."""
-    slots = cache.layers[-1].used
+    layer = cache.layers[-1]
+    slots = layer.used + (layer.prefix.used if isinstance(cache, BranchCache) else 0)
     formula = sum(cache.bytes_per_token(stored, cache.dtype) for stored in cache.stored)
     found = {"kind": "caches", "variant": variant, "context": size.T, "cache": name}
     found |= {"positions": len(cache), "slots": slots, "cache_bytes": cache.nbytes}
@@ -118,16 +124,17 @@ def row(size, variant, name, cache, samples, best):
         mine[best] = samples[best]
         found |= {"best_torch": best, "ratio": ratio(samples, best, name)}
         found["torch_us_per_token"] = round(1e6 * median(samples, best), 1)
-    return found | {"over_float32": ratio(samples, name, "float32"), "samples": mine}
+    return found | {"over_plain": ratio(samples, name, "plain"), "samples": mine}
 
 
 TIMES = """\
 µs a token, batch 1; / PyTorch: PyTorch's time over minqkv's, with a float32
-  cache of its own; / float32: over minqkv's plain cache of float32
+  cache of its own; / plain: over minqkv's plain cache of float32
 A ratio is the median over the rounds [its quartiles]."""
 BYTES = f"""\
 kB: the whole cache; bytes: of each token that it keeps, in all layers
-A cache with a window keeps the last {WINDOW} tokens and the first {SINKS}."""
+A ring keeps the last {RING["window"]} tokens and the first {RING["sinks"]};
+  branches keep what they share once"""
 
 
 def show(rows):
@@ -137,10 +144,10 @@ def show(rows):
         name, theirs = [f"{r['variant']} {r['context']}", r["cache"]], ("", "")
         if "ratio" in r:
             theirs = f"{r['torch_us_per_token']:.0f}", spread(r["ratio"])
-        times.append([*name, f"{r['us_per_token']:.0f}", *theirs, f"{r['over_float32'][0]:.2f}"])
+        times.append([*name, f"{r['us_per_token']:.0f}", *theirs, f"{r['over_plain'][0]:.2f}"])
         figures = r["positions"], r["slots"], f"{r['cache_bytes'] / 1e3:,.1f}"
         sizes.append([*name, *figures, f"{r['bytes_per_slot']:g}", r["formula"]])
-    columns = ["", "cache", "minqkv", "PyTorch", "/ PyTorch", "/ float32"]
+    columns = ["", "cache", "minqkv", "PyTorch", "/ PyTorch", "/ plain"]
     table("Decoding", columns, times, legend=TIMES)
     columns = ["", "cache", "read", "kept", "kB", "bytes", "by formula"]
     table("Caches", columns, sizes, legend=BYTES)

@@ -205,13 +205,11 @@ def all_decoding(source, size, device="cpu"):
     return {name: decoding(model, cache, new_ids(size)) for name, model in models.items()}
 
 
-def all_stretches(source, size, capacity, tokens):
-    """The same for several tokens in a row; only the last logits are returned.
-
-    The cache is one position short of `size`, with room to go on.
-    """
+def all_stretches(source, size, tokens):
+    """The same for the last tokens of a sequence; only the last logits are returned."""
     models = {f"torch {attention}": GPT(source, attention) for attention in ATTENTIONS}
-    cache = Cache(models["torch sdpa"], size.B, capacity).fill(contents(source, size))
+    before = contents(source, size._replace(T=size.T - tokens + 1))
+    cache = Cache(models["torch sdpa"], size.B, size.T).fill(before)
     ids, filled = torch.from_numpy(new_ids(size)), len(cache)
 
     def decode(model):

@@ -85,7 +85,7 @@ KEYS = {  # what every row has, by kind
             "bytes_per_slot",
             "formula",
             "us_per_token",
-            "over_float32",
+            "over_plain",
             "samples",
         },
         "train": {"tokens", "samples"},
@@ -178,19 +178,19 @@ def test_dropout_in_pytorch_is_that_of_the_model():
 
 @pytest.mark.parametrize("variant", kinds.VARIANTS)
 def test_every_kind_of_cache_is_measured(variant):
-    """A kind per class of the package and two widths; bytes are those of the formula; a stretch
-    leaves the cache that it starts from as it was.
+    """Those of the command line, and branches; bytes are those of the formula; decoding leaves the
+    cache that it starts from as it was.
     """
     size = Size(V=7, T=200, d=8, L=2, H=2, B=1)
-    model, ids = mq.GPT(size.config(variant)).eval(), caches.new_ids(size)
-    assert {"float32", "float16", "ring"} <= kinds.kinds().keys()
-    assert len(kinds.kinds()) == 2 + len(kinds.package.__all__)
-    for name, options in kinds.kinds().items():
-        cache = caches.filled(model, size._replace(T=151), capacity=size.T, **options)
-        logits = kinds.ours(model, cache, ids)()
-        row = kinds.row(size, variant, name, cache, {name: [1.0], "float32": [1.0]}, None)
-        assert (row["positions"], logits.shape) == (150, (1, 7))
-        assert row["bytes_per_slot"] == row["formula"]
+    model = mq.GPT(size.config(variant)).eval()
+    found = kinds.filled_caches(model, size)
+    assert [*found] == [*kinds.KINDS, "4 branches"]
+    for name, cache in found.items():
+        decode, tokens = kinds.ours(model, cache, size)
+        assert decode().shape == (tokens // kinds.STRETCH, 7)
+        row = kinds.row(size, variant, name, cache, {name: [1.0], "plain": [1.0]}, None)
+        assert row["positions"] == size.T - kinds.STRETCH
+        assert row["slots"] == (132 if "ring" in name else row["positions"])
         assert row["cache_bytes"] == row["slots"] * row["formula"]
 
 
