@@ -42,6 +42,7 @@ def events(lesson):
 def test_as_plain_python(lesson, tmp_path):
     """From a foreign folder, it prints what it shows step by step, in plain text."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "COLUMNS": "100"}
+    env["MINQKV_LESSON_STEPS"] = "20"
     options = {"capture_output": True, "encoding": "utf-8", "timeout": PATIENCE_S}
     done = subprocess.run([sys.executable, lesson.path], cwd=tmp_path, env=env, **options)
     assert (done.returncode, done.stderr) == (0, "")

@@ -15,9 +15,9 @@ import pytest
 from commands import run, start
 from toys import DESIGNS, design
 
-from minqkv import generation, runs
+from minqkv import GPT, GPTConfig, generation, runs
 from minqkv.caches import KINDS, options
-from minqkv.generation import iter_tokens
+from minqkv.generation import generate, iter_tokens
 from minqkv.render.cache import Watch, formula_bytes
 from minqkv.runs import configure, load_run, train_run
 from minqkv.runtime.errors import UsageError
@@ -478,3 +478,80 @@ def test_remarks_come_from_the_task(folder):
     assert load_run(folder / "bytes")[1].task.remark([[1], [2, 3]]) is None
     with pytest.raises(UsageError, match="the prompt is empty"):
         task.prompt(" , ")
+
+
+# ---- prompts in files
+
+
+def test_a_prompt_is_read_once_and_continued_from_a_file(cli, folder):
+    """What follows a saved prompt is what follows the whole text, for one sample or for several."""
+    run = folder / "chars"
+    draws = ("--temperature", 1, "--seed", 3, "--max-new-tokens", 8)
+    code, out, _ = cli("generate", run, "de", "--save-cache", "de.npz", *draws)
+    assert code == 0
+    assert out.startswith("de")
+    for samples in (1, 3):
+        options = (*draws, "--samples", samples, "--json")
+        whole = json.loads(cli("generate", run, "der F", *options)[1])
+        rest = json.loads(cli("generate", run, "r F", "--load-cache", "de.npz", *options)[1])
+        assert [row["output"] for row in rest] == [row["output"] for row in whole]
+        assert [row["cache_bytes"] for row in rest] == [row["cache_bytes"] for row in whole]
+
+
+@pytest.mark.parametrize("kind", ["float16", "int8", "ring"])
+def test_a_file_knows_its_kind_of_cache(cli, folder, kind):
+    run, window = folder / "chars", ("--window", 4) if kind == "ring" else ()
+    draws = ("--temperature", 1, "--max-new-tokens", 6, "--json")
+    assert cli("generate", run, "de", "--save-cache", "p", "--cache", kind, *window, *draws)[0] == 0
+    whole = json.loads(cli("generate", run, "derF", "--cache", kind, *window, *draws)[1])
+    rest = json.loads(cli("generate", run, "rF", "--load-cache", "p", *draws)[1])
+    assert rest[0]["output"] == whole[0]["output"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--load-cache", "de.npz"), "how the text goes on must be the PROMPT"),
+        (("--save-cache", "x.npz"), "the text to be kept must be the PROMPT"),
+        (("d", "--save-cache", "x.npz", "--no-cache"), "do not go together"),
+        (("d", "--load-cache", "x.npz", "--compare"), "do not go together"),
+        (("d", "--load-cache", "x.npz", "--cache", "int8"), "is in its file"),
+        (("d", "--load-cache", "none.npz"), "none.npz does not exist"),
+        (("d", "--load-cache", __file__), "corrupt, truncated or no prompt cache"),
+    ],
+)
+def test_files_of_prompts_that_are_refused(cli, folder, args, says):
+    code, out, err = cli("generate", folder / "chars", *args)
+    assert (code, out) == (3 if "npz does" in says or "corrupt" in says else 2, "")
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_a_cache_that_holds_something_is_continued(rng):
+    model = GPT(GPTConfig(7, 16, 1, 2, 8, variant="q-k=v", dtype="float64"), seed=1)
+    cache = model.new_cache(1)
+    model([[1, 2, 3]], cache=cache)
+    rest = generate(model, [[4, 5]], 6, 1.0, cache=cache, seed=5)
+    assert (
+        rest[0, 2:].tolist() == generate(model, [[1, 2, 3, 4, 5]], 6, 1.0, seed=5)[0, 5:].tolist()
+    )
+    with pytest.raises(UsageError, match="holds 10 positions, and it is not to be used"):
+        generate(model, [[1]], 1, cache=cache, use_cache=False)
+    with pytest.raises(UsageError, match="16 positions"):
+        generate(model, [[1]], 7, cache=cache)
+
+
+# ---- what rounding does
+
+
+def test_eval_shows_what_rounding_does(cli, folder):
+    code, out, _ = cli("eval", folder / "chars", "--cache", "int8", "--n", 5, "--json")
+    assert code == 0
+    rows = json.loads(out)["rounding"]
+    assert [row["rounded"] for row in rows] == ["nothing", "keys", "values", "keys and values"]
+    assert rows[0]["largest"] == 0 < rows[3]["largest"]
+    text = cli("eval", folder / "chars", "--cache", "float16", "--n", 5)[1]
+    assert "what rounding to float16 does" in text
+    code, _, err = cli("eval", folder / "chars", "--cache", "ring")
+    assert code == 2
+    assert "only what rounds has an error" in err

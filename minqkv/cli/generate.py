@@ -44,6 +44,8 @@ CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in 
 @click.option("--cache", "kind", default="plain", help=f"{either(KINDS)}.  [default: plain]")
 @click.option("--window", type=click.IntRange(1), help="Of a ring.  [default: the model's]")
 @click.option("--sinks", type=click.IntRange(0), help="Of a ring.  [default: the model's]")
+@click.option("--save-cache", type=click.Path(), help="Keep what was read of one PROMPT in a file.")
+@click.option("--load-cache", type=click.Path(), help="Continue what a file of --save-cache holds.")
 @click.option("--no-cache", is_flag=True, help="Compute the whole prefix again for every token.")
 @click.option("--show-cache", is_flag=True, help="Draw the cache as it grows, on stderr.")
 @click.option(
@@ -55,8 +57,8 @@ CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in 
 @threads_option
 @computes
 def generate(
-    run, prompt, own, max_new_tokens, kind, window, sinks, no_cache, show_cache, compare, best,
-    threads, as_json, **sampling,
+    run, prompt, own, max_new_tokens, kind, window, sinks, save_cache, load_cache, no_cache,
+    show_cache, compare, best, threads, as_json, **sampling,
 ):  # fmt: skip
     """Let a causal run answer a PROMPT, or write a text.
 
@@ -68,22 +70,27 @@ def generate(
     from ..runtime.parallel import set_threads
 
     _check(kind, no_cache, show_cache, compare, sampling)
+    _check_files(save_cache, load_cache, prompt, kind, no_cache, compare)
     set_threads(threads)
     model, config = loaded(run, own, best)
     task, block_size = config.task, model.config.block_size
     ids = [task.prompt(text) for text in ([" ".join(prompt)] if prompt else _lines_of_stdin())]
     if remark := task.remark(ids):
         click.echo(f"note: {remark}", err=True)
-    room = max(1, block_size + 1 - max(map(len, ids)))  # the last token is never read
-    count = max_new_tokens or task.n_answer or room
+    rows = [row for row in ids for _ in range(sampling["samples"])]
+    cache = _loaded(load_cache, model, len(rows)) if load_cache else None
+    room = block_size + 1 - max(map(len, ids)) - len(cache or ())  # the last token is never read
+    count = max_new_tokens or task.n_answer or max(1, room)
     sampling["end"] = task.end
     options = _cache_options(kind, window, sinks, model.config)
     if compare:
         _compare(compare_cache(model, ids, count, options, **sampling), kind, as_json)
         return
-    rows = [row for row in ids for _ in range(sampling["samples"])]
-    cache = None if no_cache else model.new_cache(len(rows), **options)
+    if cache is None and not no_cache:
+        cache = model.new_cache(len(rows), **options)
     tokens = iter_tokens(model, ids, count, use_cache=not no_cache, cache=cache, **sampling)
+    if save_cache:
+        tokens = _saving(tokens, cache, save_cache, model)
     watch = None
     if show_cache:
         from ..render.cache import Watch
@@ -101,6 +108,40 @@ def generate(
     finally:
         if watch:
             watch.show_all()
+
+
+def _check_files(save_cache, load_cache, prompt, kind, no_cache, compare):
+    """--save-cache and --load-cache: with one prompt, and one cache."""
+    if not (save_cache or load_cache):
+        return
+    flag = "--load-cache" if load_cache else "--save-cache"
+    if not prompt:
+        what = "how the text goes on" if load_cache else "the text to be kept"
+        raise UsageError(
+            f"{flag}: {what} must be the PROMPT", f'minqkv generate RUN "…" {flag} FILE'
+        )
+    if no_cache or compare:
+        other = "--no-cache" if no_cache else "--compare"
+        raise UsageError(f"{flag} and {other} do not go together", "leave out one")
+    if load_cache and kind != "plain":
+        raise UsageError("the kind of a loaded cache is in its file", "leave out --cache")
+
+
+def _loaded(path, model, n):
+    """The cache in a file, for n samples of its text."""
+    from ..caches import load
+
+    return load(path, model, n)
+
+
+def _saving(tokens, cache, path, model):
+    """The same tokens; before the first of them, the cache is kept in a file."""
+    from ..caches import save
+
+    for i, token in enumerate(tokens):
+        if not i:
+            save(cache.clone([0]), path, model)
+        yield token
 
 
 def _check(kind, no_cache, show_cache, compare, sampling):

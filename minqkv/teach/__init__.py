@@ -15,8 +15,9 @@ from .events import (
     source,
     table,
 )
+from .training import trained
 
 __all__ = [
     "cache_step", "compare", "curve", "gradients", "heat", "memory", "predict", "say", "show",
-    "source", "table",
+    "source", "table", "trained",
 ]  # fmt: skip

@@ -20,6 +20,7 @@ from .child import examine
 from .events import on
 from .lessons import FILES
 from .runner import Player
+from .training import brief
 
 # Digits that were not measured: years, numbers of lessons and sections, shapes, names, small
 # factors.
@@ -209,9 +210,10 @@ def calibrate():
 
 
 def play(lesson):
-    """The lesson, Played."""
+    """The lesson, Played, with brief training."""
     before, recorder, began = calibrate(), Recorder(), time.thread_time()
-    Player(lesson, recorder).play(pause=False)
+    with brief():
+        Player(lesson, recorder).play(pause=False)
     seconds = time.thread_time() - began
     return Played(recorder.drawn, seconds, max(before, calibrate()))
 
@@ -222,9 +224,11 @@ def spoken(events):
 
 
 def events_of(lesson):
-    """The events of the lesson as plain Python: the whole file at once, nothing asked."""
+    """The events of the lesson as plain Python: the whole file at once, nothing asked, with brief
+    training.
+    """
     recorder = Recorder()
-    with on(recorder), contextlib.redirect_stdout(io.StringIO()):
+    with on(recorder), brief(), contextlib.redirect_stdout(io.StringIO()):
         code = compile(lesson.text, str(lesson.path), "exec")
         exec(code, {"__name__": "lesson", "__file__": str(lesson.path)})
     return recorder.drawn

@@ -1,0 +1,59 @@
+"""Training of several minutes inside a lesson. It is kept in the learner's folder, and continued
+there.
+"""
+
+import json
+import os
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+
+from .progress import WORK
+
+STEPS = "MINQKV_LESSON_STEPS"  # in the environment: train so few steps, and keep nothing
+
+
+def trained(name, config):
+    """Train by a RunConfig: (model, losses of all steps, result of train_run, folder of the run).
+
+    The folder is in minqkv-work, and `name` is the first part of its name. Training that was
+    interrupted continues there; a run that has ended is loaded. With MINQKV_LESSON_STEPS nothing is
+    shown meanwhile, and the folder is None.
+    """
+    from ..render.training import live
+
+    if steps := os.environ.get(STEPS):
+        with TemporaryDirectory() as folder:
+            return *_train(config.change(steps=int(steps)), f"{folder}/run"), None
+    folder = (WORK / f"{name}-{config.hash[:6]}").as_posix()
+    with live(config) as show:
+        return *_train(config, folder, show), folder
+
+
+def _train(config, folder, show=None):
+    """(model, losses, result)."""
+    from ..runs import train_run
+    from ..runtime import backend, files
+    from ..runtime.parallel import set_threads
+
+    threads = backend.current.threads
+    try:
+        model, result = train_run(config, folder, True, show)
+    finally:
+        set_threads(threads)
+    with files.opened(f"{folder}/metrics.jsonl") as file:
+        losses = [json.loads(line)["loss"] for line in file]
+    return model, losses, result
+
+
+@contextmanager
+def brief(steps=20):
+    """Train so few steps inside the `with` block: for those who check lessons."""
+    before = os.environ.get(STEPS)
+    os.environ[STEPS] = str(steps)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[STEPS]
+        else:
+            os.environ[STEPS] = before
