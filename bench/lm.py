@@ -65,7 +65,7 @@ def measure(options):
 def training(options, rounds, timing):
     """A row for each configuration."""
     torch_gpt = load_torch(options)
-    changes = {"nano": QUICK} if options.quick else dict.fromkeys(VOCABULARIES, {})
+    changes = {"nano": QUICK} if options.quick else {name: {} for name in VOCABULARIES}
     configs = {name: configuration(name, options.threads, **c) for name, c in changes.items()}
     rows = [train_row(name, config, torch_gpt, rounds, timing) for name, config in configs.items()]
     show_training(rows)
