@@ -65,12 +65,8 @@ def measure(options):
 def training(options, rounds, timing):
     """A row for each configuration."""
     torch_gpt = load_torch(options)
-    less = {"small": None, "nano": QUICK} if options.quick else {}
-    configs = {
-        name: configuration(name, options.threads, **(less.get(name) or {}))
-        for name in VOCABULARIES
-        if less.get(name, {}) is not None
-    }
+    changes = {"nano": QUICK} if options.quick else {name: {} for name in VOCABULARIES}
+    configs = {name: configuration(name, options.threads, **c) for name, c in changes.items()}
     rows = [train_row(name, config, torch_gpt, rounds, timing) for name, config in configs.items()]
     show_training(rows)
     return rows, {f"{row['configuration']}: tokens/s": row["tokens_per_second"] for row in rows}
@@ -163,23 +159,15 @@ def show_training(rows):
 
 def recomputation(options, rounds, timing):
     """Two rows: a step on long sequences that keeps its activations, and one that does not."""
-    configs = {
-        recompute: configuration(
-            "small",
-            options.threads,
-            **(QUICK if options.quick else LONG),
-            dropout=0.0,
-            recompute=recompute,
-        )
+    changes = {"dropout": 0.0, **(QUICK if options.quick else LONG)}
+    configs = [
+        configuration("small", options.threads, recompute=recompute, **changes)
         for recompute in (False, True)
-    }
+    ]
     progress("lm: a step with and without recomputation")
-    samples = interleaved(
-        {str(recompute): steps(config)["minqkv"] for recompute, config in configs.items()},
-        rounds,
-        **timing,
-    )
-    rows = [memory_row(config, samples[str(config.task.recompute)]) for config in configs.values()]
+    candidates = {str(config.task.recompute): steps(config)["minqkv"] for config in configs}
+    samples = interleaved(candidates, rounds, **timing)
+    rows = [memory_row(config, samples[str(config.task.recompute)]) for config in configs]
     time = ratio(samples, "True", "False")
     peak = rows[1]["traced"] / rows[0]["traced"]
     show_recomputation(rows, time)
