@@ -11,7 +11,7 @@
 # ]
 # teaches = ["tokenizer", "pairs", "language model", "sampling", "top-p"]
 # minutes = 20
-# budget_s = 9
+# budget_s = 5
 # exercise = "top_p"
 # uses = [
 #   "minqkv.KVCache", "minqkv.VariantSpec", "minqkv.functional.cross_entropy", "minqkv.generate",
@@ -191,7 +191,7 @@ say(f"The line to beat: a loss of {line:.3f}.")
 #
 # The training takes a few minutes. Watch the loss go down, and what the model writes meanwhile: it
 # shows a sample now and then, with its perplexity on the text it does not learn from. You may press
-# Ctrl-C or close the terminal: a checkpoint is saved, and `minqkv learn` continues there.
+# Ctrl-C: a checkpoint is saved, and the training continues there when you come back to this lesson.
 
 # %% Training
 n_steps, per_step = config.recipe.steps, config.recipe.batch * task.seq_len

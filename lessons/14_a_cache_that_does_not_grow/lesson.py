@@ -11,7 +11,7 @@
 # ]
 # teaches = ["window", "ring", "sinks", "int8"]
 # minutes = 20
-# budget_s = 8
+# budget_s = 4
 # exercise = "positions"
 # uses = [
 #   "minqkv.AdamW", "minqkv.GPT", "minqkv.GPTConfig", "minqkv.attention.causal_mask",
@@ -443,9 +443,12 @@ table(f"after {T} tokens", ["cache", "bytes", "formula", "loss"], rows)
 # The ways multiply: fewer heads, one array for keys and values, fewer positions, fewer bytes. Each
 # has its price, and only a measurement says what it is for your model and your text.
 #
-# In the exercise you write `positions`: which position each slot of a ring holds, given how many
-# tokens were read. From this a ring makes its masks. `minqkv generate RUN --show-cache` draws the
-# cache of a run of yours as it grows.
+# In this last exercise you write `positions`: which position each slot of a ring holds, given how
+# many tokens were read. From this a ring makes its masks.
+#
+# That is the course. It began with one number that was used twice. To see a cache at work, let your
+# model of lesson 13 write, with `--show-cache`. To see which variant is worth its bytes on a text:
+# `minqkv study --preset nano`.
 
 # %% Where it is done
 source(causal_mask)
