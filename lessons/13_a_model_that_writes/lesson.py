@@ -209,10 +209,10 @@ both = {"model": parts, "table of pairs": [line] * len(parts)}
 curve("loss while it trains", both, x="part of the training")
 
 # %% [markdown]
-# Each window of a training step was drawn at random from the training text. So its loss may also
-# fall because the model knows that text by heart. We ask on the text that it has not read, with
-# the same targets as before. Each target counts, because no window is padded. (Where each document
-# has a row of its own, there is padding, and lesson 12 showed why it must not count.)
+# In training, the loss may also fall because the model learns that text by heart. So we ask on the
+# text that it has not read, with the same targets as before. Each target counts, because no window
+# is padded. (Where each document has a row of its own, there is padding, and lesson 12 showed why
+# it must not count.)
 #
 # One more number belongs here. A perplexity is per token, and tokenizers cut a text into different
 # tokens. To compare models with different tokenizers, divide the whole loss by the bytes of the
