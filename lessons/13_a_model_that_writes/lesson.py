@@ -245,6 +245,10 @@ by_pairs = -np.log(p_pairs[x, y]).mean(axis=0)  # (T,), of the same targets
 sides = ["at the first position", "at the last position"]
 gain = by_pairs - by_position  # (T,)
 predict(
+    "At the first position of the windows: is the model below the table?",
+    bool(by_position[0] < by_pairs[0]),
+)
+predict(
     "Where is the model further below the table?", sides[int(gain[-8:].mean() > gain[0])], sides
 )
 curve("loss by position", {"model": by_position, "table of pairs": by_pairs}, x="position")
@@ -374,8 +378,12 @@ falling = p[2][order]  # (V,)
 reached = falling.cumsum()  # (V,)
 enough = int((reached < 0.9).sum()) + 1  # the one that reaches 0.9 is kept
 shown = np.array([falling[: enough + 1], reached[: enough + 1]])[:, :12]
+predict(
+    f"These are the chances after the same prompt. How many of {V} tokens does it take to reach "
+    f"{0.9}?",
+    enough,
+)
 show("p and its sums", shown, rows=["p", "sum"], columns=spelled(order[: shown.shape[1]]))
-predict(f"How many of {V} tokens does it take to reach {0.9}?", enough)
 tail = 1 - reached[enough - 1]
 say(f"The other {V - enough} tokens had a probability of {tail:.3f} together.")
 say(f"The kept ones are divided by {reached[enough - 1]:.3f}.")
