@@ -29,9 +29,11 @@ def new_ids(size):
     return np.random.default_rng(1).integers(0, size.V, (size.B, 1))
 
 
-def filled(model, size):
-    """A cache with the same contents in every layer, one position short of full."""
-    cache = model.new_cache(size.B, size.T)
+def filled(model, size, capacity=None, **options):
+    """A cache with the same contents in every layer, one position short of full, unless it is given
+    a larger capacity. `options`: of `new_cache`.
+    """
+    cache = model.new_cache(size.B, capacity or size.T, **options)
     if hasattr(cache, "layers"):
         append = [layer.append for layer in cache.layers]
     else:  # 0.1.0, for `--against`

@@ -34,7 +34,10 @@ def main():
         with suppress(ValueError, OSError):  # a system without such a limit: the time is bounded
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     use_threads(task["threads"])
-    engine = Ours() if task["engine"] == "minqkv" else Torch(task["engine"], task["threads"])
+    if task["engine"] == "minqkv":
+        engine = Ours(task.get("recompute", False))
+    else:
+        engine = Torch(task["engine"], task["threads"])
     work = getattr(engine, task["kind"])
     try:
         answer = growth(
@@ -56,9 +59,12 @@ class Ours:
 
     traced = True
 
+    def __init__(self, recompute):
+        self.recompute = recompute
+
     def model(self, size, variant):
         """(size, model): what is there before the measurement starts."""
-        return size, mq.GPT(size.config(variant))
+        return size, mq.GPT(size.config(variant, recompute=self.recompute))
 
     def step(self, size, model):
         """Make the optimiser, take some training steps."""

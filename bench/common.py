@@ -22,7 +22,7 @@ import threadpoolctl
 from rich.console import Console
 from rich.table import Table
 
-PARTS = ("step", "decode", "memory", "engine", "scale", "threads")
+PARTS = ("step", "decode", "memory", "engine", "scale", "threads", "lm")
 # Not from the package: a side of --against imports this beside an older version of it.
 VARIANTS = (
     "qkv", "q=k-v", "q-k=v", "q=k=v", "q=k-v+", "q=k=v+", "gqa-2", "mqa", "q-gqa-2", "q-mqa",

@@ -17,9 +17,9 @@ class Size(NamedTuple):
     H: int
     B: int
 
-    def config(self, variant="qkv"):
+    def config(self, variant="qkv", **more):
         """The model's configuration."""
-        return mq.GPTConfig(self.V, self.T, self.L, self.H, self.d, variant)
+        return mq.GPTConfig(self.V, self.T, self.L, self.H, self.d, variant, **more)
 
     def batch(self):
         """(ids, targets), random, (B, T) each."""

@@ -7,6 +7,7 @@ read the same input, a tied head, attention by scaled_dot_product_attention ("sd
 """
 
 import math
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -17,12 +18,15 @@ from .caches import contents, new_ids
 
 
 class GPT:
-    """ids (B, T) -> logits (B, T, V), with the weights of a minqkv GPT (learned positions)."""
+    """ids (B, T) -> logits (B, T, V), with the weights of a minqkv GPT (learned positions).
+
+    Where that model has dropout, it is always on.
+    """
 
     def __init__(self, model, attention="sdpa", device="cpu"):
         cfg = model.config
         self.spec, self.attention = VariantSpec.parse(cfg.variant), attention
-        self.heads, self.device = cfg.n_head, device
+        self.heads, self.device, self.dropout = cfg.n_head, device, cfg.dropout
         self.kv_heads, self.d_head = self.spec.stored_heads(cfg.n_head), cfg.n_embd // cfg.n_head
         state = {
             name: torch.from_numpy(array).to(device) for name, array in model.state_dict().items()
@@ -70,13 +74,18 @@ class GPT:
         start = 0 if cache is None else len(cache)
         x = F.embedding(ids, self.wte) + self.wpe[start : start + ids.shape[1]]
         for layer, p in enumerate(self.blocks):
-            x = x + self.attend(F.layer_norm(x, x.shape[-1:], *p["ln_1"]), p, cache, layer)
+            mixed = self.attend(F.layer_norm(x, x.shape[-1:], *p["ln_1"]), p, cache, layer)
+            x = x + self.drop(mixed)
             hidden = F.gelu(
                 F.linear(F.layer_norm(x, x.shape[-1:], *p["ln_2"]), *p["mlp.fc"]),
                 approximate="tanh",
             )
-            x = x + F.linear(hidden, *p["mlp.proj"])
+            x = x + self.drop(F.linear(hidden, *p["mlp.proj"]))
         return F.linear(F.layer_norm(x, x.shape[-1:], *self.ln_f), self.wte)
+
+    def drop(self, x):
+        """Dropout of what a sublayer adds."""
+        return F.dropout(x, self.dropout) if self.dropout else x
 
     def attend(self, x, p, cache, layer):
         """The attention sublayer of one block: (B, T, C) -> (B, T, C)."""
@@ -159,15 +168,15 @@ class Cache:
         return self
 
 
-def adamw(model, fused):
+def adamw(model, fused, lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01):
     """AdamW with decay on matrices only; `fused` False is PyTorch's default on a CPU."""
     matrices = [p for p in model.parameters if p.ndim >= 2]
     others = [p for p in model.parameters if p.ndim < 2]
     groups = [
-        {"params": matrices, "weight_decay": 0.01},
+        {"params": matrices, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=1e-3, fused=fused or None)
+    return torch.optim.AdamW(groups, lr, betas, fused=fused or None)
 
 
 ATTENTIONS = ("sdpa", "written")
@@ -178,10 +187,13 @@ CONFIGURATIONS = {
 }
 
 
-def all_training(source, ids, targets, device="cpu"):
-    """{configuration: a function that does one training step of a copy of a minqkv GPT}."""
+def all_training(source, ids, targets, device="cpu", **optimizer):
+    """{configuration: a function that does one training step of a copy of a minqkv GPT}.
+
+    `optimizer`: the settings of `adamw`.
+    """
     return {
-        name: training(GPT(source, attention, device), fused, ids, targets)
+        name: training(GPT(source, attention, device), fused, ids, targets, **optimizer)
         for name, (attention, fused) in CONFIGURATIONS.items()
     }
 
@@ -193,11 +205,29 @@ def all_decoding(source, size, device="cpu"):
     return {name: decoding(model, cache, new_ids(size)) for name, model in models.items()}
 
 
-def training(model, fused, ids, targets):
+def all_stretches(source, size, tokens):
+    """The same for the last tokens of a sequence; only the last logits are returned."""
+    models = {f"torch {attention}": GPT(source, attention) for attention in ATTENTIONS}
+    before = contents(source, size._replace(T=size.T - tokens + 1))
+    cache = Cache(models["torch sdpa"], size.B, size.T).fill(before)
+    ids, filled = torch.from_numpy(new_ids(size)), len(cache)
+
+    def decode(model):
+        cache.filled = filled
+        with torch.inference_mode():
+            for _ in range(tokens):
+                logits = model(ids, cache)[:, -1]
+                logits.argmax(-1)
+        return logits
+
+    return {name: partial(decode, model) for name, model in models.items()}
+
+
+def training(model, fused, ids, targets, **settings):
     """A function without arguments that does one training step, as in minqkv.train_step, and
-    returns the loss.
+    returns the loss. `settings`: of `adamw`.
     """
-    optimizer = adamw(model, fused)
+    optimizer = adamw(model, fused, **settings)
     ids, targets = (torch.from_numpy(array).to(model.device) for array in (ids, targets))
 
     def step():

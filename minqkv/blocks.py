@@ -18,7 +18,7 @@ from .runtime import backend
 from .runtime.backend import Array
 from .tensor import Tensor
 
-BLOCK = 512  # positions of a block
+BLOCK = 1024  # positions of a block
 FEW = 64  # of more queries than that, the scores are larger than a copy of all rows
 
 Part = tuple[Array, Array, Array]  # (mixed, total, peak): see `part`

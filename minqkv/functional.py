@@ -95,28 +95,33 @@ def gelu(x: Tensor) -> Tensor:
     NumPy cannot compute.
 
     In place, y goes from u = c (x + a x³) to tanh u, Φ = (1 + tanh u) / 2 and x Φ, and slope from
-    x² to 2 u' and Φ + 2 x u' Φ (1 - Φ), the derivative.
+    x² to 2 u' and Φ + 2 x u' Φ (1 - Φ), the derivative. A piece of the array at a time makes all
+    these passes: it stays in the processor's cache.
     """
-    data, a, c = x.data, 0.044715, math.sqrt(2 / math.pi)
-    square = data * data
-    y = square * (a * c)
+    y, slope = backend.xp.empty(x.shape, x.dtype), None
+    if grad_wanted(x):  # computed now, so that backward is one product
+        slope = backend.xp.empty(x.shape, x.dtype)
+    backend.in_pieces(_gelu, x.data, y, slope)
+    return make(y, (x,), lambda g, wanted: (g * slope,))
+
+
+def _gelu(data, y, slope):
+    a, c = 0.044715, math.sqrt(2 / math.pi)
+    square = backend.xp.multiply(data, data, out=slope)
+    backend.xp.multiply(square, a * c, out=y)
     y += c
     y *= data  # u
     backend.xp.tanh(y, out=y)
     y += 1
     y *= 0.5  # Φ; its derivative with respect to u is 2 Φ (1 - Φ)
-    if not grad_wanted(x):
-        y *= data
-        return make(y, (x,), None)
-    slope = square  # computed now, so that backward is one product
-    slope *= 6 * a * c
-    slope += 2 * c  # 2 u'
-    slope *= 1 - y
-    slope *= y
-    slope *= data
-    slope += y
+    if slope is not None:
+        slope *= 6 * a * c
+        slope += 2 * c  # 2 u'
+        slope *= 1 - y
+        slope *= y
+        slope *= data
+        slope += y
     y *= data
-    return make(y, (x,), lambda g, wanted: (g * slope,))
 
 
 def softmax(x: Tensor) -> Tensor:

@@ -102,19 +102,18 @@ def iter_tokens(
     are (B·n,). A finished row gives `end` again; when all rows are finished, generation stops.
 
     With `use_cache` prompts are read at once and then a token at a time; without, the whole prefix
-    is computed again at every step. `cache` is an empty `model.new_cache(B·n)`, given to look at it
-    meanwhile or afterwards.
+    is computed again at every step. `cache` is a `model.new_cache(B·n)`, given to look at it
+    meanwhile or afterwards; if it holds something, `ids` continue that.
 
     Raises UsageError, before the first token, for an empty prompt, for ids out of range, and for
     more tokens than the model has positions.
     """
     how = Sampling(temperature, **sampling)
     ids, pad = _as_batch(ids)
-    _check(model.config, ids.shape[1], max_new_tokens, how.end)
-    if cache is not None and len(cache):
-        why = f"generation starts from an empty cache; this one holds {len(cache)} positions"
-        raise UsageError(why, "cache.trim(0)")
-    n_rows = len(ids) * how.samples
+    held, n_rows = 0 if cache is None else len(cache), len(ids) * how.samples
+    if held and not use_cache:
+        raise UsageError(f"the cache holds {held} positions, and it is not to be used")
+    _check(model.config, held + ids.shape[1], max_new_tokens, how.end)
     if cache is not None and cache.batch != n_rows:
         why = f"the cache stores {cache.batch} sequences, and {n_rows} are to be written"
         raise UsageError(why, f"model.new_cache({n_rows})")

@@ -122,21 +122,24 @@ class Adam(Optimizer):
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
     def update(self, g: Array) -> None:
-        beta1, beta2 = self.betas
         if self.weight_decay:
             self.data[: self.n_decayed] *= 1 - self.lr * self.weight_decay
-        self.m *= beta1
-        self.m += g * (1 - beta1)
-        self.v *= beta2
+        backend.in_pieces(self._update, self.data, self.m, self.v, g)
+
+    def _update(self, data, m, v, g):
+        beta1, beta2 = self.betas
+        m *= beta1
+        m += g * (1 - beta1)
+        v *= beta2
         g *= g  # the gathered copy, ours to overwrite
         g *= 1 - beta2
-        self.v += g
-        root = backend.xp.sqrt(self.v)
+        v += g
+        root = backend.xp.sqrt(v)
         root *= 1 / math.sqrt(1 - beta2**self.steps)  # both moments start at zero: undo that bias
         root += self.eps
-        step = backend.xp.divide(self.m, root, out=root)
+        step = backend.xp.divide(m, root, out=root)
         step *= self.lr / (1 - beta1**self.steps)
-        self.data -= step
+        data -= step
 
 
 class AdamW(Adam):

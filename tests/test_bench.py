@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import minqkv as mq
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # bench is run from a checkout; it is not installed
 
-from bench import caches, common, products  # noqa: E402
+from bench import caches, common, kinds, lm, products  # noqa: E402
 from bench.sizes import SIZES, Size  # noqa: E402
 
 TORCH = importlib.util.find_spec("torch") is not None
@@ -74,11 +75,29 @@ KEYS = {  # what every row has, by kind
         None: {"axis", "values", "ms", "bytes", "time_exponent", "memory_exponent", "samples"}
     },
     "threads": {None: {"steps", "length", "losses", "over_command_line", "samples"}},
+    "lm": {
+        "training": {"configuration", "tokens_per_second", "step_over_products", "samples"},
+        "caches": {
+            "variant",
+            "context",
+            "cache",
+            "cache_bytes",
+            "bytes_per_slot",
+            "formula",
+            "us_per_token",
+            "over_plain",
+            "samples",
+        },
+        "train": {"tokens", "samples"},
+        "encode": {"words", "mb_per_s", "samples"},
+        "recomputation": {"recompute", "traced", "resident", "formula", "samples"},
+    },
 }
 COMPARED = {
     "step": None,
     "decode": "cached",
     "memory": "step",
+    "lm": "training",
 }  # the kind of row with a ratio to PyTorch
 
 
@@ -130,6 +149,49 @@ def test_without_pytorch(part, tmp_path):
 def test_threads_that_make_no_sense():
     done = bench("bench", "--threads", "0")
     assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "dropout", "weight_decay"), [("nano", 0.0, 0.1), ("small", 0.1, 0.1)]
+)
+def test_configurations_are_those_of_the_package(name, dropout, weight_decay):
+    """What `minqkv train --config NAME` trains, without its text."""
+    config = lm.configuration(name, threads=2)
+    assert (config.task.dropout, config.recipe.weight_decay) == (dropout, weight_decay)
+    assert (config.task.vocab_size, config.threads) == (lm.VOCABULARIES[name], 2)
+    cfg, size = config.task.config("qkv"), lm.size_of(config)
+    assert size == (cfg.vocab_size, cfg.block_size, cfg.n_embd, cfg.n_layer, cfg.n_head, size.B)
+    assert size.config() == replace(cfg, dropout=0.0)
+
+
+def test_dropout_in_pytorch_is_that_of_the_model():
+    """Two forward passes differ with it, and agree without."""
+    torch = pytest.importorskip("torch")
+    from bench import torch_gpt
+
+    size = Size(V=7, T=6, d=8, L=2, H=2, B=3)
+    ids = torch.from_numpy(size.batch()[0])
+    for dropout in (0.0, 0.5):
+        model = torch_gpt.GPT(mq.GPT(size.config(dropout=dropout)))
+        assert torch.equal(model(ids), model(ids)) is (dropout == 0)
+
+
+@pytest.mark.parametrize("variant", kinds.VARIANTS)
+def test_every_kind_of_cache_is_measured(variant):
+    """Those of the command line, and branches; bytes are those of the formula; decoding leaves the
+    cache that it starts from as it was.
+    """
+    size = Size(V=7, T=200, d=8, L=2, H=2, B=1)
+    model = mq.GPT(size.config(variant)).eval()
+    found = kinds.filled_caches(model, size)
+    assert [*found] == [*kinds.KINDS, "4 branches"]
+    for name, cache in found.items():
+        decode, tokens = kinds.ours(model, cache, size)
+        assert decode().shape == (tokens // kinds.STRETCH, 7)
+        row = kinds.row(size, variant, name, cache, {name: [1.0], "plain": [1.0]}, None)
+        assert row["positions"] == size.T - kinds.STRETCH
+        assert row["slots"] == (132 if "ring" in name else row["positions"])
+        assert row["cache_bytes"] == row["slots"] * row["formula"]
 
 
 def other_version(folder, version):

@@ -45,16 +45,16 @@ RANKS = [
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
-    "the book": ({*BOOK, "runs"} - {"caches"}, 2600),
-    "beside it, further kinds of cache": ({"caches"}, 350),
-    "runtime": ({"runtime"}, 870),
+    "the book": ({*BOOK, "runs"} - {"caches"}, 2700),
+    "beside it, further kinds of cache": ({"caches"}, 380),
+    "runtime": ({"runtime"}, 900),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "of it, several machines": ({"runtime/distributed.py"}, 60),
     "tasks": ({"tasks"}, 1480),
-    "study": ({"study"}, 1150),
-    "analysis": ({"analysis"}, 230),
-    "render, teach": ({"render", "teach"}, 2560),
-    "cli, and the way in": ({"cli", "__main__", "__init__"}, 1550),
+    "study": ({"study"}, 1250),
+    "analysis": ({"analysis"}, 760),
+    "render, teach": ({"render", "teach"}, 2880),
+    "cli, and the way in": ({"cli", "__main__", "__init__"}, 1770),
 }
 LONGEST = 40  # code lines of a function in the book
 OF_THE_BOOK = [n for n in NAMES if n.split("/")[0].removesuffix(".py") in {*BOOK, "runs"}]

@@ -175,7 +175,7 @@ def test_refused_prompts(ids, says, use_cache, backend):
         ({"first_row": -1}, "first_row must be at least 0"),
         ({"end": 11}, "the end token 11 is outside 0..10"),
         ({"samples": 3, "cache": "of one"}, "stores 1 sequences, and 3 are to be written"),
-        ({"cache": "used"}, "empty"),
+        ({"cache": "used", "use_cache": False}, "holds 2 positions, and it is not to be used"),
     ],
 )
 def test_refused_settings(settings, says):

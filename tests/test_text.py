@@ -225,3 +225,14 @@ def test_sizes_are_checked(one):
     for wrong in ({"seq_len": 0}, {"n_validation": 0}, {"dropout": 1.0}):
         with pytest.raises(UsageError):
             Text("text", one, **SIZE, **wrong).config("qkv")
+
+
+def test_the_validation_split_is_scored_on_fewer_rows(one):
+    task = Text("text", one, seq_len=4, n_validation=7, n_test=50, **SIZE)
+    assert len(task.draw(0, "validation")[0]) == 7
+    assert len(task.draw(0, "test")[0]) == 50
+    model, drawn = uniform(task), []
+    model.forward = lambda x, **more: drawn.append(len(x)) or type(model).forward(model, x)
+    task.score(model, "validation", 0)
+    task.score(model, "test", 0)
+    assert drawn == [7, 50]

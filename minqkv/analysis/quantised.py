@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 
 from ..cache import KVCache
-from ..caches.int8 import Int8Cache
 from ..functional import cross_entropy
 from ..models import GPT
 from ..runtime import backend
@@ -30,15 +29,16 @@ def rounding_errors(
     model: GPT,
     ids: np.ndarray,
     targets: np.ndarray,
-    kind: type[KVCache] = Int8Cache,
-    dtype="float16",
+    kind: type[KVCache] = KVCache,
+    dtype=None,
     batch: int = 8,
 ) -> list[dict]:
     """Rows {"rounded", "perplexity", "largest", "mean"}: nothing rounded, then each of USES.
 
     ids, targets (n, T), targets that do not count at -100. `largest` and `mean` are of the absolute
-    differences from the exact logits where a target counts. `kind` is the class of the cache,
-    `dtype` that of a plain one. Raises UsageError where no target counts.
+    differences from the exact logits where a target counts. `kind` and `dtype` are those of
+    `GPT.new_cache`, so **caches.options("int8") names both. Raises UsageError where no target
+    counts.
     """
     if not (targets != IGNORE).any():
         raise UsageError("rounding_errors: every target is ignored")
@@ -72,14 +72,15 @@ def _add(sums, logits, exact, y):
 @contextmanager
 def rounded(
     model: GPT,
-    kind: type[KVCache] = Int8Cache,
-    dtype="float16",
+    kind: type[KVCache] = KVCache,
+    dtype=None,
     keys: bool = True,
     values: bool = True,
 ) -> Iterator[None]:
     """`with`: without a cache, attention reads keys, values or both as this kind of cache, of this
     dtype, would keep them.
     """
+    dtype = dtype or model.config.dtype
     with ExitStack() as stack:
         for block in model.blocks:
             stack.enter_context(_rounded(block.attn, kind.layer_kind, dtype, keys, values))

@@ -36,10 +36,12 @@ class BranchLayer(LayerCache):
 
     @property
     def used(self):
+        """Slots in use of the longest tail."""
         return int((self.lengths - self.start).max())
 
     @property
     def held(self):
+        """(B·n, S) the positions that the slots in use hold, -1 for none."""
         at = self.start[:, None] + np.arange(self.used)  # (B·n, S)
         return np.where(at < self.lengths[:, None], at, -1)
 
@@ -78,6 +80,7 @@ class BranchLayer(LayerCache):
 
     @property
     def nbytes(self):
+        """Bytes of the prefix, once, and of the tails, each by its own length."""
         own = int((self.lengths - self.start).sum())
         return self.prefix.nbytes + own * sum(buffer[0, :, :1].nbytes for buffer in self.buffers)
 
@@ -115,6 +118,7 @@ class BranchCache(KVCache):
         return [BranchLayer(prefix, n, stored, self.capacity) for prefix, stored in pairs]
 
     def trim(self, n):
+        """See KVCache. Raises UsageError below the prefix."""
         start, ends = self.layers[-1].start, np.asarray(n)
         if ends.dtype.kind in "iu" and ends.shape in ((), start.shape) and (ends < start).any():
             why = f"trim({n}): branches begin after a shared prefix of {agreed(start)} positions"
@@ -138,5 +142,6 @@ class BranchCache(KVCache):
 
     @property
     def capacity_nbytes(self):
+        """Bytes allocated, those of the prefix once."""
         prefix = sum(buffer.nbytes for layer in self.layers for buffer in layer.prefix.buffers)
         return prefix + super().capacity_nbytes

@@ -24,15 +24,18 @@ class Int8Layer(LayerCache):
 
     @staticmethod
     def arrays(stored, dtype):
+        """(heads, width, dtype) of each buffer: integers, their scales, and so on."""
         pairs = [((heads, width, "int8"), (heads, 1, "float32")) for heads, width in stored]
         return [array for pair in pairs for array in pair]
 
     @staticmethod
     def pack(rows, dtype):
+        """New rows as integers and scales."""
         return [array for row in rows for array in rounded(row)]
 
     @staticmethod
     def unpack(stored, dtype):
+        """Integers times scales."""
         rows = [whole.astype(dtype) for whole in stored[::2]]
         for row, scale in zip(rows, stored[1::2], strict=True):
             row *= scale

@@ -38,6 +38,7 @@ class RingLayer(LayerCache):
 
     @property
     def held(self):
+        """(B, S) the positions that the slots in use hold, -1 for none."""
         return self.at[:, : self.used]
 
     def attend(self, attention, q, rows, at, mask=None):

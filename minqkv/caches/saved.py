@@ -60,7 +60,9 @@ def load(path, model: GPT, batch: int | None = None, capacity: int | None = None
     about, arrays = _read(path, model)
     try:
         cache = _filled(about, arrays, model, capacity or model.config.block_size)
-    except (KeyError, TypeError, ValueError) as error:  # a UsageError is a ValueError
+    except KeyError as error:
+        raise EnvironmentFault(f"{path} is damaged: it lacks {error}") from error
+    except (TypeError, ValueError, OverflowError) as error:  # a UsageError is a ValueError
         raise EnvironmentFault(f"{path} is damaged: {error}") from error
     if batch in (None, cache.batch):
         return cache
@@ -94,7 +96,7 @@ def _read(path, model):
 
 
 def _filled(about, arrays, model, capacity):
-    """A cache with this content. Raises KeyError, TypeError or ValueError where it does not fit."""
+    """A cache with this content; where it does not fit, NumPy and the classes of caches raise."""
     cfg, lengths, held = model.config, arrays.pop("lengths"), arrays.pop("held")
     if lengths.dtype != np.int64 or lengths.ndim != 1 or not 0 < lengths.max() <= cfg.block_size:
         raise ValueError("lengths that cannot be")
@@ -102,6 +104,8 @@ def _filled(about, arrays, model, capacity):
         raise ValueError("positions that cannot be")
     size = len(lengths), max(capacity, int(lengths.max()))
     stored = [spec.stored(cfg) for spec in cfg.specs]
+    if about["class"] not in CLASSES:
+        raise ValueError(f"no class {about['class']!r} of caches")
     cache = CLASSES[about["class"]](stored, *size, about["dtype"], **about["options"])
     for i, layer in enumerate(cache.layers):
         layer.ends = agreed(lengths)

@@ -9,6 +9,7 @@ from ..tasks.rules import SPLITS
 from .options import computes, echo, either, own_task, print_json
 from .run import own_task_option
 
+ROUNDING = ("int8", "float16")  # kinds of cache
 best_option = click.option("--best", is_flag=True, help="The best checkpoint, not the last one.")
 
 
@@ -23,9 +24,12 @@ best_option = click.option("--best", is_flag=True, help="The best checkpoint, no
 @click.option(
     "--show-padded", is_flag=True, help="Of a text: also the perplexity that counts padding."
 )
+@click.option(
+    "--cache", "kind", help="Of a decoder: also what the rounding of int8 or float16 does."
+)
 @best_option
 @computes
-def evaluate_run(run, own, split, n, wrong, show_padded, best, as_json):
+def evaluate_run(run, own, split, n, wrong, show_padded, kind, best, as_json):
     """Score a run; show where it is wrong.
 
     A text is scored by perplexity, the exponential of the mean loss over its tokens,
@@ -39,7 +43,7 @@ def evaluate_run(run, own, split, n, wrong, show_padded, best, as_json):
         why = f"{task.name} has no answers that are right or wrong"
         raise UsageError(why, "leave out --wrong")
     padded = task.padded_score(model, split) if show_padded else None
-    x, y = task.draw(config.seed, split, n or task.n_test)
+    x, y = task.draw(config.seed, split, n or task.n_scored(split))
     score = task.predict(model, x, y)
     predictions = score.pop("predictions")
     further = [name for name in score if name != task.metric]
@@ -49,8 +53,10 @@ def evaluate_run(run, own, split, n, wrong, show_padded, best, as_json):
         items = task.mistakes(x, y, predictions)
         misses = [item for item in items if item["expected"] != item["predicted"]]
         score |= {"sequences_wrong": len(misses), "wrong": misses[:wrong]}
+    score |= {"padded": padded} if padded else {}
+    score |= {"rounding": _rounding(model, kind, x, y)} if kind else {}
     if as_json:
-        print_json(score | ({"padded": padded} if padded else {}))
+        print_json(score)
         return
     what = f"{task.name} with {config.variant}, {split} split"
     click.echo(f"{what}: {task.metric} {score[task.metric]:.4f} on {score['tokens']:,} tokens")
@@ -60,6 +66,8 @@ def evaluate_run(run, own, split, n, wrong, show_padded, best, as_json):
         click.echo(f"{name.replace('_', ' ')} {score[name]:.4f}")
     if padded:
         _show_padded(padded)
+    if kind:
+        _show_rounding(score["rounding"], kind)
     for item in misses[:wrong]:
         _show(item)
 
@@ -72,6 +80,33 @@ def loaded(run, own, best):
     if not best and not (run / "result.json").exists():
         click.echo("note: this run is unfinished; this is its last checkpoint", err=True)
     return model, config
+
+
+def _rounding(model, kind, x, y):
+    """What a cache of this kind does to logits and perplexity."""
+    from ..analysis.quantised import rounding_errors
+    from ..caches import options
+    from ..models import GPT
+
+    if not isinstance(model, GPT):
+        raise UsageError("this model is an encoder, which has no cache", "leave out --cache")
+    if kind not in ROUNDING:
+        why = f"--cache {kind}: only what rounds has an error"
+        raise UsageError(why, f"--cache {either(ROUNDING)}")
+    return rounding_errors(model, x, y, **options(kind))
+
+
+def _show_rounding(rows, kind):
+    from ..render.console import stdout, table
+
+    columns = [("rounded", "left"), ("perplexity", "right"), ("change", "right")]
+    columns += [("largest |Δ logit|", "right"), ("mean |Δ logit|", "right")]
+    exact, lines = rows[0]["perplexity"], []
+    for row in rows:
+        change = 100 * (row["perplexity"] / exact - 1)
+        lines.append([row["rounded"], f"{row['perplexity']:.5f}", f"{change:+.4f} %"])
+        lines[-1] += [f"{row['largest']:.2g}", f"{row['mean']:.2g}"]
+    table(stdout(), f"what rounding to {kind} does", columns, lines)
 
 
 def _show_padded(found):

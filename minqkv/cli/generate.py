@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from ..caches import KINDS
+from ..caches import options as cache_options
 from ..runtime.errors import UsageError, unknown
 from .evaluate import best_option, loaded
 from .options import computes, either, print_json
 from .run import own_task_option, threads_option
 
-CACHES = ("plain", "float16", "ring")
 CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t"}
 
 
@@ -40,9 +41,11 @@ CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in 
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the draws."
 )
-@click.option("--cache", "kind", default="plain", help=f"{either(CACHES)}.  [default: plain]")
+@click.option("--cache", "kind", default="plain", help=f"{either(KINDS)}.  [default: plain]")
 @click.option("--window", type=click.IntRange(1), help="Of a ring.  [default: the model's]")
 @click.option("--sinks", type=click.IntRange(0), help="Of a ring.  [default: the model's]")
+@click.option("--save-cache", type=click.Path(), help="Keep what was read of one PROMPT in a file.")
+@click.option("--load-cache", type=click.Path(), help="Continue what a file of --save-cache holds.")
 @click.option("--no-cache", is_flag=True, help="Compute the whole prefix again for every token.")
 @click.option("--show-cache", is_flag=True, help="Draw the cache as it grows, on stderr.")
 @click.option(
@@ -54,8 +57,8 @@ CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in 
 @threads_option
 @computes
 def generate(
-    run, prompt, own, max_new_tokens, kind, window, sinks, no_cache, show_cache, compare, best,
-    threads, as_json, **sampling,
+    run, prompt, own, max_new_tokens, kind, window, sinks, save_cache, load_cache, no_cache,
+    show_cache, compare, best, threads, as_json, **sampling,
 ):  # fmt: skip
     """Let a causal run answer a PROMPT, or write a text.
 
@@ -67,22 +70,27 @@ def generate(
     from ..runtime.parallel import set_threads
 
     _check(kind, no_cache, show_cache, compare, sampling)
+    _check_files(save_cache, load_cache, prompt, kind, no_cache, compare)
     set_threads(threads)
     model, config = loaded(run, own, best)
     task, block_size = config.task, model.config.block_size
     ids = [task.prompt(text) for text in ([" ".join(prompt)] if prompt else _lines_of_stdin())]
     if remark := task.remark(ids):
         click.echo(f"note: {remark}", err=True)
-    room = max(1, block_size + 1 - max(map(len, ids)))  # the last token is never read
-    count = max_new_tokens or task.n_answer or room
+    rows = [row for row in ids for _ in range(sampling["samples"])]
+    cache = _loaded(load_cache, model, len(rows)) if load_cache else None
+    room = block_size + 1 - max(map(len, ids)) - len(cache or ())  # the last token is never read
+    count = max_new_tokens or task.n_answer or max(1, room)
     sampling["end"] = task.end
     options = _cache_options(kind, window, sinks, model.config)
     if compare:
         _compare(compare_cache(model, ids, count, options, **sampling), kind, as_json)
         return
-    rows = [row for row in ids for _ in range(sampling["samples"])]
-    cache = None if no_cache else model.new_cache(len(rows), **options)
+    if cache is None and not no_cache:
+        cache = model.new_cache(len(rows), **options)
     tokens = iter_tokens(model, ids, count, use_cache=not no_cache, cache=cache, **sampling)
+    if save_cache:
+        tokens = _saving(tokens, cache, save_cache, model)
     watch = None
     if show_cache:
         from ..render.cache import Watch
@@ -102,9 +110,43 @@ def generate(
             watch.show_all()
 
 
+def _check_files(save_cache, load_cache, prompt, kind, no_cache, compare):
+    """--save-cache and --load-cache: with one prompt, and one cache."""
+    if not (save_cache or load_cache):
+        return
+    flag = "--load-cache" if load_cache else "--save-cache"
+    if not prompt:
+        what = "how the text goes on" if load_cache else "the text to be kept"
+        raise UsageError(
+            f"{flag}: {what} must be the PROMPT", f'minqkv generate RUN "…" {flag} FILE'
+        )
+    if no_cache or compare:
+        other = "--no-cache" if no_cache else "--compare"
+        raise UsageError(f"{flag} and {other} do not go together", "leave out one")
+    if load_cache and kind != "plain":
+        raise UsageError("the kind of a loaded cache is in its file", "leave out --cache")
+
+
+def _loaded(path, model, n):
+    """The cache in a file, for n samples of its text."""
+    from ..caches import load
+
+    return load(path, model, n)
+
+
+def _saving(tokens, cache, path, model):
+    """The same tokens; before the first of them, the cache is kept in a file."""
+    from ..caches import save
+
+    for i, token in enumerate(tokens):
+        if not i:
+            save(cache.clone([0]), path, model)
+        yield token
+
+
 def _check(kind, no_cache, show_cache, compare, sampling):
-    if kind not in CACHES:
-        raise unknown("cache", kind, CACHES)
+    if kind not in KINDS:
+        raise unknown("cache", kind, KINDS)
     if no_cache and (show_cache or compare or kind != "plain"):
         other = "--show-cache" if show_cache else "--compare" if compare else f"--cache {kind}"
         raise UsageError(f"{other} needs the cache that --no-cache leaves out", "leave out one")
@@ -120,18 +162,15 @@ def _check(kind, no_cache, show_cache, compare, sampling):
 
 def _cache_options(kind, window, sinks, config):
     """Arguments of model.new_cache."""
-    if kind != "ring":
-        if window is not None or sinks is not None:
-            raise UsageError("--window and --sinks are of a ring", "--cache ring")
-        return {"dtype": "float16"} if kind == "float16" else {}
-    from ..caches import RingCache
-
     given = {"window": window, "sinks": sinks}
     given = {name: value for name, value in given.items() if value is not None}
-    if window is None and config.window is None:
+    ring = kind.endswith("ring")
+    if given and not ring:
+        raise UsageError("--window and --sinks are of a ring", "--cache ring")
+    if ring and window is None and config.window is None:
         why = "this model was trained without a window, so the ring needs one"
         raise UsageError(why, f"for instance --window {max(1, config.block_size // 2)}")
-    return {"kind": RingCache, **given}
+    return cache_options(kind, **given)
 
 
 def _lines_of_stdin():
@@ -205,7 +244,7 @@ def _compare(report, kind, as_json):
     title = f"{n} sequence{'s' if n > 1 else ''}, {new} new tokens each"
     table(stdout(), title, columns, lines)
     cached, uncached = (part["ids"].tolist() for part in report.values())
-    why = "rounding decided a near tie" if kind == "plain" else f"a {kind} cache keeps less"
+    why = "rounding decided a near tie" if kind == "plain" else f"--cache {kind} is not exact"
     same = cached == uncached
     click.echo("both give the same tokens" if same else f"the tokens differ: {why}")
 

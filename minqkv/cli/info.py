@@ -153,9 +153,10 @@ def tasks(seq_len, seed, as_json):
 )
 @computes
 def gradcheck(seed, as_json):
-    """Check every backward against its forward, with random vectors.
+    """Check every backward against its forward.
 
-    ⟨u, Jv⟩ = ⟨Jᵀu, v⟩ in float64, for operations, each variant's attention, and a whole model.
+    ⟨u, Jv⟩ = ⟨Jᵀu, v⟩ for random vectors in float64: for operations, each variant's attention, and
+    a whole model.
     """
     from ..analysis.selfcheck import checks
     from ..render.console import say, stderr

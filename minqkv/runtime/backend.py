@@ -24,6 +24,8 @@ from .errors import EnvironmentFault, UsageError, unknown
 Array = np.ndarray  # in type hints: an array of the backend in use, so cupy.ndarray on a GPU
 
 LARGE_CACHE = 1 << 26  # bytes from which the sequences of a batch are shared out to the cores
+PIECE = 1 << 15  # numbers of an array that are worked on while they are in a core's cache
+LARGE_PASS = 1 << 18  # numbers from which several cores work on an array, piece by piece
 LARGE_PRODUCT = 1 << 22  # multiply-adds from which BLAS's own threads pay
 
 
@@ -116,6 +118,30 @@ class Backend:
         limit = math.log(np.finfo(a.dtype).max) / 2
         return bool(self.row_dot(a, a).max() * self.row_dot(b, b).max() <= limit**2)
 
+    def in_pieces(self, function: Callable, *arrays: Array | None) -> None:
+        """function(*parts) for matching parts of arrays of one shape, flat, such that a few fit
+        into a core's cache; on several cores at a time.
+
+        In place of None, None. All but the first, which may be strided, must be contiguous: what is
+        written to their parts is written to them.
+        """
+        size = arrays[0].size
+        if size <= PIECE:
+            function(*arrays)
+            return
+        flat = [array if array is None else array.reshape(-1) for array in arrays]
+
+        def run(rows):
+            for start in range(rows.start, rows.stop, PIECE):
+                piece = slice(start, min(start + PIECE, rows.stop))
+                function(*(array if array is None else array[piece] for array in flat))
+
+        shares = self.cores.shares(size) if self.cores and size >= LARGE_PASS else None
+        if shares is None:
+            run(slice(0, size))
+        else:
+            self.each(run, shares)
+
     def add_rows(self, ids: Array, rows: Array, n: int) -> Array:
         """Sum `rows` (N, d) by their ids (N,) into (n, d): the gradient of a lookup."""
         if n <= 512:  # a small vocabulary: one product with the one-hot matrix
@@ -199,6 +225,9 @@ class GpuBackend(Backend):
 
     def bounded(self, a: Array, b: Array) -> bool:
         return False  # likewise
+
+    def in_pieces(self, function: Callable, *arrays: Array | None) -> None:
+        function(*arrays)  # whole: each operation on a piece would be launched anew
 
     def add_rows(self, ids: Array, rows: Array, n: int) -> Array:
         out = self.xp.zeros((n, rows.shape[1]), rows.dtype)

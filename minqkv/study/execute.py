@@ -275,7 +275,9 @@ def estimate_seconds(configs: list[RunConfig], jobs: int) -> float:
         shape = tuple(sorted(cell(config, equal=True).items()))
         if shape not in per_step:
             per_step[shape] = seconds_per_step(config)
-        scorings = config.recipe.steps // (config.recipe.watch or math.inf) + 1
-        work = config.recipe.steps + scorings * SCORING * config.task.n_test / config.recipe.batch
+        recipe, task = config.recipe, config.task
+        watched = recipe.steps // (recipe.watch or math.inf)
+        scored = watched * task.n_scored("validation") + task.n_scored(config.split)
+        work = recipe.steps + SCORING * scored / recipe.batch
         seconds.append(per_step[shape] * work)
     return max(math.fsum(seconds) / jobs, max(seconds, default=0))

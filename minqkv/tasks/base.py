@@ -152,9 +152,13 @@ class Task(ABC):
         """Score a model on examples: the metric, the loss, and the predictions (n, T)."""
         return evaluate(model, x, y, sparse=self.sparse)
 
+    def n_scored(self, split: str) -> int:
+        """How many examples of a split are scored."""
+        return self.n_test
+
     def score(self, model: Module, split: str, seed: int) -> dict:
         """The metric, and further figures, on one split of this seed."""
-        found = self.predict(model, *self.draw(seed, split, self.n_test))
+        found = self.predict(model, *self.draw(seed, split, self.n_scored(split)))
         return {name: value for name, value in found.items() if name != "predictions"}
 
     # ---- for people to read

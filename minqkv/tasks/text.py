@@ -19,6 +19,7 @@ from ..runtime.rng import stream
 from ..train import IGNORE, evaluate
 from . import corpus
 from .base import Recipe, Task, check_split
+from .downloads import cache_root
 
 LOGITS = 1 << 24  # numbers: 64 MiB of float32
 
@@ -39,7 +40,7 @@ class Text(Task):
     seq_len: int = 64
     padded: bool = False
     dropout: float = 0.0
-    n_validation: int = 200
+    n_validation: int = 400
     window: int | None = None
     sinks: int = 0
     recompute: bool = False
@@ -80,7 +81,9 @@ class Text(Task):
         """The tokens. Raises EnvironmentFault where they are no longer there, UsageError where they
         do not fit into the vocabulary.
         """
-        found = _found(self.digest)
+        found = _found(self.digest, cache_root())
+        if not found.folder.exists():
+            found = corpus.find(self.digest)  # removed since: says so
         if found.tokenizer.vocab_size > self.vocab_size:
             what = f"{found.tokenizer.name} has {found.tokenizer.vocab_size:,} tokens"
             raise UsageError(f"{what}, more than a vocabulary of {self.vocab_size:,}")
@@ -120,6 +123,10 @@ class Text(Task):
         limit = len(self.corpus.tokens("train")) - self.seq_len
         return self._rows("train", rng.integers(0, limit, size))[:2]
 
+    def n_scored(self, split):
+        """Of the validation split, which is scored again and again, only some rows."""
+        return self.n_validation if split == "validation" else self.n_test
+
     def draw(self, seed, split, n=None):
         """The windows, or documents, of a split one after the other; of more than n, some at equal
         distances.
@@ -129,9 +136,8 @@ class Text(Task):
         return self._evaluated(split, n)[:2]
 
     def _evaluated(self, split, n):
-        most = n or (self.n_validation if split == "validation" else self.n_test)
         starts = self._starts(check_split(split))
-        count = min(most, len(starts))
+        count = min(n or self.n_scored(split), len(starts))
         return self._rows(split, starts[np.arange(count) * len(starts) // count])
 
     def _starts(self, split):
@@ -236,8 +242,8 @@ class Text(Task):
 
 
 @lru_cache(8)
-def _found(digest):
-    """A corpus, looked for once."""
+def _found(digest, root):
+    """A corpus in this folder of data, looked for once."""
     return corpus.find(digest)
 
 
