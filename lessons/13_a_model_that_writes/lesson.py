@@ -168,7 +168,7 @@ table("on the text that was counted", ["table", "loss", "perplexity"], rows)
 # favours the table a little. Its loss is the line that our model has to beat.
 
 # %% A text it has not read
-x, y = task.draw(config.seed, "validation", task.n_test)  # (n, T) each
+x, y = task.draw(config.seed, "validation")  # (n, T) each
 unseen = int((counts[x, y] == 0).sum())
 predict(
     f"There are {y.size:,} pairs in these windows. Does each of them occur in the training text?",
