@@ -25,12 +25,15 @@ from commands import PATIENCE_S, ROOT, start, wait_until
 
 import minqkv as mq
 from minqkv.render import lesson as stages
+from minqkv.render import training as live
 from minqkv.render.layout import Page, lines
+from minqkv.runs import configure, train_run
 from minqkv.runtime.errors import EnvironmentFault, MinqkvError, UsageError
 from minqkv.teach import checks, child, desk, events, lessons
 from minqkv.teach.lessons import course, find, fingerprint, still_counts
 from minqkv.teach.progress import Progress, next_thing
 from minqkv.teach.runner import Player
+from minqkv.teach.training import STEPS, brief, trained
 from minqkv.variants import NAMES
 
 LESSON = find("06", course())
@@ -330,6 +333,44 @@ def test_differences(found, expected, fault):
     assert said is None if fault is None else fault in said
 
 
+# ---- training of minutes
+
+
+def test_training_is_kept_and_continued(tmp_path, monkeypatch):
+    """Ctrl-C ends it with a checkpoint; the next call continues there, and one more only loads."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(STEPS, raising=False)
+    config = configure("reverse", seq_len=4, n_embd=8, n_head=2, batch=4, steps=6, n_test=8)
+
+    def interrupt(self, step):
+        if step.done == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(live.Live, "__call__", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            trained("small", config)
+    model, losses, result, folder = trained("small", config)
+    assert [str(path) for path in Path("minqkv-work").iterdir()] == [folder]
+    whole, expected = train_run(config)
+    assert (len(losses), result["loss"]) == (6, expected["loss"])
+    for name, array in model.state_dict().items():
+        assert np.array_equal(array, whole.state_dict()[name]), name
+    monkeypatch.delattr("minqkv.runs.fit")
+    assert trained("small", config)[1:] == (losses, result, folder)
+
+
+def test_brief_training_keeps_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(STEPS, raising=False)
+    config = configure("reverse", seq_len=4, n_embd=8, n_head=2, batch=4, steps=6, n_test=8)
+    with brief(2):
+        _, losses, result, folder = trained("small", config)
+    assert (len(losses), result["steps"], folder) == (2, 2, None)
+    assert not list(tmp_path.iterdir())
+    assert STEPS not in os.environ
+
+
 # ---- progress
 
 
@@ -508,7 +549,7 @@ def test_keys_that_tell():
     Player(LESSON, stage, hint=lambda: "Hint 1 of 3: think").play()
     text = text_of(stage.drawn)
     assert "Attention.forward" in text
-    assert "def forward(self, x" in text
+    assert "def forward(" in text
     assert "Hint 1 of 3: think" in text
     assert "quit; your place is saved" in text
     assert "'x' is not a command here" in text

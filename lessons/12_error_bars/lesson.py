@@ -348,11 +348,12 @@ say(
 )
 
 # %% [markdown]
-# That is the course. You have followed a gradient from one number to a cache that holds keys and
-# values in one array, and you know how to ask whether it was worth it.
+# You have followed a gradient from one number to a cache that holds keys and values in one array,
+# and you know how to ask whether it was worth it. Two lessons are left: a model that writes, and a
+# cache that does not grow.
 #
-# In this last exercise you write `perplexity`, with the mask, and `paired`. Then ask a question of
-# your own:
+# In the exercise you write `perplexity`, with the mask, and `paired`. Then ask a question of your
+# own:
 #
 #     minqkv study
 #

@@ -11,7 +11,7 @@
 # ]
 # teaches = ["tokenizer", "pairs", "language model", "sampling", "top-p"]
 # minutes = 20
-# budget_s = 9
+# budget_s = 5
 # exercise = "top_p"
 # uses = [
 #   "minqkv.KVCache", "minqkv.VariantSpec", "minqkv.functional.cross_entropy", "minqkv.generate",
@@ -168,7 +168,7 @@ table("on the text that was counted", ["table", "loss", "perplexity"], rows)
 # favours the table a little. Its loss is the line that our model has to beat.
 
 # %% A text it has not read
-x, y = task.draw(config.seed, "validation", task.n_test)  # (n, T) each
+x, y = task.draw(config.seed, "validation")  # (n, T) each
 unseen = int((counts[x, y] == 0).sum())
 predict(
     f"There are {y.size:,} pairs in these windows. Does each of them occur in the training text?",
@@ -191,7 +191,7 @@ say(f"The line to beat: a loss of {line:.3f}.")
 #
 # The training takes a few minutes. Watch the loss go down, and what the model writes meanwhile: it
 # shows a sample now and then, with its perplexity on the text it does not learn from. You may press
-# Ctrl-C or close the terminal: a checkpoint is saved, and `minqkv learn` continues there.
+# Ctrl-C: a checkpoint is saved, and the training continues there when you come back to this lesson.
 
 # %% Training
 n_steps, per_step = config.recipe.steps, config.recipe.batch * task.seq_len
@@ -209,10 +209,10 @@ both = {"model": parts, "table of pairs": [line] * len(parts)}
 curve("loss while it trains", both, x="part of the training")
 
 # %% [markdown]
-# Each window of a training step was drawn at random from the training text. So its loss may also
-# fall because the model knows that text by heart. We ask on the text that it has not read, with
-# the same targets as before. Each target counts, because no window is padded. (Where each document
-# has a row of its own, there is padding, and lesson 12 showed why it must not count.)
+# In training, the loss may also fall because the model learns that text by heart. So we ask on the
+# text that it has not read, with the same targets as before. Each target counts, because no window
+# is padded. (Where each document has a row of its own, there is padding, and lesson 12 showed why
+# it must not count.)
 #
 # One more number belongs here. A perplexity is per token, and tokenizers cut a text into different
 # tokens. To compare models with different tokenizers, divide the whole loss by the bytes of the
@@ -244,6 +244,10 @@ by_position = (np.log(total) - right).mean(axis=0)  # (T,)
 by_pairs = -np.log(p_pairs[x, y]).mean(axis=0)  # (T,), of the same targets
 sides = ["at the first position", "at the last position"]
 gain = by_pairs - by_position  # (T,)
+predict(
+    "At the first position of the windows: is the model below the table?",
+    bool(by_position[0] < by_pairs[0]),
+)
 predict(
     "Where is the model further below the table?", sides[int(gain[-8:].mean() > gain[0])], sides
 )
@@ -374,8 +378,12 @@ falling = p[2][order]  # (V,)
 reached = falling.cumsum()  # (V,)
 enough = int((reached < 0.9).sum()) + 1  # the one that reaches 0.9 is kept
 shown = np.array([falling[: enough + 1], reached[: enough + 1]])[:, :12]
+predict(
+    f"These are the chances after the same prompt. How many of {V} tokens does it take to reach "
+    f"{0.9}?",
+    enough,
+)
 show("p and its sums", shown, rows=["p", "sum"], columns=spelled(order[: shown.shape[1]]))
-predict(f"How many of {V} tokens does it take to reach {0.9}?", enough)
 tail = 1 - reached[enough - 1]
 say(f"The other {V - enough} tokens had a probability of {tail:.3f} together.")
 say(f"The kept ones are divided by {reached[enough - 1]:.3f}.")

@@ -21,14 +21,14 @@ The package's ring keeps such an array beside its rows, `RingLayer.at`, with a r
 of a batch, because sequences may differ in length. It is updated as tokens are written, so nobody
 has to work it out again.
 
-It is all that a ring needs to know. The mask compares these positions with those of the queries,
-as it does for keys that lie in order, and a slot that holds -1 is seen by nobody. Rotary positions
-are turned by them. And to take tokens back, the ring looks whether everything that the next token
-needs is still there.
+A ring needs to know no more than that. The mask compares these positions with those of the queries,
+as it does for keys that lie in order, and nobody sees a slot that holds -1. Rotary positions turn a
+key by them. And before tokens are taken back, the ring checks that everything the next token needs
+is still there.
 
-Your loop goes over all tokens that were read. For slot i of the ring there is also a formula for
-the newest position with that remainder: with n the number of tokens read behind the sinks, it is
-i + window · ⌊(n − 1 − i) / window⌋, counted behind the sinks.
+A loop over all tokens is the plain way. There is also a formula for slot i of the ring, counted
+from the first slot behind the sinks. With n the number of tokens read behind the sinks, it holds
+the one of number i + window · ⌊(n − 1 − i) / window⌋ among them, and nothing where i is n or more.
 """
 
 
@@ -36,7 +36,7 @@ def cases(rng):
     """read, window and sinks, from an empty ring to several turns."""
     window, sinks = (int(n) for n in rng.permutation(np.arange(1, 8))[:2])
     sinks = 0 if rng.random() < 0.15 else sinks
-    turns = rng.choice([0.0, 0.5, 1.0, 2.0, 4.0])
+    turns = rng.choice([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0])
     read = int(rng.integers(0, 4)) + int(turns * (sinks + window))
     return read, window, sinks
 

@@ -11,7 +11,7 @@
 # ]
 # teaches = ["window", "ring", "sinks", "int8"]
 # minutes = 20
-# budget_s = 8
+# budget_s = 4
 # exercise = "positions"
 # uses = [
 #   "minqkv.AdamW", "minqkv.GPT", "minqkv.GPTConfig", "minqkv.attention.causal_mask",
@@ -29,9 +29,9 @@
 #
 # This lesson shows two ways to keep less: fewer positions, and fewer bytes for each number.
 #
-# The first one: let a token look back only a little. With a **window** of w it sees itself and the
-# w − 1 tokens before it. In training this is a mask, as the causal mask is one. The two together
-# are a band along the diagonal.
+# We begin with positions. Let a token look back only a little: with a **window** of w it sees
+# itself and the w − 1 tokens before it. In training this is one more mask. Together with the causal
+# mask it leaves a band along the diagonal.
 
 # %% A window is a mask
 import numpy as np
@@ -126,7 +126,7 @@ say("Each layer adds w − 1 places. What a deep model sees is much wider than i
 # overwritten.
 #
 # So w slots are enough, used in turn like places on a ring: position p goes to slot `p mod w`, the
-# remainder of p divided by w.
+# remainder when p is divided by w.
 
 # %% A ring by hand
 slots = np.full(w, -1)  # which position each slot holds; -1: none
@@ -288,9 +288,9 @@ predict(f"How many keys does the query at position {p} see?", int(mask[p].sum())
 show("who sees whom", mask.astype(int), rows=[f"q {p}" for p in range(10)])
 
 # %% [markdown]
-# Is it worth it? We need texts whose first token matters. Each begins with one of ten names. Then
-# come digits, and now and then a question mark. At a question mark the model has to say the name.
-# Nothing else is asked.
+# What does a sink help with? We need texts whose first token matters. Each begins with one of ten
+# names. Then come digits, and now and then a question mark. At a question mark the model has to say
+# the name. Nothing else is asked.
 #
 # Two models of one layer have a window of four tokens. One of them has a sink as well.
 
@@ -329,14 +329,15 @@ table("the loss at question marks", ["sinks", "loss"], [[str(s), loss[s]] for s 
 show("weight on position 0 at a question mark", weight, columns=["head 0", "head 1"])
 
 # %% [markdown]
-# In these texts the first token carries the answer, so the weight on it is no surprise. Of large
-# language models something stranger is reported: they put much weight on the first tokens whatever
-# these say, and write badly when a ring drops them (Xiao et al., 2024). That is where the name
-# comes from. Our models are too small to show it, and the ring of the tunes above did well without.
+# In these texts the first token carries the answer, so the weight on it is no surprise. Large
+# language models are reported to do something stranger: they put much weight on the first tokens
+# whatever these say, and write badly when a ring drops them (Xiao et al., 2024, who called them
+# attention sinks). Our small models do not show it: the ring of the tunes did well without.
 #
-# The second way is to spend fewer bytes on a number. An **int8** is a whole number of one byte.
-# Choose a **scale** for a row, such that its largest number becomes the largest int8. Divide the
-# row by the scale, round, and keep the whole numbers and the scale. To read the row, multiply.
+# The second way is to spend fewer bytes on a number. An **int8** is a whole number of one byte. For
+# each row there is a **scale**, chosen so that the largest number of the row becomes the largest
+# int8. Divide the row by the scale, round, and keep the whole numbers and the scale. To read the
+# row, multiply.
 
 # %% A number in one byte
 row = np.array([0.31, -1.27, 0.842, 0.004])  # (d,)
@@ -441,11 +442,14 @@ table(f"after {T} tokens", ["cache", "bytes", "formula", "loss"], rows)
 
 # %% [markdown]
 # The ways multiply: fewer heads, one array for keys and values, fewer positions, fewer bytes. Each
-# has its price, and only a measurement says what it is for your model and your text.
+# may have a price, and only a measurement says what it is for your model and your text.
 #
-# In the exercise you write `positions`: which position each slot of a ring holds, given how many
-# tokens were read. From this a ring makes its masks. `minqkv generate RUN --show-cache` draws the
-# cache of a run of yours as it grows.
+# In this last exercise you write `positions`: which position each slot of a ring holds, given how
+# many tokens were read. From this a ring makes its masks.
+#
+# That is the course. It began with one number that was used twice. To see a cache at work, let your
+# model of lesson 13 write, with `--show-cache`. To see which variant is worth its bytes on a text:
+# `minqkv study --preset nano`.
 
 # %% Where it is done
 source(causal_mask)

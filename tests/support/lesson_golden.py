@@ -7,7 +7,9 @@ the order can change unnoticed; of each prediction: its answer.
 """
 
 import json
+import os
 import sys
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -49,4 +51,6 @@ def main(numbers):
 
 
 if __name__ == "__main__":
-    main([int(number) for number in sys.argv[1:]])
+    with TemporaryDirectory() as folder:  # with the built-in text, whatever was fetched
+        os.environ["MINQKV_CACHE"] = folder
+        main([int(number) for number in sys.argv[1:]])
