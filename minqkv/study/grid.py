@@ -59,7 +59,7 @@ def _fields(tasks, own):
 def _fitting(variants, block, own):
     """Those of `variants` whose KV heads divide every head count of these tasks."""
     classes = {task: task_class(task, (own or {}).get(task)) for task in block["tasks"]}
-    heads = block.get("n_head") or [cls(task).n_head for task, cls in classes.items()]
+    heads = block.get("n_head") or [cls.n_head for cls in classes.values()]
 
     def fits(name):
         groups = [VariantSpec.parse(part).kv_heads or 1 for part in name.split("/")]
