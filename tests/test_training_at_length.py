@@ -678,6 +678,16 @@ def test_a_line_for_each_tenth_elsewhere(monkeypatch):
     assert all("tokens/s" in line and " left" in line for line in lines)
 
 
+def test_a_line_of_a_log_is_never_broken(monkeypatch):
+    terminal = Terminal(monkeypatch, 40, terminal=False)
+    with shown.live(WATCHED) as progress:
+        for done in range(1, 41):
+            progress(a_step(done, 0.5))
+    lengths = [len(line) for line in terminal.lines]
+    assert len(lengths) == 10
+    assert min(lengths) > 60
+
+
 def test_the_loss_is_averaged_in_parts():
     metrics = [{"loss": float(i)} for i in range(1, 11)]
     assert shown.averaged(metrics, 4) == [(2, 1.5), (5, 4.0), (7, 6.5), (10, 9.0)]

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.progress import TimeRemainingColumn as Remaining
 from rich.text import Text
 
-from .console import duration, say, stderr
+from .console import duration, stderr
 
 
 class Elapsed(TimeElapsedColumn):
@@ -100,6 +100,7 @@ def _tenths(label, total, start, console, began):
         if done * 10 // total > last:
             last = done * 10 // total
             left = (time.monotonic() - began) / max(1, done - start) * (total - done)
-            say(console, f"{label}  {done}/{total}  {duration(left)} left  {note}".rstrip())
+            line = f"{label}  {done}/{total}  {duration(left)} left  {note}".rstrip()
+            console.print(Text(line), soft_wrap=True)  # one line of a log, however long
 
     return advance
