@@ -183,6 +183,8 @@ def train_run(
         return model, _train_and_score(config, model, None, progress)
     if resume and (result := _finished(config, model, out)):
         return model.eval(), result
+    with blaming(config.task.name):
+        config.task.batch(config.seed, 0, 1)  # what it refuses, it refuses before there is a folder
     files.make_folder(out)
     with locked(out):
         folder = RunFolder(out, config, resume)

@@ -1,6 +1,7 @@
 """The text task: windows, documents and padding, perplexity, and how its settings are completed."""
 
 import math
+import tomllib
 from dataclasses import asdict
 from itertools import pairwise
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from minqkv import AdamW, Tensor, backend
-from minqkv.runs import configure
+from minqkv.runs import configure, train_run
 from minqkv.runtime.errors import UsageError
 from minqkv.tasks import corpus
 from minqkv.tasks.text import Text
@@ -92,6 +93,23 @@ def test_a_text_shorter_than_a_window_is_refused(one):
     assert "--seq-len" in caught.value.hint
 
 
+@pytest.mark.parametrize(("seq_len", "split"), [(2000, "validation"), (20_000, "train")])
+def test_a_text_too_short_for_a_window_is_refused_before_training(seq_len, split, one, tmp_path):
+    config = configure("text", text=one, seq_len=seq_len, steps=2, batch=1, **SIZE)
+    with pytest.raises(UsageError, match=f"the {split} split of one has .* too few for a window"):
+        train_run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["nano", "small"])
+def test_the_schedule_of_a_configuration_follows_from_its_steps(name, cli):
+    flags = ("--config", name, "--steps", 100, "--tokenizer", "bytes", "--show-config")
+    code, out, _ = cli("train", *flags)
+    found = tomllib.loads(out)
+    assert (code, found["steps"]) == (0, 100)
+    assert (found["set"]["warmup"], found["set"]["watch"]) == (5, 10)
+
+
 def test_documents_in_rows_are_padded_and_the_padding_does_not_count(many):
     task = Text("text", many, seq_len=12, padded=True, **SIZE)
     found, end = task.corpus, task.corpus.tokenizer.end
@@ -142,16 +160,21 @@ def backend_tensor(array):
     return Tensor(backend.upload(array))
 
 
-def test_padding_flatters(many):
+def test_padding_flatters_a_model_that_was_trained_on_it(many):
+    """And spoils the score of one that was not."""
     task = Text("text", many, seq_len=40, padded=True, **SIZE)
-    model = task.model("qkv", 0)
-    optimizer = AdamW(model.parameters(), 1e-2)
-    for step in range(30):
-        train_step(model, optimizer, *task.batch(0, step, 8))
-    score = task.padded_score(model, "test")
-    assert score["masked"] == pytest.approx(task.score(model, "test", 0)["perplexity"])
-    assert score["padding"] > 0.3
-    assert score["masked"] != score["padded"]
+    for masked in (False, True):
+        model = task.model("qkv", 0)
+        optimizer = AdamW(model.parameters(), 1e-2)
+        for step in range(30):
+            x, y = task.batch(0, step, 8)
+            end = task.corpus.tokenizer.end
+            train_step(model, optimizer, x, y if masked else np.where(y == IGNORE, end, y))
+        score = task.padded_score(model, "test")
+        assert score["masked"] == pytest.approx(task.score(model, "test", 0)["perplexity"])
+        assert score["padding"] > 0.3
+        assert (score["padded"] > 1.2 * score["masked"]) == masked
+        assert (score["padded"] < 0.8 * score["masked"]) != masked
 
 
 def test_the_mean_is_over_tokens_not_over_documents(many):

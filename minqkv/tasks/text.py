@@ -1,8 +1,9 @@
 """Text: a decoder learns to predict the next token, and is scored by perplexity.
 
-Perplexity is exp of the mean loss over the tokens that count. Padding never counts: a model learns
-it at once, and a mean that includes it flatters every model (`padded_score` shows by how much).
-Tokenizers cut a text into different numbers of tokens, so only bits per byte compare them.
+Perplexity is exp of the mean loss over the tokens that count. Padding never counts: a model that is
+trained on it learns it at once, and then a mean that includes it flatters that model
+(`padded_score` shows by how much). Tokenizers cut a text into different numbers of tokens, so only
+bits per byte compare them.
 """
 
 import codecs
@@ -20,14 +21,16 @@ from ..train import IGNORE, evaluate
 from . import corpus
 from .base import Recipe, Task, check_split
 from .downloads import cache_root
+from .rules import SPLITS
 
 LOGITS = 1 << 24  # numbers: 64 MiB of float32
 
 
 @dataclass(frozen=True)
 class Text(Task):
-    """Rows of `seq_len` tokens of a text; with `padded`, one document a row. With a `window`, a
-    token sees itself and the window - 1 before it, and always the first `sinks` of the row.
+    """Rows of `seq_len` tokens of a text; with `padded`, one document a row, of which no more than
+    a row is read. With a `window`, a token sees itself and the window - 1 before it, and always the
+    first `sinks` of the row.
 
     `text` and `tokenizer` name what `corpus.prepare` takes. A task that is made from them alone
     prepares the text, and knows it from then on by its `digest`.
@@ -116,12 +119,14 @@ class Text(Task):
         return self._rows("train", starts[rng.integers(0, len(starts), n)])[:2]
 
     def batch(self, seed, step, size):
-        """What a step trains on: windows may begin at any token."""
+        """What a step trains on: windows may begin at any token. Raises UsageError where any split
+        is too short for a window: before training, not when it ends and is scored.
+        """
         rng = stream(seed, "data", "train", self.name, step)
         if self.padded:
             return self.examples(rng, size)
-        limit = len(self.corpus.tokens("train")) - self.seq_len
-        return self._rows("train", rng.integers(0, limit, size))[:2]
+        lengths = {split: self._length(split) for split in SPLITS}
+        return self._rows("train", rng.integers(0, lengths["train"] - self.seq_len, size))[:2]
 
     def n_scored(self, split):
         """Of the validation split, which is scored again and again, only some rows."""
@@ -142,16 +147,18 @@ class Text(Task):
 
     def _starts(self, split):
         """Where the rows of a split begin: numbers of tokens, or of documents."""
-        found = self.corpus
         if self.padded:
-            return np.arange(len(found.documents(split)) - 1)
-        n = len(found.tokens(split))
+            return np.arange(len(self.corpus.documents(split)) - 1)
+        return np.arange(0, self._length(split) - self.seq_len, self.seq_len)
+
+    def _length(self, split):
+        """Tokens of a split. Raises UsageError where a window and its last target do not fit."""
+        n = len(self.corpus.tokens(split))
         if n <= self.seq_len:
-            what = f"the {split} split of {self.text} has {n} tokens"
-            raise UsageError(
-                f"{what}, too few for a window of {self.seq_len}", "--seq-len, or more text"
-            )
-        return np.arange(0, n - self.seq_len, self.seq_len)
+            why = f"the {split} split of {self.text} has {n} tokens"
+            why += f", too few for a window of {self.seq_len}"
+            raise UsageError(why, "choose a smaller --seq-len, or more text")
+        return n
 
     def _rows(self, split, starts):
         """Inputs, targets, and targets that count the padding, too: (n, T) each."""
