@@ -41,7 +41,7 @@ def filled_caches(model, size):
     All but the branches are for one sequence.
     """
     short = size._replace(T=size.T - STRETCH + 1)  # `filled` leaves the last position free
-    wanted = {kind: options(kind, **(RING if "ring" in kind else {})) for kind in KINDS}
+    wanted = {kind: options(kind, **(RING if KINDS[kind].windowed else {})) for kind in KINDS}
     found = {kind: filled(model, short, size.T, **made) for kind, made in wanted.items()}
     return {**found, f"{BRANCHES} branches": BranchCache(found["plain"], BRANCHES)}
 

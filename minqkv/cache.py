@@ -226,6 +226,13 @@ class LayerCache:
         """Keep the first n positions, a number or one for each sequence (B,)."""
         self.ends = n
 
+    def restore(self, held: np.ndarray) -> None:
+        """Let the slots in use hold these positions (B, S), as in a file. Raises UsageError where
+        they cannot.
+        """
+        if not np.array_equal(held, self.held):
+            raise UsageError("positions that this cache cannot hold")
+
     def take(self, other: LayerCache, rows: np.ndarray) -> None:
         """Become a copy of some rows of another cache's batch, integers on the host."""
         ids, used = backend.upload(rows), other.used

@@ -673,9 +673,10 @@ def test_files_that_are_something_else(file, tmp_path):
 
 
 def test_names_of_kinds():
-    assert caches.options("plain") == {}
-    assert caches.options("ring", window=3) == {"kind": RingCache, "window": 3}
-    assert caches.options("int8-ring") == {"kind": Int8RingCache}
+    assert caches.options("plain") == {"kind": KVCache, "dtype": None}
+    assert caches.options("float16") == {"kind": KVCache, "dtype": "float16"}
+    assert caches.options("ring", window=3) == {"kind": RingCache, "dtype": None, "window": 3}
+    assert caches.options("int8-ring") == {"kind": Int8RingCache, "dtype": None}
     with pytest.raises(UsageError, match="unknown cache 'rink'") as caught:
         caches.options("rink")
     assert "ring" in caught.value.hint

@@ -1,29 +1,37 @@
 """Caches beside the plain one in cache.py, one kind per file.
 
-What the command line needs to know is here, and imports no NumPy: the names of the kinds, and
-`options`, the arguments with which `GPT.new_cache` makes them.
+A kind is named here once. From KINDS follow the help texts, what `generate` and `eval` take, what a
+file may hold, and what the benchmark measures. This file imports no NumPy.
 """
 
 from importlib import import_module
+from typing import NamedTuple
 
 from ..runtime.errors import unknown
 
+
+class Kind(NamedTuple):
+    """`cls`, in the file `home`, stores elements of `dtype`, or of the model's. `rounds`: it stores
+    other numbers than it is given. `windowed`: it is made with a window.
+    """
+
+    home: str = "..cache"
+    cls: str = "KVCache"
+    dtype: str | None = None
+    rounds: bool = False
+    windowed: bool = False
+
+
 KINDS = {
-    "plain": "all rows, in the model's dtype",
-    "float16": "all rows, in half precision",
-    "ring": "the first few rows, and a window of the last ones",
-    "int8": "all rows, as integers of 8 bits with a scale for each head",
-    "int8-ring": "a ring of such integers",
+    "plain": Kind(),  # all rows, in the model's dtype
+    "float16": Kind(dtype="float16", rounds=True),
+    "ring": Kind(".ring", "RingCache", windowed=True),  # the first few rows, and the last ones
+    "int8": Kind(".int8", "Int8Cache", rounds=True),  # integers of 8 bits, a scale for each head
+    "int8-ring": Kind(".int8", "Int8RingCache", rounds=True, windowed=True),
 }
-_HOME = {  # class or function -> its file
-    "RingCache": "ring",
-    "Int8Cache": "int8",
-    "Int8RingCache": "int8",
-    "BranchCache": "branch",
-    "save": "saved",
-    "load": "saved",
-}
-__all__ = [*_HOME, "KINDS", "options"]
+_HOME = {kind.cls: kind.home for kind in KINDS.values()}  # class or function -> its file
+_HOME |= {"BranchCache": ".branch", "save": ".saved", "load": ".saved"}
+__all__ = [*_HOME, "KINDS", "Kind", "options"]
 
 
 def options(kind: str, **window) -> dict:
@@ -31,15 +39,12 @@ def options(kind: str, **window) -> dict:
 
     Raises UsageError for an unknown name.
     """
-    classes = {"ring": "RingCache", "int8": "Int8Cache", "int8-ring": "Int8RingCache"}
     if kind not in KINDS:
         raise unknown("cache", kind, KINDS)
-    if kind in classes:
-        return {"kind": __getattr__(classes[kind]), **window}
-    return {"dtype": "float16"} if kind == "float16" else {}
+    return {"kind": __getattr__(KINDS[kind].cls), "dtype": KINDS[kind].dtype, **window}
 
 
 def __getattr__(name):
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(_HOME[name], __name__), name)

@@ -126,8 +126,8 @@ class RingLayer(LayerCache):
         self.at, self.ends = at, n
 
     def restore(self, held):
-        """Let the slots in use hold these positions (B, S). Raises UsageError where a position is
-        in a wrong slot, or one that the next token needs is missing.
+        """See LayerCache. Refuses positions in wrong slots, and a ring that lacks one that the next
+        token needs.
         """
         wrong = (held >= 0) & (self._slots(held) != np.arange(self.used))
         if held.shape != (len(self.at), self.used) or wrong.any() or held.min() < -1:

@@ -17,14 +17,13 @@ from ..cache import KVCache, agreed
 from ..runtime import backend
 from ..runtime.errors import EnvironmentFault, UsageError
 from ..runtime.files import read_arrays, write_arrays
-from .int8 import Int8Cache, Int8RingCache
-from .ring import RingCache
+from . import KINDS, options
 
 if TYPE_CHECKING:
     from ..models import GPT
 
 KIND, VERSION = "prompt cache", 1
-CLASSES = {cls.__name__: cls for cls in (KVCache, RingCache, Int8Cache, Int8RingCache)}
+CLASSES = {kind.cls: options(name)["kind"] for name, kind in KINDS.items()}
 
 
 def save(cache: KVCache, path, model: GPT) -> None:
@@ -111,10 +110,7 @@ def _filled(about, arrays, model, capacity):
         layer.ends = agreed(lengths)
         for j, rows in enumerate(layer.rows):
             rows[...] = backend.upload(_checked(arrays.pop(f"{i}.{j}"), rows))
-        if isinstance(cache, RingCache):
-            layer.restore(held)
-        elif not np.array_equal(held, layer.held):
-            raise ValueError("positions that cannot be")
+        layer.restore(held)
     if arrays:
         raise ValueError(f"{min(arrays)} belongs to no layer")
     return cache

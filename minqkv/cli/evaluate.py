@@ -4,12 +4,13 @@ from pathlib import Path
 
 import click
 
+from ..caches import KINDS
 from ..runtime.errors import UsageError
 from ..tasks.rules import SPLITS
 from .options import computes, echo, either, own_task, print_json
 from .run import own_task_option
 
-ROUNDING = ("int8", "float16")  # kinds of cache
+ROUNDING = [name for name, kind in KINDS.items() if kind.rounds and not kind.windowed]
 best_option = click.option("--best", is_flag=True, help="The best checkpoint, not the last one.")
 
 
@@ -25,7 +26,7 @@ best_option = click.option("--best", is_flag=True, help="The best checkpoint, no
     "--show-padded", is_flag=True, help="Of a text: also the perplexity that counts padding."
 )
 @click.option(
-    "--cache", "kind", help="Of a decoder: also what the rounding of int8 or float16 does."
+    "--cache", "kind", help=f"Of a decoder: also what the rounding of {either(ROUNDING)} does."
 )
 @best_option
 @computes

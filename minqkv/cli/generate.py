@@ -164,7 +164,7 @@ def _cache_options(kind, window, sinks, config):
     """Arguments of model.new_cache."""
     given = {"window": window, "sinks": sinks}
     given = {name: value for name, value in given.items() if value is not None}
-    ring = kind.endswith("ring")
+    ring = KINDS[kind].windowed
     if given and not ring:
         raise UsageError("--window and --sinks are of a ring", "--cache ring")
     if ring and window is None and config.window is None:
