@@ -78,7 +78,8 @@ def test_every_law(name, variant, small_blocks):
 
 @pytest.mark.parametrize("variant", EVERY)
 def test_any_chunking_of_every_variant_and_position(variant, small_blocks):
-    for kind, window, sinks, options in (KINDS["float16"], KINDS["int8, window"]):
+    for name in ("float16", "int8, window", "int8 ring"):
+        kind, window, sinks, options = KINDS[name]
         for position, value in schemes(variant):
             case = Case(kind, variant, position, value, window, sinks, options=options)
             for chunks in ([24], [7, 1, 1, 9, 6]):

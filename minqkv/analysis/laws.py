@@ -183,12 +183,17 @@ def scrambled(model, seed):
 
 
 def any_chunking(case, start):
-    """Token by token, in one piece, or in any chunks: the same logits."""
+    """Token by token, in one piece, or in any chunks, the last also for sequences of different
+    length, padded on the left: the same logits.
+    """
     left, errors = LENGTH - start, []
     cuts = np.sort(case.rng.choice(np.arange(1, left), 3, replace=False))
     for chunks in ([1] * left, [left], np.diff([0, *cuts, left])):
         cache = case.cache(start)
         errors += [case.read(cache, int(n)) for n in chunks]
+    uneven = case.cache()
+    errors.append(case.read(uneven, [start + 1, max(0, start - 2), start // 2]))
+    errors += [case.read(uneven, np.minimum(n, LENGTH - uneven.lengths)) for n in chunks]
     return max(errors)
 
 
