@@ -2,7 +2,7 @@
 
 import click
 
-from .options import print_json, reports
+from .options import TOKENIZER_HELP, print_json, reports
 
 
 @click.group()
@@ -45,7 +45,7 @@ def fetch(name, url, out, as_json):
     default="chars",
     show_default=True,
     metavar="NAME",
-    help="chars, bytes, bpe-N for N tokens, gpt2:PATH of its merges, or a saved FILE.json.",
+    help=TOKENIZER_HELP,
 )
 @reports
 def prepare(source, tokenizer, as_json):

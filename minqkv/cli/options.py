@@ -13,7 +13,7 @@ import click
 
 from ..runtime.errors import EnvironmentFault, UsageError, unknown
 from ..runtime.files import opened
-from ..tasks.rules import FORMS, YEARS
+from ..tasks.rules import FORMS, TOKENIZERS, YEARS
 from ..variants import POSITIONS, ROPE_VALUES
 
 MOST = 10_000  # seeds
@@ -52,12 +52,15 @@ def either(names):
     return f"{', '.join(most)} or {last}" if most else last
 
 
+TOKENIZER_HELP = "; ".join(f"{name}: {about}" for name, about in TOKENIZERS.items()) + "."
+
+
 # ---- the settings of a run
 
 SETTINGS = {  # name -> (type, help), of fields of tasks and recipes that have a flag
     "seq_len": (int, "Length T."),
     "text": (str, "FILE, folder, - or name of a download.  [default: one that is built in]"),
-    "tokenizer": (str, "Of a text: chars, bytes, bpe-1024, gpt2:MERGES or FILE.json."),
+    "tokenizer": (str, f"Of a text: {either(TOKENIZERS)}.  [default: chars]"),
     "alphabet": (int, "How many digits there are."),
     "form": (str, f"{either(FORMS)}: label each digit, or continue `input | output`."),
     "protocol": (str, f"{either(YEARS)}: data, blocks, optimiser."),

@@ -6,7 +6,7 @@ from os.path import exists, isdir, isfile
 import click
 
 from ..runtime.errors import EnvironmentFault, UsageError
-from .options import print_json, reports
+from .options import TOKENIZER_HELP, print_json, reports
 
 
 @click.command()
@@ -17,8 +17,7 @@ from .options import print_json, reports
     default="bpe-1024",
     show_default=True,
     metavar="NAME",
-    help="chars, bytes, bpe-N (N tokens, trained on FILE), gpt2:PATH (of GPT-2's merges.txt), "
-    "or FILE.json as written by --save.",
+    help=TOKENIZER_HELP,
 )
 @click.option("--show", is_flag=True, help="Print the tokens; with --json, their ids.")
 @click.option("--save", metavar="FILE.json", help="Save the tokenizer, to be used by --tokenizer.")

@@ -50,6 +50,13 @@ TEXT = {"text": "a text, token by token: predict the next one"}
 TASKS = {name: rule.about for name, rule in RULES.items()} | RECALL | TEXT
 FORMS = ("encoder", "causal")
 SPLITS = ("train", "validation", "test")
+TOKENIZERS = {  # name of a kind, as --tokenizer takes it -> what its tokens are
+    "chars": "characters of the text",
+    "bytes": "the 256 bytes",
+    "bpe-1024": "that many tokens, learned from the text",
+    "gpt2:PATH": "by GPT-2's merges.txt",
+    "FILE.json": "as saved by `minqkv tokenize --save`",
+}
 YEARS = (
     "2023",
     "2026",

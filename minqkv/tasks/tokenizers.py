@@ -19,8 +19,8 @@ from numpy.typing import ArrayLike
 
 from ..runtime.errors import EnvironmentFault, UsageError, unknown
 from ..runtime.files import opened, read_json
+from .rules import TOKENIZERS
 
-NAMES = ("chars", "bytes", "bpe-1024", "gpt2:PATH", "FILE.json")
 BATCH = 65_536  # words that are encoded at once, so that a long text makes no long list
 CACHED = 1_000_000  # words whose tokens are remembered
 MOST = sys.maxunicode + 1  # ids of a BPE: there is no chr() for more
@@ -364,7 +364,7 @@ def make(name: str, sample: bytes, progress: Progress | None = None) -> Tokenize
         return GPT2.from_merges(os.path.expanduser(path))
     if name.endswith(".json"):
         return from_json(read_json(name), name)
-    raise unknown("tokenizer", name, NAMES)
+    raise unknown("tokenizer", name, TOKENIZERS)
 
 
 def bpe_size(name: str) -> int | None:
