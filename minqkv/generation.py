@@ -142,7 +142,8 @@ def _tokens(model, prompts, pad, max_new_tokens, how, cache):
         if finished.all():
             return
         unread = new[:, None]  # (B·n, 1)
-        ids = np.concatenate([ids, unread], axis=1)  # (B·n, T + i + 1)
+        if cache is None:
+            ids = np.concatenate([ids, unread], axis=1)  # (B·n, T + i + 1)
 
 
 def _read(model, prompts, pad, rows, cache):

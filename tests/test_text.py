@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from minqkv import AdamW, Tensor, backend
+from minqkv.models import PRESETS
 from minqkv.runs import configure, train_run
 from minqkv.runtime.errors import UsageError
 from minqkv.tasks import corpus
@@ -108,6 +109,19 @@ def test_the_schedule_of_a_configuration_follows_from_its_steps(name, cli):
     found = tomllib.loads(out)
     assert (code, found["steps"]) == (0, 100)
     assert (found["set"]["warmup"], found["set"]["watch"]) == (5, 10)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_papers_configurations_are_its_models(name, cli):
+    found = tomllib.loads(
+        cli("train", "--config", name, "--tokenizer", "bytes", "--show-config")[1]
+    )
+    cfg = PRESETS[name]
+    assert found["set"]["vocab_size"] == cfg.vocab_size
+    assert found["seq-len"] == cfg.block_size
+    assert [found[f"n-{size}"] for size in ("layer", "head", "embd")] == [
+        cfg.n_layer, cfg.n_head, cfg.n_embd
+    ]  # fmt: skip
 
 
 def test_documents_in_rows_are_padded_and_the_padding_does_not_count(many):

@@ -93,7 +93,7 @@ class Chars(Tokenizer):
         what = f"character {text.index(character) + 1:,} of the text, {character!r}"
         raise UsageError(
             f"{what}, is none of the {self.end:,} that this tokenizer knows",
-            "leave it out, or use a tokenizer that takes any text: --tokenizer bytes",
+            "leave it out; a model trained with --tokenizer bytes takes any text",
         )
 
 
