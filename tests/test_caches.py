@@ -30,22 +30,9 @@ KINDS = {  # name -> kind, window, sinks, options
     "int8, window": (Int8Cache, WINDOW, SINKS, {}),
     "int8 ring": (Int8RingCache, WINDOW, SINKS, {}),
 }
+pytestmark = pytest.mark.usefixtures("nothing_is_clean")
 grow = KVCache.grow
 FEW = ["qkv", "q=k=v+", "q-gqa-2", "thin-2"]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_clean(monkeypatch):
-    """Memory that nobody has written is NaN, or 77, so that whoever reads it is found."""
-    for kind in (backends.Backend, backends.GpuBackend):
-        empty = kind.empty
-
-        def unwritten(self, shape, dtype, empty=empty):
-            array = empty(self, shape, dtype)
-            array[...] = 77 if array.dtype == "int8" else np.nan
-            return array
-
-        monkeypatch.setattr(kind, "empty", unwritten)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from toys import EVERY, gpt, host
 
-from minqkv import backend as backends
 from minqkv.analysis.laws import LAWS, SINKS, WINDOW, Case, check, laws, schemes
 from minqkv.cache import KVCache, LayerCache
 from minqkv.caches import RingCache
@@ -14,25 +13,12 @@ from minqkv.caches.ring import RingLayer
 from minqkv.runtime.errors import UsageError
 from minqkv.tensor import Tensor
 
+pytestmark = pytest.mark.usefixtures("nothing_is_clean")
 KINDS = {  # kind, window, sinks
     "plain": (KVCache, None, 0),
     "plain, window": (KVCache, WINDOW, SINKS),
     "ring": (RingCache, WINDOW, SINKS),
 }
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_clean(monkeypatch):
-    """Memory that nobody has written is NaN, so that whoever reads it is found."""
-    for kind in (backends.Backend, backends.GpuBackend):
-        empty = kind.empty
-
-        def unwritten(self, shape, dtype, empty=empty):
-            array = empty(self, shape, dtype)
-            array[...] = np.nan
-            return array
-
-        monkeypatch.setattr(kind, "empty", unwritten)
 
 
 def broken(kind, variant="qkv", position="learned", rope_value="raw", window=None, sinks=0):
