@@ -1,6 +1,6 @@
 """CONTRIBUTING.md keeps its word: what it says to write is written into a copy of the repository,
-and the new task, variant, position scheme and lesson are there for help, tables, training and
-decoding.
+and the new task, variant, position scheme, kind of cache and lesson are there for help, tables,
+training and decoding.
 """
 
 import json
@@ -63,7 +63,7 @@ def copy(tmp_path_factory):
     for name in ("minqkv", "lessons"):
         ignore = shutil.ignore_patterns("__pycache__", ".*")
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-    for title in ("A task", "A variant", "A position scheme"):
+    for title in ("A task", "A variant", "A position scheme", "A kind of cache"):
         apply(recipe(title), folder)
     return folder
 
@@ -119,6 +119,15 @@ def test_a_position_scheme(copy):
     args = ("train", "--task", "copy", "--position", "binry")
     assert "did you mean binary?" in command(copy, *args)[2]
     assert decodes(copy, "position", "--position", "binary")
+
+
+def test_a_kind_of_cache(copy):
+    assert "float64" in command(copy, "generate", "--help")[1]
+    assert decodes(copy, "cache")
+    args = ("generate", "cache", "1 2 3", "--cache")
+    code, _, err = command(copy, *args, "float64", "--show-cache")
+    assert (code, "as by the formula" in err) == (0, True), err
+    assert "did you mean float64" in command(copy, *args, "flaot64")[2]
 
 
 def test_a_lesson(copy):
