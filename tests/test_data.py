@@ -320,7 +320,7 @@ def test_wrong_input(args, code, message, cli, poem):
 
 
 def test_list(cli, text, poem, cache):
-    assert cli("data", "list")[1] == f"nothing is kept in {cache} yet\n"
+    assert cli("data", "list")[1] == f"nothing is stored in {cache} yet\n"
     assert json.loads(cli("data", "list", "--json")[1]) == {
         "corpora": [],
         "downloads": [],
@@ -340,7 +340,7 @@ def test_list(cli, text, poem, cache):
     assert f"downloaded: shakespeare, {len(TEXT) / 1024:.6g} KiB" in out
     assert f"not readable: {broken / 'corpus.json'} is not valid JSON" in out
     assert f"left by a process that was killed: {killed}" in out
-    assert out.endswith(f"kept in {cache}\n")
+    assert out.endswith(f"stored in {cache}\n")
     value = json.loads(cli("data", "list", "--json")[1])
     assert [row["digest"] for row in value["corpora"]] == [made.digest]
     assert [row["name"] for row in value["downloads"]] == ["shakespeare"]
