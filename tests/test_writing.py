@@ -535,7 +535,7 @@ def test_a_cache_that_holds_something_is_continued(rng):
     assert (
         rest[0, 2:].tolist() == generate(model, [[1, 2, 3, 4, 5]], 6, 1.0, seed=5)[0, 5:].tolist()
     )
-    with pytest.raises(UsageError, match="holds 10 positions, and it is not to be used"):
+    with pytest.raises(UsageError, match="holds 10 positions, but use_cache is false"):
         generate(model, [[1]], 1, cache=cache, use_cache=False)
     with pytest.raises(UsageError, match="16 positions"):
         generate(model, [[1]], 7, cache=cache)

@@ -12,8 +12,8 @@ KINDS = {
     "plain": "all rows, in the model's dtype",
     "float16": "all rows, in half precision",
     "ring": "the first few rows, and a window of the last ones",
-    "int8": "all rows, as integers of 8 bits with a scale for each head",
-    "int8-ring": "a ring of such integers",
+    "int8": "all rows, as 8-bit integers with a scale for each row",
+    "int8-ring": "a ring of such rows",
 }
 _HOME = {  # class or function -> its file
     "RingCache": "ring",
