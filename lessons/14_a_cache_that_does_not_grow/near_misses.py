@@ -96,8 +96,8 @@ def positions__a_turn_too_early(read, window, sinks):
 
 
 def positions__in_order(read, window, sinks):
-    """You list the positions in order, the oldest first. They lie in their slots, and the newest is
-    somewhere in between.
+    """You list the positions in order, the oldest first. Return them in slot order: the newest may
+    be in the middle.
     """
     held = _right(read, window, sinks)
     held[sinks:] = np.sort(np.where(held[sinks:] < 0, read, held[sinks:]))
@@ -128,9 +128,7 @@ def positions__slots_by_position(read, window, sinks):
 
 
 def positions__counted_within_the_ring(read, window, sinks):
-    """You count positions of the ring from 0 behind the sinks. They are positions of the text: add
-    `sinks`.
-    """
+    """You count positions from 0 after the sinks. They are positions of the text: add `sinks`."""
     held = _right(read, window, sinks)
     ring = held[sinks:]
     held[sinks:] = np.where(ring < 0, -1, ring - sinks)
