@@ -171,7 +171,7 @@ def train_run(
     metric, with the last weights. If the recipe has `watch`, it also has `curve`, pairs (steps,
     score) on the validation split; `best`, the steps after which that score was best (the first of
     equals); and `reached`, the steps after which it first was `task.learned` or better. The latter
-    two are None where there are no such steps. Raises UsageError when the folder holds another run;
+    two are None if there are no such steps. Raises UsageError when the folder holds another run;
     Diverged; EnvironmentFault, also while another process uses the folder.
     """
     set_threads(config.threads)

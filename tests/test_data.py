@@ -174,7 +174,7 @@ def test_an_endless_download_is_hung_up(server, text):
 
 
 def test_a_server_that_keeps_us_waiting(server, text, monkeypatch, cache):
-    """Some bytes now and then are not enough, even where each comes in time."""
+    """A server that sends a few bytes now and then is too slow, even if each comes in time."""
     monkeypatch.setattr(downloads, "PATIENCE", 0)
     with pytest.raises(EnvironmentFault, match="only 11 bytes came in 0 s"):
         fetch("shakespeare", f"{server.url}/silent", timeout=PATIENCE_S)

@@ -11,7 +11,7 @@ HINTS = (
     "Write one position after another into an array of -1, and let a newer one replace an older "
     "one. What remains is the answer. The only question is the slot of a position.",
     "There are two cases. Below `sinks` a position is its own slot. From there on, count from the "
-    "first position behind the sinks, p - sinks, and let that go round a ring of `window` slots.",
+    "first position after the sinks, p - sinks, and let that go round a ring of `window` slots.",
     "held = np.full(sinks + window, -1), and for each p in range(read): "
     "held[p if p < sinks else sinks + (p - sinks) % window] = p.",
 )

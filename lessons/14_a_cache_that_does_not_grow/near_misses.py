@@ -23,7 +23,7 @@ def positions__without_sinks(read, window, sinks):
 
 
 def positions__sinks_inside_the_turn(read, window, sinks):
-    """You divide by sinks + window. The ring behind the sinks has `window` slots: the remainder of
+    """You divide by sinks + window. The ring after the sinks has `window` slots: the remainder of
     p − sinks divided by window.
     """
     n = sinks + window
@@ -36,7 +36,7 @@ def positions__sinks_inside_the_turn(read, window, sinks):
 
 
 def positions__count_not_from_the_sinks(read, window, sinks):
-    """You take p mod window behind the sinks. The turn begins with position `sinks`, so it is
+    """You take p mod window after the sinks. The turn begins with position `sinks`, so it is
     (p − sinks) mod window.
     """
     return _filled(read, sinks + window, lambda p: p if p < sinks else sinks + p % window)
@@ -90,7 +90,7 @@ def positions__a_turn_too_early(read, window, sinks):
     written.
     """
     held, i = _right(read, window, sinks), np.arange(window)
-    behind = max(0, read - sinks)  # tokens read behind the sinks
+    behind = max(0, read - sinks)  # tokens read after the sinks
     held[sinks:] = sinks + i + window * ((behind - 1 - i) // window)
     return held
 

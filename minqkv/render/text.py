@@ -1,4 +1,4 @@
-"""Tokens of a text, shown so that each can be told from its neighbours."""
+"""Tokens of a text, printed so that their boundaries can be seen."""
 
 from rich.cells import cell_len, chop_cells
 from rich.text import Text

@@ -37,7 +37,7 @@ class Tokens:
         return self.size * (len(self.shards) - 1) + len(self.shards[-1])
 
     def __getitem__(self, key: slice) -> np.ndarray:
-        """The tokens of a slice without a step; a view into the file where one shard holds all."""
+        """The tokens of a slice without a step; a view of the file if one shard holds them all."""
         start, stop, step = key.indices(len(self))
         if step != 1:
             raise IndexError("tokens are read in slices without a step: tokens[start:stop]")

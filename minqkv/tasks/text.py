@@ -183,7 +183,7 @@ class Text(Task):
         return max(1, min(500, LOGITS // (self.seq_len * self.vocab_size)))
 
     def padded_score(self, model, split):
-        """Perplexity with and without the padding, of documents one to a row (paper, section 5)."""
+        """Perplexity with and without the padding, with one document per row (paper, section 5)."""
         task = self if self.padded else replace(self, padded=True)
         x, y, all_targets = task._evaluated(split, None)
         masked, padded = (evaluate(model, x, t, self._at_once)["loss"] for t in (y, all_targets))
