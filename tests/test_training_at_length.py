@@ -798,7 +798,7 @@ def test_a_run_that_cannot_fit_writes_nothing(cli, monkeypatch, tmp_path):
     code, out, err = cli("train", "--task", "copy", "--steps", 3, "--out", "run")
     assert (code, out) == (3, "")
     said = " ".join(err.split())
-    assert "but 10 MiB are free" in said or "but 10.0 MiB are free" in said
+    assert "but only 10 MiB is free" in said or "but only 10.0 MiB is free" in said
     assert "it fits with --set accumulate=" in said
     assert not (tmp_path / "run").exists()
 

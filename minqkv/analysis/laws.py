@@ -157,7 +157,7 @@ class Case:
         if not np.isfinite(found).all():
             raise Broken("logits that are not finite")
         if not np.array_equal(cache.lengths, done + counts) or len(cache) != cache.lengths.max():
-            raise Broken(f"{done} positions and {counts} more are not {cache.lengths}")
+            raise Broken(f"lengths are {cache.lengths} after {done} and {counts} more tokens")
         return np.abs(found[b, t] - self.expected[rows[b], at[b, t]]).max()
 
 
@@ -165,7 +165,7 @@ def trim(cache, n):
     """Trim, and check the new lengths."""
     cache.trim(n)
     if not (cache.lengths == n).all():
-        raise Broken(f"trim({n}) has left {cache.lengths}")
+        raise Broken(f"lengths are {cache.lengths} after trim({n})")
 
 
 def scrambled(model, seed):
@@ -280,10 +280,12 @@ def bytes_are_counted(case, start):
         arrays = [buffer for layer in cache.layers for buffer in layer.buffers]
         held = sum(array[b, :, :n].nbytes for array in arrays for b, n in enumerate(used))
         if not cache.nbytes == held == used.sum() * per_token:
-            raise Broken(f"{cache.nbytes} bytes: {held} in arrays, {used.sum() * per_token} due")
+            formula = used.sum() * per_token
+            raise Broken(f"nbytes {cache.nbytes}, but arrays hold {held}, by formula {formula}")
     allocated, due = sum(array.nbytes for array in arrays), 3 * slots * per_token
     if not cache.capacity_nbytes == allocated <= due:
-        raise Broken(f"capacity of {cache.capacity_nbytes} bytes: {allocated} in arrays, {due} due")
+        found = f"capacity_nbytes {cache.capacity_nbytes}, but arrays have {allocated}"
+        raise Broken(f"{found}, by formula at most {due}")
     return 0.0
 
 
@@ -324,7 +326,7 @@ def changes_nothing(cache, what, may_succeed=False):
     except (UsageError, Interrupted):
         now = cache.lengths.tolist(), cache.nbytes, cache.capacity_nbytes
         if now != before:
-            raise Broken(f"{what} has left {now} of {before}") from None
+            raise Broken(f"{what} has changed lengths and bytes: {before} to {now}") from None
         return
     if not may_succeed:
         raise Broken(f"{what} was accepted")

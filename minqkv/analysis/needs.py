@@ -108,7 +108,7 @@ def check_memory(config: RunConfig, ranks: int = 1) -> Needs:
     parts = f"weights {size_text(found.weights)}, gradients {size_text(found.gradients)}"
     parts += f", moments {size_text(found.moments)}, activations {size_text(found.activations)}"
     why = f"this run needs about {size_text(found.total)} of memory ({parts})"
-    raise EnvironmentFault(f"{why}, but {size_text(free)} are free", _cure(config, ranks, free))
+    raise EnvironmentFault(f"{why}, but only {size_text(free)} is free", _cure(config, ranks, free))
 
 
 def _cure(config, ranks, free):

@@ -69,7 +69,7 @@ SETTINGS = {  # name -> (type, help), of fields of tasks and recipes that have a
     "head_dim": (int, "Width of a head, if not d / H."),
     "position": (str, f"{either(POSITIONS)}."),
     "rope_value": (str, f"What K = V stores under rope: {either(ROPE_VALUES)}."),
-    "window": (int, "For texts: how many tokens each token sees, itself included.  [default: all]"),
+    "window": (int, "For texts: tokens that each token sees, itself included.  [default: all]"),
     "recompute": (bool, "For texts: compute each block again in backward, to save memory."),
     "steps": (int, "Training steps."),
     "lr": (float, "Peak learning rate."),
