@@ -37,12 +37,12 @@ FEW = ["qkv", "q=k=v+", "q-gqa-2", "thin-2"]
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """So that a cache of the tests has several."""
+    """Small blocks, so that the caches of the tests have several."""
     monkeypatch.setattr(blocks, "BLOCK", 5)
 
 
 def broken(case, names=LAWS):
-    """Law -> error or fault, of those that do not hold at 1e-10."""
+    """Law -> error or fault, for the laws that are broken at 1e-10."""
     found = ((law, fault or error) for law, error, fault in laws(case) if law in names)
     return {law: what for law, what in found if isinstance(what, str) or not what <= 1e-10}
 
@@ -130,7 +130,7 @@ def test_blocks_are_the_whole(variant, backend, rng):
 
 
 def test_a_merge_must_rescale(monkeypatch, small_blocks):
-    """By the largest score so far."""
+    """Each part is scaled by the largest score so far."""
 
     def sums_only(a, b):
         return a[0] + b[0], a[1] + b[1], backends.xp.maximum(a[2], b[2])
@@ -442,7 +442,7 @@ def read_some(model, cache, rng):
 
 @pytest.mark.parametrize("name", SAVED)
 def test_saved_and_loaded_is_the_same(name, backend, rng, tmp_path):
-    """To the bit, and so is what comes next; a trim has left something behind that is not saved."""
+    """A loaded cache has the same bits, and so does what follows. Trimmed rows are not saved."""
     path = tmp_path / "prompt"
     for variant, position in (("q-gqa-2", "rope"), ("q=k-v+", "learned")):
         model = model_of(variant, position, window=WINDOW, sinks=SINKS)
@@ -545,7 +545,7 @@ def edited(path, change):
 
 
 def put(where, key, value):
-    """A change of the file: an item of its dict 0 or 1; None removes it."""
+    """A change of the file: an item of its dict 0 or 1 is replaced; None removes it."""
 
     def change(*parts):
         if value is None:

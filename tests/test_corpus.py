@@ -559,7 +559,7 @@ def test_another_tokenizer_json():
 
 @pytest.mark.parametrize("file", range(8))
 def test_a_disk_that_fills(file, monkeypatch, cache):
-    """Whichever file it is that meets it: three shards, three tables, two JSON files."""
+    """The disk may fill up at any of the files: three shards, three tables, two JSON files."""
     left = [file]
 
     def filling(path, *parts):

@@ -206,7 +206,7 @@ def test_a_ring_stops_growing(folder, cli):
     n = [line.split()[0] for line in err.splitlines() if line.endswith(" 384 B  2.25 KiB")]
     assert n == ["18"], err
     assert "6 of 6" in err
-    assert "now 384 B for 18 tokens, as by the formula" in err
+    assert "now 384 B for 18 tokens, as the formula says" in err
     (row,) = json.loads(cli("generate", folder / "bytes", "der ", "--json", *given)[1])
     assert row["cache_bytes"] == 6 * 16 * 4
     wide = ("--cache", "ring", "--window", 24)
@@ -254,7 +254,7 @@ def test_an_interrupt_still_draws_the_cache(folder, cli, monkeypatch):
     assert code == 130
     assert len(out.encode()) >= 1 + 4 + 1  # the prompt, four bytes or marks, the end of the line
     assert "3 tokens written" in err
-    assert "for 4 tokens, as by the formula" in err
+    assert "for 4 tokens, as the formula says" in err
     assert err.endswith("minqkv: interrupted\n")
 
 
@@ -295,18 +295,18 @@ def test_a_terminal_gets_no_control_characters(kind, folder, cli, fake, monkeypa
         ("bytes", ("x" * 20, "--max-new-tokens", 9), "ask for at most 5 new tokens"),
         ("bytes", ("x", "--top-p", 0), "0.0 is not in the range"),
         ("bytes", ("x", "--top-p", 1.5), "1.5 is not in the range"),
-        ("bytes", ("x", "--top-p", 0.5), "--top-p is for draws"),
-        ("bytes", ("x", "--top-k", 5), "--top-k is for draws"),
-        ("bytes", ("x", "--samples", 2), "--samples is for draws"),
+        ("bytes", ("x", "--top-p", 0.5), "--top-p has no effect"),
+        ("bytes", ("x", "--top-k", 5), "--top-k has no effect"),
+        ("bytes", ("x", "--samples", 2), "--samples has no effect"),
         ("bytes", ("x", "--samples", 0), "0 is not in the range"),
         ("bytes", ("x", "--temperature", "nan"), "temperature nan must be finite"),
         ("bytes", ("x", "--cache", "plane"), "unknown cache 'plane' did you mean plain?"),
-        ("bytes", ("x", "--no-cache", "--show-cache"), "--show-cache needs the cache"),
-        ("bytes", ("x", "--no-cache", "--compare"), "--compare needs the cache"),
-        ("bytes", ("x", "--no-cache", "--cache", "float16"), "--cache float16 needs the cache"),
+        ("bytes", ("x", "--no-cache", "--show-cache"), "--show-cache needs a cache"),
+        ("bytes", ("x", "--no-cache", "--compare"), "--compare needs a cache"),
+        ("bytes", ("x", "--no-cache", "--cache", "float16"), "--cache float16 needs a cache"),
         ("bytes", ("x", "--compare", "--show-cache"), "leave out --show-cache"),
-        ("bytes", ("x", "--cache", "ring"), "without a window, so the ring needs one for instance"),
-        ("bytes", ("x", "--window", 8), "--window and --sinks are of a ring --cache ring"),
+        ("bytes", ("x", "--cache", "ring"), "without a window, so the ring needs one for example"),
+        ("bytes", ("x", "--window", 8), "--window and --sinks are for a ring cache --cache ring"),
         ("bytes", ("x", "--cache", "ring", "--window", 0), "0 is not in the range"),
         ("digits", ("",), 'the prompt is empty minqkv generate RUN "3 1 4 1"'),
     ],
@@ -340,7 +340,7 @@ def test_the_text_stays_whole_beside_the_cache(folder, cli):
     (row,) = json.loads(cli(*command, "--json")[1])
     n = 4 + len(row["output"]) - 1
     assert f"{n} of 24" in err
-    assert f"for {n} tokens, as by the formula" in err
+    assert f"for {n} tokens, as the formula says" in err
     assert json.loads(cli(*command, "--json", "--show-cache")[1]) == [row]
 
 
@@ -383,7 +383,7 @@ def test_bytes_on_the_screen_are_those_of_the_arrays(name, kind, capsys):
     assert (watch.growth[-1][1] == watch.growth[-2][1]) == kind.endswith("ring")
     watch.show_all()
     shown = capsys.readouterr().err
-    assert "for 30 tokens, as by the formula" in shown
+    assert "for 30 tokens, as the formula says" in shown
     assert "5 tokens read" in shown
     assert "20 tokens written" in shown
 
@@ -395,7 +395,7 @@ def test_a_cache_that_is_not_as_the_formula_says_is_told(capsys, monkeypatch):
     list(watch.follow(iter_tokens(model, [[1]], 3, cache=cache)))
     monkeypatch.setattr(type(cache), "nbytes", 5)
     watch.show_all()
-    assert "now 5 B for 3 tokens, by the formula" in capsys.readouterr().err
+    assert "now 5 B for 3 tokens, formula: " in capsys.readouterr().err
 
 
 # ---- eval
@@ -427,10 +427,10 @@ def test_the_padded_perplexity_beside_the_masked_one(folder, cli, monkeypatch):
     padded = found["padded"]
     assert f"perplexity, masked {padded['masked']:.4f}" in out
     assert f"perplexity, padded {padded['padded']:.4f}" in out
-    assert f"{100 * padded['padding']:.1f} % of all" in out
+    assert f"{100 * padded['padding']:.1f} % of them are padding" in out
     assert padded["masked"] == pytest.approx(found["perplexity"])  # it was trained on padded rows
     score = {"padding": 0.5, "masked": 9.0}
-    for value, says in ((4.0, "so counting it flatters the model: the"), (16.0, "never trained")):
+    for value, says in ((4.0, "makes a model look better"), (16.0, "was not trained")):
         monkeypatch.setattr(Text, "padded_score", lambda *_, v=value: score | {"padded": v})
         out = " ".join(cli("eval", folder / "many", "--show-padded")[1].split())
         assert says in out
@@ -514,11 +514,11 @@ def test_a_file_knows_its_kind_of_cache(cli, folder, kind):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("--load-cache", "de.npz"), "how the text goes on must be the PROMPT"),
-        (("--save-cache", "x.npz"), "the text to be kept must be the PROMPT"),
+        (("--load-cache", "de.npz"), "needs a PROMPT that continues the saved text"),
+        (("--save-cache", "x.npz"), "needs a PROMPT to read into the cache"),
         (("d", "--save-cache", "x.npz", "--no-cache"), "do not go together"),
         (("d", "--load-cache", "x.npz", "--compare"), "do not go together"),
-        (("d", "--load-cache", "x.npz", "--cache", "int8"), "is in its file"),
+        (("d", "--load-cache", "x.npz", "--cache", "int8"), "has a kind already"),
         (("d", "--load-cache", "none.npz"), "none.npz does not exist"),
         (("d", "--load-cache", __file__), "corrupt, truncated or no prompt cache"),
     ],
@@ -538,7 +538,7 @@ def test_a_cache_that_holds_something_is_continued(rng):
     assert (
         rest[0, 2:].tolist() == generate(model, [[1, 2, 3, 4, 5]], 6, 1.0, seed=5)[0, 5:].tolist()
     )
-    with pytest.raises(UsageError, match="holds 10 positions, and it is not to be used"):
+    with pytest.raises(UsageError, match="holds 10 positions, but use_cache is false"):
         generate(model, [[1]], 1, cache=cache, use_cache=False)
     with pytest.raises(UsageError, match="16 positions"):
         generate(model, [[1]], 7, cache=cache)
@@ -554,7 +554,7 @@ def test_eval_shows_what_rounding_does(cli, folder):
     assert [row["rounded"] for row in rows] == ["nothing", "keys", "values", "keys and values"]
     assert rows[0]["largest"] == 0 < rows[3]["largest"]
     text = cli("eval", folder / "chars", "--cache", "float16", "--n", 5)[1]
-    assert "what rounding to float16 does" in text
+    assert "Effect of rounding to float16" in text
     code, _, err = cli("eval", folder / "chars", "--cache", "ring")
     assert code == 2
-    assert "only what rounds has an error" in err
+    assert "only the rounding of int8 and float16" in err

@@ -1,6 +1,6 @@
-"""What a run needs before it starts: memory by formula, and time from a few measured steps.
+"""What a run will need: memory by formula, and time from a few measured steps.
 
-No model is built to find out how much memory one takes.
+The memory is computed without building the model.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ try:
 except ImportError:  # Windows
     resource = None
 
-UNTIMED = 1e12  # multiply-adds and additions of a run below which it is not worth timing
-TIMED = 1e11  # of a step, at most, that is measured
+UNTIMED = 1e12  # floating-point operations; a run with fewer is not worth timing
+TIMED = 1e11  # floating-point operations; larger steps are not measured
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Of one process that trains: how many parameters, and bytes.
+    """What one training process needs: a number of parameters, and bytes.
 
-    "gradients" are the gradient that the optimiser gathers, that of the model, and that of each
-    shard. "saving" are the copies that are made while a checkpoint is written, when there are no
-    activations. Temporaries come on top.
+    `gradients` counts the copy that the optimiser gathers, one for each shard, and the sum over
+    earlier parts of a batch. `saving` counts the copies made while a checkpoint is written, when
+    there are no activations. Temporary arrays come on top.
     """
 
     parameters: int
@@ -52,18 +52,18 @@ class Needs:
 
     @property
     def total(self) -> int:
-        """Bytes at the most."""
+        """Bytes at the peak."""
         return self.fixed + max(0, self.activations - self.saving)
 
     @property
     def fixed(self) -> int:
-        """Bytes at the least, with however few and short sequences."""
+        """Bytes that are needed however few and short the sequences are."""
         return self.weights + self.gradients + self.moments + self.saving
 
 
 def needs(config: RunConfig, ranks: int = 1) -> Needs:
-    """What each of `ranks` processes needs for a run. For an encoder, and where few targets count,
-    it is an estimate: that of a GPT of this size with a loss at every position.
+    """What each of `ranks` processes needs for a run. For an encoder, or if few targets count, it
+    is an estimate: that of a GPT of this size with a loss at every position.
     """
     own = config.task.config(config.variant)
     cfg, n = _as_gpt(own), n_params(own)
@@ -71,7 +71,7 @@ def needs(config: RunConfig, ranks: int = 1) -> Needs:
     weights = n * np.dtype(cfg.dtype).itemsize
     threads = config.threads if backend.current.on_host else 1
     shards = max(1, min(threads, rows, n * rows * cfg.block_size // SMALLEST))
-    before = shards > 1 and config.recipe.accumulate > 1  # the sum over the parts before this one
+    before = shards > 1 and config.recipe.accumulate > 1  # a sum over earlier parts
     gradients = (1 + shards + before) * weights
     activations = activation_bytes(cfg, rows, cfg.block_size)
     saving = 6 * weights if backend.current.on_host else 0  # else on the host, which has room
@@ -99,8 +99,8 @@ def _as_gpt(cfg):
 
 
 def check_memory(config: RunConfig, ranks: int = 1) -> Needs:
-    """`needs`, of a run that fits. Raises EnvironmentFault for one that does not, with what would
-    make it fit.
+    """The `needs` of a run. Raises EnvironmentFault if it does not fit into memory, and says what
+    would make it fit.
     """
     found, free = needs(config, ranks), available()
     if free is None or found.total <= free:
@@ -108,7 +108,7 @@ def check_memory(config: RunConfig, ranks: int = 1) -> Needs:
     parts = f"weights {size_text(found.weights)}, gradients {size_text(found.gradients)}"
     parts += f", moments {size_text(found.moments)}, activations {size_text(found.activations)}"
     why = f"this run needs about {size_text(found.total)} of memory ({parts})"
-    raise EnvironmentFault(f"{why}, but {size_text(free)} are free", _cure(config, ranks, free))
+    raise EnvironmentFault(f"{why}, but only {size_text(free)} is free", _cure(config, ranks, free))
 
 
 def _cure(config, ranks, free):
@@ -133,12 +133,12 @@ def size_text(n: int) -> str:
     return f"{n / 2**20:.{digits}f} MiB" if n < 2**30 else f"{n / 2**30:,.1f} GiB"
 
 
-# ---- the memory there is
+# ---- available memory
 
 
 def available() -> int | None:
-    """Bytes that this process may still take: of the machine, of its control groups, and of its
-    address space, whichever is least; with CuPy, of the device. None where nothing says so.
+    """Bytes that this process may still take: what the machine, its control groups or its address
+    space leave, whichever is least; with CuPy, what the device leaves. None if unknown.
     """
     if backend.current.name == "cupy":
         return int(backend.xp.cuda.runtime.memGetInfo()[0])
@@ -165,8 +165,8 @@ def _of_the_address_space():
 
 
 def of_control_groups(proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """What each control group of this process leaves, of version 1 or 2: of containers, batch jobs
-    and services. File caches do not count, for they give way.
+    """Bytes left in each control group (version 1 or 2) of this process: those of containers, batch
+    jobs and services. File caches are not counted, because the system frees them when needed.
     """
     found = []
     with suppress(OSError):
@@ -194,8 +194,8 @@ def _left_in(folder):
 
 
 def peak_memory() -> int:
-    """Bytes that this process has held at the most; with CuPy, bytes of the device that it holds;
-    0 where that is unknown.
+    """The most bytes that this process has held; with CuPy, the bytes of the device that it holds;
+    0 if unknown.
     """
     if backend.current.name == "cupy":
         return int(backend.xp.get_default_memory_pool().total_bytes())
@@ -209,11 +209,11 @@ def peak_memory() -> int:
 
 
 def run_seconds(config: RunConfig) -> float | None:
-    """About how many seconds a run will compute, without its scores; None for a short one, which is
-    not worth the measurement.
+    """About how many seconds a run will take, without scoring; None for a short one, which is not
+    worth measuring.
 
-    A few steps are measured, with fewer sequences where a step is long. Where even one sequence
-    takes long, nothing is built: the speed is that of one large product.
+    A few steps are measured, with fewer sequences if a step is long. If even one sequence takes
+    long, no step is measured: the estimate uses the speed of a large matrix product.
     """
     cfg, recipe = _as_gpt(config.task.config(config.variant)), config.recipe
     row = 6 * params(cfg) * cfg.block_size  # forward and backward, of one sequence
@@ -228,7 +228,7 @@ def run_seconds(config: RunConfig) -> float | None:
 
 
 def _product_speed():
-    """Multiply-adds and additions per second of one core."""
+    """Floating-point operations per second of one core, in a large matrix product."""
     a, seconds = backend.xp.ones((1024, 1024), "float32"), []
     with blas_threads(1):
         for _ in range(3):
@@ -240,8 +240,8 @@ def _product_speed():
 
 @np.errstate(all="ignore")  # the rate may diverge
 def seconds_per_step(config: RunConfig, steps: int = 3) -> float:
-    """Seconds of computing that a step takes, the median of a few after one that warms up. The time
-    that other programs take meanwhile does not count, except on a GPU.
+    """Seconds of computing per step: the median of a few, after one to warm up. Time taken by other
+    programs is not counted, except on a GPU.
     """
     task, recipe, model = config.task, config.recipe, config.build()
     optimizer, seconds = config.optimizer(model), []

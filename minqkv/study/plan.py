@@ -13,7 +13,7 @@ from .grid import as_list, grid
 from .rates import FIRST_SEED, Choice, arm_of, candidates, choose, choose_one, with_rates
 from .summary import Cell, summarise
 
-ONE_EACH = ("text", "tokenizer")  # of a study: they are prepared once, before there is a grid
+ONE_EACH = ("text", "tokenizer")  # a study has one of each, prepared before the grid is made
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Part:
     equal: str | None = None  # "bytes" or "params": what the arms of a table have in common
     targets: tuple[int, ...] = ()
     selection_seeds: int = 3  # how many seeds decide a rate
-    one_rate: bool = False  # whether all arms of such parts get the same
+    one_rate: bool = False  # whether all arms of all such parts get the same rate
 
     @property
     def candidates(self) -> list[RunConfig]:
@@ -129,8 +129,8 @@ def plan(
 
 
 def _prepared(block, own, progress):
-    """A block with what its tasks have to read or make first. The runs then find it by its digest,
-    in whatever process they are.
+    """A block, completed by what its tasks must read or prepare first. The runs then find that by
+    its digest, in any process.
     """
     block = dict(block)
     for task in block["tasks"]:
@@ -138,7 +138,7 @@ def _prepared(block, own, progress):
         given = {name: as_list(block[name]) for name in field_names(cls) if name in block}
         for name in given.keys() & set(ONE_EACH):
             if len(given[name]) > 1:
-                why = f"a study is of one {name}, not of {len(given[name])}"
+                why = f"a study takes one {name}, not {len(given[name])}"
                 raise UsageError(why, f"run a study for each {name}")
         single = {name: values[0] for name, values in given.items() if len(values) == 1}
         block |= {name: (value,) for name, value in cls.prepared(single, progress).items()}
