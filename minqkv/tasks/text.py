@@ -28,9 +28,9 @@ LOGITS = 1 << 24  # numbers: 64 MiB of float32
 
 @dataclass(frozen=True)
 class Text(Task):
-    """Examples are `seq_len` tokens of a text; with `padded`, each is one document, or its beginning.
-    With a `window`, a token sees itself, the window - 1 tokens before it, and the first `sinks`
-    tokens.
+    """Examples are `seq_len` tokens of a text; with `padded`, each is one document, or the start of
+    one. With a `window`, a token sees itself, the window - 1 tokens before it, and the first
+    `sinks` tokens.
 
     `text` and `tokenizer` are the arguments of `corpus.prepare`. A task made from them alone
     prepares the text. From then on, `digest` identifies it.
