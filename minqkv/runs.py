@@ -179,10 +179,11 @@ def train_run(
         model = config.build()
     if ":" in config.task.name:
         try_out(config.task, model, config.seed)
+    if out and resume and (result := _finished(config, model, out)):
+        return model.eval(), result
+    config.task.check_data()
     if out is None:
         return model, _train_and_score(config, model, None, progress)
-    if resume and (result := _finished(config, model, out)):
-        return model.eval(), result
     files.make_folder(out)
     with locked(out):
         folder = RunFolder(out, config, resume)

@@ -1,6 +1,7 @@
 """The text task: windows, documents and padding, perplexity, and how its settings are completed."""
 
 import math
+import shutil
 from dataclasses import asdict
 from itertools import pairwise
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from minqkv import AdamW, Tensor, backend
-from minqkv.runs import configure
+from minqkv.analysis.needs import seconds_per_step
+from minqkv.runs import configure, train_run
 from minqkv.runtime.errors import UsageError
 from minqkv.tasks import corpus
 from minqkv.tasks.text import Text
@@ -90,6 +92,28 @@ def test_a_text_shorter_than_a_window_is_refused(one):
     with pytest.raises(UsageError, match="too few for a window of 5000") as caught:
         Text("text", one, seq_len=5000, **SIZE).draw(0, "test")
     assert "--seq-len" in caught.value.hint
+
+
+@pytest.mark.parametrize(("seq_len", "split"), [(1900, "validation"), (14_000, "train")])
+def test_a_split_shorter_than_a_window_is_refused_before_anything_is_written(
+    seq_len, split, one, tmp_path
+):
+    config = configure("text", text=one, seq_len=seq_len, steps=1, **SIZE)
+    for refused in (lambda: train_run(config, tmp_path / "run"), lambda: seconds_per_step(config)):
+        with pytest.raises(
+            UsageError, match=f"the {split} split .* too few for a window"
+        ) as caught:
+            refused()
+        assert "--seq-len" in caught.value.hint
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_shown_without_its_text(one, tmp_path):
+    config = configure("text", text=one, seq_len=8, steps=1, n_test=3, **SIZE)
+    _, result = train_run(config, tmp_path / "run")
+    shutil.rmtree(config.task.corpus.folder)
+    found = train_run(config, tmp_path / "run", resume=True)[1]
+    assert found["perplexity"] == result["perplexity"]
 
 
 def test_documents_in_rows_are_padded_and_the_padding_does_not_count(many):
@@ -219,6 +243,13 @@ def test_typed_settings_are_completed(one):
     assert Text.prepared({"n_layer": 1}) == {"n_layer": 1}
     assert Text.prepared({"text": one, "vocab_size": 100})["vocab_size"] == 100
     assert Text.prepared({**given, "text": ""})["text"] == "builtin"  # the digest is another text's
+
+
+@pytest.mark.parametrize("given", [{"text": 7}, {"tokenizer": 1e9}, {"text": True}])
+def test_a_text_or_tokenizer_that_is_a_number_is_refused(given):
+    (name,) = given
+    with pytest.raises(UsageError, match=f"{name} must be str"):
+        Text.prepared(given)
 
 
 def test_sizes_are_checked(one):

@@ -20,6 +20,7 @@ from ..train import IGNORE, evaluate
 from . import corpus
 from .base import Recipe, Task, check_split
 from .downloads import cache_root
+from .rules import SPLITS
 
 LOGITS = 1 << 24  # numbers: 64 MiB of float32
 
@@ -71,6 +72,9 @@ class Text(Task):
     def prepared(cls, given, progress=None):
         """The corpus of `text` and `tokenizer`, where one of them is given, as fields of a task."""
         source, tokenizer = given.get("text"), given.get("tokenizer")
+        for name, value in (("text", source), ("tokenizer", tokenizer)):
+            if not isinstance(value, str | None):  # --set text=7
+                raise UsageError(f"{name} must be str, not {value!r}", f"--{name} {value}")
         if not (source or tokenizer) or corpus.is_prepared(given.get("digest"), source):
             return given
         found = _identity(corpus.prepare(source or "", tokenizer or "chars", progress))
@@ -123,6 +127,11 @@ class Text(Task):
         limit = len(self.corpus.tokens("train")) - self.seq_len
         return self._rows("train", rng.integers(0, limit, size))[:2]
 
+    def check_data(self):
+        """Each split has a window, and its tokens fit into the vocabulary."""
+        for split in SPLITS:
+            self._starts(split)
+
     def n_scored(self, split):
         """Of the validation split, which is scored again and again, only some rows."""
         return self.n_validation if split == "validation" else self.n_test
@@ -148,9 +157,8 @@ class Text(Task):
         n = len(found.tokens(split))
         if n <= self.seq_len:
             what = f"the {split} split of {self.text} has {n} tokens"
-            raise UsageError(
-                f"{what}, too few for a window of {self.seq_len}", "--seq-len, or more text"
-            )
+            why = f"{what}, too few for a window of {self.seq_len} and the token after it"
+            raise UsageError(why, "shorten it with --seq-len, or choose a longer text")
         return np.arange(0, n - self.seq_len, self.seq_len)
 
     def _rows(self, split, starts):
@@ -208,7 +216,11 @@ class Text(Task):
             data = text.encode(errors="surrogateescape")  # bytes that the shell passed on
         except UnicodeEncodeError as error:
             raise UsageError("the prompt has half of a surrogate pair, which is no text") from error
-        return self.corpus.tokenizer.encode(data).tolist() or [self.end]
+        try:
+            return self.corpus.tokenizer.encode(data).tolist() or [self.end]
+        except UsageError as error:  # its advice is for a text to be trained on
+            hint = "leave it out, or train on a text with --tokenizer bytes, which takes anything"
+            raise UsageError(str(error), hint) from error
 
     def decode(self, ids):
         """The text; what is no character becomes U+FFFD. An end token has no text."""
