@@ -94,8 +94,8 @@ class BranchCache(KVCache):
     """n branches of each sequence of `cache`, with `capacity` positions (its own unless given).
 
     Bytes: those of the prefix, once, and those of the tails. `cache` may be plain or of integers,
-    not a ring, which forgets. Raises UsageError where it is empty. Branches are trimmed down to the
-    prefix at most.
+    not a ring, which forgets. Raises UsageError where it is empty, or longer than `capacity`.
+    Branches are trimmed down to the prefix at most.
     """
 
     shareable = False  # branches of one prompt are read together
@@ -106,6 +106,8 @@ class BranchCache(KVCache):
         if not isinstance(n, int) or n < 1 or not cache.lengths.all():
             why = f"{n} branches of {cache.lengths.tolist()} positions"
             raise UsageError(f"{why}: at least 1 of each is needed", "read the prompt first")
+        if capacity is not None and capacity < len(cache):
+            raise UsageError(f"a capacity of {capacity} is less than the prefix of {len(cache)}")
         self.stored, self.batch, self.dtype = cache.stored, cache.batch * n, cache.dtype
         self.capacity, self.options = capacity or cache.capacity, cache.options
         prefix = type(cache)(self.stored, cache.batch, len(cache), self.dtype, **self.options)
