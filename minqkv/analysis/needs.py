@@ -137,7 +137,9 @@ def check_cache_memory(model: GPT, rows: int, length: int, **options) -> None:
     free = available()
     if free is not None and rows * one > free:
         what = f"{rows:,} sequences need about {size_text(rows * one)} of memory"
-        raise EnvironmentFault(f"{what}, but {size_text(free)} are free", "choose fewer of them, or --cache int8")
+        raise EnvironmentFault(
+            f"{what}, but {size_text(free)} are free", "choose fewer of them, or --cache int8"
+        )
 
 
 def size_text(n: int) -> str:
