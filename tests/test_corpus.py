@@ -570,6 +570,24 @@ def test_a_corpus_without_its_corpus_json():
         find(made.digest)
 
 
+def test_what_cannot_be_read_is_neither_missing_nor_to_be_deleted(monkeypatch):
+    """As root, permissions are not checked: the calls are made to fail."""
+    made = prepare(write("a.txt", POEM), "bytes")
+
+    def denied(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus.Path, "iterdir", denied)
+        for asked in (lambda: find(made.digest), corpus.folders, corpus.unfinished):
+            with pytest.raises(EnvironmentFault, match=r"cannot read .*texts: Permission"):
+                asked()
+    monkeypatch.setattr(corpus.files, "opened", denied)
+    with pytest.raises(EnvironmentFault, match="Permission denied") as caught:
+        find(made.digest)
+    assert "delete" not in (caught.value.hint or "")
+
+
 def test_a_corpus_is_found_by_what_it_says_not_by_the_name_of_its_folder():
     a, b = (prepare(write(f"{name}.txt", POEM * n), "bytes") for name, n in (("a", 1), ("b", 2)))
     aside = a.folder.with_name("c")

@@ -142,7 +142,7 @@ def find(digest: str) -> Corpus:
     """
     if folder := _saying("digest", digest):
         return _opened(folder)
-    for folder in (cache_root() / "texts").glob("[!.]*"):
+    for folder in _kept():
         if folder.name.endswith(f"-{digest}"):
             about(folder)  # says what is wrong with it
     raise EnvironmentFault(
@@ -159,13 +159,25 @@ def is_prepared(digest: str | None, label: str | None) -> bool:
 
 def folders() -> list[Path]:
     """The folders of all prepared corpora, sorted."""
-    found = (cache_root() / "texts").glob("[!.]*/corpus.json")
-    return sorted(path.parent.resolve() for path in found)
+    named = (path for path in _kept() if not path.name.startswith("."))
+    return sorted(path.resolve() for path in named if os.path.lexists(path / "corpus.json"))
 
 
 def unfinished() -> list[Path]:
     """Folders of corpora that are being prepared, or whose process was killed."""
-    return sorted((cache_root() / "texts").glob(".new-*"))
+    return [path for path in _kept() if path.name.startswith(".new-")]
+
+
+def _kept():
+    """All that is in the folder of prepared texts, sorted. Raises EnvironmentFault where it cannot
+    be read.
+    """
+    try:
+        return sorted((cache_root() / "texts").iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def about(folder: Path) -> dict:
@@ -175,6 +187,8 @@ def about(folder: Path) -> dict:
     try:
         found = files.read_json(folder / "corpus.json")
     except EnvironmentFault as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise  # it may be whole
         raise EnvironmentFault(str(error), shards.HINT.format(folder)) from error
     if (found.get("kind"), found.get("format")) != (KIND, FORMAT):
         why = f"{folder} is not a corpus of format {FORMAT}"
