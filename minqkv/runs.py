@@ -181,7 +181,8 @@ def train_run(
         try_out(config.task, model, config.seed)
     if out and resume and (result := _finished(config, model, out)):
         return model.eval(), result
-    config.task.check_data()
+    with blaming(config.task.name):
+        config.task.check_data()
     if out is None:
         return model, _train_and_score(config, model, None, progress)
     files.make_folder(out)
