@@ -17,6 +17,8 @@ from .runtime.errors import UsageError, unknown
 from .tensor import Tensor
 from .variants import POSITIONS, ROPE_VALUES, VariantSpec
 
+LARGEST = 2**31 - 1  # of a size: no larger array can be addressed
+
 
 def sinusoids(n: int, channels: int, width: int | None = None, dtype="float32") -> np.ndarray:
     """(n, channels) fixed channels: sin, cos interleaved, pair k at frequency 10000^(-2k/width).
@@ -235,10 +237,10 @@ def checked_head_dim(n_embd: int, n_head: int, head_dim: int | None) -> int:
 
 def check_window(window: int | None, sinks: int) -> None:
     """Raises UsageError if there can be no such window."""
-    if window is not None and (not isinstance(window, int) or window < 1):
-        raise UsageError(f"window must be a whole number of at least 1, not {window!r}")
-    if not isinstance(sinks, int) or sinks < 0:
-        raise UsageError(f"sinks must be a whole number, 0 or more, not {sinks!r}")
+    if window is not None and (not isinstance(window, int) or not 1 <= window <= LARGEST):
+        raise UsageError(f"window must be a whole number from 1 to {LARGEST:,}, not {window!r}")
+    if not isinstance(sinks, int) or not 0 <= sinks <= LARGEST:
+        raise UsageError(f"sinks must be a whole number from 0 to {LARGEST:,}, not {sinks!r}")
     if sinks and window is None:
         raise UsageError(f"{sinks} sinks without a window: every token sees them anyway")
 

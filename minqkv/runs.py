@@ -179,12 +179,12 @@ def train_run(
         model = config.build()
     if ":" in config.task.name:
         try_out(config.task, model, config.seed)
-    if out is None:
-        return model, _train_and_score(config, model, None, progress)
-    if resume and (result := _finished(config, model, out)):
+    if out and resume and (result := _finished(config, model, out)):
         return model.eval(), result
     with blaming(config.task.name):
-        config.task.batch(config.seed, 0, 1)  # what it refuses, it refuses before there is a folder
+        config.task.check_data()
+    if out is None:
+        return model, _train_and_score(config, model, None, progress)
     files.make_folder(out)
     with locked(out):
         folder = RunFolder(out, config, resume)

@@ -1,6 +1,7 @@
 """Other kinds of cache: read in blocks, int8, branches, files; what rounding does; check-cache."""
 
 import json
+import zipfile
 from itertools import product
 
 import numpy as np
@@ -387,6 +388,9 @@ def test_what_branches_refuse(rng):
     for n in (0, 1.5):
         with pytest.raises(UsageError, match="at least 1"):
             BranchCache(cache, n)
+    for capacity in (3, -1):
+        with pytest.raises(UsageError, match="less than the prefix of 4"):
+            BranchCache(cache, 2, capacity)
     assert (twin.lengths.tolist(), twin.nbytes) == before
     model(rng.integers(0, 11, (4, 1)), cache=twin)
 
@@ -500,6 +504,8 @@ def test_what_cannot_be_saved(rng, tmp_path):
     for other in (own, BranchCache(cache, 2)):
         with pytest.raises(UsageError, match="cannot be saved"):
             caches.save(other, tmp_path / "a", model)
+    with pytest.raises(UsageError, match="of another model"):
+        caches.save(cache, tmp_path / "a", model_of("q-k=v"))
     assert not list(tmp_path.iterdir())
     with pytest.raises(EnvironmentFault, match="cannot write"):
         caches.save(cache, tmp_path, model)
@@ -535,6 +541,17 @@ def test_another_model_is_refused(file):
     for other in (changed, model_of(window=WINDOW + 1, sinks=SINKS), model_of("q-k=v")):
         with pytest.raises(EnvironmentFault, match="another model"):
             caches.load(path, other)
+
+
+def test_a_file_that_unpacks_to_more_than_its_size_is_not_unpacked(rng, tmp_path):
+    model, path = model_of(), tmp_path / "a"
+    cache = model.new_cache(1)
+    model([[1, 2]], cache=cache)
+    caches.save(cache, path, model)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("9.0.npy", bytes(1 << 20))
+    with pytest.raises(EnvironmentFault, match="unpacks to more than its own size"):
+        caches.load(path, model)
 
 
 def edited(path, change):
@@ -692,6 +709,13 @@ class Forgets(LayerCache):
     def write(self, rows, at):
         super().write([row * 0.999 for row in rows], at)
 
+class Infinite(LayerCache):
+    def write(self, rows, at):
+        super().write([row / 0 for row in rows], at)
+
+class Overflows(KVCache):
+    layer_kind = Infinite
+
 class Raises(KVCache):
     layer_kind = Lazy
 
@@ -749,6 +773,13 @@ def test_exceptions_of_the_user_are_findings(name, says, own):
     assert f"mqa, learned: {says}" in out
     assert "and more" not in out
     assert "bug in minqkv" not in out + err
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_a_wrong_cache_computes_is_no_warning(own):
+    code, out, _ = own("Overflows")
+    assert code == 1
+    assert "Warning" not in out
 
 
 @pytest.mark.parametrize(

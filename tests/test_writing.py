@@ -16,6 +16,7 @@ from commands import run, start
 from toys import DESIGNS, design
 
 from minqkv import GPT, GPTConfig, generation, runs
+from minqkv.analysis import needs
 from minqkv.caches import KINDS, options
 from minqkv.generation import generate, iter_tokens
 from minqkv.render.cache import Watch, formula_bytes
@@ -290,6 +291,7 @@ def test_a_terminal_gets_no_control_characters(kind, folder, cli, fake, monkeypa
     [
         ("chars", ("der Flüß",), "character 7 of the text, 'ü', is none of the 15 that"),
         ("chars", ("\udcff",), "the text is not UTF-8: byte 0 is 0xff"),
+        ("chars", ("ü",), "leave it out, or train on a text with --tokenizer bytes"),
         ("chars", ("\ud83d",), "half of a surrogate pair"),
         ("bytes", ("x" * 25,), "the prompt has 25 tokens, but this model has 24 positions"),
         ("bytes", ("x" * 20, "--max-new-tokens", 9), "ask for at most 5 new tokens"),
@@ -299,6 +301,9 @@ def test_a_terminal_gets_no_control_characters(kind, folder, cli, fake, monkeypa
         ("bytes", ("x", "--top-k", 5), "--top-k has no effect"),
         ("bytes", ("x", "--samples", 2), "--samples has no effect"),
         ("bytes", ("x", "--samples", 0), "0 is not in the range"),
+        ("bytes", ("x", "--samples", 2**63, "--temperature", 1), "is not in the range"),
+        ("bytes", ("x", "--cache", "ring", "--window", 2**63), "window must be a whole number"),
+        ("bytes", ("x", "--cache", "ring", "--window", 4, "--sinks", 2**63), "sinks must be a"),
         ("bytes", ("x", "--temperature", "nan"), "temperature nan must be finite"),
         ("bytes", ("x", "--cache", "plane"), "unknown cache 'plane' did you mean plain?"),
         ("bytes", ("x", "--no-cache", "--show-cache"), "--show-cache needs a cache"),
@@ -316,6 +321,22 @@ def test_refused(name, args, says, folder, cli):
     assert (code, out) == (2, "")
     assert says in " ".join(err.split())
     assert len(err.splitlines()) <= 2 or "Usage" in err
+
+
+def test_a_cache_that_does_not_fit_into_the_memory(folder, cli, monkeypatch):
+    monkeypatch.setattr(needs, "available", lambda: 10_000_000)
+    draws = ("--samples", 4000, "--temperature", 1, "--max-new-tokens", 1)
+    code, out, err = cli("generate", folder / "bytes", "x", *draws)
+    assert (code, out) == (3, "")
+    # positions, rows of a token, numbers, bytes; and the logits of one position
+    size = 4000 * (24 * 1 * 16 * 4 + 257 * 4)
+    assert f"4,000 sequences need about {size / 2**20:.1f} MiB of memory, but 9.5 MiB are" in err
+    assert cli("generate", folder / "bytes", "x", "--cache", "ring", "--window", 1, *draws)[0] == 0
+
+
+def test_eval_refuses_a_cache_without_a_name(folder, cli):
+    code, _, err = cli("eval", folder / "bytes", "--cache", "")
+    assert (code, "only what rounds has an error" in err) == (2, True)
 
 
 def test_bytes_that_are_no_text_are_a_prompt_of_bytes(folder, cli):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..models import PROTOCOLS, GPTConfig, TaggerConfig
+from ..models import GPT, PROTOCOLS, GPTConfig, TaggerConfig
 from ..runs import RunConfig
 from ..runtime import backend
 from ..runtime.blas import blas_threads
@@ -125,6 +125,21 @@ def _cure(config, ranks, free):
     if needs(config, ranks).fixed > free:
         return "the model itself is too large: make it smaller with --n-layer or --n-embd"
     return "one sequence is too long: shorten it with --seq-len, or make the model smaller"
+
+
+def check_cache_memory(model: GPT, rows: int, length: int, **options) -> None:
+    """Refuse a cache of so many sequences, made by `model.new_cache(rows, **options)`, that does
+    not fit into the memory together with the logits of prompts of this length. Raises
+    EnvironmentFault.
+    """
+    one = model.new_cache(1, **options).capacity_nbytes
+    one += length * model.config.vocab_size * np.dtype(model.config.dtype).itemsize
+    free = available()
+    if free is not None and rows * one > free:
+        what = f"{rows:,} sequences need about {size_text(rows * one)} of memory"
+        raise EnvironmentFault(
+            f"{what}, but {size_text(free)} are free", "choose fewer of them, or --cache int8"
+        )
 
 
 def size_text(n: int) -> str:
@@ -243,7 +258,9 @@ def seconds_per_step(config: RunConfig, steps: int = 3) -> float:
     """Seconds of computing per step: the median of a few, after one to warm up. Time taken by other
     programs is not counted, except on a GPU.
     """
-    task, recipe, model = config.task, config.recipe, config.build()
+    task, recipe = config.task, config.recipe
+    task.check_data()
+    model = config.build()
     optimizer, seconds = config.optimizer(model), []
     clock = time.thread_time if backend.current.on_host else time.perf_counter
     with blas_threads(1):

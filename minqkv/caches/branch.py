@@ -95,7 +95,7 @@ class BranchCache(KVCache):
 
     Its bytes are those of the prefix, counted once, and those of the tails. `cache` may be plain or
     int8, but not a ring, whose positions are overwritten. Raises UsageError if one of its sequences
-    is empty. Branches can be trimmed back to the prefix, but no further.
+    is empty, or longer than `capacity`. Branches can be trimmed back to the prefix, but no further.
     """
 
     shareable = False  # branches of one prompt are read together
@@ -106,6 +106,8 @@ class BranchCache(KVCache):
         if not isinstance(n, int) or n < 1 or not cache.lengths.all():
             why = f"{n} branches of {cache.lengths.tolist()} positions"
             raise UsageError(f"{why}: at least 1 of each is needed", "read the prompt first")
+        if capacity is not None and capacity < len(cache):
+            raise UsageError(f"a capacity of {capacity} is less than the prefix of {len(cache)}")
         self.stored, self.batch, self.dtype = cache.stored, cache.batch * n, cache.dtype
         self.capacity, self.options = capacity or cache.capacity, cache.options
         prefix = type(cache)(self.stored, cache.batch, len(cache), self.dtype, **self.options)

@@ -127,8 +127,8 @@ class RingLayer(LayerCache):
         self.at, self.ends = at, n
 
     def restore(self, held):
-        """See LayerCache. Raises UsageError if a position is in a wrong slot, or if one that the next
-        token needs is missing.
+        """See LayerCache. Raises UsageError if a position is in a wrong slot, or if a position that
+        the next token needs is missing.
         """
         wrong = (held >= 0) & (self._slots(held) != np.arange(self.used))
         if held.shape != (len(self.at), self.used) or wrong.any() or held.min() < -1:

@@ -38,6 +38,8 @@ def save(cache: KVCache, path, model: GPT) -> None:
         raise UsageError(f"a {name} cannot be saved", f"classes that can: {', '.join(CLASSES)}")
     if not len(cache):
         raise UsageError("the cache is empty", "read a prompt first")
+    if cache.stored != stored_by(model):
+        raise UsageError("the cache is of another model: it stores rows of other sizes")
     arrays = {"lengths": cache.lengths, "held": cache.layers[-1].held}  # (B,), (B, S)
     empty = backend.upload(arrays["held"] < 0)[:, None, :, None]  # (B, 1, S, 1)
     for i, layer in enumerate(cache.layers):
@@ -80,6 +82,11 @@ def fingerprint(model: GPT) -> str:
     return digest.hexdigest()
 
 
+def stored_by(model: GPT) -> tuple[list[tuple], ...]:
+    """What a cache of this model stores of a token: (heads, width) of each array, in each layer."""
+    return tuple([spec.stored(model.config) for spec in model.config.specs])
+
+
 def _read(path, model):
     try:
         about, arrays = read_arrays(path, KIND)
@@ -102,10 +109,9 @@ def _filled(about, arrays, model, capacity):
     if lengths.min() < 0 or held.dtype != np.int64 or held.shape[:-1] != lengths.shape:
         raise ValueError("impossible positions")
     size = len(lengths), max(capacity, int(lengths.max()))
-    stored = [spec.stored(cfg) for spec in cfg.specs]
     if about["class"] not in CLASSES:
         raise ValueError(f"unknown class {about['class']!r}")
-    cache = CLASSES[about["class"]](stored, *size, about["dtype"], **about["options"])
+    cache = CLASSES[about["class"]](stored_by(model), *size, about["dtype"], **about["options"])
     for i, layer in enumerate(cache.layers):
         layer.ends = agreed(lengths)
         for j, rows in enumerate(layer.rows):

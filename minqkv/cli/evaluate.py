@@ -57,7 +57,7 @@ def evaluate_run(run, own, split, n, wrong, show_padded, kind, best, as_json):
         misses = [item for item in items if item["expected"] != item["predicted"]]
         score |= {"sequences_wrong": len(misses), "wrong": misses[:wrong]}
     score |= {"padded": padded} if padded else {}
-    score |= {"rounding": _rounding(model, kind, x, y)} if kind else {}
+    score |= {"rounding": _rounding(model, kind, x, y)} if kind is not None else {}
     if as_json:
         print_json(score)
         return
@@ -69,7 +69,7 @@ def evaluate_run(run, own, split, n, wrong, show_padded, kind, best, as_json):
         click.echo(f"{name.replace('_', ' ')} {score[name]:.4f}")
     if padded:
         _show_padded(padded)
-    if kind:
+    if kind is not None:
         _show_rounding(score["rounding"], kind)
     for item in misses[:wrong]:
         _show(item)

@@ -10,7 +10,7 @@ from ..caches import KINDS
 from ..caches import options as cache_options
 from ..runtime.errors import UsageError, unknown
 from .evaluate import best_option, loaded
-from .options import computes, either, print_json
+from .options import MOST, computes, either, print_json
 from .run import own_task_option, threads_option
 
 CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t"}
@@ -36,7 +36,10 @@ CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in 
     help="Draw only from the likeliest tokens, as few as add up to probability p.",
 )
 @click.option(
-    "--samples", type=click.IntRange(1), default=1, help="Draw this many answers to each prompt."
+    "--samples",
+    type=click.IntRange(1, MOST),
+    default=1,
+    help="Draw this many answers to each prompt.",
 )
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the draws."
@@ -66,6 +69,7 @@ def generate(
     new document. Without a PROMPT, each line of stdin is one, and all are read as one batch.
     The first answer is printed token by token.
     """
+    from ..analysis.needs import check_cache_memory
     from ..generation import compare_cache, iter_tokens
     from ..runtime.parallel import set_threads
 
@@ -87,6 +91,7 @@ def generate(
         _compare(compare_cache(model, ids, count, options, **sampling), kind, as_json)
         return
     if cache is None and not no_cache:
+        check_cache_memory(model, len(rows), max(map(len, ids)), **options)
         cache = model.new_cache(len(rows), **options)
     tokens = iter_tokens(model, ids, count, use_cache=not no_cache, cache=cache, **sampling)
     if save_cache:

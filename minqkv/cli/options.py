@@ -16,7 +16,7 @@ from ..runtime.files import opened
 from ..tasks.rules import FORMS, TOKENIZERS, YEARS
 from ..variants import POSITIONS, ROPE_VALUES
 
-MOST = 10_000  # seeds
+MOST = 10_000  # seeds, or samples of a prompt
 
 
 class Listed(click.ParamType):

@@ -14,6 +14,7 @@ from typing import ClassVar, get_type_hints
 
 import numpy as np
 
+from ..attention import LARGEST
 from ..models import GPT, GPTConfig, Tagger, TaggerConfig
 from ..nn import Module
 from ..runtime.errors import UsageError, unknown
@@ -22,7 +23,6 @@ from ..tensor import Tensor
 from ..train import IGNORE, counted_targets, evaluate, token_loss
 from .rules import SPLITS
 
-LARGEST = 2**31 - 1  # of a size: no larger array can be addressed
 SHORT = {  # fields of a title, in this order
     "seq_len": "T", "pairs": "P", "keys": "keys", "n_embd": "d", "n_layer": "L", "n_head": "H",
     "head_dim": "d_h",
@@ -114,6 +114,9 @@ class Task(ABC):
         `progress(done, total)` is called meanwhile.
         """
         return given
+
+    def check_data(self) -> None:  # noqa: B027 - most tasks make their data
+        """Refuse data that a run could not train or be scored on, before anything is written."""
 
     @property
     def chance(self) -> float:

@@ -41,6 +41,7 @@ from .rules import SPLITS
 KIND, FORMAT = "corpus", 1
 MANY = 30  # documents
 SAMPLE_BYTES = 2 << 20  # of the training split: what a BPE tokenizer is trained on
+ABOUT = {"label": str, "digest": str, "tokenizer": str, "splits": dict, "left_out": dict}
 OPEN = 8  # corpora that a process keeps open, so that each is verified once
 
 
@@ -115,7 +116,7 @@ def prepare(
     text = Divided(Documents(source))
     key = [FORMAT, text.label, text.digest, tokenizer if learns else made.as_json()]
     key = _sha256(key).hexdigest()
-    if folder := _prepared(key):
+    if folder := _saying("key", key):
         return _opened(folder)
     trained = 50 if size else 0  # per cent of the work
     if learns:
@@ -135,10 +136,15 @@ def prepare(
 
 
 def find(digest: str) -> Corpus:
-    """The prepared corpus with this digest. Raises EnvironmentFault if it is missing."""
-    for folder in folders():
+    """The prepared corpus with this digest. Raises EnvironmentFault if it is missing or damaged.
+
+    What corpus.json says counts, not the name of the folder, which may have been changed.
+    """
+    if folder := _saying("digest", digest):
+        return _opened(folder)
+    for folder in _kept():
         if folder.name.endswith(f"-{digest}"):
-            return _opened(folder)
+            about(folder)  # says what is wrong with it
     raise EnvironmentFault(
         f"the corpus {digest} is not in {cache_root() / 'texts'}",
         "prepare the same text again: minqkv data prepare SOURCE --tokenizer NAME",
@@ -147,28 +153,50 @@ def find(digest: str) -> Corpus:
 
 def is_prepared(digest: str | None, label: str | None) -> bool:
     """Whether the corpus with this digest is there, under this label."""
-    return f"{label}-{digest}" in {folder.name for folder in folders()}
+    folder = digest and _saying("digest", digest)
+    return bool(folder) and about(folder)["label"] == label
 
 
 def folders() -> list[Path]:
     """The folders of all prepared corpora, sorted."""
-    found = (cache_root() / "texts").glob("[!.]*/corpus.json")
-    return sorted(path.parent.resolve() for path in found)
+    named = (path for path in _kept() if not path.name.startswith("."))
+    return sorted(path.resolve() for path in named if os.path.lexists(path / "corpus.json"))
 
 
 def unfinished() -> list[Path]:
     """Folders of corpora that are being prepared, or whose process was killed."""
-    return sorted((cache_root() / "texts").glob(".new-*"))
+    return [path for path in _kept() if path.name.startswith(".new-")]
+
+
+def _kept():
+    """All that is in the folder of prepared texts, sorted. Raises EnvironmentFault where it cannot
+    be read.
+    """
+    try:
+        return sorted((cache_root() / "texts").iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def about(folder: Path) -> dict:
     """The contents of corpus.json; nothing else is read. Raises EnvironmentFault if it is missing,
     damaged, or of another kind.
     """
-    found = files.read_json(folder / "corpus.json")
+    try:
+        found = files.read_json(folder / "corpus.json")
+    except EnvironmentFault as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise  # it may be whole
+        raise EnvironmentFault(str(error), shards.HINT.format(folder)) from error
     if (found.get("kind"), found.get("format")) != (KIND, FORMAT):
         why = f"{folder} is not a corpus of format {FORMAT}"
         raise EnvironmentFault(why, "name the text itself: minqkv data prepare SOURCE")
+    for name, kind in ABOUT.items():
+        if not isinstance(found.get(name), kind):
+            why = f"{folder} is damaged: its {name} is {found.get(name)!r}"
+            raise EnvironmentFault(why, shards.HINT.format(folder))
     return found
 
 
@@ -307,11 +335,11 @@ def _renamed(folder, name):
     return final.resolve()
 
 
-def _prepared(key):
-    """The folder of the corpus that was made from this text and tokenizer, or None."""
+def _saying(name, value):
+    """The folder of a corpus with this value in its corpus.json, or None."""
     for folder in folders():
         with suppress(EnvironmentFault):  # damage to another one does not matter here
-            if about(folder).get("key") == key:
+            if about(folder).get(name) == value:
                 return folder
     return None
 

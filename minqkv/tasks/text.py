@@ -1,9 +1,8 @@
 """Text: a decoder learns to predict the next token, and is scored by perplexity.
 
-Perplexity is exp of the mean loss over the tokens that count. Padding never counts: for a model that
-was trained on it, it is easy to predict, so a mean that includes it looks too good (`padded_score`
-shows by how much). Tokenizers split a text into different numbers of tokens, so compare them by
-bits per byte.
+Perplexity is exp of the mean loss over the tokens that count. Padding never counts: a model trained
+on it predicts it easily, so a mean that includes it looks too good (`padded_score` shows by how
+much). Tokenizers split a text into different numbers of tokens, so compare them by bits per byte.
 """
 
 import codecs
@@ -74,6 +73,9 @@ class Text(Task):
     def prepared(cls, given, progress=None):
         """If `text` or `tokenizer` is given: prepare that corpus, and add its fields of a task."""
         source, tokenizer = given.get("text"), given.get("tokenizer")
+        for name, value in (("text", source), ("tokenizer", tokenizer)):
+            if not isinstance(value, str | None):  # --set text=7
+                raise UsageError(f"{name} must be str, not {value!r}", f"--{name} {value}")
         if not (source or tokenizer) or corpus.is_prepared(given.get("digest"), source):
             return given
         found = _identity(corpus.prepare(source or "", tokenizer or "chars", progress))
@@ -119,15 +121,17 @@ class Text(Task):
         return self._rows("train", starts[rng.integers(0, len(starts), n)])[:2]
 
     def batch(self, seed, step, size):
-        """The examples of a training step. Windows may begin at any token.
-
-        Raises UsageError if any split is too short for a window: before training, not at its end.
-        """
+        """The examples of a training step. Windows may begin at any token."""
         rng = stream(seed, "data", "train", self.name, step)
         if self.padded:
             return self.examples(rng, size)
-        lengths = {split: self._length(split) for split in SPLITS}
-        return self._rows("train", rng.integers(0, lengths["train"] - self.seq_len, size))[:2]
+        limit = len(self.corpus.tokens("train")) - self.seq_len
+        return self._rows("train", rng.integers(0, limit, size))[:2]
+
+    def check_data(self):
+        """Each split has a window, and its tokens fit into the vocabulary."""
+        for split in SPLITS:
+            self._starts(split)
 
     def n_scored(self, split):
         """How many examples are scored: fewer of the validation split, which is scored often."""
@@ -150,16 +154,12 @@ class Text(Task):
         """Where the examples of a split begin: indices of tokens or, if padded, of documents."""
         if self.padded:
             return np.arange(len(self.corpus.documents(split)) - 1)
-        return np.arange(0, self._length(split) - self.seq_len, self.seq_len)
-
-    def _length(self, split):
-        """Tokens of a split. Raises UsageError where a window and its last target do not fit."""
         n = len(self.corpus.tokens(split))
         if n <= self.seq_len:
             what = f"the {split} split of {self.text} has {n} tokens"
-            why = f"{what}, too few for a window of {self.seq_len}"
+            why = f"{what}, too few for a window of {self.seq_len} and the token after it"
             raise UsageError(why, "choose a smaller --seq-len or a longer text")
-        return n
+        return np.arange(0, n - self.seq_len, self.seq_len)
 
     def _rows(self, split, starts):
         """Inputs, targets, and targets that include the padding: (n, T) each."""
@@ -216,7 +216,11 @@ class Text(Task):
             data = text.encode(errors="surrogateescape")  # bytes that the shell passed on
         except UnicodeEncodeError as error:
             raise UsageError("the prompt is not text: it has half of a surrogate pair") from error
-        return self.corpus.tokenizer.encode(data).tolist() or [self.end]
+        try:
+            return self.corpus.tokenizer.encode(data).tolist() or [self.end]
+        except UsageError as error:  # its advice is for a text to be trained on
+            hint = "leave it out, or train on a text with --tokenizer bytes, which takes anything"
+            raise UsageError(str(error), hint) from error
 
     def decode(self, ids):
         """Ids as text; bytes that are not UTF-8 become U+FFFD. The end token has no text."""
