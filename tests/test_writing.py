@@ -578,4 +578,4 @@ def test_eval_shows_what_rounding_does(cli, folder):
     assert "Effect of rounding to float16" in text
     code, _, err = cli("eval", folder / "chars", "--cache", "ring")
     assert code == 2
-    assert "only the rounding of int8 and float16" in err
+    assert "only the rounding of float16 and int8" in err
