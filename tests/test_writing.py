@@ -336,7 +336,7 @@ def test_a_cache_that_does_not_fit_into_the_memory(folder, cli, monkeypatch):
 
 def test_eval_refuses_a_cache_without_a_name(folder, cli):
     code, _, err = cli("eval", folder / "bytes", "--cache", "")
-    assert (code, "only what rounds has an error" in err) == (2, True)
+    assert (code, "only the rounding of float16 and int8" in err) == (2, True)
 
 
 def test_bytes_that_are_no_text_are_a_prompt_of_bytes(folder, cli):
