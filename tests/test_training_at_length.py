@@ -728,6 +728,51 @@ KINDS = [
 ]
 
 
+@pytest.mark.parametrize("heads", [{}, {"n_head": 1}, {"n_layer": 1, "n_embd": 16}], ids=str)
+@pytest.mark.parametrize("kind", [*KINDS, {"task": "text", "n_test": 100}], ids=str)
+def test_scoring_takes_what_is_said(kind, heads):
+    """No more, and not far less: the splits are scored as at the end of a run."""
+    config = configure(**{**kind, **heads, "variant": "qkv"}, watch=10)
+    found, model = needs.needs(config).scoring, config.build()
+    config.task.score(model, "test", 0)
+    tracemalloc.start()
+    for split in ("validation", "test"):
+        config.task.score(model, split, 0)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.7 * found < most <= found
+
+
+def test_a_run_that_fits_can_be_scored(monkeypatch):
+    """Many examples at a time may take more than a step; one thread takes less than two."""
+    two = replace(configure("copy", batch=1, n_test=2000), threads=2)
+    one = needs.needs(replace(two, threads=1))
+    assert one.scoring > 2 * one.activations
+    assert one.total == one.fixed - one.saving + one.scoring
+    assert needs.needs(two).scoring > 1.8 * one.scoring
+    monkeypatch.setattr(needs, "available", lambda: one.total)
+    needs.check_memory(replace(two, threads=1))
+    with pytest.raises(EnvironmentFault, match=r"; scoring .*\)") as error:
+        needs.check_memory(two)
+    assert error.value.hint == "it fits with --threads 1"
+    monkeypatch.setattr(needs, "available", lambda: one.total - 1)
+    with pytest.raises(EnvironmentFault) as error:
+        needs.check_memory(two)
+    assert error.value.hint.startswith("score fewer examples, for instance --set n_test=50")
+    needs.check_memory(two.change(n_test=50))
+
+
+def test_any_array_of_a_text_may_be_the_largest():
+    """Of logits, of an MLP, of the scores of a block of queries; one row at least."""
+    task = Text("text", digest="0" * 12, vocab_size=66)
+    assert task.at_once == 2**21 // (64 * 512)
+    assert replace(task, vocab_size=4096).at_once == 2**21 // (64 * 4096)
+    assert replace(task, n_head=32).at_once == 2**21 // (64 * 32 * 64)
+    assert replace(task, n_head=32, seq_len=256).at_once == 2**21 // (256 * 32 * 128)
+    assert replace(task, seq_len=100_000).at_once == 1
+    assert replace(task, seq_len=1).at_once == 500
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_parameters_are_counted_without_a_model(kind):
     config = configure(**kind)
@@ -791,7 +836,7 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would(gib, cure, monkeypatch
 
 
 def test_the_cure_may_be_to_recompute(monkeypatch):
-    config = large(2, 2, 64, batch=1).change(seq_len=100_000)
+    config = large(2, 2, 64, batch=1).change(seq_len=100_000, vocab_size=66)
     free = needs.needs(config.change(recompute=True)).total
     monkeypatch.setattr(needs, "available", lambda: free)
     with pytest.raises(EnvironmentFault) as error:
@@ -805,7 +850,8 @@ def test_the_cure_may_be_to_recompute(monkeypatch):
 
 def test_a_run_that_cannot_fit_writes_nothing(cli, monkeypatch, tmp_path):
     monkeypatch.setattr(needs, "available", lambda: 10 * 2**20)
-    code, out, err = cli("train", "--task", "copy", "--steps", 3, "--out", "run")
+    small = ("--set", "n_test=50", "--steps", 3, "--threads", 1)
+    code, out, err = cli("train", "--task", "copy", *small, "--out", "run")
     assert (code, out) == (3, "")
     said = " ".join(err.split())
     assert "but 10 MiB are free" in said or "but 10.0 MiB are free" in said
@@ -878,8 +924,9 @@ def test_a_step_is_timed():
 
 
 def test_what_is_said_is_one_line(cli):
-    _, _, err = cli("train", "--task", "copy", "--steps", 2, "--out", "run", "--json")
+    args = ("train", "--task", "copy", "--steps", 2, "--threads", 1)
+    _, _, err = cli(*args, "--out", "run", "--json")
     line = err.splitlines()[0]
-    assert line.startswith("102,474 parameters; training needs about 21 MiB (weights 0.4 MiB, ")
+    assert line.startswith("102,474 parameters; training needs about 26 MiB (weights 0.4 MiB, ")
     assert json.dumps(line)
     assert "and" in shown.needs_line(needs.needs(WATCHED), 95).rpartition(")")[2]

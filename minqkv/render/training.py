@@ -21,7 +21,7 @@ WIDTH = 60  # of the curve in a terminal
 def needs_line(needs, seconds=None):
     """What a run needs, in one line."""
     parts = {name: getattr(needs, name) for name in ("weights", "gradients", "moments")}
-    parts |= {"activations": needs.activations}
+    parts |= {"activations": needs.activations, "scoring": needs.scoring}
     memory = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items())
     text = f"{needs.parameters:,} parameters; training needs about {size_text(needs.total)}"
     return f"{text} ({memory})" + ("" if seconds is None else f" and {duration(seconds)}")

@@ -150,7 +150,12 @@ class Task(ABC):
 
     def predict(self, model: Module, x: np.ndarray, y: np.ndarray) -> dict:
         """Score a model on examples: the metric, the loss, and the predictions (n, T)."""
-        return evaluate(model, x, y, sparse=self.sparse)
+        return evaluate(model, x, y, self.at_once, self.sparse)
+
+    @property
+    def at_once(self) -> int:
+        """How many examples are scored at a time: the memory that scoring takes grows with it."""
+        return 500
 
     def n_scored(self, split: str) -> int:
         """How many examples of a split are scored."""
