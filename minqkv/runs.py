@@ -145,13 +145,14 @@ def _sorted_out(given, cls, task):
 @dataclass(frozen=True)
 class Step:
     """What the caller of `train_run` is told after each step: how many are `done` of `steps`, how
-    many tokens it read, the loss before it, the validation score if it was measured now, and the
-    model, not to be changed.
+    many tokens it read and how many seconds it took, the loss before it, the validation score if it
+    was measured now, which is not in those seconds, and the model, not to be changed.
     """
 
     done: int
     steps: int
     tokens: int
+    seconds: float
     loss: float
     validation: float | None
     model: Module
@@ -248,8 +249,9 @@ def _train(config, model, optimizer, start, folder, curve, progress):
         task.loss, task.weight, recipe.accumulate,
     )  # fmt: skip
     with stopping_politely(folder is not None) as stop, folder or nullcontext():
+        began = time.monotonic()
         for step, loss in loop:
-            done, stopping = step + 1, stop.is_set()
+            done, stopping, seconds = step + 1, stop.is_set(), time.monotonic() - began
             line = {"step": step, "loss": loss, "lr": optimizer.lr}
             if recipe.watch and done % recipe.watch == 0:
                 line["validation"] = task.score(model, "validation", config.seed)[task.metric]
@@ -262,9 +264,11 @@ def _train(config, model, optimizer, start, folder, curve, progress):
                 if best:
                     folder.save_best(done, model)
             if progress:
-                progress(Step(done, recipe.steps, tokens, loss, line.get("validation"), model))
+                score = line.get("validation")
+                progress(Step(done, recipe.steps, tokens, seconds, loss, score, model))
             if stopping:
                 raise KeyboardInterrupt
+            began = time.monotonic()
 
 
 def _best(task, curve):

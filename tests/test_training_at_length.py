@@ -17,6 +17,7 @@ import tracemalloc
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -633,8 +634,8 @@ class Terminal:
 
 
 def a_step(done, validation=None, model=None):
-    """One of forty."""
-    return Step(done, 40, 123_456_789, 2.34567, validation, model)
+    """One of forty, of a quarter of a second."""
+    return Step(done, 40, 1000, 0.25, 2.34567, validation, model)
 
 
 @pytest.mark.parametrize("width", [60, 80])
@@ -658,24 +659,58 @@ def test_samples_stand_above_the_bar(monkeypatch):
     monkeypatch.setattr(Synthetic, "sample", lambda self, model, seed: "to be\x1b or\nnot")
     with shown.live(WATCHED) as progress:
         for done in range(1, 41):
-            progress(a_step(done))
+            progress(a_step(done, 0.5 if done % 5 == 0 else None))
     text = "\n".join(line.rstrip() for line in terminal.lines)
-    assert "step 4 writes:\nto be· or\nnot\n" in text
-    assert text.count("writes:") == 10
+    assert "step 5 writes:\nto be· or\nnot\n" in text
+    assert text.count("writes:") == 8  # whenever there is a score
     assert "\x1b" not in text
 
 
 def test_a_line_for_each_tenth_elsewhere(monkeypatch):
-    terminal = Terminal(monkeypatch, 200, terminal=False)
-    monkeypatch.setattr(Synthetic, "sample", lambda *args: pytest.fail("nobody reads it"))
+    terminal = Terminal(monkeypatch, 40, terminal=False)
+    wrote = "to be\x1b or\nnot, é\\ " + 40 * "x"
+    monkeypatch.setattr(Synthetic, "sample", lambda self, model, seed: wrote)
     with shown.live(WATCHED) as progress:
         for done in range(21, 41):  # resumed
-            progress(a_step(done, 0.5 if done % 5 == 0 else None))
-    lines = terminal.lines
+            progress(a_step(done, 0.5 if done % 10 == 0 else None))
+    printed = terminal.lines
+    lines = [line for line in printed if not line.startswith(" ")]
     assert [line.split()[1] for line in lines] == [f"{n}/40" for n in (24, 28, 32, 36, 40)]
-    assert "accuracy" not in lines[0]
-    assert "loss 2.3457  accuracy 0.5  " in lines[1]
+    assert "accuracy" not in lines[1]
+    assert "loss 2.3457  accuracy 0.5  " in lines[2]
     assert all("tokens/s" in line and " left" in line for line in lines)
+    samples = [line for line in printed if line.startswith(" ")]
+    written = r" writes: to be\x1b or\nnot, é\ " + 40 * "x"
+    assert samples == [f"    step {n}{written}" for n in (30, 40)]
+
+
+def test_speed_is_that_of_training_alone(monkeypatch):
+    """However long scores and samples take: 1,000 tokens in a quarter of a second."""
+    terminal = Terminal(monkeypatch, 200, terminal=False)
+    monkeypatch.setattr(Synthetic, "sample", lambda *args: time.sleep(0.01))
+    with shown.live(WATCHED) as progress:
+        for done in range(1, 41):
+            progress(a_step(done, 0.5))
+    lines = terminal.lines
+    assert len(lines) == 10
+    assert all("  4,000 tokens/s  " in line for line in lines)
+
+
+def test_a_step_is_told_without_scores_and_without_what_the_caller_does(monkeypatch):
+    """By a clock that only these move."""
+    now, seen, score, batch = 0.0, [], Synthetic.score, Synthetic.batch
+
+    def later(seconds, function, *args):
+        nonlocal now
+        now += seconds
+        return function(*args)
+
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(Synthetic, "batch", lambda *args: later(1, batch, *args))
+    monkeypatch.setattr(Synthetic, "score", lambda *args: later(100, score, *args))
+    config = configure("reverse", **SIZE, steps=4, watch=1, n_test=10)
+    train_run(config, progress=lambda step: later(10_000, seen.append, step.seconds))
+    assert seen == [1.0] * 4
 
 
 def test_a_line_of_a_log_is_never_broken(monkeypatch):
