@@ -82,12 +82,15 @@ class RunConfig:
 
     def change(self, **given) -> "RunConfig":
         """The same run with some fields changed: its own, its task's or its recipe's; see
-        `configure`. With other `steps`, the warm-up becomes that of the new number of steps.
+        `configure`. With other `steps`, warm-up and `watch` become those of the new number of
+        steps, where they are what the task itself chooses.
         """
         own, of_task, of_recipe = _sorted_out(given, type(self.task), self.task.name)
         task, recipe = replace(self.task, **of_task), self.recipe
         if "steps" in of_recipe:
-            recipe = replace(recipe, warmup=task.recipe(of_recipe["steps"]).warmup)
+            old, new = task.recipe(recipe.steps), task.recipe(of_recipe["steps"])
+            chosen = [n for n in ("warmup", "watch") if getattr(recipe, n) == getattr(old, n)]
+            recipe = replace(recipe, **{name: getattr(new, name) for name in chosen})
         return replace(self, task=task, recipe=replace(recipe, **of_recipe), **own)
 
     def build(self) -> Module:

@@ -113,7 +113,8 @@ def _show_rounding(rows, kind):
 def _show_padded(found):
     """Perplexity with and without the padding, and what to think of it."""
     if not found["padding"]:
-        echo("No document of this split is shorter than a window, so there is no padding to count.")
+        why = "No document of this split is shorter than a window, so nothing is padded"
+        echo(f"{why}. A text of many short documents has padding: a folder, or a .jsonl file.")
         return
     share = f"{100 * found['padding']:.1f} %"
     click.echo("with one document a row:")
