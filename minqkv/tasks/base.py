@@ -73,7 +73,9 @@ class Task(ABC):
     learned the task when its validation score first reaches `learned` (None: no threshold). A score
     lies within `limits`. With `sparse`, logits are computed only where a target counts. With
     `answers`, what it predicts are answers, and an example with a wrong one is a mistake. With
-    `relative`, a study compares ratios of scores, not differences.
+    `relative`, a study compares ratios of scores, not differences. A study takes one value alone of
+    each field in `one_each`, from which `prepared` makes the others. With `language`, a study shows
+    the paper's language models beside its tables.
     """
 
     name: str = ""
@@ -94,6 +96,8 @@ class Task(ABC):
     sparse: ClassVar[bool] = False
     answers: ClassVar[bool] = True
     relative: ClassVar[bool] = False
+    one_each: ClassVar[tuple[str, ...]] = ()
+    language: ClassVar[bool] = False
 
     def __post_init__(self):
         check_types(self)

@@ -60,6 +60,8 @@ class Text(Task):
     limits = (1.0, math.inf)
     answers = False
     relative = True
+    one_each = ("text", "tokenizer")
+    language = True
 
     def __post_init__(self):
         super().__post_init__()
