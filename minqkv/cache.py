@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from . import blocks
+from . import online
 from .attention import Attention, causal_mask
 from .runtime import backend, tracing
 from .runtime.backend import Array
@@ -138,21 +138,21 @@ class LayerCache:
         tracing.probe("cache.k", stored[0])
         tracing.probe("cache.v", stored[-self.per_row])
         dtype, n = q.data.dtype, stored[0].shape[2]
-        one = n <= blocks.BLOCK or q.data.shape[2] > blocks.FEW or stored[0].dtype == dtype
+        one = n <= online.BLOCK or q.data.shape[2] > online.FEW or stored[0].dtype == dtype
         if one or grad_wanted(q) or tracing.active is not None:
             rows = [Tensor(row) for row in self.unpack(stored, dtype)]
             return attention.attend(q, rows, at, mask)
-        return blocks.answer(self.part(attention, q.data, stored, at, mask))
+        return online.answer(self.part(attention, q.data, stored, at, mask))
 
     def part(self, attention, q, stored, at, mask):
-        """The part of the answers that comes from stored arrays; see `blocks.part`."""
+        """The part of the answers that comes from stored arrays; see `online.part`."""
         n, dtype = stored[0].shape[2], q.dtype
-        step = n if stored[0].dtype == dtype else blocks.BLOCK
+        step = n if stored[0].dtype == dtype else online.BLOCK
 
         def rows(piece):
             return self.unpack([array[:, :, piece] for array in stored], dtype)
 
-        return blocks.in_blocks(attention, q, rows, at, mask, n, step)
+        return online.in_blocks(attention, q, rows, at, mask, n, step)
 
     def _seen(self, attention, at, n, mask):
         """What queries see, by their positions and by `mask`; None: everything."""

@@ -82,12 +82,15 @@ class RunConfig:
 
     def change(self, **given) -> "RunConfig":
         """The same run with some fields changed: its own, its task's or its recipe's; see
-        `configure`. With other `steps`, the warm-up becomes that of the new number of steps.
+        `configure`. With other `steps`, warm-up and `watch` become those of the new number of
+        steps, where they are what the task itself chooses.
         """
         own, of_task, of_recipe = _sorted_out(given, type(self.task), self.task.name)
         task, recipe = replace(self.task, **of_task), self.recipe
         if "steps" in of_recipe:
-            recipe = replace(recipe, warmup=task.recipe(of_recipe["steps"]).warmup)
+            old, new = task.recipe(recipe.steps), task.recipe(of_recipe["steps"])
+            chosen = [n for n in ("warmup", "watch") if getattr(recipe, n) == getattr(old, n)]
+            recipe = replace(recipe, **{name: getattr(new, name) for name in chosen})
         return replace(self, task=task, recipe=replace(recipe, **of_recipe), **own)
 
     def build(self) -> Module:
@@ -145,13 +148,14 @@ def _sorted_out(given, cls, task):
 @dataclass(frozen=True)
 class Step:
     """What the caller of `train_run` is told after each step: how many of the `steps` are `done`,
-    how many tokens the step read, the loss before it, the validation score if it was measured now,
-    and the model, which must not be changed.
+    how many tokens the step read, the seconds it took without scoring, the loss before it, the
+    validation score if it was measured now, and the model, which must not be changed.
     """
 
     done: int
     steps: int
     tokens: int
+    seconds: float
     loss: float
     validation: float | None
     model: Module
@@ -248,8 +252,9 @@ def _train(config, model, optimizer, start, folder, curve, progress):
         task.loss, task.weight, recipe.accumulate,
     )  # fmt: skip
     with stopping_politely(folder is not None) as stop, folder or nullcontext():
+        began = time.monotonic()
         for step, loss in loop:
-            done, stopping = step + 1, stop.is_set()
+            done, stopping, seconds = step + 1, stop.is_set(), time.monotonic() - began
             line = {"step": step, "loss": loss, "lr": optimizer.lr}
             if recipe.watch and done % recipe.watch == 0:
                 line["validation"] = task.score(model, "validation", config.seed)[task.metric]
@@ -262,9 +267,11 @@ def _train(config, model, optimizer, start, folder, curve, progress):
                 if best:
                     folder.save_best(done, model)
             if progress:
-                progress(Step(done, recipe.steps, tokens, loss, line.get("validation"), model))
+                score = line.get("validation")
+                progress(Step(done, recipe.steps, tokens, seconds, loss, score, model))
             if stopping:
                 raise KeyboardInterrupt
+            began = time.monotonic()
 
 
 def _best(task, curve):

@@ -28,7 +28,7 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 
 # A module, or a folder of them, imports from lower ranks and from its own folder.
 BOOK = ("tensor", "reference", "functional", "checking", "nn", "optim", "variants", "attention",
-        "blocks", "cache", "caches", "models", "train", "generation")  # fmt: skip
+        "online", "cache", "caches", "models", "train", "generation")  # fmt: skip
 RANKS = [
     {"runtime"},  # with its kernels: what the book stands on
     *({unit} for unit in BOOK),

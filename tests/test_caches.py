@@ -9,7 +9,7 @@ import pytest
 from toys import EVERY, gpt, host
 
 from minqkv import backend as backends
-from minqkv import blocks, caches
+from minqkv import caches, online
 from minqkv.analysis.laws import LAWS, SINKS, WINDOW, Case, laws, schemes
 from minqkv.analysis.quantised import USES, rounded, rounding_errors
 from minqkv.cache import KVCache, LayerCache
@@ -39,7 +39,7 @@ FEW = ["qkv", "q=k=v+", "q-gqa-2", "thin-2"]
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Small blocks, so that the caches of the tests have several."""
-    monkeypatch.setattr(blocks, "BLOCK", 5)
+    monkeypatch.setattr(online, "BLOCK", 5)
 
 
 def broken(case, names=LAWS):
@@ -105,11 +105,11 @@ def whole_and_in_blocks(model, q, rows, at, mask, step):
     """The same queries, answered by attention at once, and in blocks."""
     attention = model.blocks[0].attn
     whole = host(attention.attend(Tensor(q), [Tensor(row) for row in rows], at, mask))
-    found = blocks.in_blocks(
+    found = online.in_blocks(
         attention, q, lambda piece: [row[:, :, piece] for row in rows], at, mask, rows[0].shape[2],
         step,
     )  # fmt: skip
-    return whole, host(blocks.answer(found))
+    return whole, host(online.answer(found))
 
 
 @pytest.mark.parametrize("variant", EVERY)
@@ -137,7 +137,7 @@ def test_a_merge_must_rescale(monkeypatch, small_blocks):
         return a[0] + b[0], a[1] + b[1], backends.xp.maximum(a[2], b[2])
 
     case = Case(KVCache, options={"dtype": "float16"})
-    monkeypatch.setattr(blocks, "merge", sums_only)
+    monkeypatch.setattr(online, "merge", sums_only)
     assert "any chunking" in broken(case, ["any chunking"])
 
 
@@ -154,10 +154,10 @@ def test_float16_is_never_converted_whole_for_one_token(monkeypatch, rng):
         return unpack(stored, dtype)
 
     monkeypatch.setattr(LayerCache, "unpack", staticmethod(spy))
-    monkeypatch.setattr(blocks, "BLOCK", 8)
+    monkeypatch.setattr(online, "BLOCK", 8)
     model(ids[:, 20:21], cache=cache)
     assert sizes == [8, 8, 5] * 2
-    monkeypatch.setattr(blocks, "BLOCK", 1024)
+    monkeypatch.setattr(online, "BLOCK", 1024)
     sizes.clear()
     model(ids[:, 21:22], cache=cache)
     assert sizes == [22] * 2
@@ -351,13 +351,13 @@ def test_the_prefix_is_read_in_one_product(monkeypatch, rng):
     cache = model.new_cache(1)
     model(rng.integers(0, 11, (1, 7)), cache=cache)
     twin = BranchCache(cache, 5)
-    part = blocks.part
+    part = online.part
 
     def spy(attention, q, rows, at, mask=None):
         seen.append((q.shape, rows[0].shape))
         return part(attention, q, rows, at, mask)
 
-    monkeypatch.setattr(blocks, "part", spy)
+    monkeypatch.setattr(online, "part", spy)
     model(rng.integers(0, 11, (5, 2)), cache=twin)
     assert sorted(seen[:2]) == [((1, 4, 10, 4), (1, 4, 7, 4)), ((5, 4, 2, 4), (5, 4, 2, 4))]
 

@@ -54,6 +54,14 @@ def test_without_such_records_nothing_is_said(cli):
     assert "2 runs, 2 of them on record" in out
 
 
+def test_a_dry_run_says_each_line_once(cli):
+    arms = ("--variants", "qkv,q-k=v", "--equal-bytes", 16, "--n-head", 4)
+    _, out, err = cli(*FLAGS, *arms, "--seeds", 1, "--dry-run")
+    both = said(out + err)
+    assert both.count("on record") == both.count("left out: ") == 1
+    assert cli(*FLAGS, "--seeds", 1)[2].count("2 runs, 0 of them on record") == 1
+
+
 def test_contrasts_are_planned_for_the_preset_as_it_is(cli):
     said = "its planned contrasts are left out"
     _, _, err = cli("study", "--preset", "recall-full", "--seeds", 2, "--dry-run")

@@ -961,6 +961,20 @@ def test_a_warm_up_that_is_a_share_follows_the_steps():
     assert configure("pairs").change(steps=99).recipe.warmup == 200
 
 
+def test_what_follows_from_the_steps_unless_given():
+    """Warm-up and watch are those of the task's own recipe for so many steps."""
+    text = {"digest": "0" * 12, "vocab_size": 66}
+    config = configure("text", **text, steps=2500)
+    for steps in (100, 2500):
+        found = config.change(steps=steps)
+        assert found == configure("text", **text, steps=steps)
+        assert (found.recipe.warmup, found.recipe.watch) == (steps // 20, steps // 10)
+    assert config.change(steps=100, watch=7).recipe.watch == 7
+    given = config.change(watch=3, warmup=9)
+    assert given.change(steps=2500) == given
+    assert (given.change(steps=100).recipe.watch, given.change(steps=100).recipe.warmup) == (3, 9)
+
+
 WRONG_TYPES = [
     {"seq_len": 4.0},
     {"n_layer": True},

@@ -12,7 +12,7 @@ import pytest
 from records import record_of
 from rich.console import Console
 
-from minqkv.render.study import cell_tables, claims_table, curves, figure, published_table
+from minqkv.render.study import cell_tables, claims_table, curves, figure, published_table, study
 from minqkv.runs import configure
 from minqkv.runtime.errors import EnvironmentFault, UsageError
 from minqkv.study.claims import CONTRASTS, Contrast, as_data, findings
@@ -24,6 +24,7 @@ from minqkv.study.rates import candidates, choose, choose_one
 from minqkv.study.stats import Estimate
 from minqkv.study.summary import as_results, summarise, unresolved
 from minqkv.tasks import corpus
+from minqkv.tasks.text import Text
 
 ARMS = [("qkv", None), ("q-k=v", None), ("q=k-v", None), ("q=k=v", None), ("mqa", None)]
 ARMS += [("q-mqa", None), ("gqa-2", None), ("qkv", 16)]
@@ -252,6 +253,16 @@ def test_accuracies_are_still_differences():
     cell = table([record_of(made[0], 0.5)], [record_of(made[1], 0.25)])
     assert cell.rows[1].to_baseline.mean == -0.25
     assert (cell.rows[0].bits_per_byte, cell.rows[0].tokens_per_second) == (None, None)
+
+
+@pytest.mark.parametrize("language", [True, False])
+def test_the_papers_models_stand_beside_language_models_alone(language, shakespeare, monkeypatch):
+    """Whatever the name of the metric."""
+    monkeypatch.setattr(Text, "language", language)
+    cell = table(runs_of("qkv", BASE))
+    text = printed(study, [cell], [""], 4)
+    assert ("the paper's models with 300M parameters" in text) == language
+    assert (cell.rows[0].tokens_per_second is not None) == language
 
 
 def test_heads_of_another_width_are_another_arm(shakespeare):

@@ -891,12 +891,12 @@ def test_a_walk(env, tmp_path):
     walk.type("g 4")
     walk.until("show me): ")
     walk.interrupt()
-    walk.until("your place is saved")
+    walk.until("continue with: minqkv lesson play 6")
     assert walk.end() == 130
     walk = Terminal("lesson", "play", "6", cwd=tmp_path, columns=60, **env)
     assert "step 2 of" in walk.until("show me): ")  # `b` had gone back to the first
     walk.type("q")
-    walk.until("Your place is saved. Next: minqkv learn")
+    walk.until("Your place is saved. Next: minqkv lesson play 6")
     assert walk.end() == 0
 
 

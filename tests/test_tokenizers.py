@@ -20,6 +20,7 @@ from minqkv.render.layout import Page
 from minqkv.render.text import lay_out, legible
 from minqkv.runtime.errors import EnvironmentFault, UsageError
 from minqkv.tasks import tokenizers
+from minqkv.tasks.rules import TOKENIZERS
 from minqkv.tasks.tokenizers import BPE, GPT2, WORD, Bytes, Chars, bpe_size, from_json, make
 
 ENGLISH = b"the cat sat on the mat, and the other cat sat on that hat.\n" * 3
@@ -396,6 +397,13 @@ def test_wrong_names(name, message):
     with pytest.raises(UsageError, match=re.escape(message)) as error:
         make(name, ENGLISH)
     assert error.value.hint
+
+
+def test_each_class_is_in_the_help_and_says_what_it_learns_from():
+    found = [tokenizers.class_of(name) for name in TOKENIZERS]
+    assert found == [*tokenizers.CLASSES, None]  # None: FILE.json
+    learns = {cls.kind: cls.learns for cls in tokenizers.CLASSES}
+    assert learns == {"chars": "characters", "bytes": None, "bpe": "sample", "gpt2": None}
 
 
 def test_the_size_in_a_name():

@@ -17,6 +17,7 @@ import tracemalloc
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -633,8 +634,8 @@ class Terminal:
 
 
 def a_step(done, validation=None, model=None):
-    """One of forty."""
-    return Step(done, 40, 123_456_789, 2.34567, validation, model)
+    """One of forty, of a quarter of a second."""
+    return Step(done, 40, 1000, 0.25, 2.34567, validation, model)
 
 
 @pytest.mark.parametrize("width", [60, 80])
@@ -658,24 +659,58 @@ def test_samples_stand_above_the_bar(monkeypatch):
     monkeypatch.setattr(Synthetic, "sample", lambda self, model, seed: "to be\x1b or\nnot")
     with shown.live(WATCHED) as progress:
         for done in range(1, 41):
-            progress(a_step(done))
+            progress(a_step(done, 0.5 if done % 5 == 0 else None))
     text = "\n".join(line.rstrip() for line in terminal.lines)
-    assert "step 4 writes:\nto be· or\nnot\n" in text
-    assert text.count("writes:") == 10
+    assert "step 5 writes:\nto be· or\nnot\n" in text
+    assert text.count("writes:") == 8  # whenever there is a score
     assert "\x1b" not in text
 
 
 def test_a_line_for_each_tenth_elsewhere(monkeypatch):
-    terminal = Terminal(monkeypatch, 200, terminal=False)
-    monkeypatch.setattr(Synthetic, "sample", lambda *args: pytest.fail("nobody reads it"))
+    terminal = Terminal(monkeypatch, 40, terminal=False)
+    wrote = "to be\x1b or\nnot, é\\ " + 40 * "x"
+    monkeypatch.setattr(Synthetic, "sample", lambda self, model, seed: wrote)
     with shown.live(WATCHED) as progress:
         for done in range(21, 41):  # resumed
-            progress(a_step(done, 0.5 if done % 5 == 0 else None))
-    lines = terminal.lines
+            progress(a_step(done, 0.5 if done % 10 == 0 else None))
+    printed = terminal.lines
+    lines = [line for line in printed if not line.startswith(" ")]
     assert [line.split()[1] for line in lines] == [f"{n}/40" for n in (24, 28, 32, 36, 40)]
-    assert "accuracy" not in lines[0]
-    assert "loss 2.3457  accuracy 0.5  " in lines[1]
+    assert "accuracy" not in lines[1]
+    assert "loss 2.3457  accuracy 0.5  " in lines[2]
     assert all("tokens/s" in line and " left" in line for line in lines)
+    samples = [line for line in printed if line.startswith(" ")]
+    written = r" writes: to be\x1b or\nnot, é\ " + 40 * "x"
+    assert samples == [f"    step {n}{written}" for n in (30, 40)]
+
+
+def test_speed_is_that_of_training_alone(monkeypatch):
+    """However long scores and samples take: 1,000 tokens in a quarter of a second."""
+    terminal = Terminal(monkeypatch, 200, terminal=False)
+    monkeypatch.setattr(Synthetic, "sample", lambda *args: time.sleep(0.01))
+    with shown.live(WATCHED) as progress:
+        for done in range(1, 41):
+            progress(a_step(done, 0.5))
+    lines = terminal.lines
+    assert len(lines) == 10
+    assert all("  4,000 tokens/s  " in line for line in lines)
+
+
+def test_a_step_is_told_without_scores_and_without_what_the_caller_does(monkeypatch):
+    """By a clock that only these move."""
+    now, seen, score, batch = 0.0, [], Synthetic.score, Synthetic.batch
+
+    def later(seconds, function, *args):
+        nonlocal now
+        now += seconds
+        return function(*args)
+
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(Synthetic, "batch", lambda *args: later(1, batch, *args))
+    monkeypatch.setattr(Synthetic, "score", lambda *args: later(100, score, *args))
+    config = configure("reverse", **SIZE, steps=4, watch=1, n_test=10)
+    train_run(config, progress=lambda step: later(10_000, seen.append, step.seconds))
+    assert seen == [1.0] * 4
 
 
 def test_a_line_of_a_log_is_never_broken(monkeypatch):
@@ -726,6 +761,51 @@ KINDS = [
     {"task": "sort", "form": "causal", "variant": "qkv/q-k=v"},
     {"task": "mqar", "variant": "thin-2", "n_head": 4},
 ]
+
+
+@pytest.mark.parametrize("heads", [{}, {"n_head": 1}, {"n_layer": 1, "n_embd": 16}], ids=str)
+@pytest.mark.parametrize("kind", [*KINDS, {"task": "text", "n_test": 100}], ids=str)
+def test_scoring_takes_what_is_said(kind, heads):
+    """No more, and not far less: the splits are scored as at the end of a run."""
+    config = configure(**{**kind, **heads, "variant": "qkv"}, watch=10)
+    found, model = needs.needs(config).scoring, config.build()
+    config.task.score(model, "test", 0)
+    tracemalloc.start()
+    for split in ("validation", "test"):
+        config.task.score(model, split, 0)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.7 * found < most <= found
+
+
+def test_a_run_that_fits_can_be_scored(monkeypatch):
+    """Many examples at a time may take more than a step; one thread takes less than two."""
+    two = replace(configure("copy", batch=1, n_test=2000), threads=2)
+    one = needs.needs(replace(two, threads=1))
+    assert one.scoring > 2 * one.activations
+    assert one.total == one.fixed - one.saving + one.scoring
+    assert needs.needs(two).scoring > 1.8 * one.scoring
+    monkeypatch.setattr(needs, "available", lambda: one.total)
+    needs.check_memory(replace(two, threads=1))
+    with pytest.raises(EnvironmentFault, match=r"; scoring .*\)") as error:
+        needs.check_memory(two)
+    assert error.value.hint == "it fits with --threads 1"
+    monkeypatch.setattr(needs, "available", lambda: one.total - 1)
+    with pytest.raises(EnvironmentFault) as error:
+        needs.check_memory(two)
+    assert error.value.hint.startswith("score fewer examples, for instance --set n_test=50")
+    needs.check_memory(two.change(n_test=50))
+
+
+def test_any_array_of_a_text_may_be_the_largest():
+    """Of logits, of an MLP, of the scores of a block of queries; one row at least."""
+    task = Text("text", digest="0" * 12, vocab_size=66)
+    assert task.at_once == 2**21 // (64 * 512)
+    assert replace(task, vocab_size=4096).at_once == 2**21 // (64 * 4096)
+    assert replace(task, n_head=32).at_once == 2**21 // (64 * 32 * 64)
+    assert replace(task, n_head=32, seq_len=256).at_once == 2**21 // (256 * 32 * 128)
+    assert replace(task, seq_len=100_000).at_once == 1
+    assert replace(task, seq_len=1).at_once == 500
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -791,7 +871,7 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would(gib, cure, monkeypatch
 
 
 def test_the_cure_may_be_to_recompute(monkeypatch):
-    config = large(2, 2, 64, batch=1).change(seq_len=100_000)
+    config = large(2, 2, 64, batch=1).change(seq_len=100_000, vocab_size=66)
     free = needs.needs(config.change(recompute=True)).total
     monkeypatch.setattr(needs, "available", lambda: free)
     with pytest.raises(EnvironmentFault) as error:
@@ -805,7 +885,8 @@ def test_the_cure_may_be_to_recompute(monkeypatch):
 
 def test_a_run_that_cannot_fit_writes_nothing(cli, monkeypatch, tmp_path):
     monkeypatch.setattr(needs, "available", lambda: 10 * 2**20)
-    code, out, err = cli("train", "--task", "copy", "--steps", 3, "--out", "run")
+    small = ("--set", "n_test=50", "--steps", 3, "--threads", 1)
+    code, out, err = cli("train", "--task", "copy", *small, "--out", "run")
     assert (code, out) == (3, "")
     said = " ".join(err.split())
     assert "but only 10 MiB is free" in said or "but only 10.0 MiB is free" in said
@@ -878,8 +959,9 @@ def test_a_step_is_timed():
 
 
 def test_what_is_said_is_one_line(cli):
-    _, _, err = cli("train", "--task", "copy", "--steps", 2, "--out", "run", "--json")
+    args = ("train", "--task", "copy", "--steps", 2, "--threads", 1)
+    _, _, err = cli(*args, "--out", "run", "--json")
     line = err.splitlines()[0]
-    assert line.startswith("102,474 parameters; training needs about 21 MiB (weights 0.4 MiB, ")
+    assert line.startswith("102,474 parameters; training needs about 26 MiB (weights 0.4 MiB, ")
     assert json.dumps(line)
     assert "and" in shown.needs_line(needs.needs(WATCHED), 95).rpartition(")")[2]

@@ -134,6 +134,18 @@ def activation_bytes(
     return shared + max(itemsize * cfg.n_layer * rows + head, *blocks)
 
 
+def scoring_bytes(cfg: GPTConfig, batch: int, length: int) -> int:
+    """Bytes that a forward pass without a graph takes at the most, its loss included, for `batch`
+    sequences of `length` tokens: in an attention, in an MLP, or at the head. By formula, and a
+    little more than what is measured.
+    """
+    d, wide = cfg.n_embd, cfg.n_head * cfg.head_dim
+    attention = 2 * d + 7 * wide + cfg.n_head * min(length, 2 * F.BLOCK)  # scores: of two blocks
+    mlp = 4 * d + 2 * cfg.d_ff
+    head = 3 * d + 2 * cfg.vocab_size  # logits and probabilities
+    return batch * length * max(attention, mlp, head) * np.dtype(cfg.dtype).itemsize
+
+
 def layer_numbers(cfg: GPTConfig, spec: VariantSpec, batch: int, length: int) -> int:
     """How many numbers a layer of this variant keeps for backward.
 

@@ -23,7 +23,7 @@ from ..runtime.errors import EnvironmentFault
 from ..runtime.parallel import SMALLEST, set_threads
 from ..train import train_step
 from ..variants import params
-from .memory import activation_bytes
+from .memory import activation_bytes, scoring_bytes
 
 try:
     import resource
@@ -39,8 +39,9 @@ class Needs:
     """What one training process needs: a number of parameters, and bytes.
 
     `gradients` counts the copy that the optimiser gathers, one for each shard, and the sum over
-    earlier parts of a batch. `saving` counts the copies made while a checkpoint is written, when
-    there are no activations. Temporary arrays come on top.
+    earlier parts of a batch. `saving` counts the copies made while a checkpoint is written.
+    `scoring` counts the examples of a score, and the forward passes that run at the same time.
+    Activations, scoring and saving are never in memory together. Temporary arrays come on top.
     """
 
     parameters: int
@@ -48,12 +49,13 @@ class Needs:
     gradients: int
     moments: int
     activations: int
+    scoring: int
     saving: int
 
     @property
     def total(self) -> int:
         """Bytes at the peak."""
-        return self.fixed + max(0, self.activations - self.saving)
+        return self.fixed + max(0, max(self.activations, self.scoring) - self.saving)
 
     @property
     def fixed(self) -> int:
@@ -75,7 +77,18 @@ def needs(config: RunConfig, ranks: int = 1) -> Needs:
     gradients = (1 + shards + before) * weights
     activations = activation_bytes(cfg, rows, cfg.block_size)
     saving = 6 * weights if backend.current.on_host else 0  # else on the host, which has room
-    return Needs(n, weights, gradients, 2 * weights, activations, saving)
+    scoring = _scoring(config, cfg, threads)
+    return Needs(n, weights, gradients, 2 * weights, activations, scoring, saving)
+
+
+def _scoring(config, cfg, threads):
+    """Inputs, targets and predictions, all of a split; and forward passes, one a thread."""
+    task, length = config.task, cfg.block_size
+    splits = {config.split, "validation"} if config.recipe.watch else {config.split}
+    n = max(map(task.n_scored, splits))
+    rows = min(n, task.at_once)
+    passes = min(threads, math.ceil(n / rows))
+    return 3 * 8 * n * length + passes * scoring_bytes(cfg, rows, length)
 
 
 def n_params(cfg: GPTConfig | TaggerConfig) -> int:
@@ -107,6 +120,7 @@ def check_memory(config: RunConfig, ranks: int = 1) -> Needs:
         return found
     parts = f"weights {size_text(found.weights)}, gradients {size_text(found.gradients)}"
     parts += f", moments {size_text(found.moments)}, activations {size_text(found.activations)}"
+    parts += f"; scoring {size_text(found.scoring)}"
     why = f"this run needs about {size_text(found.total)} of memory ({parts})"
     raise EnvironmentFault(f"{why}, but only {size_text(free)} is free", _cure(config, ranks, free))
 
@@ -118,12 +132,15 @@ def _cure(config, ranks, free):
     changes = [change for change in parts if change["accumulate"] > config.recipe.accumulate]
     if hasattr(task, "recompute") and not task.recompute:
         changes += [{"recompute": True}] + [{"recompute": True} | change for change in changes]
-    for change in changes:
+    for change in changes + [{"threads": 1} | change for change in [{}, *changes]]:
         if needs(config.change(**change), ranks).total <= free:
             flags = (f"--set {name}={str(value).lower()}" for name, value in change.items())
-            return f"it fits with {' '.join(flags)}"
-    if needs(config, ranks).fixed > free:
+            return f"it fits with {' '.join(flags)}".replace("--set threads=", "--threads ")
+    found = needs(config.change(threads=1), ranks)
+    if found.fixed > free:
         return "the model itself is too large: make it smaller with --n-layer or --n-embd"
+    if found.scoring > found.activations and config.task.at_once > 1:
+        return "score fewer examples, for instance --set n_test=50, or make the model smaller"
     return "one sequence is too long: shorten it with --seq-len, or make the model smaller"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .. import blocks
+from .. import online
 from ..attention import causal_mask
 from ..cache import KVCache, LayerCache, agreed
 from ..runtime import backend
@@ -56,7 +56,7 @@ class BranchLayer(LayerCache):
             stored = self.append(*[row.data for row in rows], at=at)
             at = np.broadcast_to(as_array(at), (len(self.start), q.data.shape[2]))  # (B·n, T)
             own = self.part(attention, q.data, stored, self.held, _mask(attention, at, self.held))
-            return blocks.answer(blocks.merge(self._shared(attention, q.data, at), own))
+            return online.answer(online.merge(self._shared(attention, q.data, at), own))
         except BaseException:  # a call that is refused or interrupted changes nothing
             self.trim(before)
             raise

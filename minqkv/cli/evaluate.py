@@ -115,7 +115,8 @@ def _show_rounding(rows, kind):
 def _show_padded(found):
     """Perplexity with and without the padding, and which of them to report."""
     if not found["padding"]:
-        echo("No document of this split is shorter than a window, so there is no padding to count.")
+        why = "No document of this split is shorter than a window, so nothing is padded"
+        echo(f"{why}. A text of many short documents has padding: a folder, or a .jsonl file.")
         return
     share = f"{100 * found['padding']:.1f} % of them are padding"
     click.echo("with one document per row:")

@@ -135,9 +135,9 @@ def play(name, as_json, plain, no_pause, svg, step=None):
     from ..teach.runner import Player
 
     chosen, progress = _chosen(name)
+    again = f"minqkv lesson play {chosen.number}"
     if step and step > len(chosen.steps):
-        command = f"minqkv lesson play {chosen.number}"
-        raise UsageError(f"lesson {chosen.number} has {len(chosen.steps)} steps", command)
+        raise UsageError(f"lesson {chosen.number} has {len(chosen.steps)} steps", again)
     stage = choose(plain, as_json, not no_pause)
     pause = getattr(stage, "interactive", False)
     seen = progress.seen(chosen) if pause else 0  # without pauses nothing is recorded
@@ -151,12 +151,12 @@ def play(name, as_json, plain, no_pause, svg, step=None):
     try:
         finished = player.play(begin, pause)
     except KeyboardInterrupt:
-        kept = "your place is saved; continue with: minqkv learn" if pause else ""
+        kept = f"your place is saved; continue with: {again}" if pause else ""
         raise KeyboardInterrupt(kept) from None
     if svg:
-        export(svg, f"minqkv lesson play {chosen.number}", stage.drawn)
+        export(svg, again, stage.drawn)
     if not as_json:
-        after = f"minqkv lesson start {chosen.number}" if finished else "minqkv learn"
+        after = f"minqkv lesson start {chosen.number}" if finished else again
         click.echo(f"{'The end.' if finished else 'Your place is saved.'} Next: {after}")
 
 

@@ -99,6 +99,7 @@ def study(
 
     Each finished run is kept under --out: after an interruption, repeat the command to continue.
     """
+    from ..render.console import say, stderr
     from ..study.claims import CONTRASTS
     from ..study.execute import study_folder
     from ..study.grid import short_hash
@@ -125,6 +126,8 @@ def study(
         if not as_json:
             _dry_run(plan, line)
         return None
+    for text in (line, *(f"left out: {reason}" for reason in plan.impossible)):
+        say(stderr(), text)
     began = time.perf_counter()
     try:
         with study_folder(out, plan.identity):
@@ -156,7 +159,7 @@ def _plan(preset, ablate, given):
 
 
 def _outlook(plan, out, jobs, executor, accept_code, changed_contrasts, as_json):
-    """(runs to do, how long they will take, a line that says so), which is printed."""
+    """(runs to do, how long they will take, a line that says so); with `as_json`, printed."""
     from ..render.console import duration, say, stderr
     from ..study.execute import Records, estimate_seconds, own_classes
 
@@ -173,9 +176,6 @@ def _outlook(plan, out, jobs, executor, accept_code, changed_contrasts, as_json)
     where = f"{jobs} process{'es' if jobs > 1 else ''}"
     where += f" like this one ({executor} may be faster)" if executor else ""
     line += f"; about {duration(seconds)} on {where}"
-    say(stderr(), line)
-    for reason in plan.impossible:
-        say(stderr(), f"left out: {reason}")
     if changed_contrasts:
         say(stderr(), "with other flags beside the preset, its planned contrasts are left out")
     return missing, seconds, line
@@ -250,7 +250,8 @@ def _dry_run(plan, line, mark=""):
         arms = [name.replace(" ", "\u00a0") for name in arms]
         values = {"task": [c.task.name for c in part.configs], "variant": arms}
         values["seed"] = [c.seed for c in part.configs]
-        for name in ("text", "seq_len", "n_embd", "n_layer", "n_head"):
+        prepared = dict.fromkeys(name for c in part.configs for name in c.task.one_each)
+        for name in (*prepared, "seq_len", "n_embd", "n_layer", "n_head"):
             values[name] = [getattr(c.task, name) for c in part.configs if hasattr(c.task, name)]
         rates = "one lr" if part.one_rate else "lr"
         values[rates] = part.rates or [c.recipe.lr for c in part.configs]

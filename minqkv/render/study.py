@@ -390,7 +390,7 @@ def study(console, cells, notes, itemsize, found=(), ablate=False):
         cell_tables(console, cell, note)
     if found:
         claims_table(console, found)
-    if any(cell.metric == "perplexity" for cell in cells):
+    if any(cell.language for cell in cells):
         published_table(console)
     memory_table(console, cells)
     for group in _groups(cells):

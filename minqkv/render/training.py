@@ -6,6 +6,8 @@ from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+from rich.text import Text
+
 from ..analysis.needs import peak_memory, size_text
 from ..runtime import files
 from ..tasks.registry import blaming
@@ -21,7 +23,7 @@ WIDTH = 60  # of the curve in a terminal
 def needs_line(needs, seconds=None):
     """What a run needs, in one line."""
     parts = {name: getattr(needs, name) for name in ("weights", "gradients", "moments")}
-    parts |= {"activations": needs.activations}
+    parts |= {"activations": needs.activations, "scoring": needs.scoring}
     memory = ", ".join(f"{name} {size_text(size)}" for name, size in parts.items())
     text = f"{needs.parameters:,} parameters; training needs about {size_text(needs.total)}"
     return f"{text} ({memory})" + ("" if seconds is None else f" and {duration(seconds)}")
@@ -32,8 +34,9 @@ def needs_line(needs, seconds=None):
 
 @contextmanager
 def live(config):
-    """Yields the `progress` of `train_run`. On a terminal: a bar, a line below it, and samples of
-    what the model writes. Elsewhere: a line for each tenth of the run.
+    """Yields the `progress` of `train_run`. On a terminal: a bar and a line below it. Elsewhere: a
+    line for each tenth of the run. Whenever the validation split is scored: a sample of what the
+    model writes.
     """
     with ExitStack() as stack:
         yield Live(config, stack)
@@ -48,6 +51,7 @@ class Live:
         self.task, self.seed, self.stack = config.task, config.seed, stack
         self.console, self.began = stderr(), time.monotonic()
         self.start, self.advance, self.score = None, None, None
+        self.seconds = 0.0  # of training, without scores and samples
 
     def __call__(self, step):
         if self.advance is None:
@@ -55,16 +59,16 @@ class Live:
             own = self.console if self.console.is_terminal else None
             shown = progress("train", step.steps, self.start, own, True, self.began)
             self.advance = self.stack.enter_context(shown)
+        self.seconds += step.seconds
         if step.validation is not None:
             self.score = f"{self.task.metric} {step.validation:.4g}"
         self.advance(step.done, self._note(step))
-        tenth = step.done * 10 // step.steps > (step.done - 1) * 10 // step.steps
-        if self.console.is_terminal and tenth:
+        if step.validation is not None:
             self._sample(step)
 
     def _note(self, step):
         """Loss, validation score, speed and memory: as much as fits the terminal."""
-        rate = (step.done - self.start) / max(1e-9, time.monotonic() - self.began)
+        rate = (step.done - self.start) / max(1e-9, self.seconds)
         parts = [f"loss {step.loss:.4f}", self.score]
         parts += [f"{step.tokens * rate:,.0f} tokens/s", size_text(peak_memory())]
         text = "  ".join(filter(None, parts))
@@ -75,9 +79,15 @@ class Live:
     def _sample(self, step):
         with blaming(self.task.name):
             text = self.task.sample(step.model, self.seed)
-        if text is not None:
+        if text is None:
+            return
+        if self.console.is_terminal:
             text = "".join(c if c.isprintable() or c == "\n" else "·" for c in text)
             say(self.console, f"step {step.done} writes:\n{text}")
+        else:  # one line of a log
+            text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+            line = f"    step {step.done} writes: {text}"
+            self.console.print(Text(line), soft_wrap=True)
 
 
 # ---- at its end

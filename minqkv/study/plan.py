@@ -13,8 +13,6 @@ from .grid import as_list, grid
 from .rates import FIRST_SEED, Choice, arm_of, candidates, choose, choose_one, with_rates
 from .summary import Cell, summarise
 
-ONE_EACH = ("text", "tokenizer")  # a study has one of each, prepared before the grid is made
-
 
 @dataclass
 class Part:
@@ -136,8 +134,8 @@ def _prepared(block, own, progress):
     for task in block["tasks"]:
         cls = task_class(task, own.get(task))
         given = {name: as_list(block[name]) for name in field_names(cls) if name in block}
-        for name in given.keys() & set(ONE_EACH):
-            if len(given[name]) > 1:
+        for name in cls.one_each:
+            if len(given.get(name, ())) > 1:
                 why = f"a study takes one {name}, not {len(given[name])}"
                 raise UsageError(why, f"run a study for each {name}")
         single = {name: values[0] for name, values in given.items() if len(values) == 1}

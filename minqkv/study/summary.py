@@ -42,8 +42,8 @@ class Row:
     to_baseline: stats.Estimate | None  # paired by seed; None for the baseline, or without it
     published: stats.Estimate | None
     published_spread: float | None
-    bits_per_byte: stats.Estimate | None  # for texts
-    tokens_per_second: float | None  # for texts: of the median run, scoring included
+    bits_per_byte: stats.Estimate | None  # where the score has them
+    tokens_per_second: float | None  # of language models: of the median run, scoring included
     params: int
     cache_measured: int
     cache_formula: int
@@ -64,6 +64,7 @@ class Cell:
     solved_from: float | None
     chance: float
     relative: bool  # differences from the baseline are ratios minus 1
+    language: bool  # whether these are language models
     size: dict
     equal: dict | None  # {"bytes": of a token in a layer} or {"params": numbers in the model}
     baseline: str | None  # the arm that the others are compared with
@@ -114,6 +115,7 @@ def _cell(size, equal, arms, choices, varied):
         if equal and any(record["lifted"] for _, record in runs):
             rows.append(_lifted_row(rows[-1], runs))
     about = (task.metric, task.better, task.solved, task.chance, task.relative)
+    about += (task.language,)
     title = _title(config, equal, varied)
     return Cell(task.name, title, *about, size, equal, baseline, tuple(rows))
 
@@ -177,7 +179,7 @@ def _row(name, runs, arms, baseline, choices):
         published=stats.estimate(published),
         published_spread=stats.spread(published) if published else None,
         bits_per_byte=stats.estimate(bits),
-        tokens_per_second=_speed(runs) if bits else None,
+        tokens_per_second=_speed(runs) if config.task.language and finished else None,
         params=first["params"],
         cache_measured=first["cache_bytes_per_token"],
         cache_formula=first["cache_bytes_per_token_formula"],

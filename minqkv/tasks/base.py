@@ -73,7 +73,9 @@ class Task(ABC):
     learned the task when its validation score first reaches `learned` (None: no threshold). A score
     lies within `limits`. With `sparse`, logits are computed only where a target counts. With
     `answers`, predictions are right or wrong, and an example with a wrong one is a mistake. With
-    `relative`, a study compares ratios of scores, not differences.
+    `relative`, a study compares ratios of scores, not differences. A study takes one value of each
+    field in `one_each`, from which `prepared` makes others. With `language`, a study shows the
+    paper's language models beside its tables.
     """
 
     name: str = ""
@@ -94,6 +96,8 @@ class Task(ABC):
     sparse: ClassVar[bool] = False
     answers: ClassVar[bool] = True
     relative: ClassVar[bool] = False
+    one_each: ClassVar[tuple[str, ...]] = ()
+    language: ClassVar[bool] = False
 
     def __post_init__(self):
         check_types(self)
@@ -153,7 +157,12 @@ class Task(ABC):
 
     def predict(self, model: Module, x: np.ndarray, y: np.ndarray) -> dict:
         """Score a model on examples: the metric, the loss, and the predictions (n, T)."""
-        return evaluate(model, x, y, sparse=self.sparse)
+        return evaluate(model, x, y, self.at_once, self.sparse)
+
+    @property
+    def at_once(self) -> int:
+        """How many examples are scored at a time: the memory that scoring takes grows with it."""
+        return 500
 
     def n_scored(self, split: str) -> int:
         """How many examples of a split are scored."""

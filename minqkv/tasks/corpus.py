@@ -110,17 +110,16 @@ def prepare(
     if source and os.path.exists(os.path.join(source, "corpus.json")):
         return _opened(Path(source).resolve())
     progress = progress or (lambda done, total: None)
-    size = tokenizers.bpe_size(tokenizer)  # None for other kinds
-    learns = size or tokenizer == tokenizers.Chars.kind  # from the text
+    learns = getattr(tokenizers.class_of(tokenizer), "learns", None)  # FILE.json has no class
     made = None if learns else tokenizers.make(tokenizer, b"")
     text = Divided(Documents(source))
     key = [FORMAT, text.label, text.digest, tokenizer if learns else made.as_json()]
     key = _sha256(key).hexdigest()
     if folder := _saying("key", key):
         return _opened(folder)
-    trained = 50 if size else 0  # per cent of the work
+    trained = 50 if learns == "sample" else 0  # per cent of the work
     if learns:
-        sample = text.sample() if size else text.characters()
+        sample = text.sample() if learns == "sample" else text.characters()
         made = tokenizers.make(tokenizer, sample, lambda n, of: progress(trained * n // of, 100))
     with _new_folder() as folder:
         rest = 100 - trained

@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from ..functional import BLOCK
 from ..generation import generate
 from ..models import GPTConfig
 from ..runtime.errors import UsageError
@@ -22,7 +23,7 @@ from .base import Recipe, Task, check_split
 from .downloads import cache_root
 from .rules import SPLITS
 
-LOGITS = 1 << 24  # numbers: 64 MiB of float32
+LARGEST = 1 << 21  # numbers of an array in a forward pass that scores: 8 MiB of float32
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Text(Task):
     limits = (1.0, math.inf)
     answers = False
     relative = True
+    one_each = ("text", "tokenizer")
+    language = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -177,7 +180,7 @@ class Text(Task):
 
     def predict(self, model, x, y):
         """Perplexity, bits per byte, accuracy and loss, over the targets that count."""
-        found = evaluate(model, x, y, self._at_once)
+        found = evaluate(model, x, y, self.at_once)
         counted = y[y != IGNORE]
         bits = found["loss"] * len(counted) / math.log(2)
         found["perplexity"] = math.exp(min(found["loss"], 700.0))
@@ -185,15 +188,18 @@ class Text(Task):
         return found
 
     @property
-    def _at_once(self):
-        """How many rows are scored at a time: their logits, (n, T, V), must fit into memory."""
-        return max(1, min(500, LOGITS // (self.seq_len * self.vocab_size)))
+    def at_once(self):
+        """Rows whose largest array has no more than LARGEST numbers: logits, (n, T, V), what is
+        inside an MLP, (n, T, 4·n_embd), or the scores of a block of queries.
+        """
+        widest = max(self.vocab_size, 4 * self.n_embd, self.n_head * min(self.seq_len, BLOCK))
+        return max(1, min(500, LARGEST // (self.seq_len * widest)))
 
     def padded_score(self, model, split):
         """Perplexity with and without the padding, with one document per row (paper, section 5)."""
         task = self if self.padded else replace(self, padded=True)
         x, y, all_targets = task._evaluated(split, None)
-        masked, padded = (evaluate(model, x, t, self._at_once)["loss"] for t in (y, all_targets))
+        masked, padded = (evaluate(model, x, t, self.at_once)["loss"] for t in (y, all_targets))
         return {"masked": math.exp(masked), "padded": math.exp(padded),
                 "padding": float((y == IGNORE).mean())}  # fmt: skip
 

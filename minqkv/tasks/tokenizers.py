@@ -31,16 +31,28 @@ Progress = Callable[[int, int], None]
 
 class Tokenizer:
     """What all tokenizers share: `name`, `vocab_size`, `end`, and `pieces`, where `pieces[id]` are
-    the bytes that a token stands for.
+    the bytes that a token stands for. `learns` is what one is made from: all "characters" of a
+    text, a "sample" of it, or nothing.
     """
 
     fields = ()  # what `as_json` keeps: the arguments of __init__
+    learns = None
 
     def __init__(self, pieces: Iterable[bytes]):
         self.pieces = [*pieces, b""]
         self.vocab_size = len(self.pieces)
         self.end = self.vocab_size - 1
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+
+    @classmethod
+    def is_called(cls, name: str) -> bool:
+        """Whether `make` makes one of this class by that name."""
+        return name == cls.kind
+
+    @classmethod
+    def made(cls, name: str, text: bytes, progress: Progress | None = None) -> "Tokenizer":
+        """The one of this name, from what it `learns`; see `make`."""
+        return cls()
 
     def encode(self, data: bytes) -> np.ndarray:
         """Bytes -> ids (T,) of type `dtype`: uint16, or uint32 for more than 65,536 ids. `Chars`
@@ -69,6 +81,7 @@ class Chars(Tokenizer):
 
     name = kind = "chars"
     fields = ("characters",)
+    learns = "characters"
 
     def __init__(self, characters: str):
         if not isinstance(characters, str) or not re.fullmatch("[^\ud800-\udfff]+", characters):
@@ -83,6 +96,10 @@ class Chars(Tokenizer):
     def train(cls, data: bytes) -> "Chars":
         """The characters of a text, in the order of Unicode."""
         return cls("".join(sorted(set(_utf8(data)))))
+
+    @classmethod
+    def made(cls, name, text, progress=None):
+        return cls.train(text)
 
     def encode(self, data):
         text = _utf8(data)
@@ -143,6 +160,7 @@ class BPE(Tokenizer):
 
     kind = "bpe"
     fields = ("merges",)
+    learns = "sample"
     order = bytes(range(256))  # the bytes in the order of their ids
 
     def __init__(self, merges: list):
@@ -166,6 +184,14 @@ class BPE(Tokenizer):
     def name(self) -> str:
         """ "bpe-1024"; with a smaller number if the text had fewer pairs to merge."""
         return f"bpe-{self.vocab_size}"
+
+    @classmethod
+    def is_called(cls, name):
+        return bpe_size(name) is not None
+
+    @classmethod
+    def made(cls, name, text, progress=None):
+        return cls.train(text, bpe_size(name), progress)
 
     @classmethod
     def train(cls, data: bytes, vocab_size: int, progress: Progress | None = None) -> "BPE":
@@ -276,10 +302,22 @@ class GPT2(BPE):
     """
 
     name = kind = "gpt2"
+    learns = None
     printable = (*range(33, 127), *range(161, 173), *range(174, 256))
     order = bytes([*printable, *sorted(set(range(256)).difference(printable))])
     # In GPT-2's file, a byte is a visible character: itself, or one from 256 on.
     letters = "".join(map(chr, (*printable, *range(256, 512 - len(printable)))))
+
+    @classmethod
+    def is_called(cls, name):
+        return name.partition(":")[0] == cls.kind
+
+    @classmethod
+    def made(cls, name, text, progress=None):
+        path = name.partition(":")[2]
+        if not path:
+            raise UsageError("gpt2 needs a file of merges", "--tokenizer gpt2:merges.txt")
+        return cls.from_merges(os.path.expanduser(path))
 
     @classmethod
     def from_merges(cls, path: str) -> "GPT2":
@@ -344,6 +382,13 @@ def _is_other_number(c):
 
 # ---- by name, and from a file
 
+CLASSES = (Chars, Bytes, BPE, GPT2)
+
+
+def class_of(name: str) -> type[Tokenizer] | None:
+    """The class that a name belongs to; None for others, and for "FILE.json"."""
+    return next((cls for cls in CLASSES if cls.is_called(name)), None)
+
 
 def make(name: str, sample: bytes, progress: Progress | None = None) -> Tokenizer:
     """A tokenizer by name: "chars" (those of the sample), "bytes", "bpe-1024" (that many tokens,
@@ -351,17 +396,8 @@ def make(name: str, sample: bytes, progress: Progress | None = None) -> Tokenize
 
     Raises UsageError for another name, EnvironmentFault for a file that does not fit.
     """
-    if name == Chars.kind:
-        return Chars.train(sample)
-    if name == Bytes.kind:
-        return Bytes()
-    if size := bpe_size(name):
-        return BPE.train(sample, size, progress)
-    kind, _, path = name.partition(":")
-    if kind == GPT2.kind:
-        if not path:
-            raise UsageError("gpt2 needs a file of merges", "--tokenizer gpt2:merges.txt")
-        return GPT2.from_merges(os.path.expanduser(path))
+    if cls := class_of(name):
+        return cls.made(name, sample, progress)
     if name.endswith(".json"):
         return from_json(read_json(name), name)
     raise unknown("tokenizer", name, TOKENIZERS)
@@ -378,7 +414,7 @@ def bpe_size(name: str) -> int | None:
 
 def from_json(value: dict, source: str = "the file") -> Tokenizer:
     """The tokenizer that gave `value` by `as_json`. Raises EnvironmentFault for anything else."""
-    kinds = {cls.kind: cls for cls in (Chars, Bytes, BPE, GPT2)}
+    kinds = {cls.kind: cls for cls in CLASSES}
     kind = value.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         how = "save one with: minqkv tokenize FILE --save FILE.json"

@@ -23,7 +23,8 @@ def trained(name, config):
 
     if steps := os.environ.get(STEPS):
         with TemporaryDirectory() as folder:
-            return *_train(config.change(steps=int(steps)), f"{folder}/run"), None
+            short = config.change(steps=int(steps), watch=int(steps))  # scored at the end alone
+            return *_train(short, f"{folder}/run"), None
     folder = (WORK / f"{name}-{config.hash[:6]}").as_posix()
     with live(config) as show:
         return *_train(config, folder, show), folder

@@ -1,4 +1,4 @@
-"""Attention over a long cache, a block of positions at a time (the online softmax).
+"""Attention over a long cache, a block of positions at a time: the online softmax.
 
 softmax(s) v is Σ exp(s - m) v / Σ exp(s - m) for any number m, so both sums can be taken over one
 block of keys after another. m is the largest score so far, which keeps exp from overflowing. When a
