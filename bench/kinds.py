@@ -2,8 +2,8 @@
 
 A cache of T - 16 random positions is copied, and the next 16 tokens are decoded onto the copy: this
 is timed, the copying is not. All kinds take turns with PyTorch, which decodes the same tokens onto
-its own preallocated float32 cache, and whose logits must be those of the plain one. Branches are
-several continuations at a time of a plain cache; their times are those of one token of one branch.
+its own preallocated float32 cache; its logits must equal those of the plain cache. Branches are
+several continuations of a plain cache, decoded together; their times are per token and branch.
 """
 
 from functools import partial
@@ -94,7 +94,7 @@ def ours(model, cache, size):
 
 
 def stretches(candidate, calls):
-    """Seconds a token, of a candidate that gives (function, tokens). Only the function is timed."""
+    """Seconds per token, for a candidate that gives (function, tokens); the function is timed."""
     times = []
     for _ in range(calls):
         decode, tokens = candidate()
@@ -128,11 +128,11 @@ def row(size, variant, name, cache, samples, best):
 
 
 TIMES = """\
-µs a token, batch 1; / PyTorch: PyTorch's time over minqkv's, with a float32
-  cache of its own; / plain: over minqkv's plain cache of float32
+µs per token, batch 1; / PyTorch: PyTorch's time over minqkv's, with its own
+  float32 cache; / plain: the time over that of minqkv's plain float32 cache
 A ratio is the median over the rounds [its quartiles]."""
 BYTES = f"""\
-kB: the whole cache; bytes: of each token that it keeps, in all layers
+kB: the whole cache; bytes: per token that it keeps, in all layers
 A ring keeps the last {RING["window"]} tokens and the first {RING["sinks"]};
   branches keep what they share once"""
 

@@ -1,10 +1,10 @@
-"""What a language model costs to train and to write with: `python -m bench.lm`.
+"""The cost of training a language model, and of writing with it: `python -m bench.lm`.
 
-Training: tokens/s of the configurations nano and small (minqkv/configs), by the step that `minqkv
-train` makes, against eager PyTorch with the same weights, data, dropout and AdamW. Without dropout,
-the losses of the first steps must agree. Caches: bench.kinds. Tokenizers: bench.tokenizers.
-Recomputation: time and peak memory of a step on long sequences, with and without it, and the memory
-that `minqkv train` would expect.
+Training: tokens/s of the configurations nano and small (minqkv/configs), for the training step of
+`minqkv train`, against eager PyTorch with the same weights, data, dropout and AdamW. Without
+dropout, the losses of the first steps must agree. Caches: bench.kinds. Tokenizers:
+bench.tokenizers. Recomputation: time and peak memory of a step on long sequences, with and without
+it, and the memory that `minqkv train` estimates.
 """
 
 import tomllib
@@ -36,11 +36,11 @@ VOCABULARIES = {"nano": 66, "small": 1024}  # the characters of tiny Shakespeare
 STEPS, TOLERANCE = 3, 1e-4  # of losses without dropout
 LONG = {"seq_len": 1024, "n_embd": 256, "n_layer": 6, "n_head": 8, "batch": 4}
 QUICK = {"seq_len": 32, "n_embd": 32, "n_layer": 2, "n_head": 2, "batch": 4}
-LIMIT_SECONDS = 300  # of a measurement of memory
+LIMIT_SECONDS = 300  # for a measurement of memory
 
 
 def add_arguments(parser):
-    """Some of the sections; the text of the tokenizers. Two threads unless given."""
+    """Which sections, and the text for the tokenizers. Two threads unless given."""
     chosen(parser, "sections", SECTIONS)
     tokenizers.add_arguments(parser)
     parser.set_defaults(threads=2)
@@ -73,7 +73,7 @@ def training(options, rounds, timing):
 
 
 def train_row(name, config, torch_gpt, rounds, timing):
-    """Time a step of one configuration, of both engines, and the products alone."""
+    """Time a step of one configuration in both engines, and its matrix products alone."""
     progress(f"lm: training {name}")
     agree(config, torch_gpt)
     size = size_of(config)
@@ -114,7 +114,7 @@ def steps(config, torch_gpt=None):
     batch, optimizer = size_of(config).batch(), config.optimizer(model)
     settings = {"lr": recipe.lr, "betas": optimizer.betas, "weight_decay": recipe.weight_decay}
     found = {}
-    if torch_gpt:  # first: it copies the weights, which the step moves
+    if torch_gpt:  # first: it copies the weights, which the step changes
         found = torch_gpt.all_training(model, *batch, **settings)
 
     def step():
@@ -135,7 +135,7 @@ def agree(config, torch_gpt):
 TRAINING = """\
 tokens/s; / PyTorch: minqkv's over those of PyTorch's best of {SDPA,
   written-out attention} x {fused, default AdamW}
-BLAS: the same of the products of a step alone, NumPy's over PyTorch's
+BLAS: the same ratio for the matrix products of a step alone
 / products: the time of minqkv's step over that of its products
 A ratio is the median over the rounds [its quartiles]."""
 

@@ -1,11 +1,11 @@
 """Byte-pair encoding against tiktoken and Hugging Face's tokenizers: `python -m bench.tokenizers`.
 
-Training: seconds to 1,024 tokens, ours and that of `tokenizers` on the same words. Encoding: MB/s
-with the vocabulary that ours has learned, given to the other two, and whether their ids are ours.
-"First" is a tokenizer that has not seen the text, "again" one that has just encoded it: ours and
-`tokenizers` remember words. Once with our pattern of words, which takes bytes and so is compared on
-ASCII alone, and once with GPT-2's, whose ids are also compared on a text of many scripts. What is
-not installed is left out. All of it on one thread.
+Training: seconds to 1,024 tokens, for ours and for `tokenizers`, on the same words. Encoding: MB/s
+of all three with the vocabulary that ours has learned, and whether their ids equal ours. "First" is
+a tokenizer that has not seen the text, "again" one that has just encoded it: ours and `tokenizers`
+remember words. This is done twice: with our pattern of words, which works on bytes and so is
+compared on ASCII only, and with GPT-2's, whose ids are also compared on a text of many scripts. A
+library that is not installed is left out. Everything runs on one thread.
 """
 
 import importlib.metadata
@@ -60,7 +60,7 @@ def sources():
 
 
 def versions():
-    """Of what is compared with; None for what is not installed."""
+    """The versions of the other two; None for one that is not installed."""
     names = ("tiktoken", "tokenizers")
     return {name: importlib.metadata.version(name) if find_spec(name) else None for name in names}
 
@@ -138,7 +138,7 @@ def hf_words(pattern):
 
 
 def hf_trained(text):
-    """`tokenizers` trained on the text. Its end of a document is no token: one fewer than ours."""
+    """`tokenizers` trained on the text. It has no end token, so it gets one token fewer."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

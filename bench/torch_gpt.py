@@ -20,7 +20,7 @@ from .caches import contents, new_ids
 class GPT:
     """ids (B, T) -> logits (B, T, V), with the weights of a minqkv GPT (learned positions).
 
-    Where that model has dropout, it is always on.
+    If that model has dropout, it is always on.
     """
 
     def __init__(self, model, attention="sdpa", device="cpu"):

@@ -18,10 +18,10 @@ class Layer(LayerCache):
         self.capacity = capacity
 
     def write(self, rows, at):
-        """Put rows of tokens at these positions, (T,) or (B, T), behind those that are there."""
+        """Add the rows of tokens at these positions, (T,) or (B, T), after those already stored."""
         at = np.arange(at.stop)[at] if isinstance(at, slice) else at
         at = np.broadcast_to(at, (len(self.held), rows[0].shape[2]))  # (B, T), padding at -1
-        at = np.concatenate([self.held, at], axis=1)  # (B, S + T): nothing is held at -1, too
+        at = np.concatenate([self.held, at], axis=1)  # (B, S + T); -1: nothing
         order = np.argsort(np.where(at < 0, at.max() + 1, at), axis=1)[:, None, :, None]
         both = [np.concatenate(pair, axis=2) for pair in zip(self.rows, rows, strict=True)]
         both = [np.take_along_axis(array, order, axis=2) for array in both]

@@ -17,6 +17,8 @@ from .runtime.errors import UsageError, unknown
 from .tensor import Tensor
 from .variants import POSITIONS, ROPE_VALUES, VariantSpec
 
+LARGEST = 2**31 - 1  # of a size: no larger array can be addressed
+
 
 def sinusoids(n: int, channels: int, width: int | None = None, dtype="float32") -> np.ndarray:
     """(n, channels) fixed channels: sin, cos interleaved, pair k at frequency 10000^(-2k/width).
@@ -38,10 +40,10 @@ def rope_table(n: int, d_head: int, dtype="float32", base: float = 10_000.0) -> 
 def causal_mask(queries: Array, keys: Array, window: int | None = None, sinks: int = 0) -> Array:
     """(T,), (S,) absolute positions -> (T, S), True where a key is not ahead of its query.
 
-    With a `window`, a query sees itself and the window - 1 positions before it, and always the
-    first `sinks` positions. Where positions differ between the rows of a batch, (B, T) or (B, S),
-    the mask is (B, 1, T, S), one for all heads. A key at -1 is no key: nobody sees it. A query at
-    -1 is padding: it sees everything, so that its softmax is finite, and nobody uses the answer.
+    With a `window`, a query sees itself, the window - 1 positions before it, and the first `sinks`
+    positions. If positions differ between the sequences of a batch, (B, T) or (B, S), the mask is
+    (B, 1, T, S), one for all heads. A key at -1 is padding or an empty slot; no query sees it. A
+    query at -1 is padding; it sees everything, only to keep its softmax finite.
     """
     q, k = queries[..., None], keys[..., None, :]  # (T, 1), (1, S)
     seen = (k >= 0) & (k <= q)  # (T, S), or (B, T, S)
@@ -74,8 +76,8 @@ class Plus(Module):
             self.weight = weight.normal((m,), 0.02)
 
     def forward(self, at: slice | np.ndarray) -> tuple[Tensor | None, Tensor | None]:
-        """(temperature (), bias (S,)) for keys at these positions, (B, 1, 1, S) where rows differ;
-        None for the half that an ablation leaves out.
+        """(temperature (), bias (S,)) for keys at these positions; the bias is (B, 1, 1, S) if
+        sequences differ. None for the half that an ablation leaves out.
         """
         temperature = None if self.kind == "bias" else self.weight.sum()
         if self.kind == "temperature":
@@ -96,7 +98,7 @@ class Attention(Module):
     stores turned keys and turns the answer back. `window` and `sinks` are for a cache, which makes
     its own mask (`causal_mask`); without a cache, `mask` says what is seen.
 
-    Positions, `at`, are a slice where the rows of a batch agree, else an array on the host.
+    Positions `at` are a slice if all sequences of a batch agree, else an array (B, T) on the host.
     """
 
     def __init__(
@@ -151,7 +153,7 @@ class Attention(Module):
         `mask` (T, S) or (B, 1, T, S) booleans, True where a key may be seen; without one, each
         token sees all of them. With `cache`, that of this layer, its rows come before those of x,
         and attention is causal, whatever `mask` says. `at`, a slice or (B, T), are the positions of
-        x: the next ones unless given, -1 for padding.
+        x, -1 for padding; unless given, they are the next ones.
         """
         with tracing.scope(self.name):
             if at is None:
@@ -234,11 +236,11 @@ def checked_head_dim(n_embd: int, n_head: int, head_dim: int | None) -> int:
 
 
 def check_window(window: int | None, sinks: int) -> None:
-    """Refuse what no window can be. Raises UsageError."""
-    if window is not None and (not isinstance(window, int) or window < 1):
-        raise UsageError(f"window must be a whole number of at least 1, not {window!r}")
-    if not isinstance(sinks, int) or sinks < 0:
-        raise UsageError(f"sinks must be a whole number, 0 or more, not {sinks!r}")
+    """Raises UsageError if there can be no such window."""
+    if window is not None and (not isinstance(window, int) or not 1 <= window <= LARGEST):
+        raise UsageError(f"window must be a whole number from 1 to {LARGEST:,}, not {window!r}")
+    if not isinstance(sinks, int) or not 0 <= sinks <= LARGEST:
+        raise UsageError(f"sinks must be a whole number from 0 to {LARGEST:,}, not {sinks!r}")
     if sinks and window is None:
         raise UsageError(f"{sinks} sinks without a window: every token sees them anyway")
 

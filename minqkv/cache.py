@@ -4,9 +4,9 @@ A layer's cache holds the rows that `Attention.store` gives, one buffer for each
 capacity, width), allocated once. Designs with K = V store one row per token and head: there is no
 second buffer, and `Attention.read` makes both keys and values from it.
 
-Every sequence of a batch has a length of its own. A token at position p lies in slot p, so shorter
-sequences leave slots unused at the end, and no query sees them: their positions are ahead of it.
-Other kinds of cache are in the folder caches/.
+Each sequence of a batch has its own length. The token at position p is in slot p, so a shorter
+sequence leaves slots unused at the end. Its queries do not see these slots, because their positions
+come after the queries. Other kinds of cache are in the folder caches/.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .tensor import Tensor, grad_wanted
 def next_positions(
     ends: int | np.ndarray, n: int, pad: np.ndarray | None = None
 ) -> slice | np.ndarray:
-    """Positions of the n tokens after `ends`, a number or (B,): a slice, or (B, n) where rows
-    differ. The first pad[b] tokens of row b are padding, at -1.
+    """Positions of the next n tokens after the first `ends`, a number or (B,): a slice, or (B, n)
+    if sequences differ. The first pad[b] tokens of sequence b are padding, at position -1.
     """
     if pad is None and not isinstance(ends, np.ndarray):
         return slice(ends, ends + n)
@@ -37,19 +37,19 @@ def next_positions(
 
 
 def agreed(ends: int | np.ndarray) -> int | np.ndarray:
-    """One number where all rows agree, else (B,)."""
+    """One number if all sequences agree, else (B,)."""
     if isinstance(ends, np.ndarray) and (ends == ends[0]).all():
         return int(ends[0])
     return ends
 
 
 class LayerCache:
-    """The rows of one layer. `stored` is (heads, width) of each array kept of a token.
+    """The stored rows of one layer. `stored` lists (heads, width) of each array kept per token.
 
-    `ends` is how many positions are stored: a number where all sequences agree, else (B,). What all
-    methods ask of a buffer is its layout, (B, heads, slots, ...). So another kind of layer may hold
-    other buffers: `arrays` names them, `per_row` of them for each array of `stored`, `pack` makes
-    what they hold from rows, and `unpack` rows from that.
+    `ends` is how many positions are stored: a number if all sequences agree, else (B,). A buffer is
+    (B, heads, slots, ...). Another kind of layer may have other buffers, `per_row` of them for each
+    entry of `stored`: `arrays` gives their shapes, `pack` turns rows into what they hold, and
+    `unpack` turns that into rows again.
     """
 
     per_row = 1
@@ -68,28 +68,28 @@ class LayerCache:
 
     @staticmethod
     def pack(rows: Sequence[Array], dtype) -> Sequence[Array]:
-        """New rows as they are stored, an array for each buffer."""
+        """New rows in the form in which they are stored: one array for each buffer."""
         return [row if row.dtype == dtype else row.astype(dtype) for row in rows]
 
     @staticmethod
     def unpack(stored: Sequence[Array], dtype) -> tuple[Array, ...]:
-        """What is stored as rows, in the dtype of the computation."""
+        """Stored arrays as rows again, in the dtype of the computation."""
         return tuple(
             [row if row.dtype == dtype else backend.converted(row, dtype) for row in stored]
         )
 
     def __len__(self) -> int:
-        """Positions of the longest sequence."""
+        """The length of the longest sequence."""
         return self.ends if isinstance(self.ends, int) else int(self.ends.max())
 
     @property
     def lengths(self) -> np.ndarray:
-        """(B,) positions of each sequence."""
+        """(B,): the length of each sequence."""
         return np.full(self.buffers[0].shape[0], self.ends)
 
     @property
     def used(self) -> int:
-        """Slots in use; what a shorter sequence has there is never seen, but finite."""
+        """Slots in use by the longest sequence. In a shorter one, the rest is finite but unseen."""
         return min(len(self), self.buffers[0].shape[2])
 
     @property
@@ -100,7 +100,7 @@ class LayerCache:
 
     @property
     def held(self) -> np.ndarray:
-        """(B, S) the positions that the slots in use hold, -1 for none."""
+        """(B, S): the position that each slot in use holds, -1 for none."""
         slots = np.arange(self.used)
         return np.where(slots < self.lengths[:, None], slots, -1)
 
@@ -118,23 +118,22 @@ class LayerCache:
     ) -> Tensor:
         """Append new rows, then answer queries q (B, H, T, d) with all that is stored.
 
-        `at` are the positions of the queries and of the new rows, `next` of this cache. Each query
-        sees the keys that are not ahead of it, within the window of `attention`; of these, `mask`
-        (T, S + T) may hide some. What is stored is a constant: gradients reach the queries, not the
-        rows.
+        `at` are the positions of the queries and of the new rows, as `next` gives them. Each query
+        sees the keys that do not come after it, within the window of `attention`; `mask` (T, S + T)
+        may hide some of them. Stored rows are constants: gradients reach only the queries.
         """
         before = self.ends
         try:
             mask = self._seen(attention, at, q.data.shape[2], mask)
             stored = self.append(*[row.data for row in rows], at=at)
             return self.read(attention, q, stored, slice(0, len(self)), mask)
-        except BaseException:  # what is refused, or interrupted, changes nothing
+        except BaseException:  # a call that is refused or interrupted changes nothing
             self.trim(before)
             raise
 
     def read(self, attention, q, stored, at, mask):
-        """Answer queries with stored arrays at positions `at`, converted a block at a time where
-        one conversion of all of them would be for a few queries only.
+        """Answer queries with stored arrays at positions `at`. For a few queries on a long cache of
+        another dtype, the arrays are converted one block at a time.
         """
         tracing.probe("cache.k", stored[0])
         tracing.probe("cache.v", stored[-self.per_row])
@@ -146,7 +145,7 @@ class LayerCache:
         return online.answer(self.part(attention, q.data, stored, at, mask))
 
     def part(self, attention, q, stored, at, mask):
-        """What queries find in stored arrays; see `online.part`."""
+        """The part of the answers that comes from stored arrays; see `online.part`."""
         n, dtype = stored[0].shape[2], q.dtype
         step = n if stored[0].dtype == dtype else online.BLOCK
 
@@ -156,7 +155,7 @@ class LayerCache:
         return online.in_blocks(attention, q, rows, at, mask, n, step)
 
     def _seen(self, attention, at, n, mask):
-        """The mask of positions, and of these only what `mask` shows; None: everything is seen."""
+        """What queries see, by their positions and by `mask`; None: everything."""
         end = max(len(self), last(at) + 1)
         if mask is not None and (mask.shape != (n, end) or mask.dtype != bool):
             raise UsageError(f"attention: a mask is boolean, of shape {(n, end)}")
@@ -169,8 +168,9 @@ class LayerCache:
     def mask(
         self, new: int | slice | np.ndarray, window: int | None = None, sinks: int = 0
     ) -> Array:
-        """(T, S + T), for T new tokens about to be appended, a number or their positions: True
-        where a key is not ahead; see `causal_mask`. Where rows differ, (B, 1, T, S + T).
+        """The mask (T, S + T) of T tokens about to be appended; `new` is their number or positions.
+        True where a key does not come after the query; see `causal_mask`. If sequences differ, it
+        is (B, 1, T, S + T).
         """
         at = new if isinstance(new, (slice, np.ndarray)) else self.next(new)
         keys = backend.xp.arange(max(len(self), last(at) + 1))
@@ -178,9 +178,9 @@ class LayerCache:
         return causal_mask(queries, keys, window, sinks)
 
     def append(self, *rows: Array, at: slice | np.ndarray | None = None) -> tuple[Array, ...]:
-        """Store new rows, (B, heads, T, width) each; returns `rows` so far.
+        """Store new rows, (B, heads, T, width) each; returns all stored arrays so far.
 
-        Raises UsageError, before anything is changed, when they do not fit.
+        Raises UsageError, before anything is changed, if they do not fit.
         """
         at = self.next(rows[0].shape[2]) if at is None else at
         self.check(rows, last(at) + 1)
@@ -189,7 +189,7 @@ class LayerCache:
         return self.rows
 
     def check(self, rows: tuple[Array, ...], end: int) -> None:
-        """Refuse new rows, the last at position end - 1, that do not fit. Raises UsageError."""
+        """Raises UsageError if new rows, the last at position end - 1, do not fit."""
         if len(rows) != len(self.stored):
             n = len(self.stored)
             kept = f"{n} array{'s' if n > 1 else ''} per token"
@@ -204,7 +204,7 @@ class LayerCache:
             raise UsageError(why, "ask for a larger capacity")
 
     def write(self, rows: tuple[Array, ...], slots: slice | np.ndarray) -> None:
-        """Put packed rows into these slots, a slice or (B, T); where a slot is -1, nothing."""
+        """Write packed rows to these slots, a slice or (B, T); a row with slot -1 is left out."""
         if isinstance(slots, slice):
             for row, buffer in zip(rows, self.buffers, strict=True):
                 buffer[:, :, slots] = row
@@ -217,7 +217,7 @@ class LayerCache:
             buffer[b, :, slot] = row[b, :, t]  # (N, heads, width)
 
     def after(self, at: slice | np.ndarray) -> int | np.ndarray:
-        """`ends` when tokens at these positions have been appended."""
+        """The value of `ends` after tokens at these positions have been appended."""
         if isinstance(at, slice):
             return at.stop
         return agreed(self.ends + (at >= 0).sum(axis=1))  # (B,)
@@ -234,7 +234,7 @@ class LayerCache:
             raise UsageError("positions that this cache cannot hold")
 
     def take(self, other: LayerCache, rows: np.ndarray) -> None:
-        """Become a copy of some rows of another cache's batch, integers on the host."""
+        """Become a copy of some sequences of another layer; `rows` are integers on the host."""
         ids, used = backend.upload(rows), other.used
         for mine, theirs in zip(self.buffers, other.buffers, strict=True):
             mine[:, :, :used] = theirs[ids, :, :used]
@@ -242,7 +242,7 @@ class LayerCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the slots in use, each sequence by its own length."""
+        """Bytes of the slots in use, counting each sequence by its own length."""
         slots = np.minimum(self.lengths, self.buffers[0].shape[2])  # (B,)
         return int(slots.sum()) * sum(buffer[0, :, :1].nbytes for buffer in self.buffers)
 
@@ -256,14 +256,14 @@ class KVCache:
     """The caches of all layers, for `batch` sequences of up to `capacity` positions.
 
     `stored` has an entry for each layer, its `VariantSpec.stored`: (heads, width) of each array
-    that is kept of a token. Bytes: positions · Σ heads · width · itemsize (paper, section 4), over
+    that is kept per token. Bytes: positions · Σ heads · width · itemsize (paper, section 4), over
     all sequences and layers: `nbytes` for the positions in use, `capacity_nbytes` for what is
     allocated.
 
     Another kind of cache is a class derived from this one: `layer_kind` is the class of its layers,
-    `takes` names what its constructor wants to know of a model's configuration, and
-    `bytes_per_token` is its formula. `shareable` says that sequences may be shared out to several
-    cores (`views`).
+    `takes` names the fields of a model's configuration that its constructor needs, and
+    `bytes_per_token` is its formula. `shareable` says whether several cores may each take some of
+    the sequences (`views`).
     """
 
     layer_kind, takes, shareable = LayerCache, (), True
@@ -284,12 +284,12 @@ class KVCache:
         self.layers = [self.layer_kind(*size, **options) for size in sizes]
 
     def __len__(self) -> int:
-        """Positions of the longest sequence. The last layer is the last to grow."""
+        """The length of the longest sequence. The last layer is the last to grow."""
         return len(self.layers[-1])
 
     @property
     def lengths(self) -> np.ndarray:
-        """(B,) positions of each sequence."""
+        """(B,): the length of each sequence."""
         return self.layers[-1].lengths
 
     @property
@@ -306,9 +306,9 @@ class KVCache:
         return self.layers[0].mask(n_new)
 
     def trim(self, n: int | Sequence[int]) -> None:
-        """Keep the first n positions, of all sequences or one number for each; the buffers stay.
+        """Keep the first n positions: one number for all sequences, or one for each; buffers stay.
 
-        Raises UsageError, before anything is changed, where there are not as many.
+        Raises UsageError, before anything is changed, if a sequence has fewer positions.
         """
         ends, lengths = np.asarray(n), self.lengths
         whole = ends.dtype.kind in "iu" and ends.shape in ((), lengths.shape)
@@ -320,9 +320,9 @@ class KVCache:
             layer.trim(ends)
 
     def clone(self, rows: Sequence[int] | None = None) -> KVCache:
-        """A cache of its own with the same contents.
+        """A separate cache with the same contents.
 
-        `rows`: only these rows of the batch (integers on the host, repeats allowed).
+        `rows`: only these sequences of the batch (integers on the host, repeats allowed).
         """
         rows = np.asarray(range(self.batch) if rows is None else rows)
         twin = type(self)(self.stored, len(rows), self.capacity, self.dtype, **self.options)
@@ -332,9 +332,9 @@ class KVCache:
         return twin
 
     def views(self, rows: slice) -> list[LayerCache]:
-        """The layer caches of some sequences of the batch, on the same memory.
+        """The layers of some sequences of the batch, which share its memory.
 
-        For sequences of equal length. What is appended counts here after `grow`.
+        All sequences must have the same length. Call `grow` to count what the views have appended.
         """
         layers = [copy.copy(layer) for layer in self.layers]
         for layer in layers:
@@ -342,13 +342,13 @@ class KVCache:
         return layers
 
     def grow(self, n: int) -> None:
-        """Count n more positions, which views of all sequences have written."""
+        """Count n more positions, after views have written them for all sequences."""
         for layer in self.layers:
             layer.ends += n
 
     @staticmethod
     def bytes_per_token(stored: list[tuple], dtype) -> int:
-        """What a token takes in a layer: Σ heads · width · itemsize (paper, section 4)."""
+        """Bytes per token in one layer: Σ heads · width · itemsize (paper, section 4)."""
         return sum(heads * width for heads, width in stored) * np.dtype(dtype).itemsize
 
     @property

@@ -95,8 +95,8 @@ def gelu(x: Tensor) -> Tensor:
     NumPy cannot compute.
 
     In place, y goes from u = c (x + a x³) to tanh u, Φ = (1 + tanh u) / 2 and x Φ, and slope from
-    x² to 2 u' and Φ + 2 x u' Φ (1 - Φ), the derivative. A piece of the array at a time makes all
-    these passes: it stays in the processor's cache.
+    x² to 2 u' and Φ + 2 x u' Φ (1 - Φ), the derivative. All these
+    passes are made over one piece of the array at a time, which stays in the processor's cache.
     """
     y, slope = backend.xp.empty(x.shape, x.dtype), None
     if grad_wanted(x):  # computed now, so that backward is one product
@@ -329,7 +329,7 @@ class _Attention:
         return self.unfold(d_scaled), dk, dv, db
 
     def bias_gradient(self, d_scores):
-        """Scores (B, H, t, end), summed over all that share a number of the bias."""
+        """The gradient of the scores, (B, H, t, end), summed to the shape of the bias."""
         if self.bias.ndim == 1:
             return backend.column_sum(d_scores)  # (end,)
         return d_scores.sum(axis=(1, 2), keepdims=True)  # (B, 1, 1, end)

@@ -22,15 +22,15 @@ from .tensor import no_grad
 class Sampling:
     """How new tokens are chosen.
 
-    `temperature` 0 is greedy; otherwise a token is drawn from softmax(logits / temperature), over
-    the `top_k` likeliest (None: all), and of these over the fewest whose probability reaches
-    `top_p` (None: all; "nucleus sampling"). A row that has drawn the token `end` is finished. Of
-    each prompt, `samples` continuations are drawn.
+    `temperature` 0 is greedy. Otherwise a token is drawn from softmax(logits / temperature), over
+    the `top_k` likeliest tokens (None: all), and of these over the fewest whose probabilities add
+    up to `top_p` (None: all; "nucleus sampling"). A row that has drawn the token `end` is finished.
+    Each prompt is continued `samples` times.
 
     **Random numbers.** Row r draws its token i with the numbers r·V to (r + 1)·V - 1 of the stream
-    (seed, i), V the size of the vocabulary. So equal prompts in a batch differ, and what a row
-    draws depends on its number, not on the rows beside it. The rows of a batch count from
-    `first_row`: row r of a batch is what its prompt gives alone with first_row=r.
+    (seed, i), where V is the size of the vocabulary. So equal prompts in a batch are continued
+    differently, and what a row draws depends on its number, not on the other rows. Rows are
+    numbered from `first_row`: alone, with first_row=r, a prompt gives what it gives as row r.
     """
 
     temperature: float = 0.0
@@ -73,7 +73,7 @@ def generate(
 
     Shorter prompts are padded on the left, with -1. With n samples of each prompt there are B·n
     rows: n of the first prompt, then n of the second. `new` is `max_new_tokens`, or less where all
-    rows have reached the end token. Arguments and errors are those of `iter_tokens`.
+    rows have drawn the end token. Arguments and errors are those of `iter_tokens`.
     """
     samples = Sampling(temperature, **sampling).samples
     options = {"use_cache": use_cache, "cache": cache, **sampling}
@@ -101,9 +101,9 @@ def iter_tokens(
     Every row gives what it would give alone. With `samples` n each prompt is read once, and tokens
     are (B·n,). A finished row gives `end` again; when all rows are finished, generation stops.
 
-    With `use_cache` prompts are read at once and then a token at a time; without, the whole prefix
-    is computed again at every step. `cache` is a `model.new_cache(B·n)`, given to look at it
-    meanwhile or afterwards; if it holds something, `ids` continue that.
+    With `use_cache`, prompts are read in one piece, then one token at a time. Without it, the whole
+    sequence is computed again at every step. Pass a `cache`, a `model.new_cache(B·n)`, to look at
+    it during or after generation; if it holds something already, `ids` continue that.
 
     Raises UsageError, before the first token, for an empty prompt, for ids out of range, and for
     more tokens than the model has positions.
@@ -112,10 +112,10 @@ def iter_tokens(
     ids, pad = _as_batch(ids)
     held, n_rows = 0 if cache is None else len(cache), len(ids) * how.samples
     if held and not use_cache:
-        raise UsageError(f"the cache holds {held} positions, and it is not to be used")
+        raise UsageError(f"the cache holds {held} positions, but use_cache is false")
     _check(model.config, held + ids.shape[1], max_new_tokens, how.end)
     if cache is not None and cache.batch != n_rows:
-        why = f"the cache stores {cache.batch} sequences, and {n_rows} are to be written"
+        why = f"the cache has room for {cache.batch} sequences, but {n_rows} are generated"
         raise UsageError(why, f"model.new_cache({n_rows})")
     if use_cache and cache is None:
         cache = model.new_cache(n_rows, max(1, ids.shape[1] + max_new_tokens - 1))
@@ -147,7 +147,7 @@ def _tokens(model, prompts, pad, max_new_tokens, how, cache):
 
 
 def _read(model, prompts, pad, rows, cache):
-    """Logits after the prompts, for each row; several samples of a prompt share its computation."""
+    """Logits of the prompts, for each row; several samples of a prompt read it once."""
     if len(rows) == len(prompts):
         return model(prompts, cache=cache, pad=pad)
     once = cache.clone(range(0, len(rows), len(rows) // len(prompts)))  # empty, B sequences
@@ -192,13 +192,13 @@ def nucleus(logits: np.ndarray, top_p: float) -> np.ndarray:
 def compare_cache(
     model: GPT, ids: Sequence, max_new_tokens: int, options: dict | None = None, **sampling
 ) -> dict:
-    """Decode with and without the cache; for each: ids, new tokens of a row, seconds,
-    tokens/s, and bytes in the cache.
+    """Decode with and without the cache; for each: ids, new tokens per row, seconds, tokens/s, and
+    bytes in the cache.
 
-    `options` are for `model.new_cache`. Tokens after the end of a row count as tokens.
+    `options` are for `model.new_cache`. Tokens after the end of a row are counted too.
     """
     report, n_rows = {}, len(ids) * Sampling(**sampling).samples
-    generate(model, ids, 1, **sampling)  # the first call pays for what the later ones share
+    generate(model, ids, 1, **sampling)  # a warm-up: the first call takes longer
     for name, use_cache in (("cached", True), ("uncached", False)):
         cache = model.new_cache(n_rows, **options or {}) if use_cache else None
         began = time.perf_counter()
@@ -216,8 +216,8 @@ def compare_cache(
 
 
 def _as_batch(ids):
-    """Prompts as ids (B, T), padded on the left with 0, and how much of each row is padding, (B,);
-    None where they are equally long.
+    """Prompts as ids (B, T), padded on the left with 0, and the padding of each row, (B,); None if
+    all have the same length.
     """
     rows = [np.asarray(row) for row in ids]
     if any(row.ndim != 1 for row in rows):

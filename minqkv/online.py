@@ -19,7 +19,7 @@ from .runtime.backend import Array
 from .tensor import Tensor
 
 BLOCK = 1024  # positions of a block
-FEW = 64  # of more queries than that, the scores are larger than a copy of all rows
+FEW = 64  # with more queries than this, the scores are larger than a copy of all rows
 
 Part = tuple[Array, Array, Array]  # (mixed, total, peak): see `part`
 
@@ -31,10 +31,11 @@ def part(
     at: slice | np.ndarray,
     mask: Array | None = None,
 ) -> Part:
-    """What queries q (B, H, T, d) find in rows stored at positions `at`, with `mask` as for
-    `Attention.attend`.
+    """The part of the answers to queries q (B, H, T, d) that comes from rows stored at positions
+    `at`; `mask` as for `Attention.attend`.
 
-    Σ exp(s - peak) v (B, H, T, d_v), Σ exp(s - peak), and the largest score, `peak`: (B, H, T, 1).
+    Returns Σ exp(s - peak) v, (B, H, T, d_v), and two arrays (B, H, T, 1): Σ exp(s - peak), and
+    `peak`, the largest score.
     """
     k, v = (row.data for row in attention.read([Tensor(row) for row in rows], at))
     temperature, bias = attention.plus(at) if attention.spec.plus else (None, None)
@@ -55,14 +56,14 @@ def part(
 
 
 def merge(a: Part, b: Part) -> Part:
-    """Two parts of the keys as one."""
+    """Combine the parts that come from two sets of keys."""
     peak = backend.xp.maximum(a[2], b[2])
     x, y = backend.xp.exp(a[2] - peak), backend.xp.exp(b[2] - peak)  # (B, H, T, 1)
     return a[0] * x + b[0] * y, a[1] * x + b[1] * y, peak
 
 
 def answer(found: Part) -> Tensor:
-    """What attention gives when all parts have been merged: (B, H, T, d_v), a constant."""
+    """The output of attention from all parts, merged: (B, H, T, d_v), a constant."""
     mixed, total, _ = found
     return Tensor(mixed / total)
 
@@ -76,7 +77,7 @@ def in_blocks(
     n: int,
     step: int,
 ) -> Part:
-    """`part` of n stored rows, `step` at a time: `rows` gives those of a slice."""
+    """`part` of n stored rows, `step` rows at a time; `rows(slice)` gives those of a slice."""
 
     def block(piece):
         shown = None if mask is None else mask[..., piece]

@@ -3,7 +3,7 @@
     config.json      what the run is: written first, never changed
     metrics.jsonl    step, loss and learning rate, a line appended after each step
     checkpoint.npz   the model, the optimiser and how many steps they have made: replaced whole
-    best.npz         the model at its best validation score, where the run watches that
+    best.npz         the model at its best validation score, if the run watches that
     result.json      the score: written last
 
 A run resumes from its checkpoint: metrics beyond it are cut off, and the loop continues with the
@@ -15,9 +15,9 @@ The files are bound together. Each carries the hash of the configuration. Each l
 also carries a checksum of itself and all lines before it. The checkpoint stores the last of these,
 and the checksum of the result continues from it.
 
-Which score is the best follows from the metrics alone. A new best is kept in this order: its line,
-a checkpoint, best.npz. So at any moment the best model up to the checkpoint is in best.npz, unless
-the checkpoint itself is the best; then best.npz is written again on resume.
+The metrics alone decide which score is best. A new best is saved in this order: its line in the
+metrics, a checkpoint, best.npz. So at any moment the best model up to the checkpoint is in
+best.npz, unless the checkpoint itself is the best; then best.npz is written again on resume.
 """
 
 import hashlib
@@ -147,9 +147,9 @@ def _sorted_out(given, cls, task):
 
 @dataclass(frozen=True)
 class Step:
-    """What the caller of `train_run` is told after each step: how many are `done` of `steps`, how
-    many tokens it read and how many seconds it took, the loss before it, the validation score if it
-    was measured now, which is not in those seconds, and the model, not to be changed.
+    """What the caller of `train_run` is told after each step: how many of the `steps` are `done`,
+    how many tokens the step read, the seconds it took without scoring, the loss before it, the
+    validation score if it was measured now, and the model, which must not be changed.
     """
 
     done: int
@@ -175,7 +175,7 @@ def train_run(
     metric, with the last weights. If the recipe has `watch`, it also has `curve`, pairs (steps,
     score) on the validation split; `best`, the steps after which that score was best (the first of
     equals); and `reached`, the steps after which it first was `task.learned` or better. The latter
-    two are None where there are no such steps. Raises UsageError when the folder holds another run;
+    two are None if there are no such steps. Raises UsageError when the folder holds another run;
     Diverged; EnvironmentFault, also while another process uses the folder.
     """
     set_threads(config.threads)
@@ -183,12 +183,12 @@ def train_run(
         model = config.build()
     if ":" in config.task.name:
         try_out(config.task, model, config.seed)
-    if out is None:
-        return model, _train_and_score(config, model, None, progress)
-    if resume and (result := _finished(config, model, out)):
+    if out and resume and (result := _finished(config, model, out)):
         return model.eval(), result
     with blaming(config.task.name):
-        config.task.batch(config.seed, 0, 1)  # what it refuses, it refuses before there is a folder
+        config.task.check_data()
+    if out is None:
+        return model, _train_and_score(config, model, None, progress)
     files.make_folder(out)
     with locked(out):
         folder = RunFolder(out, config, resume)
@@ -527,8 +527,8 @@ def load_run(
     path: str | Path, own: type | None = None, best: bool = False
 ) -> tuple[Module, RunConfig]:
     """The model of a run folder, at its last checkpoint, and its configuration. `own` is the class
-    of a task of yours. With `best`, the model at its best validation score so far. Raises
-    EnvironmentFault, and UsageError where a run has no best.
+    of a task of yours. With `best`, it is the model at its best validation score so far. Raises
+    EnvironmentFault, and UsageError if the run has no best.
     """
     (config, bound), path = read_config(path, own), Path(path)
     model = config.build()
@@ -555,7 +555,7 @@ def _load_best(path, task, bound, model, done):
 
 
 def read_metrics(path: str | Path) -> list[dict]:
-    """The metrics of a run folder, step by step. A line that is not whole ends them."""
+    """The metrics of a run folder, step by step, up to the first incomplete line."""
     found = []
     with suppress(ValueError):
         for line in _lines(Path(path) / "metrics.jsonl"):

@@ -213,9 +213,9 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """function(x), of which only x is kept: backward computes the rest again, and then uses it.
 
     This costs another forward pass and saves the memory of all arrays inside. The gradients, also
-    of parameters inside, have the same bits, if `function` gives the same result both times; it
-    sees the context variables of the first. Under a trace, under MINQKV_DEBUG, and where x needs no
-    gradient, it is called as it is.
+    those of parameters inside, have the same bits if `function` gives the same result both times;
+    both calls see the same context variables. Under a trace, under MINQKV_DEBUG, or if x needs no
+    gradient, `function` is simply called.
     """
     if DEBUG or tracing.active is not None or not grad_wanted(x):
         return function(x)

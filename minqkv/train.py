@@ -88,8 +88,8 @@ def train_step(
 
     Fetching that number is the only time the host waits for a GPU. Targets of -100 do not count;
     `clip` bounds the norm of the gradient (None: no bound). The batch is computed in `accumulate`
-    parts one after the other, which need less memory; the result is that of one part, but for
-    rounding. Dropout masks depend on how many steps the optimiser has made. Raises UsageError while
+    parts, one after the other, to save memory; up to rounding, the result is the same. Dropout
+    masks depend on how many steps the optimiser has made. Raises UsageError while
     another thread trains this model or decodes with it.
     """
     with training(model):
@@ -112,9 +112,10 @@ def loss_and_gradients(
 
     Gradients are added to those of the parameters. With several threads the batch is cut into
     shards: each runs on a replica of the model (the same weights, gradients of its own) and counts
-    by its share, weight(its targets) / weight(y); then the gradients are added up. So are those of
-    the `accumulate` parts that the batch is computed in. With several ranks, each does so with its
-    own rows: the loss is that of the whole batch, and the optimiser's step adds up the gradients.
+    by its share, weight(its targets) / weight(y); then the gradients are added up. With
+    `accumulate`, the batch is computed in that many parts, whose gradients are added up as well.
+    With several ranks, each computes its own rows: the loss is that of the whole batch, and the
+    optimiser's step adds up the gradients.
     Raises UsageError when x and y differ in shape, or no target counts.
     """
     x, y = np.asarray(x), np.asarray(y)

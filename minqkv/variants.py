@@ -35,6 +35,7 @@ VARIANTS = {  # canonical name -> what differs from qkv; N is a number of KV hea
 }
 NAMES = tuple(VARIANTS)
 WIDEST_KEY = 1 << 16
+DEEPEST = 10_000  # layers
 _ALIASES = {"mha": "qkv", "q-k-v": "qkv", "q=k": "q=k-v", "k=v": "q-k=v"}
 PLUS = {"": None, "+": "full", "+temperature": "temperature", "+bias": "bias"}
 
@@ -252,6 +253,8 @@ def layer_specs(variant: str | VariantSpec, n_layer: int, n_head: int) -> tuple[
     """The variant of each layer. "qkv/q-k=v" names one for each of two layers; deeper models repeat
     them. Raises UsageError where there are more names than layers.
     """
+    if n_layer > DEEPEST:
+        raise UsageError(f"n_layer {n_layer} is too large", f"at most {DEEPEST:,}")
     names = variant.split("/") if isinstance(variant, str) else [variant]
     specs = [VariantSpec.parse(name).for_heads(n_head) for name in names]
     if len(specs) > n_layer:

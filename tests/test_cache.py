@@ -488,7 +488,7 @@ def test_bytes_of_sequences_of_different_length(backend):
 
 
 def test_speculation_in_a_batch(backend, rng):
-    """Read a guess, keep what was right of it, for each row, and go on."""
+    """Read a guess, keep the right part of it in each sequence, and continue."""
     model, ids = gpt("gqa-2", position="rope"), rng.integers(0, 11, (3, T))
     expected, cache = host(model(ids)), model.new_cache(3)
     model(ids[:, :4], cache=cache)
@@ -530,7 +530,7 @@ def test_positions_end_for_the_longest_sequence():
 
 
 def test_a_single_token_of_equal_rows_needs_no_mask(monkeypatch, rng):
-    """Nor a copy: it is what decoding spends its time on."""
+    """Nor a copy: most of the time of decoding is spent here."""
     model, seen = gpt("q-k=v"), []
     cache = model.new_cache(2)
     model(rng.integers(0, 11, (2, 3)), cache=cache, pad=[0, 1])

@@ -1,6 +1,7 @@
 """Other kinds of cache: read in blocks, int8, branches, files; what rounding does; check-cache."""
 
 import json
+import zipfile
 from itertools import product
 
 import numpy as np
@@ -37,12 +38,12 @@ FEW = ["qkv", "q=k=v+", "q-gqa-2", "thin-2"]
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """So that a cache of the tests has several."""
+    """Small blocks, so that the caches of the tests have several."""
     monkeypatch.setattr(online, "BLOCK", 5)
 
 
 def broken(case, names=LAWS):
-    """Law -> error or fault, of those that do not hold at 1e-10."""
+    """Law -> error or fault, for the laws that are broken at 1e-10."""
     found = ((law, fault or error) for law, error, fault in laws(case) if law in names)
     return {law: what for law, what in found if isinstance(what, str) or not what <= 1e-10}
 
@@ -130,7 +131,7 @@ def test_blocks_are_the_whole(variant, backend, rng):
 
 
 def test_a_merge_must_rescale(monkeypatch, small_blocks):
-    """By the largest score so far."""
+    """Each part is scaled by the largest score so far."""
 
     def sums_only(a, b):
         return a[0] + b[0], a[1] + b[1], backends.xp.maximum(a[2], b[2])
@@ -387,6 +388,9 @@ def test_what_branches_refuse(rng):
     for n in (0, 1.5):
         with pytest.raises(UsageError, match="at least 1"):
             BranchCache(cache, n)
+    for capacity in (3, -1):
+        with pytest.raises(UsageError, match="less than the prefix of 4"):
+            BranchCache(cache, 2, capacity)
     assert (twin.lengths.tolist(), twin.nbytes) == before
     model(rng.integers(0, 11, (4, 1)), cache=twin)
 
@@ -442,7 +446,7 @@ def read_some(model, cache, rng):
 
 @pytest.mark.parametrize("name", SAVED)
 def test_saved_and_loaded_is_the_same(name, backend, rng, tmp_path):
-    """To the bit, and so is what comes next; a trim has left something behind that is not saved."""
+    """A loaded cache has the same bits, and so does what follows. Trimmed rows are not saved."""
     path = tmp_path / "prompt"
     for variant, position in (("q-gqa-2", "rope"), ("q=k-v+", "learned")):
         model = model_of(variant, position, window=WINDOW, sinks=SINKS)
@@ -500,6 +504,8 @@ def test_what_cannot_be_saved(rng, tmp_path):
     for other in (own, BranchCache(cache, 2)):
         with pytest.raises(UsageError, match="cannot be saved"):
             caches.save(other, tmp_path / "a", model)
+    with pytest.raises(UsageError, match="of another model"):
+        caches.save(cache, tmp_path / "a", model_of("q-k=v"))
     assert not list(tmp_path.iterdir())
     with pytest.raises(EnvironmentFault, match="cannot write"):
         caches.save(cache, tmp_path, model)
@@ -537,6 +543,17 @@ def test_another_model_is_refused(file):
             caches.load(path, other)
 
 
+def test_a_file_that_unpacks_to_more_than_its_size_is_not_unpacked(rng, tmp_path):
+    model, path = model_of(), tmp_path / "a"
+    cache = model.new_cache(1)
+    model([[1, 2]], cache=cache)
+    caches.save(cache, path, model)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("9.0.npy", bytes(1 << 20))
+    with pytest.raises(EnvironmentFault, match="unpacks to more than its own size"):
+        caches.load(path, model)
+
+
 def edited(path, change):
     """Write the file again, its (about, arrays) changed."""
     about, arrays = read_arrays(path, saved.KIND)
@@ -545,7 +562,7 @@ def edited(path, change):
 
 
 def put(where, key, value):
-    """A change of the file: an item of its dict 0 or 1; None removes it."""
+    """A change of the file: an item of its dict 0 or 1 is replaced; None removes it."""
 
     def change(*parts):
         if value is None:
@@ -692,6 +709,13 @@ class Forgets(LayerCache):
     def write(self, rows, at):
         super().write([row * 0.999 for row in rows], at)
 
+class Infinite(LayerCache):
+    def write(self, rows, at):
+        super().write([row / 0 for row in rows], at)
+
+class Overflows(KVCache):
+    layer_kind = Infinite
+
 class Raises(KVCache):
     layer_kind = Lazy
 
@@ -749,6 +773,13 @@ def test_exceptions_of_the_user_are_findings(name, says, own):
     assert f"mqa, learned: {says}" in out
     assert "and more" not in out
     assert "bug in minqkv" not in out + err
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_a_wrong_cache_computes_is_no_warning(own):
+    code, out, _ = own("Overflows")
+    assert code == 1
+    assert "Warning" not in out
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_a_kind_of_cache(copy):
     assert decodes(copy, "cache")
     args = ("generate", "cache", "1 2 3", "--cache")
     code, _, err = command(copy, *args, "float64", "--show-cache")
-    assert (code, "as by the formula" in err) == (0, True), err
+    assert (code, "as the formula says" in err) == (0, True), err
     assert "did you mean float64" in command(copy, *args, "flaot64")[2]
 
 

@@ -548,6 +548,61 @@ def test_a_corpus_json_that_is_none(about, message):
     prepare("b.txt", "bytes")  # another one's damage does not matter
 
 
+@pytest.mark.parametrize("field", corpus.ABOUT)
+@pytest.mark.parametrize("wrong", [None, 3, "absent"])
+def test_each_field_of_a_corpus_json_has_its_type(field, wrong):
+    folder = prepare(write("a.txt", POEM), "bytes").folder
+    about = json.loads((folder / "corpus.json").read_text())
+    about[field] = wrong
+    if wrong == "absent":
+        del about[field]
+    (folder / "corpus.json").write_text(json.dumps(about))
+    assert f"delete {folder}" in damaged(folder, f"is damaged: its {field} is").hint
+
+
+def test_a_corpus_without_its_corpus_json():
+    made = prepare(write("a.txt", POEM), "bytes")
+    (made.folder / "corpus.json").unlink()
+    with pytest.raises(EnvironmentFault, match=r"cannot read .*corpus\.json") as caught:
+        prepare("a.txt", "bytes")
+    assert f"delete {made.folder}" in caught.value.hint
+    with pytest.raises(EnvironmentFault, match=r"cannot read .*corpus\.json"):
+        find(made.digest)
+
+
+def test_what_cannot_be_read_is_neither_missing_nor_to_be_deleted(monkeypatch):
+    """As root, permissions are not checked: the calls are made to fail."""
+    made = prepare(write("a.txt", POEM), "bytes")
+
+    def denied(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus.Path, "iterdir", denied)
+        for asked in (lambda: find(made.digest), corpus.folders, corpus.unfinished):
+            with pytest.raises(EnvironmentFault, match=r"cannot read .*texts: Permission"):
+                asked()
+    monkeypatch.setattr(corpus.files, "opened", denied)
+    with pytest.raises(EnvironmentFault, match="Permission denied") as caught:
+        find(made.digest)
+    assert "delete" not in (caught.value.hint or "")
+
+
+def test_a_corpus_is_found_by_what_it_says_not_by_the_name_of_its_folder():
+    a, b = (prepare(write(f"{name}.txt", POEM * n), "bytes") for name, n in (("a", 1), ("b", 2)))
+    aside = a.folder.with_name("c")
+    a.folder.rename(aside)
+    assert find(a.digest).folder == aside
+    assert corpus.is_prepared(a.digest, "a")
+    b.folder.rename(a.folder)
+    assert find(a.digest).digest == a.digest
+    shutil.rmtree(aside)
+    with pytest.raises(EnvironmentFault, match=f"{a.digest} is not in"):
+        find(a.digest)  # a folder of this name holds another text
+    assert find(b.digest).digest == b.digest
+    assert not corpus.is_prepared(b.digest, "a")
+
+
 def test_another_tokenizer_json():
     a, b = (prepare(write("a.txt", POEM), name).folder for name in ("bytes", "chars"))
     shutil.copy(b / "tokenizer.json", a)
@@ -559,7 +614,7 @@ def test_another_tokenizer_json():
 
 @pytest.mark.parametrize("file", range(8))
 def test_a_disk_that_fills(file, monkeypatch, cache):
-    """Whichever file it is that meets it: three shards, three tables, two JSON files."""
+    """The disk may fill up at any of the files: three shards, three tables, two JSON files."""
     left = [file]
 
     def filling(path, *parts):
@@ -595,6 +650,6 @@ def test_an_interrupt_leaves_nothing(cache):
 
 def test_another_process_was_faster(monkeypatch, cache):
     first = prepare(write("a.txt", POEM), "bytes")
-    monkeypatch.setattr(corpus, "_prepared", lambda key: None)  # it began before there was one
+    monkeypatch.setattr(corpus, "_saying", lambda *_: None)  # it began before there was one
     assert prepare("a.txt", "bytes").folder == first.folder
     assert not corpus.unfinished()

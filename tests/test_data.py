@@ -174,7 +174,7 @@ def test_an_endless_download_is_hung_up(server, text):
 
 
 def test_a_server_that_keeps_us_waiting(server, text, monkeypatch, cache):
-    """Some bytes now and then are not enough, even where each comes in time."""
+    """A server that sends a few bytes now and then is too slow, even if each comes in time."""
     monkeypatch.setattr(downloads, "PATIENCE", 0)
     with pytest.raises(EnvironmentFault, match="only 11 bytes came in 0 s"):
         fetch("shakespeare", f"{server.url}/silent", timeout=PATIENCE_S)
@@ -320,7 +320,7 @@ def test_wrong_input(args, code, message, cli, poem):
 
 
 def test_list(cli, text, poem, cache):
-    assert cli("data", "list")[1] == f"nothing is kept in {cache} yet\n"
+    assert cli("data", "list")[1] == f"nothing is stored in {cache} yet\n"
     assert json.loads(cli("data", "list", "--json")[1]) == {
         "corpora": [],
         "downloads": [],
@@ -340,7 +340,7 @@ def test_list(cli, text, poem, cache):
     assert f"downloaded: shakespeare, {len(TEXT) / 1024:.6g} KiB" in out
     assert f"not readable: {broken / 'corpus.json'} is not valid JSON" in out
     assert f"left by a process that was killed: {killed}" in out
-    assert out.endswith(f"kept in {cache}\n")
+    assert out.endswith(f"stored in {cache}\n")
     value = json.loads(cli("data", "list", "--json")[1])
     assert [row["digest"] for row in value["corpora"]] == [made.digest]
     assert [row["name"] for row in value["downloads"]] == ["shakespeare"]

@@ -174,8 +174,8 @@ def test_refused_prompts(ids, says, use_cache, backend):
         ({"seed": -1}, "seed must be at least 0"),
         ({"first_row": -1}, "first_row must be at least 0"),
         ({"end": 11}, "the end token 11 is outside 0..10"),
-        ({"samples": 3, "cache": "of one"}, "stores 1 sequences, and 3 are to be written"),
-        ({"cache": "used", "use_cache": False}, "holds 2 positions, and it is not to be used"),
+        ({"samples": 3, "cache": "of one"}, "room for 1 sequences, but 3 are generated"),
+        ({"cache": "used", "use_cache": False}, "holds 2 positions, but use_cache is false"),
     ],
 )
 def test_refused_settings(settings, says):

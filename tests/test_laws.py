@@ -22,7 +22,7 @@ KINDS = {  # kind, window, sinks
 
 
 def broken(kind, variant="qkv", position="learned", rope_value="raw", window=None, sinks=0):
-    """Law -> error or fault, of those that do not hold at 1e-10."""
+    """Law -> error or fault, for the laws that are broken at 1e-10."""
     case = Case(kind, variant, position, rope_value, window, sinks)
     return {law: fault or error for law, error, fault in laws(case) if fault or not error <= 1e-10}
 
@@ -102,7 +102,7 @@ class ZeroAtTheStart(LayerCache):
 
 
 class Late(LayerCache):
-    """Stores and answers where it should, but the model hears of positions that are late by one."""
+    """Stores and answers at the right positions, but gives the model positions late by one."""
 
     def attend(self, attention, q, rows, at, mask=None):
         return super().attend(attention, q, rows, super().next(q.data.shape[2]), mask)
@@ -161,7 +161,7 @@ class Miscounted(LayerCache):
 
 
 class Unturned(RingLayer):
-    """After a turn, slots are taken for positions."""
+    """After a turn, takes slots for positions."""
 
     @property
     def positions(self):
@@ -177,7 +177,7 @@ class Forgetful(RingLayer):
 
 
 class Hasty(RingLayer):
-    """Several tokens are stored before they are answered."""
+    """Stores several tokens before their queries are answered."""
 
     def _beside(self, arrays):
         if len(self) > 6:

@@ -157,7 +157,7 @@ def test_arms_of_several_blocks_get_one_rate_and_other_arms_their_own(shakespear
 @pytest.mark.parametrize("name", ["text", "tokenizer"])
 def test_a_study_is_of_one_text_and_one_tokenizer(name):
     values = {"text": ("a.txt", "b.txt"), "tokenizer": ("chars", "bytes")}[name]
-    with pytest.raises(UsageError, match=f"a study is of one {name}, not of 2"):
+    with pytest.raises(UsageError, match=f"a study takes one {name}, not 2"):
         plan(blocks("quick", {"tasks": ("text",), name: values}))
 
 

@@ -1,6 +1,7 @@
 """The text task: windows, documents and padding, perplexity, and how its settings are completed."""
 
 import math
+import shutil
 import tomllib
 from dataclasses import asdict
 from itertools import pairwise
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from minqkv import AdamW, Tensor, backend
+from minqkv.analysis.needs import seconds_per_step
 from minqkv.models import PRESETS
 from minqkv.runs import configure, train_run
 from minqkv.runtime.errors import UsageError
@@ -94,14 +96,6 @@ def test_a_text_shorter_than_a_window_is_refused(one):
     assert "--seq-len" in caught.value.hint
 
 
-@pytest.mark.parametrize(("seq_len", "split"), [(2000, "validation"), (20_000, "train")])
-def test_a_text_too_short_for_a_window_is_refused_before_training(seq_len, split, one, tmp_path):
-    config = configure("text", text=one, seq_len=seq_len, steps=2, batch=1, **SIZE)
-    with pytest.raises(UsageError, match=f"the {split} split of one has .* too few for a window"):
-        train_run(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize("name", ["nano", "small"])
 def test_the_schedule_of_a_configuration_follows_from_its_steps(name, cli):
     flags = ("--config", name, "--steps", 100, "--tokenizer", "bytes", "--show-config")
@@ -122,6 +116,28 @@ def test_the_papers_configurations_are_its_models(name, cli):
     assert [found[f"n-{size}"] for size in ("layer", "head", "embd")] == [
         cfg.n_layer, cfg.n_head, cfg.n_embd
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("seq_len", "split"), [(1900, "validation"), (14_000, "train")])
+def test_a_split_shorter_than_a_window_is_refused_before_anything_is_written(
+    seq_len, split, one, tmp_path
+):
+    config = configure("text", text=one, seq_len=seq_len, steps=1, **SIZE)
+    for refused in (lambda: train_run(config, tmp_path / "run"), lambda: seconds_per_step(config)):
+        with pytest.raises(
+            UsageError, match=f"the {split} split .* too few for a window"
+        ) as caught:
+            refused()
+        assert "--seq-len" in caught.value.hint
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_shown_without_its_text(one, tmp_path):
+    config = configure("text", text=one, seq_len=8, steps=1, n_test=3, **SIZE)
+    _, result = train_run(config, tmp_path / "run")
+    shutil.rmtree(config.task.corpus.folder)
+    found = train_run(config, tmp_path / "run", resume=True)[1]
+    assert found["perplexity"] == result["perplexity"]
 
 
 def test_documents_in_rows_are_padded_and_the_padding_does_not_count(many):
@@ -256,6 +272,13 @@ def test_typed_settings_are_completed(one):
     assert Text.prepared({"n_layer": 1}) == {"n_layer": 1}
     assert Text.prepared({"text": one, "vocab_size": 100})["vocab_size"] == 100
     assert Text.prepared({**given, "text": ""})["text"] == "builtin"  # the digest is another text's
+
+
+@pytest.mark.parametrize("given", [{"text": 7}, {"tokenizer": 1e9}, {"text": True}])
+def test_a_text_or_tokenizer_that_is_a_number_is_refused(given):
+    (name,) = given
+    with pytest.raises(UsageError, match=f"{name} must be str"):
+        Text.prepared(given)
 
 
 def test_sizes_are_checked(one):

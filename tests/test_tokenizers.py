@@ -464,7 +464,7 @@ def test_counts(text, cli):
     count = len(BPE.train(data, 270).encode(data))
     assert code == 0
     said = " ".join(out.split())
-    assert f": {len(data)} bytes, {count} tokens of {round(len(data) / count, 3)} bytes" in said
+    assert f": {len(data)} bytes, {count} tokens, {round(len(data) / count, 3)} bytes per" in said
     assert said.endswith("Tokenizer bpe-270, vocabulary 270.")
 
 
@@ -497,7 +497,7 @@ def test_a_text_too_small_for_the_vocabulary(text, cli):
     code, out, _ = cli("tokenize", text, "--tokenizer", "bpe-9000")
     size = BPE.train(text.read_bytes(), 9000).vocab_size
     assert code == 0
-    assert f"vocabulary {size}. Not 9,000: no further pair" in " ".join(out.split())
+    assert f"vocabulary {size}. It is not 9,000: no other pair" in " ".join(out.split())
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])

@@ -374,7 +374,7 @@ def test_a_run_that_watches_nothing_has_no_best(tmp_path):
 
 
 class Stopped(BaseException):
-    """What a crash does to the code it hits."""
+    """Stands for a crash: ends the code at this point."""
 
 
 def crash_at(n, real):
@@ -391,7 +391,7 @@ def crash_at(n, real):
 
 @pytest.mark.slow
 def test_the_best_is_right_after_a_crash_between_any_two_writes(overfitting, tmp_path, monkeypatch):
-    """Whatever was written last: the best up to the checkpoint can be loaded, and the run ends as
+    """Whichever write is the last: the best up to the checkpoint can be loaded, and the run ends as
     if nothing had happened.
     """
     few = replace(TRAINING["2026"], n_train=640)
@@ -562,7 +562,7 @@ def test_a_long_window_gives_eighty_characters(text):
 
 
 def _wait_for_lines(child, path, n):
-    """Until this child, not the one before it, has written more than n lines, or is done."""
+    """Wait until this child, not an earlier one, has written more than n lines, or has ended."""
     before = path.stat().st_mtime_ns if path.exists() else 0
 
     def there():
@@ -889,7 +889,7 @@ def test_a_run_that_cannot_fit_writes_nothing(cli, monkeypatch, tmp_path):
     code, out, err = cli("train", "--task", "copy", *small, "--out", "run")
     assert (code, out) == (3, "")
     said = " ".join(err.split())
-    assert "but 10 MiB are free" in said or "but 10.0 MiB are free" in said
+    assert "but only 10 MiB is free" in said or "but only 10.0 MiB is free" in said
     assert "it fits with --set accumulate=" in said
     assert not (tmp_path / "run").exists()
 

@@ -347,6 +347,12 @@ def test_rotary_positions_turn_pairs_of_a_key(variant, head_dim, why):
     GPTConfig(**SMALL, variant="thin-2", head_dim=3, position="rope")  # values need no pairs
 
 
+def test_more_layers_than_anybody_builds_are_refused():
+    """Before a list of them is made."""
+    with pytest.raises(UsageError, match="n_layer 2000000000 is too large"):
+        GPTConfig(**{**SMALL, "n_layer": 2_000_000_000})
+
+
 @pytest.mark.parametrize("head_dim", [0, -2, 2.0, "4"])
 def test_a_head_without_a_width_is_refused(head_dim):
     with pytest.raises(UsageError, match="head_dim must be a whole number of at least 1"):

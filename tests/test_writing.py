@@ -16,6 +16,7 @@ from commands import run, start
 from toys import DESIGNS, design
 
 from minqkv import GPT, GPTConfig, generation, runs
+from minqkv.analysis import needs
 from minqkv.caches import KINDS, options
 from minqkv.generation import generate, iter_tokens
 from minqkv.render.cache import Watch, formula_bytes
@@ -206,7 +207,7 @@ def test_a_ring_stops_growing(folder, cli):
     n = [line.split()[0] for line in err.splitlines() if line.endswith(" 384 B  2.25 KiB")]
     assert n == ["18"], err
     assert "6 of 6" in err
-    assert "now 384 B for 18 tokens, as by the formula" in err
+    assert "now 384 B for 18 tokens, as the formula says" in err
     (row,) = json.loads(cli("generate", folder / "bytes", "der ", "--json", *given)[1])
     assert row["cache_bytes"] == 6 * 16 * 4
     wide = ("--cache", "ring", "--window", 24)
@@ -254,7 +255,7 @@ def test_an_interrupt_still_draws_the_cache(folder, cli, monkeypatch):
     assert code == 130
     assert len(out.encode()) >= 1 + 4 + 1  # the prompt, four bytes or marks, the end of the line
     assert "3 tokens written" in err
-    assert "for 4 tokens, as by the formula" in err
+    assert "for 4 tokens, as the formula says" in err
     assert err.endswith("minqkv: interrupted\n")
 
 
@@ -290,23 +291,27 @@ def test_a_terminal_gets_no_control_characters(kind, folder, cli, fake, monkeypa
     [
         ("chars", ("der Flüß",), "character 7 of the text, 'ü', is none of the 15 that"),
         ("chars", ("\udcff",), "the text is not UTF-8: byte 0 is 0xff"),
+        ("chars", ("ü",), "leave it out, or train on a text with --tokenizer bytes"),
         ("chars", ("\ud83d",), "half of a surrogate pair"),
         ("bytes", ("x" * 25,), "the prompt has 25 tokens, but this model has 24 positions"),
         ("bytes", ("x" * 20, "--max-new-tokens", 9), "ask for at most 5 new tokens"),
         ("bytes", ("x", "--top-p", 0), "0.0 is not in the range"),
         ("bytes", ("x", "--top-p", 1.5), "1.5 is not in the range"),
-        ("bytes", ("x", "--top-p", 0.5), "--top-p is for draws"),
-        ("bytes", ("x", "--top-k", 5), "--top-k is for draws"),
-        ("bytes", ("x", "--samples", 2), "--samples is for draws"),
+        ("bytes", ("x", "--top-p", 0.5), "--top-p has no effect"),
+        ("bytes", ("x", "--top-k", 5), "--top-k has no effect"),
+        ("bytes", ("x", "--samples", 2), "--samples has no effect"),
         ("bytes", ("x", "--samples", 0), "0 is not in the range"),
+        ("bytes", ("x", "--samples", 2**63, "--temperature", 1), "is not in the range"),
+        ("bytes", ("x", "--cache", "ring", "--window", 2**63), "window must be a whole number"),
+        ("bytes", ("x", "--cache", "ring", "--window", 4, "--sinks", 2**63), "sinks must be a"),
         ("bytes", ("x", "--temperature", "nan"), "temperature nan must be finite"),
         ("bytes", ("x", "--cache", "plane"), "unknown cache 'plane' did you mean plain?"),
-        ("bytes", ("x", "--no-cache", "--show-cache"), "--show-cache needs the cache"),
-        ("bytes", ("x", "--no-cache", "--compare"), "--compare needs the cache"),
-        ("bytes", ("x", "--no-cache", "--cache", "float16"), "--cache float16 needs the cache"),
+        ("bytes", ("x", "--no-cache", "--show-cache"), "--show-cache needs a cache"),
+        ("bytes", ("x", "--no-cache", "--compare"), "--compare needs a cache"),
+        ("bytes", ("x", "--no-cache", "--cache", "float16"), "--cache float16 needs a cache"),
         ("bytes", ("x", "--compare", "--show-cache"), "leave out --show-cache"),
-        ("bytes", ("x", "--cache", "ring"), "without a window, so the ring needs one for instance"),
-        ("bytes", ("x", "--window", 8), "--window and --sinks are of a ring --cache ring"),
+        ("bytes", ("x", "--cache", "ring"), "without a window, so the ring needs one for example"),
+        ("bytes", ("x", "--window", 8), "--window and --sinks are for a ring cache --cache ring"),
         ("bytes", ("x", "--cache", "ring", "--window", 0), "0 is not in the range"),
         ("digits", ("",), 'the prompt is empty minqkv generate RUN "3 1 4 1"'),
     ],
@@ -316,6 +321,22 @@ def test_refused(name, args, says, folder, cli):
     assert (code, out) == (2, "")
     assert says in " ".join(err.split())
     assert len(err.splitlines()) <= 2 or "Usage" in err
+
+
+def test_a_cache_that_does_not_fit_into_the_memory(folder, cli, monkeypatch):
+    monkeypatch.setattr(needs, "available", lambda: 10_000_000)
+    draws = ("--samples", 4000, "--temperature", 1, "--max-new-tokens", 1)
+    code, out, err = cli("generate", folder / "bytes", "x", *draws)
+    assert (code, out) == (3, "")
+    # positions, rows of a token, numbers, bytes; and the logits of one position
+    size = 4000 * (24 * 1 * 16 * 4 + 257 * 4)
+    assert f"4,000 sequences need about {size / 2**20:.1f} MiB of memory, but 9.5 MiB are" in err
+    assert cli("generate", folder / "bytes", "x", "--cache", "ring", "--window", 1, *draws)[0] == 0
+
+
+def test_eval_refuses_a_cache_without_a_name(folder, cli):
+    code, _, err = cli("eval", folder / "bytes", "--cache", "")
+    assert (code, "only the rounding of float16 and int8" in err) == (2, True)
 
 
 def test_bytes_that_are_no_text_are_a_prompt_of_bytes(folder, cli):
@@ -340,7 +361,7 @@ def test_the_text_stays_whole_beside_the_cache(folder, cli):
     (row,) = json.loads(cli(*command, "--json")[1])
     n = 4 + len(row["output"]) - 1
     assert f"{n} of 24" in err
-    assert f"for {n} tokens, as by the formula" in err
+    assert f"for {n} tokens, as the formula says" in err
     assert json.loads(cli(*command, "--json", "--show-cache")[1]) == [row]
 
 
@@ -383,7 +404,7 @@ def test_bytes_on_the_screen_are_those_of_the_arrays(name, kind, capsys):
     assert (watch.growth[-1][1] == watch.growth[-2][1]) == kind.endswith("ring")
     watch.show_all()
     shown = capsys.readouterr().err
-    assert "for 30 tokens, as by the formula" in shown
+    assert "for 30 tokens, as the formula says" in shown
     assert "5 tokens read" in shown
     assert "20 tokens written" in shown
 
@@ -395,7 +416,7 @@ def test_a_cache_that_is_not_as_the_formula_says_is_told(capsys, monkeypatch):
     list(watch.follow(iter_tokens(model, [[1]], 3, cache=cache)))
     monkeypatch.setattr(type(cache), "nbytes", 5)
     watch.show_all()
-    assert "now 5 B for 3 tokens, by the formula" in capsys.readouterr().err
+    assert "now 5 B for 3 tokens, formula: " in capsys.readouterr().err
 
 
 # ---- eval
@@ -427,10 +448,10 @@ def test_the_padded_perplexity_beside_the_masked_one(folder, cli, monkeypatch):
     padded = found["padded"]
     assert f"perplexity, masked {padded['masked']:.4f}" in out
     assert f"perplexity, padded {padded['padded']:.4f}" in out
-    assert f"{100 * padded['padding']:.1f} % of all" in out
+    assert f"{100 * padded['padding']:.1f} % of them are padding" in out
     assert padded["masked"] == pytest.approx(found["perplexity"])  # it was trained on padded rows
     score = {"padding": 0.5, "masked": 9.0}
-    for value, says in ((4.0, "so counting it flatters the model: the"), (16.0, "never trained")):
+    for value, says in ((4.0, "makes a model look better"), (16.0, "was not trained")):
         monkeypatch.setattr(Text, "padded_score", lambda *_, v=value: score | {"padded": v})
         out = " ".join(cli("eval", folder / "many", "--show-padded")[1].split())
         assert says in out
@@ -514,11 +535,11 @@ def test_a_file_knows_its_kind_of_cache(cli, folder, kind):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("--load-cache", "de.npz"), "how the text goes on must be the PROMPT"),
-        (("--save-cache", "x.npz"), "the text to be kept must be the PROMPT"),
+        (("--load-cache", "de.npz"), "needs a PROMPT that continues the saved text"),
+        (("--save-cache", "x.npz"), "needs a PROMPT to read into the cache"),
         (("d", "--save-cache", "x.npz", "--no-cache"), "do not go together"),
         (("d", "--load-cache", "x.npz", "--compare"), "do not go together"),
-        (("d", "--load-cache", "x.npz", "--cache", "int8"), "is in its file"),
+        (("d", "--load-cache", "x.npz", "--cache", "int8"), "has a kind already"),
         (("d", "--load-cache", "none.npz"), "none.npz does not exist"),
         (("d", "--load-cache", __file__), "corrupt, truncated or no prompt cache"),
     ],
@@ -538,7 +559,7 @@ def test_a_cache_that_holds_something_is_continued(rng):
     assert (
         rest[0, 2:].tolist() == generate(model, [[1, 2, 3, 4, 5]], 6, 1.0, seed=5)[0, 5:].tolist()
     )
-    with pytest.raises(UsageError, match="holds 10 positions, and it is not to be used"):
+    with pytest.raises(UsageError, match="holds 10 positions, but use_cache is false"):
         generate(model, [[1]], 1, cache=cache, use_cache=False)
     with pytest.raises(UsageError, match="16 positions"):
         generate(model, [[1]], 7, cache=cache)
@@ -554,7 +575,7 @@ def test_eval_shows_what_rounding_does(cli, folder):
     assert [row["rounded"] for row in rows] == ["nothing", "keys", "values", "keys and values"]
     assert rows[0]["largest"] == 0 < rows[3]["largest"]
     text = cli("eval", folder / "chars", "--cache", "float16", "--n", 5)[1]
-    assert "what rounding to float16 does" in text
+    assert "Effect of rounding to float16" in text
     code, _, err = cli("eval", folder / "chars", "--cache", "ring")
     assert code == 2
-    assert "only what rounds has an error" in err
+    assert "only the rounding of float16 and int8" in err

@@ -25,7 +25,7 @@ p. On the command line it is `minqkv generate RUN --temperature T --top-p P`.
 
 Why compare the sum **before** a token with p, and not the sum that includes it? Because the token
 with which the sum reaches p is the last one that is needed. And because the sum before the first
-token is 0, one token is always kept, without a rule of its own.
+token is 0, one token is always kept, without a special rule.
 
 To draw from the result, the package adds a random number to each score and takes the largest
 (`pick`). That gives each token the probability that you computed.

@@ -23,16 +23,16 @@
 # ///
 
 # %% [markdown]
-# Until now our models learned small languages that we made up. In this lesson you train one on a
-# real text, and then it writes.
+# Until now our models learned small tasks that we made up. In this lesson you train a model on real
+# text, and then it writes.
 #
 # A model reads numbers, so the text must become numbers first. That is the work of a **tokenizer**.
 # The simplest one gives each character that occurs in the text a number of its own, its **id**, in
 # the order of Unicode. One more id marks the end of a document.
 #
-# The text is the built-in one: source files and lessons of this package. If you have fetched tiny
-# Shakespeare (`minqkv data fetch shakespeare`), it is his plays. A **task** holds the text, and how
-# a model is trained on it.
+# The text is built in: source files and lessons of this package. If you have fetched tiny
+# Shakespeare (`minqkv data fetch shakespeare`), that is used instead. A **task** holds the text and
+# says how a model is trained on it.
 
 # %% A text is numbers
 import numpy as np
@@ -69,9 +69,9 @@ say(f"And back: {back!a}")
 # What is there to learn? One example is **one pair of characters**: the one that was read, and the
 # one that comes next. The first is the input, the second the target.
 #
-# A window of a text holds many pairs. Its inputs are all tokens but the last, and its targets are
-# the same tokens moved by one. Because of the causal mask all of them are answered at once, and
-# each answer may use everything to its left.
+# A window of the text holds many pairs. Its inputs are all tokens but the last, and its targets are
+# the same tokens shifted by one. With a causal mask the model predicts all targets at once, and
+# each prediction may use its input and everything to the left of it.
 
 # %% One pair, and many
 window = text[:9]
@@ -112,9 +112,9 @@ table(
 )
 
 # %% [markdown]
-# Before we train a model with attention, let us see how far we get without. A model that looks at
-# **one** character needs only a table: how often did each character follow each other one? That
-# takes no gradient. We count.
+# Before we train a model with attention, let us see how far we get without it. A model that looks
+# at only **one** character needs no more than a table: how often did each character follow each
+# other one? That takes no gradient. We count.
 #
 # Here is a corner of that table. The row is the character that was read, the column the next one.
 
@@ -130,17 +130,17 @@ show("counts", corner, rows=names, columns=names, digits=0)
 say(f"After `t`, the most frequent ones are: {', '.join(likely)}.")
 
 # %% [markdown]
-# Divided by the sum of its row, a count is a probability. The mean loss of such a table, on the
-# very text it was counted on, is called the **entropy** of pairs:
+# A count divided by the sum of its row is a probability. The mean loss of this table, on the same
+# text that was counted, is called the **conditional entropy** of the next character:
 #
 #     − Σ p(a, b) · log p(b | a)
 #
-# No model that looks at one character can have a lower loss there, whatever it is made of. We try
-# two others. One ignores what was read and knows only how often each character occurs. The other is
-# the table with one added to each count.
+# On that text, no model that looks at only one character can have a lower loss. We try two others.
+# One ignores what was read and knows only how often each character occurs. The other is the table
+# with one added to each count.
 
 
-# %% The entropy of pairs
+# %% The conditional entropy
 def loss_of(table, pairs):
     p = table / table.sum(axis=1, keepdims=True).clip(1)  # (V, V)
     total = (pairs * np.log(p, out=np.zeros_like(p), where=p > 0)).sum()
@@ -152,7 +152,8 @@ tables = {"single characters": single, "pairs": counts}
 tables["pairs, plus one"] = counts + 1
 entropy = loss_of(counts, counts)
 predict(
-    f"With nothing known there are {V} choices. To about how many does one character narrow them?",
+    f"Without any knowledge there are {V} choices. About how many are left, as a perplexity, when "
+    "one character is known?",
     float(np.exp(entropy)),
     tolerance=4,
 )
@@ -161,11 +162,11 @@ rows = [[name, loss, np.exp(loss)] for name, loss in losses.items()]
 table("on the text that was counted", ["table", "loss", "perplexity"], rows)
 
 # %% [markdown]
-# What matters is a text that was not counted. Some of its pairs may never occur in the old one. The
-# table gives them the probability 0, and a single such pair makes the loss infinite.
+# What matters is the loss on a text that was not counted. Some of its pairs may never occur in the
+# old one. The table gives them the probability 0, and a single such pair makes the loss infinite.
 #
-# So a little is added to every count. We take the amount that is best on the new text, which
-# favours the table a little. Its loss is the line that our model has to beat.
+# So we add a small amount to every count. We choose the amount that is best on the new text, which
+# gives the table a slight advantage. This is the loss that our model has to beat.
 
 # %% A text it has not read
 x, y = task.draw(config.seed, "validation")  # (n, T) each
@@ -183,45 +184,45 @@ for added in (1, 0.3, 0.1, 0.03, 0.01):
 line, added, p_pairs = min(found, key=lambda row: row[0])
 rows = [[f"{amount:g}", loss, np.exp(loss)] for loss, amount, _ in found]
 table("on a text that was not counted", ["added", "loss", "perplexity"], rows)
-say(f"The line to beat: a loss of {line:.3f}.")
+say(f"The loss to beat: {line:.3f}.")
 
 # %% [markdown]
 # Now the model: three blocks with a causal mask, each with four heads. It is called `nano`, and its
 # attention is `q-k=v`: one array for keys and values.
 #
-# The training takes a few minutes. Watch the loss go down, and what the model writes meanwhile: it
-# shows a sample now and then, with its perplexity on the text it does not learn from. You may press
-# Ctrl-C: a checkpoint is saved, and the training continues there when you come back to this lesson.
+# The training takes a few minutes. Watch the loss go down. Now and then you see a sample of what
+# the model writes, and its perplexity on text that it is not trained on. You may press Ctrl-C: a
+# checkpoint is saved, and training continues from there when you come back to this lesson.
 
 # %% Training
 n_steps, per_step = config.recipe.steps, config.recipe.batch * task.seq_len
 predict(
-    f"It makes {n_steps:,} steps of {per_step:,} tokens. About how many times is that the whole "
-    "training text?",
+    f"It makes {n_steps:,} steps of {per_step:,} tokens each. About how many times the length of "
+    "the training text is that?",
     n_steps * per_step / len(text),
     tolerance=0.6,
 )
 model, losses, result, folder = trained("nano", config)
 parts = [part.mean() for part in np.array_split(losses, 40) if len(part)]
-say(f"{result['params']:,} numbers, {len(losses):,} steps.")
-say("A brief training, which was not kept." if folder is None else f"It is kept in {folder}.")
+say(f"{result['params']:,} parameters, {len(losses):,} steps.")
+say("A brief training, which was not stored." if folder is None else f"It is stored in {folder}.")
 both = {"model": parts, "table of pairs": [line] * len(parts)}
 curve("loss while it trains", both, x="part of the training")
 
 # %% [markdown]
-# In training, the loss may also fall because the model learns that text by heart. So we ask on the
-# text that it has not read, with the same targets as before. Each target counts, because no window
-# is padded. (Where each document has a row of its own, there is padding, and lesson 12 showed why
-# it must not count.)
+# In training, the loss may also fall because the model learns that text by heart. So we measure it
+# on the text that the model has not read, with the same targets as for the table. Each target
+# counts, because no window is padded. (If each document had a row of its own, there would be
+# padding, and lesson 12 showed why it must not count.)
 #
-# One more number belongs here. A perplexity is per token, and tokenizers cut a text into different
-# tokens. To compare models with different tokenizers, divide the whole loss by the bytes of the
-# text: **bits per byte**.
+# There is one more number. Perplexity is per token, and tokenizers split a text into different
+# tokens. To compare models with different tokenizers, divide the total loss, in bits, by the number
+# of bytes of the text. This is called **bits per byte**.
 
-# %% Below the line?
+# %% Better than the table?
 score = train.evaluate(model, x, y)["loss"]
 compare("the loss measured here", score, "the one kept by the run", result["loss"], 1e-5)
-predict("On the text it has not read: is the loss of the model below the line?", bool(score < line))
+predict("On the text it has not read: is the model's loss below the table's?", bool(score < line))
 found = {"knows nothing": nothing, "table of pairs": line, "model": score}
 rows = [[name, loss, np.exp(loss)] for name, loss in found.items()]
 table("on a text that was not read", ["", "loss", "perplexity"], rows)
@@ -229,9 +230,9 @@ bits = f"{result['bits_per_byte']:.3f}"
 say(f"The model needs {bits} bits per byte. The plain file takes {8}.")
 
 # %% [markdown]
-# Where does the difference come from? The model looks further back than one character. But not
+# Where does the difference come from? The model can look further back than one character. But not
 # everywhere: at the first position of a window it sees one character, just like the table. So we
-# take the losses apart by position.
+# compare the losses at each position.
 
 # %% What it gains from looking back
 with mq.no_grad():
@@ -245,11 +246,13 @@ by_pairs = -np.log(p_pairs[x, y]).mean(axis=0)  # (T,), of the same targets
 sides = ["at the first position", "at the last position"]
 gain = by_pairs - by_position  # (T,)
 predict(
-    "At the first position of the windows: is the model below the table?",
+    "At the first position of the windows: is the model's loss below the table's?",
     bool(by_position[0] < by_pairs[0]),
 )
 predict(
-    "Where is the model further below the table?", sides[int(gain[-8:].mean() > gain[0])], sides
+    "Where is the model's loss further below the table's?",
+    sides[int(gain[-8:].mean() > gain[0])],
+    sides,
 )
 curve("loss by position", {"model": by_position, "table of pairs": by_pairs}, x="position")
 rows = [["first", by_pairs[0], by_position[0]]]
@@ -279,7 +282,7 @@ temperatures = (0.01, 0.7, 1.0, 1.3)
 p = np.array([chances(scores, t) for t in temperatures])  # (4, V)
 best = p[2].argsort()[::-1][:6]
 predict(
-    f"Is the likeliest token likelier at {temperatures[3]} than at {temperatures[2]}?",
+    f"Is the likeliest token more likely at {temperatures[3]} than at {temperatures[2]}?",
     bool(p[3].max() > p[2].max()),
 )
 show("p", p[:, best], rows=[f"{t:g}" for t in temperatures], columns=spelled(best))
@@ -292,8 +295,8 @@ table("the number of equal choices", ["temperature", "choices"], rows)
 # Now it writes. At each temperature it continues the same prompt eight times, with different draws.
 # One of the eight texts is shown; a line break is written as `\n`.
 #
-# Then we count the words of all eight: the share that occurs in the training text, and how many
-# different ones there are.
+# Then we look at the words of all eight: which share of them occurs in the training text, and how
+# many different words there are.
 
 
 # %% What it writes
@@ -319,11 +322,11 @@ predict(
 say("\n".join(f"{t:g}: {each[0]!a}" for t, each in written.items()))
 heads = ["temperature", "known words", "different words", "different texts"]
 table("eight texts at each temperature", heads, rows)
-say("A low temperature plays safe and repeats itself. A high one tries more and errs more.")
+say("A low temperature gives more repetition. A high one gives more variety, and more mistakes.")
 
 # %% [markdown]
 # Each token that was read stays in the cache (lesson 10). This model keeps one array per layer, and
-# `qkv` would keep two. We watch the bytes while it writes, and hold them against the formula of
+# `qkv` would keep two. We watch the bytes while it writes, and compare them with the formula of
 # lesson 09 after every token.
 
 # %% The cache while it writes
@@ -392,8 +395,8 @@ say(f"The kept ones are divided by {reached[enough - 1]:.3f}.")
 # Top-p keeps few tokens where the model is sure, and many where it is not. A fixed number, as in
 # `top_k`, cannot do that.
 #
-# In the exercise you write `top_p`, for a whole batch. Your model stays where it is, so you can let
-# it write more, with any prompt and temperature: `minqkv generate --help`.
+# In the exercise you write `top_p`, for a whole batch. Your model stays in its folder, so you can
+# let it write more, with any prompt and temperature: `minqkv generate --help`.
 
 # %% Where it is done
 beginning = "ROMEO:" if fetched else "def "
@@ -402,7 +405,7 @@ command = f'minqkv generate {folder} "{beginning}"'
 say(
     f"{command} --temperature {temperature}"
     if folder
-    else "No model was kept, because this was a brief training."
+    else "No model was stored, because this was a brief training."
 )
 source(tokenizers.Chars)
 source(Text.batch)

@@ -11,24 +11,24 @@ HINTS = (
     "Write one position after another into an array of -1, and let a newer one replace an older "
     "one. What remains is the answer. The only question is the slot of a position.",
     "There are two cases. Below `sinks` a position is its own slot. From there on, count from the "
-    "first position behind the sinks, p - sinks, and let that go round a ring of `window` slots.",
+    "first position after the sinks, p - sinks, and let that go round a ring of `window` slots.",
     "held = np.full(sinks + window, -1), and for each p in range(read): "
     "held[p if p < sinks else sinks + (p - sinks) % window] = p.",
 )
 
 EXPLANATION = """
 The package's ring keeps such an array beside its rows, `RingLayer.at`, with a row for each sequence
-of a batch, because sequences may differ in length. It is updated as tokens are written, so nobody
-has to work it out again.
+of a batch, because sequences may differ in length. It is updated as tokens are written, so it need
+not be computed again.
 
-A ring needs to know no more than that. The mask compares these positions with those of the queries,
-as it does for keys that lie in order, and nobody sees a slot that holds -1. Rotary positions turn a
-key by them. And before tokens are taken back, the ring checks that everything the next token needs
-is still there.
+A ring needs no more than that. The mask compares these positions with those of the queries, as it
+does for keys in order, and a slot that holds -1 is never seen. Keys that are turned when they are
+read (lesson 11) are turned by these positions. And before `trim` removes tokens, the ring checks
+that everything the next token needs is still there.
 
-A loop over all tokens is the plain way. There is also a formula for slot i of the ring, counted
-from the first slot behind the sinks. With n the number of tokens read behind the sinks, it holds
-the one of number i + window · ⌊(n − 1 − i) / window⌋ among them, and nothing where i is n or more.
+A loop over all tokens is the simplest way. There is also a formula. Count the slots and the tokens
+after the sinks from 0, and let n be the number of these tokens. Then slot i holds token
+i + window · ⌊(n − 1 − i) / window⌋, or nothing if i is n or more.
 """
 
 

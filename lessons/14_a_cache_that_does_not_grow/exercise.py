@@ -7,9 +7,9 @@ def positions(read, window, sinks):
     """Which position each slot of a ring holds, after `read` tokens.
 
     The ring has sinks + window slots. Token p is at position p, counted from 0. A position below
-    `sinks` lies in the slot of the same number, for ever. The others share the slots behind, in
-    turn: position `sinks` lies in slot `sinks`, the next one in the slot after it, and so on; after
-    the last slot the turn begins again at slot `sinks`. A newer position replaces an older one.
+    `sinks` stays in the slot of the same number. The other positions use the slots after these in
+    turn: position `sinks` goes to slot `sinks`, the next one to the slot after it, and so on. After
+    the last slot comes slot `sinks` again. A newer position replaces an older one.
 
     read is 0 or more, window 1 or more, sinks 0 or more. Return an array of integers
     (sinks + window,); -1 where a slot is still empty.

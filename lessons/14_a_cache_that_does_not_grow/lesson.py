@@ -23,15 +23,15 @@
 # ///
 
 # %% [markdown]
-# A conversation has no fixed end, but memory has. In lesson 10 each token that was read added its
-# rows to the cache, and nothing was ever removed. Sharing keys and values makes a row smaller; the
-# number of rows still grows.
+# A conversation can go on without end, but memory is limited. In lesson 10 each token that was read
+# added its rows to the cache, and nothing was ever removed. With one array for keys and values, a
+# token adds less. But the number of tokens still grows.
 #
 # This lesson shows two ways to keep less: fewer positions, and fewer bytes for each number.
 #
-# We begin with positions. Let a token look back only a little: with a **window** of w it sees
-# itself and the w − 1 tokens before it. In training this is one more mask. Together with the causal
-# mask it leaves a band along the diagonal.
+# We begin with positions. With a **window** of w, a token sees only itself and the w − 1 tokens
+# before it. In training this is one more mask. Together with the causal mask it leaves a band along
+# the diagonal.
 
 # %% A window is a mask
 import numpy as np
@@ -114,19 +114,19 @@ for back in range(10):
 reach = max(back for back in range(10) if felt[back])
 predict(
     "Each of two layers looks back at most two places. How many places back is the furthest token "
-    "that has a say?",
+    "that changes the logits?",
     reach,
 )
 columns = [str(back) for back in range(10)]
-show("has a say, by places back", np.array([felt]).astype(int), columns=columns)
-say("Each layer adds w − 1 places. What a deep model sees is much wider than its window.")
+show("changes the logits, by places back", np.array([felt]).astype(int), columns=columns)
+say("Each layer adds w − 1 places. A deep model sees much further back than its window.")
 
 # %% [markdown]
 # Now the cache. What a token no longer sees, no later token will ever see. Its rows can be
 # overwritten.
 #
-# So w slots are enough, used in turn like places on a ring: position p goes to slot `p mod w`, the
-# remainder when p is divided by w.
+# So w slots are enough. They are used in turn, as in a **ring**: position p goes to slot `p mod w`,
+# the remainder when p is divided by w.
 
 # %% A ring by hand
 slots = np.full(w, -1)  # which position each slot holds; -1: none
@@ -144,11 +144,11 @@ table("a ring of three slots", ["position", "slot", "replaces", "slots now"], hi
 compare("the last w positions", held.astype(int), "what the window shows", band.astype(int))
 
 # %% [markdown]
-# The positions in the slots are out of order. Does attention mind? It is a sum over keys, each with
-# its weight, and a sum has no order. And a key that was turned by its position before it was stored
-# (lesson 11) carries that position with it.
+# The positions in the slots are out of order. Does that matter to attention? Its output is a
+# weighted sum over the keys, and a sum has no order. And a key that was turned by its position
+# before it was stored (lesson 11) carries that position with it.
 #
-# We attend once to all keys under the mask, and once to the three rows of the ring as they lie.
+# We attend once to all keys under the mask, and once to the three rows of the ring in slot order.
 
 # %% Out of order
 rng = np.random.default_rng(14)
@@ -170,10 +170,10 @@ compare("all keys, masked", whole, "three slots", by_ring)
 
 # %% [markdown]
 # In the package the ring is a kind of cache: `model.new_cache(kind=RingCache)`. It takes the window
-# from the model. We decode with it, and beside it with a cache that keeps all keys and masks them.
+# from the model. We decode with it, and also with a cache that keeps all keys and masks them.
 #
 # One thing needs care. When several tokens come at once, the first of them may still see what the
-# last of them will overwrite. Then the ring answers first and writes afterwards.
+# last of them will overwrite. In that case the ring attends first and stores the new rows after.
 
 # %% The real ring
 full, ring = narrow.new_cache(), narrow.new_cache(kind=RingCache)
@@ -194,8 +194,8 @@ compare("one by one, all keys kept", np.array(all_kept), "on the ring", np.array
 compare("ten at once, all keys kept", chunks[0], "on the ring", chunks[1])
 
 # %% [markdown]
-# And the bytes? The formula of lesson 09, with the number of positions that are kept: as many as
-# were read, but never more than w.
+# How many bytes does it take? The formula of lesson 09 holds, with the number of positions that are
+# kept: as many as were read, but never more than w.
 
 # %% Bytes that stop growing
 sizes = {"all keys": [], "ring": []}
@@ -216,12 +216,12 @@ compare("bytes of the ring", sizes["ring"], "the formula", per_token * np.minimu
 say(f"All keys: {sizes['all keys'][-1]:,} bytes, and growing.")
 
 # %% [markdown]
-# That model was trained with its window. What if one was trained without, and is read through a
-# ring only later?
+# That model was trained with its window. What if a model is trained without one, and gets a ring
+# only afterwards?
 #
-# Below is the same model without a window, trained on the same short tunes. It reads the long ones:
-# with all keys kept, and through rings of several sizes. We take the loss of the notes up to the
-# length that it was trained on, and the loss of those after it.
+# Below is the same model without a window, trained on the same short tunes. It reads the long ones,
+# with all keys kept and with rings of several sizes. We measure the loss on the notes up to the
+# length that it was trained on, and the loss on those after it.
 
 # %% A ring for a model without a window
 wide, _ = learn(mq.GPTConfig(**size), tunes, 150)
@@ -252,15 +252,15 @@ sides = [names[0], names[-1]]
 predict("On the notes after them: which has the lower loss?", min(sides, key=late.get), sides)
 rows = [[name, early[name], late[name]] for name in names]
 table("loss", ["cache", f"first {short}", "after them"], rows)
-say("The shortest ring takes away what this model has learned to use.")
-say("All keys include some that are further away than any in training.")
+say("The shortest ring removes keys that this model has learned to use.")
+say("Without a ring, some keys are further away than any key was in training.")
 
 # %% [markdown]
 # A window forgets the beginning. Sometimes that is where the most important token is: an
 # instruction, a name, the topic. So a cache may keep the first s tokens for ever, outside of the
 # ring. They are called **sinks**.
 #
-# Position p below s stays in slot p. All others share the ring behind them, and count from s:
+# Position p below s stays in slot p. The other positions share the w slots after these:
 #
 #     slot = s + (p − s) mod w
 #
@@ -330,14 +330,14 @@ show("weight on position 0 at a question mark", weight, columns=["head 0", "head
 
 # %% [markdown]
 # In these texts the first token carries the answer, so the weight on it is no surprise. Large
-# language models are reported to do something stranger: they put much weight on the first tokens
-# whatever these say, and write badly when a ring drops them (Xiao et al., 2024, who called them
-# attention sinks). Our small models do not show it: the ring of the tunes did well without.
+# language models are reported to do something stranger. They put much weight on the first tokens,
+# whatever these are, and write badly when a ring drops them (Xiao et al., 2024, who called them
+# attention sinks). Our small models do not show this: on the tunes, a ring without sinks did well.
 #
-# The second way is to spend fewer bytes on a number. An **int8** is a whole number of one byte. For
-# each row there is a **scale**, chosen so that the largest number of the row becomes the largest
-# int8. Divide the row by the scale, round, and keep the whole numbers and the scale. To read the
-# row, multiply.
+# The second way to keep less is to use fewer bytes for each number. An **int8** is a whole number
+# of one byte. Each row gets a **scale**, chosen so that its largest number, by size, becomes the
+# largest int8. Divide the row by the scale, round, and keep the whole numbers and the scale. To
+# read the row, multiply them.
 
 # %% A number in one byte
 row = np.array([0.31, -1.27, 0.842, 0.004])  # (d,)
@@ -365,9 +365,9 @@ compare("by hand", whole[None], "the package", backend.to_host(packed))
 # %% [markdown]
 # Each row of each head has a scale of its own, so one large number spoils only its own row.
 #
-# With K = V there is one row for two uses. Its rounding changes the scores, and it changes what is
-# mixed. We take the two apart, in the model with a sink: first only the keys are rounded, then only
-# the values, then both. `layer.read` is where the one array becomes keys and values.
+# With K = V, one row has two uses. Its rounding changes the scores, and it changes what is mixed.
+# In the model with a sink we separate the two: first only the keys are rounded, then only the
+# values, then both. `layer.read` is where the one array becomes keys and values.
 
 
 # %% One rounding, two uses
@@ -410,13 +410,13 @@ table("largest change of a logit", ["rounded", "change"], rows)
 compare("both, by hand", found[ways[2]], "with the package's Int8Cache", by_cache, 1e-5)
 
 # %% [markdown]
-# A changed logit is not yet a wrong answer, so we ask for the loss as well. And we put all kinds
-# side by side: their bytes after the same text, measured and by formula. The model computes in
-# float64, and the plain cache keeps that.
+# A changed logit is not yet a wrong answer, so we measure the loss as well. And we compare all
+# kinds of cache: their bytes after the same text, measured and by formula. The model computes in
+# float64, and so the plain cache stores float64.
 #
-# The formula, for one layer that keeps one array: positions that are kept, times heads, times the
-# bytes of a row. A row of d numbers has d times the bytes of a number. In int8 it has d bytes, and
-# four more for the scale.
+# The formula for one layer that keeps one array: the positions that are kept, times heads, times
+# the bytes of a row. A row of d numbers takes d times the bytes of a number. In int8 it takes d
+# bytes, and four more for the scale.
 
 # %% All kinds side by side
 T, H, d = x.shape[1], 2, 8
@@ -434,18 +434,19 @@ for kind, formula in formulas.items():
 measured = [row[1] for row in rows]
 
 predict(
-    f"{T} tokens, {H} heads of {d} numbers, one array: how many bytes has the int8 cache?",
+    f"{T} tokens, {H} heads of {d} numbers, one array: how many bytes does the int8 cache take?",
     measured[3],
 )
 compare("bytes measured", measured, "the formula", list(formulas.values()))
 table(f"after {T} tokens", ["cache", "bytes", "formula", "loss"], rows)
 
 # %% [markdown]
-# The ways multiply: fewer heads, one array for keys and values, fewer positions, fewer bytes. Each
-# may have a price, and only a measurement says what it is for your model and your text.
+# The savings multiply: fewer heads, one array for keys and values, fewer positions, fewer bytes per
+# number. Each may make the model worse, and only a measurement on your model and your text shows by
+# how much.
 #
 # In this last exercise you write `positions`: which position each slot of a ring holds, given how
-# many tokens were read. From this a ring makes its masks.
+# many tokens were read. A ring makes its masks from this.
 #
 # That is the course. It began with one number that was used twice. To see a cache at work, let your
 # model of lesson 13 write, with `--show-cache`. To see which variant is worth its bytes on a text:

@@ -23,7 +23,7 @@ def positions__without_sinks(read, window, sinks):
 
 
 def positions__sinks_inside_the_turn(read, window, sinks):
-    """You divide by sinks + window. The ring behind the sinks has `window` slots: the remainder of
+    """You divide by sinks + window. The ring after the sinks has `window` slots: the remainder of
     p − sinks divided by window.
     """
     n = sinks + window
@@ -36,7 +36,7 @@ def positions__sinks_inside_the_turn(read, window, sinks):
 
 
 def positions__count_not_from_the_sinks(read, window, sinks):
-    """You take p mod window behind the sinks. The turn begins with position `sinks`, so it is
+    """You take p mod window after the sinks. The turn begins with position `sinks`, so it is
     (p − sinks) mod window.
     """
     return _filled(read, sinks + window, lambda p: p if p < sinks else sinks + p % window)
@@ -90,14 +90,14 @@ def positions__a_turn_too_early(read, window, sinks):
     written.
     """
     held, i = _right(read, window, sinks), np.arange(window)
-    behind = max(0, read - sinks)  # tokens read behind the sinks
+    behind = max(0, read - sinks)  # tokens read after the sinks
     held[sinks:] = sinks + i + window * ((behind - 1 - i) // window)
     return held
 
 
 def positions__in_order(read, window, sinks):
-    """You list the positions in order, the oldest first. They lie in their slots, and the newest is
-    somewhere in between.
+    """You list the positions in order, the oldest first. Return them in slot order: the newest may
+    be in the middle.
     """
     held = _right(read, window, sinks)
     held[sinks:] = np.sort(np.where(held[sinks:] < 0, read, held[sinks:]))
@@ -128,9 +128,7 @@ def positions__slots_by_position(read, window, sinks):
 
 
 def positions__counted_within_the_ring(read, window, sinks):
-    """You count positions of the ring from 0 behind the sinks. They are positions of the text: add
-    `sinks`.
-    """
+    """You count positions from 0 after the sinks. They are positions of the text: add `sinks`."""
     held = _right(read, window, sinks)
     ring = held[sinks:]
     held[sinks:] = np.where(ring < 0, -1, ring - sinks)

@@ -1,4 +1,4 @@
-"""The laws that every cache keeps, checked on tiny models: of this package, or a class of yours.
+"""The laws that every cache obeys, checked on tiny models: this package's caches, or your own.
 
 A cache changes what is computed, never what comes out. So each law reads the same tokens through
 the cache in some way, and compares the logits with those of the model without a cache.
@@ -20,7 +20,7 @@ from ..variants import POSITIONS, ROPE_VALUES, VariantSpec, variant_names
 from .quantised import rounded
 
 LENGTH, WINDOW, SINKS = 24, 4, 2
-TURNS = SINKS + 3 * WINDOW + 1  # positions after which a ring has gone round three times
+TURNS = SINKS + 3 * WINDOW + 1  # after this many positions, a ring has gone round three times
 
 
 class Broken(Exception):
@@ -47,7 +47,7 @@ def check_class(name: str, kind) -> type[KVCache]:
 
 
 def told(error: BaseException) -> str:
-    """What was raised, in one line."""
+    """An exception in one line."""
     first, *_ = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {first}"
 
@@ -62,10 +62,10 @@ def check(
     """Rows {"name", "variant", "position", "window", "error", "bound", "ok", "fault"} for every law
     on every variant and position scheme, with and without a window, as they are found.
 
-    `kind` is made by `GPT.new_cache(kind=kind, **options)`; one that takes a window is checked with
-    a window only. `variants`: of models with four heads, all of them unless given. `error` is the
-    largest difference of a logit, None where there is a `fault`.
-    Raises UsageError for what is no class of caches.
+    Caches are made by `GPT.new_cache(kind=kind, **options)`; a kind that takes a window is checked
+    only with one. The models have four heads; `variants` are all of theirs unless given. `error` is
+    the largest difference of a logit, None if there is a `fault`.
+    Raises UsageError if `kind` is not a cache class.
     """
     if not isinstance(kind, type) or not issubclass(kind, KVCache):
         raise UsageError(f"a cache is a class derived from minqkv.cache.KVCache, not {kind!r}")
@@ -84,7 +84,7 @@ def check(
 
 def by_law(rows: Iterable[dict]) -> list[dict]:
     """Rows of `check` as one row for each law: {"name", "cases", "broken", "error", "bound", "ok",
-    "found"}, with the worst error, and what was found first where the law is broken.
+    "found"}, with the worst error and, if the law is broken, the first case found.
     """
     laws = {}
     for row in rows:
@@ -110,8 +110,8 @@ def schemes(variant: str) -> list[tuple[str, str]]:
 
 
 def laws(case: Case) -> Iterator[tuple[str, float | None, str | None]]:
-    """(law, largest error or None, fault or None) of each law, on a new cache and after a ring has
-    turned three times.
+    """(law, largest error or None, fault or None) of each law, on a new cache and on one that has
+    read TURNS tokens.
     """
     for name, law in LAWS.items():
         try:
@@ -142,9 +142,9 @@ class Case:
         return cache
 
     def read(self, cache, counts, rows=(0, 1, 2), wrong=False):
-        """Read the next tokens of these sequences, counts[b] of row b; the largest error.
+        """Read the next tokens of these sequences, counts[b] of row b; returns the largest error.
 
-        `wrong`: read other tokens.
+        `wrong`: read other tokens instead.
         """
         done, rows = cache.lengths, np.asarray(rows)
         counts = np.broadcast_to(counts, len(rows))
@@ -157,20 +157,20 @@ class Case:
         if not np.isfinite(found).all():
             raise Broken("logits that are not finite")
         if not np.array_equal(cache.lengths, done + counts) or len(cache) != cache.lengths.max():
-            raise Broken(f"{done} positions and {counts} more are not {cache.lengths}")
+            raise Broken(f"lengths are {cache.lengths} after {done} and {counts} more tokens")
         return np.abs(found[b, t] - self.expected[rows[b], at[b, t]]).max()
 
 
 def trim(cache, n):
-    """Trim, and see that it was done."""
+    """Trim, and check the new lengths."""
     cache.trim(n)
     if not (cache.lengths == n).all():
-        raise Broken(f"trim({n}) has left {cache.lengths}")
+        raise Broken(f"lengths are {cache.lengths} after trim({n})")
 
 
 def scrambled(model, seed):
-    """Parameters as far apart as those of a trained model: a fresh one's attention is too even to
-    show a mistake.
+    """Set parameters that differ as much as those of a trained model. In a fresh model, attention
+    is too even to show a mistake.
     """
     for name, p in model.named_parameters():
         centre = 1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0
@@ -198,7 +198,7 @@ def any_chunking(case, start):
 
 
 def trim_is_never_longer(case, start):
-    """Read on, forget it, read something else: as if never longer."""
+    """After trimming, a cache answers as if it had never been longer."""
     errors = []
     for n in (1, 3, LENGTH - start):  # back to before the last append
         cache = case.cache(start)
@@ -218,7 +218,7 @@ def trim_is_never_longer(case, start):
 
 
 def rows_are_alone(case, start):
-    """A sequence in a batch is a sequence alone, and the padding on its left is nobody's."""
+    """A sequence in a batch gives what it gives alone, and padding on its left changes nothing."""
     errors = []
     for row in range(3):
         cache = case.cache(batch=1)
@@ -231,7 +231,7 @@ def rows_are_alone(case, start):
 
 
 def clones_are_independent(case, start):
-    """Neither the original nor its clones notice what becomes of the others."""
+    """Changes of a cache affect neither its clones nor its original."""
     original, order, errors = case.cache(start), [2, 0, 2, 1], []
     case.read(original, [3, 1, 2])
     twin, beams = original.clone(), original.clone(order)
@@ -246,7 +246,7 @@ def clones_are_independent(case, start):
 
 
 def refusals_change_nothing(case, start):
-    """What is refused or interrupted leaves the cache as it was."""
+    """A call that is refused or interrupted leaves the cache as it was."""
     cache, model = case.cache(start), case.model
     errors = [case.read(cache, [1, 0, 2])]
     for n in (-1, start + 3, 1.5, "1", None, [start] * 2, [start, start, start + 9]):
@@ -274,7 +274,7 @@ def refusals_change_nothing(case, start):
 
 
 def bytes_are_counted(case, start):
-    """nbytes is the formula, and what the arrays hold."""
+    """nbytes is what the formula gives, and what the arrays hold."""
     cfg, cache = case.model.config, case.cache(start)
     per_token = sum(case.kind.bytes_per_token(spec.stored(cfg), case.dtype) for spec in cfg.specs)
     slots = cfg.sinks + cfg.window if "window" in case.kind.takes else LENGTH
@@ -285,10 +285,12 @@ def bytes_are_counted(case, start):
         arrays = [buffer for layer in cache.layers for buffer in layer.buffers]
         held = sum(array[b, :, :n].nbytes for array in arrays for b, n in enumerate(used))
         if not cache.nbytes == held == used.sum() * per_token:
-            raise Broken(f"{cache.nbytes} bytes: {held} in arrays, {used.sum() * per_token} due")
+            formula = used.sum() * per_token
+            raise Broken(f"nbytes {cache.nbytes}, but arrays hold {held}, by formula {formula}")
     allocated, due = sum(array.nbytes for array in arrays), 3 * slots * per_token
     if not cache.capacity_nbytes == allocated <= due:
-        raise Broken(f"capacity of {cache.capacity_nbytes} bytes: {allocated} in arrays, {due} due")
+        found = f"capacity_nbytes {cache.capacity_nbytes}, but arrays have {allocated}"
+        raise Broken(f"{found}, by formula at most {due}")
     return 0.0
 
 
@@ -303,7 +305,7 @@ LAWS = {
 
 
 class Interrupted(Exception):
-    """What ends a step early."""
+    """Raised to end a step early."""
 
 
 @contextmanager
@@ -322,14 +324,14 @@ def interrupted(module):
 
 @contextmanager
 def changes_nothing(cache, what, may_succeed=False):
-    """`with`: what is done is refused or interrupted, and the cache is as long as before."""
+    """`with`: the call must be refused or interrupted, and lengths and bytes must not change."""
     before = cache.lengths.tolist(), cache.nbytes, cache.capacity_nbytes
     try:
         yield
     except (UsageError, Interrupted):
         now = cache.lengths.tolist(), cache.nbytes, cache.capacity_nbytes
         if now != before:
-            raise Broken(f"{what} has left {now} of {before}") from None
+            raise Broken(f"{what} has changed lengths and bytes: {before} to {now}") from None
         return
     if not may_succeed:
         raise Broken(f"{what} was accepted")

@@ -30,8 +30,8 @@ def training_memory(
     `model`, a GPT or a Tagger, is not changed: a fresh model of the same configuration makes the
     step, on NumPy. "weights". "gradients": one for each parameter, and the flat copy that the
     optimiser gathers, so twice the weights. "moments": both of Adam's, twice the weights again.
-    "activations": what the graph of the loss holds at the most: when the forward pass has ended, or
-    while a block is computed again. With ids, targets and masks, but without the model's own
+    "activations": the most that the graph of the loss holds, either after the forward pass or while
+    a block is computed again. With ids, targets and masks, but without the model's own
     parameters and tables. "activations_formula":
     `activation_bytes`, or None for a Tagger and where some targets of a dense loss do not count.
     Temporaries come on top. Raises UsageError for a length that the model does not take.
@@ -55,7 +55,7 @@ def training_memory(
 
 
 def _held_in_backward(model, loss):
-    """Run backward; gives the most bytes that the graph holds meanwhile."""
+    """Run backward; returns the most bytes that the graph holds meanwhile."""
     own, nodes = arrays(model), [loss.node]
     for node in nodes:
         nodes += {parent for parent in node.parents if parent not in (None, *nodes)}
@@ -111,7 +111,7 @@ def arrays(root: Node | Module | list) -> dict[int, np.ndarray]:
 def activation_bytes(
     cfg: GPTConfig, batch: int, length: int, asked: int | None = None, channels: int = 1
 ) -> int:
-    """Bytes of activations of a GPT at the most, by formula, for `batch` sequences of `length`
+    """The most bytes of activations of a GPT, by formula, for `batch` sequences of `length`
     tokens.
 
     The loss is taken at every position, or only at `asked` positions; logits are computed only

@@ -1,6 +1,6 @@
-"""What a run needs before it starts: memory by formula, and time from a few measured steps.
+"""What a run will need: memory by formula, and time from a few measured steps.
 
-No model is built to find out how much memory one takes.
+The memory is computed without building the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..models import PROTOCOLS, GPTConfig, TaggerConfig
+from ..models import GPT, PROTOCOLS, GPTConfig, TaggerConfig
 from ..runs import RunConfig
 from ..runtime import backend
 from ..runtime.blas import blas_threads
@@ -30,18 +30,18 @@ try:
 except ImportError:  # Windows
     resource = None
 
-UNTIMED = 1e12  # multiply-adds and additions of a run below which it is not worth timing
-TIMED = 1e11  # of a step, at most, that is measured
+UNTIMED = 1e12  # floating-point operations; a run with fewer is not worth timing
+TIMED = 1e11  # floating-point operations; larger steps are not measured
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Of one process that trains: how many parameters, and bytes.
+    """What one training process needs: a number of parameters, and bytes.
 
-    "gradients" are the gradient that the optimiser gathers, that of the model, and that of each
-    shard. "saving" are the copies that are made while a checkpoint is written. "scoring" is what a
-    score takes: its examples, and the forward passes that run at the same time. Activations,
-    scoring and saving are never there together. Temporaries of a training step come on top.
+    `gradients` counts the copy that the optimiser gathers, one for each shard, and the sum over
+    earlier parts of a batch. `saving` counts the copies made while a checkpoint is written.
+    `scoring` counts the examples of a score, and the forward passes that run at the same time.
+    Activations, scoring and saving are never in memory together. Temporary arrays come on top.
     """
 
     parameters: int
@@ -54,18 +54,18 @@ class Needs:
 
     @property
     def total(self) -> int:
-        """Bytes at the most."""
+        """Bytes at the peak."""
         return self.fixed + max(0, max(self.activations, self.scoring) - self.saving)
 
     @property
     def fixed(self) -> int:
-        """Bytes at the least, with however few and short sequences."""
+        """Bytes that are needed however few and short the sequences are."""
         return self.weights + self.gradients + self.moments + self.saving
 
 
 def needs(config: RunConfig, ranks: int = 1) -> Needs:
-    """What each of `ranks` processes needs for a run. For an encoder, and where few targets count,
-    it is an estimate: that of a GPT of this size with a loss at every position.
+    """What each of `ranks` processes needs for a run. For an encoder, or if few targets count, it
+    is an estimate: that of a GPT of this size with a loss at every position.
     """
     own = config.task.config(config.variant)
     cfg, n = _as_gpt(own), n_params(own)
@@ -73,7 +73,7 @@ def needs(config: RunConfig, ranks: int = 1) -> Needs:
     weights = n * np.dtype(cfg.dtype).itemsize
     threads = config.threads if backend.current.on_host else 1
     shards = max(1, min(threads, rows, n * rows * cfg.block_size // SMALLEST))
-    before = shards > 1 and config.recipe.accumulate > 1  # the sum over the parts before this one
+    before = shards > 1 and config.recipe.accumulate > 1  # a sum over earlier parts
     gradients = (1 + shards + before) * weights
     activations = activation_bytes(cfg, rows, cfg.block_size)
     saving = 6 * weights if backend.current.on_host else 0  # else on the host, which has room
@@ -112,8 +112,8 @@ def _as_gpt(cfg):
 
 
 def check_memory(config: RunConfig, ranks: int = 1) -> Needs:
-    """`needs`, of a run that fits. Raises EnvironmentFault for one that does not, with what would
-    make it fit.
+    """The `needs` of a run. Raises EnvironmentFault if it does not fit into memory, and says what
+    would make it fit.
     """
     found, free = needs(config, ranks), available()
     if free is None or found.total <= free:
@@ -122,7 +122,7 @@ def check_memory(config: RunConfig, ranks: int = 1) -> Needs:
     parts += f", moments {size_text(found.moments)}, activations {size_text(found.activations)}"
     parts += f"; scoring {size_text(found.scoring)}"
     why = f"this run needs about {size_text(found.total)} of memory ({parts})"
-    raise EnvironmentFault(f"{why}, but {size_text(free)} are free", _cure(config, ranks, free))
+    raise EnvironmentFault(f"{why}, but only {size_text(free)} is free", _cure(config, ranks, free))
 
 
 def _cure(config, ranks, free):
@@ -146,18 +146,33 @@ def _cure(config, ranks, free):
     return "one sequence is too long: shorten it with --seq-len, or make the model smaller"
 
 
+def check_cache_memory(model: GPT, rows: int, length: int, **options) -> None:
+    """Refuse a cache of so many sequences, made by `model.new_cache(rows, **options)`, that does
+    not fit into the memory together with the logits of prompts of this length. Raises
+    EnvironmentFault.
+    """
+    one = model.new_cache(1, **options).capacity_nbytes
+    one += length * model.config.vocab_size * np.dtype(model.config.dtype).itemsize
+    free = available()
+    if free is not None and rows * one > free:
+        what = f"{rows:,} sequences need about {size_text(rows * one)} of memory"
+        raise EnvironmentFault(
+            f"{what}, but {size_text(free)} are free", "choose fewer of them, or --cache int8"
+        )
+
+
 def size_text(n: int) -> str:
     """Bytes in MiB, or GiB where there are many."""
     digits = 1 if n < 10 * 2**20 else 0
     return f"{n / 2**20:.{digits}f} MiB" if n < 2**30 else f"{n / 2**30:,.1f} GiB"
 
 
-# ---- the memory there is
+# ---- available memory
 
 
 def available() -> int | None:
-    """Bytes that this process may still take: of the machine, of its control groups, and of its
-    address space, whichever is least; with CuPy, of the device. None where nothing says so.
+    """Bytes that this process may still take: what the machine, its control groups or its address
+    space leave, whichever is least; with CuPy, what the device leaves. None if unknown.
     """
     if backend.current.name == "cupy":
         return int(backend.xp.cuda.runtime.memGetInfo()[0])
@@ -184,8 +199,8 @@ def _of_the_address_space():
 
 
 def of_control_groups(proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """What each control group of this process leaves, of version 1 or 2: of containers, batch jobs
-    and services. File caches do not count, for they give way.
+    """Bytes left in each control group (version 1 or 2) of this process: those of containers, batch
+    jobs and services. File caches are not counted, because the system frees them when needed.
     """
     found = []
     with suppress(OSError):
@@ -213,8 +228,8 @@ def _left_in(folder):
 
 
 def peak_memory() -> int:
-    """Bytes that this process has held at the most; with CuPy, bytes of the device that it holds;
-    0 where that is unknown.
+    """The most bytes that this process has held; with CuPy, the bytes of the device that it holds;
+    0 if unknown.
     """
     if backend.current.name == "cupy":
         return int(backend.xp.get_default_memory_pool().total_bytes())
@@ -228,11 +243,11 @@ def peak_memory() -> int:
 
 
 def run_seconds(config: RunConfig) -> float | None:
-    """About how many seconds a run will compute, without its scores; None for a short one, which is
-    not worth the measurement.
+    """About how many seconds a run will take, without scoring; None for a short one, which is not
+    worth measuring.
 
-    A few steps are measured, with fewer sequences where a step is long. Where even one sequence
-    takes long, nothing is built: the speed is that of one large product.
+    A few steps are measured, with fewer sequences if a step is long. If even one sequence takes
+    long, no step is measured: the estimate uses the speed of a large matrix product.
     """
     cfg, recipe = _as_gpt(config.task.config(config.variant)), config.recipe
     row = 6 * params(cfg) * cfg.block_size  # forward and backward, of one sequence
@@ -247,7 +262,7 @@ def run_seconds(config: RunConfig) -> float | None:
 
 
 def _product_speed():
-    """Multiply-adds and additions per second of one core."""
+    """Floating-point operations per second of one core, in a large matrix product."""
     a, seconds = backend.xp.ones((1024, 1024), "float32"), []
     with blas_threads(1):
         for _ in range(3):
@@ -259,10 +274,12 @@ def _product_speed():
 
 @np.errstate(all="ignore")  # the rate may diverge
 def seconds_per_step(config: RunConfig, steps: int = 3) -> float:
-    """Seconds of computing that a step takes, the median of a few after one that warms up. The time
-    that other programs take meanwhile does not count, except on a GPU.
+    """Seconds of computing per step: the median of a few, after one to warm up. Time taken by other
+    programs is not counted, except on a GPU.
     """
-    task, recipe, model = config.task, config.recipe, config.build()
+    task, recipe = config.task, config.recipe
+    task.check_data()
+    model = config.build()
     optimizer, seconds = config.optimizer(model), []
     clock = time.thread_time if backend.current.on_host else time.perf_counter
     with blas_threads(1):

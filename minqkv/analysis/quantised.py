@@ -1,8 +1,8 @@
-"""What a cache that rounds what it stores does to a model: to its logits, and to its perplexity.
+"""How a cache that rounds its rows changes a model's logits and perplexity.
 
-Without a cache, attention is given its keys, its values, or both as the cache would keep them. With
-K = V one stored row is both; here the two uses can be rounded apart, and "keys and values" is what
-the cache does.
+No cache is used. Instead, attention gets its keys, its values or both rounded as the cache would
+round them. With K = V one stored row is both key and value. Here the two uses can be rounded
+separately; "keys and values" is what the cache does.
 """
 
 from __future__ import annotations
@@ -35,10 +35,9 @@ def rounding_errors(
 ) -> list[dict]:
     """Rows {"rounded", "perplexity", "largest", "mean"}: nothing rounded, then each of USES.
 
-    ids, targets (n, T), targets that do not count at -100. `largest` and `mean` are of the absolute
-    differences from the exact logits where a target counts. `kind` and `dtype` are those of
-    `GPT.new_cache`, so **caches.options("int8") names both. Raises UsageError where no target
-    counts.
+    ids, targets (n, T); targets of -100 do not count. `largest` and `mean` are those of the
+    absolute differences from the exact logits, where a target counts. `kind` and `dtype` are as for
+    `GPT.new_cache`, so **caches.options("int8") gives them. Raises UsageError if no target counts.
     """
     if not (targets != IGNORE).any():
         raise UsageError("rounding_errors: every target is ignored")
@@ -78,7 +77,7 @@ def rounded(
     values: bool = True,
 ) -> Iterator[None]:
     """`with`: without a cache, attention reads keys, values or both as this kind of cache, of this
-    dtype, would keep them.
+    dtype, would store them.
     """
     dtype = dtype or model.config.dtype
     with ExitStack() as stack:

@@ -26,7 +26,7 @@ KINDS = {
     "plain": Kind(),  # all rows, in the model's dtype
     "float16": Kind(dtype="float16", rounds=True),
     "ring": Kind(".ring", "RingCache", windowed=True),  # the first few rows, and the last ones
-    "int8": Kind(".int8", "Int8Cache", rounds=True),  # integers of 8 bits, a scale for each head
+    "int8": Kind(".int8", "Int8Cache", rounds=True),  # 8-bit integers, and a scale for each row
     "int8-ring": Kind(".int8", "Int8RingCache", rounds=True, windowed=True),
 }
 _HOME = {kind.cls: kind.home for kind in KINDS.values()}  # class or function -> its file

@@ -1,8 +1,8 @@
 """A cache of several continuations of one text, which is stored once.
 
-The prefix is a copy made when the branches begin: what becomes of the original cache afterwards
-does not matter to them. Nothing changes the prefix, so all branches, and clones of them, read the
-same arrays. Each branch stores only its own tail.
+The prefix is copied when the branches begin, so later changes of the original cache do not affect
+them. The prefix itself never changes, so all branches and their clones read the same arrays. Each
+branch stores only its own tail.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class BranchLayer(LayerCache):
 
     @property
     def held(self):
-        """(B·n, S) the positions that the slots in use hold, -1 for none."""
+        """(B·n, S): the position that each slot in use holds, -1 for none."""
         at = self.start[:, None] + np.arange(self.used)  # (B·n, S)
         return np.where(at < self.lengths[:, None], at, -1)
 
@@ -57,12 +57,12 @@ class BranchLayer(LayerCache):
             at = np.broadcast_to(as_array(at), (len(self.start), q.data.shape[2]))  # (B·n, T)
             own = self.part(attention, q.data, stored, self.held, _mask(attention, at, self.held))
             return online.answer(online.merge(self._shared(attention, q.data, at), own))
-        except BaseException:  # what is refused, or interrupted, changes nothing
+        except BaseException:  # a call that is refused or interrupted changes nothing
             self.trim(before)
             raise
 
     def _shared(self, attention, q, at):
-        """What queries (B·n, H, T, d) find in the prefix."""
+        """The part of the answers to queries (B·n, H, T, d) that comes from the prefix."""
         (N, H, T, d), B = q.shape, len(self.prefix.lengths)
         together = q.reshape(B, -1, H, T, d).swapaxes(1, 2).reshape(B, H, -1, d)  # (B, H, n·T, d)
         keys = self.prefix.held  # (B, S)
@@ -74,13 +74,13 @@ class BranchLayer(LayerCache):
         )
 
     def write(self, rows, at):
-        """Put rows of tokens at these positions into the tails."""
+        """Write the rows of tokens at these positions to the tails."""
         at = np.broadcast_to(as_array(at), (len(self.start), rows[0].shape[2]))  # (B·n, T)
         super().write(rows, np.where(at < 0, -1, at - self.start[:, None]))
 
     @property
     def nbytes(self):
-        """Bytes of the prefix, once, and of the tails, each by its own length."""
+        """Bytes of the prefix, counted once, and of the tails, each by its own length."""
         own = int((self.lengths - self.start).sum())
         return self.prefix.nbytes + own * sum(buffer[0, :, :1].nbytes for buffer in self.buffers)
 
@@ -93,9 +93,9 @@ def _mask(attention, at, keys):
 class BranchCache(KVCache):
     """n branches of each sequence of `cache`, with `capacity` positions (its own unless given).
 
-    Bytes: those of the prefix, once, and those of the tails. `cache` may be plain or of integers,
-    not a ring, which forgets. Raises UsageError where it is empty. Branches are trimmed down to the
-    prefix at most.
+    Its bytes are those of the prefix, counted once, and those of the tails. `cache` may be plain or
+    int8, but not a ring, whose positions are overwritten. Raises UsageError if one of its sequences
+    is empty, or longer than `capacity`. Branches can be trimmed back to the prefix, but no further.
     """
 
     shareable = False  # branches of one prompt are read together
@@ -106,6 +106,8 @@ class BranchCache(KVCache):
         if not isinstance(n, int) or n < 1 or not cache.lengths.all():
             why = f"{n} branches of {cache.lengths.tolist()} positions"
             raise UsageError(f"{why}: at least 1 of each is needed", "read the prompt first")
+        if capacity is not None and capacity < len(cache):
+            raise UsageError(f"a capacity of {capacity} is less than the prefix of {len(cache)}")
         self.stored, self.batch, self.dtype = cache.stored, cache.batch * n, cache.dtype
         self.capacity, self.options = capacity or cache.capacity, cache.options
         prefix = type(cache)(self.stored, cache.batch, len(cache), self.dtype, **self.options)
@@ -122,11 +124,11 @@ class BranchCache(KVCache):
         start, ends = self.layers[-1].start, np.asarray(n)
         if ends.dtype.kind in "iu" and ends.shape in ((), start.shape) and (ends < start).any():
             why = f"trim({n}): branches begin after a shared prefix of {agreed(start)} positions"
-            raise UsageError(why, "which stays")
+            raise UsageError(why, "the prefix cannot be trimmed")
         super().trim(n)
 
     def clone(self, rows: Sequence[int] | None = None):
-        """See KVCache; the prefix stays shared. Branches of several prompts are cloned together."""
+        """See KVCache; the prefix stays shared. With several prompts, `rows` must be all rows."""
         rows = np.asarray(range(self.batch) if rows is None else rows)
         backend.upload_ids(rows, self.batch, "clone")
         prefixes = [layer.prefix for layer in self.layers]

@@ -1,8 +1,9 @@
-"""A cache that stores numbers as integers of 8 bits, and a scale for each row.
+"""A cache that stores numbers as 8-bit integers, and a scale for each row.
 
-A row of a token and head becomes scale · integers in -127 ... 127, where 127 · scale is the largest
-number of the row, so no number is off by more than scale / 2. With K = V the one stored row is both
-the key and the value, so one rounding changes the scores and what they mix.
+A row, the numbers of one token in one head, is stored as integers from -127 to 127 and a scale: an
+integer times the scale is the number, up to scale / 2. The largest number of the row, by size, is
+127 · scale. With K = V the one stored row is both key and value, so its rounding changes the scores
+and also the values that they mix.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from .ring import RingCache, RingLayer
 
 
 class Int8Layer(LayerCache):
-    """The rows of one layer. For each array of (heads, width) that a token is stored as, there is
-    one of integers, and one of scales (B, heads, capacity, 1) in float32.
+    """The rows of one layer. For each entry (heads, width) of `stored` there is a buffer of
+    integers, and one of scales (B, heads, capacity, 1) in float32.
     """
 
     per_row = 2
@@ -55,13 +56,13 @@ def rounded(row: Array) -> tuple[Array, Array]:
 
 
 class Int8Cache(KVCache):
-    """A cache of 1 byte for each number and 4 for each row of a head, whatever `dtype` is."""
+    """A cache with 1 byte per number, and 4 per row for its scale, whatever `dtype` is."""
 
     layer_kind = Int8Layer
 
     @staticmethod
     def bytes_per_token(stored, dtype=None):
-        """What a token takes in a layer: Σ heads · (width + 4)."""
+        """Bytes per token in one layer: Σ heads · (width + 4)."""
         return sum(heads * (width + 4) for heads, width in stored)
 
 
@@ -70,6 +71,6 @@ class Int8RingLayer(Int8Layer, RingLayer):
 
 
 class Int8RingCache(Int8Cache, RingCache):
-    """A ring of integers of 8 bits."""
+    """A ring of rows stored as 8-bit integers."""
 
     layer_kind = Int8RingLayer

@@ -1,8 +1,8 @@
 """A cache that does not grow: the first few tokens, and a ring of the last ones.
 
 With a window w and s sinks, a token sees itself, the w - 1 tokens before it, and the first s. Only
-these are kept: position p < s lies in slot p, and position p ≥ s in slot s + (p - s) mod w, where
-it replaces position p - w. Each slot knows which position it holds.
+these are kept: position p < s is in slot p, and position p ≥ s in slot s + (p - s) mod w, where it
+replaces position p - w. The layer records which position each slot holds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class RingLayer(LayerCache):
     """The rows of one layer: sinks + window of each sequence, however many have been read.
 
     `at` (B, slots) are the positions that the slots hold, -1 for none. `lost` is what the last
-    tokens replaced, if they came several at once: enough to undo them.
+    append replaced, if it was of several tokens, so that `trim` can undo it.
     """
 
     def __init__(self, batch, stored, capacity, dtype="float32", window=None, sinks=0):
@@ -33,17 +33,18 @@ class RingLayer(LayerCache):
 
     @property
     def positions(self) -> np.ndarray:
-        """What the slots in use hold: (S,) where all sequences agree, else (B, S)."""
+        """The positions in the slots in use: (S,) if all sequences agree, else (B, S)."""
         return self.at[0, : self.used] if isinstance(self.ends, int) else self.at[:, : self.used]
 
     @property
     def held(self):
-        """(B, S) the positions that the slots in use hold, -1 for none."""
+        """(B, S): the position that each slot in use holds, -1 for none."""
         return self.at[:, : self.used]
 
     def attend(self, attention, q, rows, at, mask=None):
-        """Like LayerCache.attend. A single token is stored first, since what it replaces is outside
-        its window. Several tokens still need what they replace, so they are stored last.
+        """Like LayerCache.attend. A single token is stored first, because what it replaces is
+        outside its window. Several tokens are stored last: the first of them may still see what the
+        last of them replace.
         """
         if mask is not None:
             raise UsageError("a ring makes its own mask")
@@ -60,7 +61,7 @@ class RingLayer(LayerCache):
             if not single:
                 self.append(*arrays, at=at)
             return z
-        except BaseException:  # what is refused, or interrupted, changes nothing
+        except BaseException:  # a call that is refused or interrupted changes nothing
             self.trim(before)
             raise
 
@@ -79,14 +80,14 @@ class RingLayer(LayerCache):
         return tuple(backend.xp.concatenate(pair, axis=2) for pair in pairs)
 
     def write(self, rows, at):
-        """Put rows of tokens at these positions into their slots."""
+        """Write the rows of tokens at these positions to their slots."""
         if isinstance(at, slice) and at.stop - at.start == 1:
             slot = self._slots(at.start)
             super().write(rows, slice(slot, slot + 1))
             self.at[:, slot], self.lost = at.start, None
             return
         at = np.broadcast_to(as_array(at), (len(self.at), rows[0].shape[2]))  # (B, T)
-        # Of more tokens than a ring has room for, only sinks and the last ones are kept.
+        # If there are more tokens than slots, only sinks and the last tokens are kept.
         passed = (at >= self.sinks) & (at <= at.max(axis=1, keepdims=True) - self.window)
         slots = np.where(passed, -1, self._slots(at))  # (B, T)
         b, t = (slots >= 0).nonzero()
@@ -98,18 +99,18 @@ class RingLayer(LayerCache):
         self.at[b, slot] = at[b, t]
 
     def _slots(self, at):
-        """Where positions lie: each turn of the ring takes `window` off."""
+        """The slot of each position: every full turn of the ring subtracts `window`."""
         return at - np.maximum(at - self.sinks, 0) // self.window * self.window
 
     def trim(self, n):
-        """Keep the first n positions. Raises UsageError where the next token would need what the
-        ring has forgotten; back to before the last append is always possible.
+        """Keep the first n positions. Raises UsageError if the next token would need positions that
+        the ring has overwritten. The last append can always be undone, but not in a clone.
         """
         ends = np.full(len(self.at), n)  # (B,)
         at, back = self.at.copy(), None
         if self.lost is not None:
             b, slot, new, before, replaced = self.lost
-            back = new >= ends[b]  # (N,) tokens that go, so what they replaced comes back
+            back = new >= ends[b]  # (N,) tokens to remove: what they replaced comes back
             at[b[back], slot[back]] = before[back]
         at[at >= ends[:, None]] = -1
         first = np.maximum(ends - self.window + 1, self.sinks)  # that the next token needs
@@ -117,7 +118,7 @@ class RingLayer(LayerCache):
         held = ((at >= first[:, None]) | (at >= 0) & (at < self.sinks)).sum(axis=1)  # (B,)
         if (held < needed).any():
             why = f"trim({n}): the ring keeps a window of {self.window} positions"
-            raise UsageError(f"{why}, and the next token would need some it has forgotten")
+            raise UsageError(f"{why}, and the next token would need some that are overwritten")
         if back is not None:
             back &= before >= 0
             row, place, i = (backend.upload(a) for a in (b[back], slot[back], back.nonzero()[0]))
@@ -126,8 +127,8 @@ class RingLayer(LayerCache):
         self.at, self.ends = at, n
 
     def restore(self, held):
-        """See LayerCache. Refuses positions in wrong slots, and a ring that lacks one that the next
-        token needs.
+        """See LayerCache. Raises UsageError if a position is in a wrong slot, or if a position that
+        the next token needs is missing.
         """
         wrong = (held >= 0) & (self._slots(held) != np.arange(self.used))
         if held.shape != (len(self.at), self.used) or wrong.any() or held.min() < -1:
@@ -138,16 +139,17 @@ class RingLayer(LayerCache):
         self.trim(self.ends)
 
     def take(self, other, rows):
-        """Become a copy of some rows of another's batch, without what its last tokens replaced."""
+        """Become a copy of some sequences of another layer, without its `lost`."""
         super().take(other, rows)
         self.at = other.at[rows]
 
 
 class RingCache(KVCache):
-    """A cache of `sinks` + `window` positions for each sequence, read up to `capacity` positions.
+    """A cache of `sinks` + `window` positions for each sequence, for texts of up to `capacity`.
 
-    `window` and `sinks` are the model's unless given; a model without a window is read through this
-    one. `trim` can go back to before the last append, and further while nothing is missing.
+    `window` and `sinks` are the model's unless given. A model without a window can use a ring too,
+    if a window is given. `trim` can undo the last append, and go further back as long as nothing
+    that is needed has been overwritten.
     """
 
     layer_kind, takes = RingLayer, ("window", "sinks")
@@ -155,9 +157,7 @@ class RingCache(KVCache):
 
     @property
     def positions(self):
-        """Absolute positions of the stored keys: (S,), or (B, S) where sequences differ, -1 for
-        none.
-        """
+        """Absolute positions of stored keys: (S,), or (B, S) if sequences differ; -1 for none."""
         return backend.upload(self.layers[-1].positions)
 
 

@@ -27,17 +27,19 @@ CLASSES = {kind.cls: options(name)["kind"] for name, kind in KINDS.items()}
 
 
 def save(cache: KVCache, path, model: GPT) -> None:
-    """Write the positions that `model` has read into a file, which is whole or absent.
+    """Write what `model` has read into a cache to a file, which is either complete or absent.
 
-    Of a ring, what the last append replaced is not saved: it can be trimmed only as far back as
-    nothing is missing. Raises UsageError for an empty cache and for a class that is not one of
-    CLASSES, EnvironmentFault where the file cannot be written.
+    For a ring, what the last append replaced is not saved, so the loaded cache may not be able to
+    undo it. Raises UsageError for an empty cache and for a class that is not one of CLASSES,
+    EnvironmentFault if the file cannot be written.
     """
     name = type(cache).__name__
     if CLASSES.get(name) is not type(cache):
         raise UsageError(f"a {name} cannot be saved", f"classes that can: {', '.join(CLASSES)}")
     if not len(cache):
         raise UsageError("the cache is empty", "read a prompt first")
+    if cache.stored != stored_by(model):
+        raise UsageError("the cache is of another model: it stores rows of other sizes")
     arrays = {"lengths": cache.lengths, "held": cache.layers[-1].held}  # (B,), (B, S)
     empty = backend.upload(arrays["held"] < 0)[:, None, :, None]  # (B, 1, S, 1)
     for i, layer in enumerate(cache.layers):
@@ -50,11 +52,11 @@ def save(cache: KVCache, path, model: GPT) -> None:
 
 
 def load(path, model: GPT, batch: int | None = None, capacity: int | None = None) -> KVCache:
-    """The cache in a file, as if `model` had just read it.
+    """The cache in a file, as if `model` had just read its text.
 
-    `capacity`, the model's block_size unless given, is at least what the file holds. `batch`: so
-    many copies of a single sequence. Raises EnvironmentFault where the file is missing, damaged, of
-    another version or of another model, UsageError for a batch that it cannot give.
+    `capacity` is the model's block_size unless given, and at least what the file holds. `batch`:
+    that many copies of a single saved sequence. Raises EnvironmentFault if the file is missing,
+    damaged, or from another version or model, and UsageError if it does not fit `batch`.
     """
     about, arrays = _read(path, model)
     try:
@@ -80,6 +82,11 @@ def fingerprint(model: GPT) -> str:
     return digest.hexdigest()
 
 
+def stored_by(model: GPT) -> tuple[list[tuple], ...]:
+    """What a cache of this model stores of a token: (heads, width) of each array, in each layer."""
+    return tuple([spec.stored(model.config) for spec in model.config.specs])
+
+
 def _read(path, model):
     try:
         about, arrays = read_arrays(path, KIND)
@@ -95,17 +102,16 @@ def _read(path, model):
 
 
 def _filled(about, arrays, model, capacity):
-    """A cache with this content; where it does not fit, NumPy and the classes of caches raise."""
+    """A cache with this content. If it does not fit, NumPy and the cache classes raise errors."""
     cfg, lengths, held = model.config, arrays.pop("lengths"), arrays.pop("held")
     if lengths.dtype != np.int64 or lengths.ndim != 1 or not 0 < lengths.max() <= cfg.block_size:
-        raise ValueError("lengths that cannot be")
+        raise ValueError("impossible lengths")
     if lengths.min() < 0 or held.dtype != np.int64 or held.shape[:-1] != lengths.shape:
-        raise ValueError("positions that cannot be")
+        raise ValueError("impossible positions")
     size = len(lengths), max(capacity, int(lengths.max()))
-    stored = [spec.stored(cfg) for spec in cfg.specs]
     if about["class"] not in CLASSES:
-        raise ValueError(f"no class {about['class']!r} of caches")
-    cache = CLASSES[about["class"]](stored, *size, about["dtype"], **about["options"])
+        raise ValueError(f"unknown class {about['class']!r}")
+    cache = CLASSES[about["class"]](stored_by(model), *size, about["dtype"], **about["options"])
     for i, layer in enumerate(cache.layers):
         layer.ends = agreed(lengths)
         for j, rows in enumerate(layer.rows):
@@ -119,5 +125,5 @@ def _filled(about, arrays, model, capacity):
 def _checked(array, rows):
     if array.shape != rows.shape or array.dtype != rows.dtype or not np.isfinite(array).all():
         found = f"{array.dtype} {array.shape}"
-        raise ValueError(f"finite {rows.dtype} {rows.shape} are expected, not {found}")
+        raise ValueError(f"expected finite {rows.dtype} {rows.shape}, found {found}")
     return array

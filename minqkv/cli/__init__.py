@@ -90,7 +90,8 @@ def run_cli(argv):
         what = f"{error.filename or 'output'}: {error.strerror}"
         return _complain(argv, what, "check free space and permissions", Exit.ENVIRONMENT)
     except MemoryError as error:
-        return _complain(argv, f"out of memory: {error}", "choose a smaller size", Exit.ENVIRONMENT)
+        what = f"out of memory: {error}".rstrip(": ")
+        return _complain(argv, what, "choose a smaller size", Exit.ENVIRONMENT)
     except Exception as error:
         what = f"unexpected {type(error).__name__}: {error}"
         hint = "this is a bug in minqkv: please report it, with what --traceback and "

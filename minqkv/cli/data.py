@@ -7,7 +7,7 @@ from .options import TOKENIZER_HELP, print_json, reports
 
 @click.group()
 def data():
-    """Texts to train on: download, prepare and list them."""
+    """Download, prepare and list texts to train on."""
 
 
 @data.command()
@@ -20,7 +20,7 @@ def data():
 def fetch(name, url, out, as_json):
     """Download the text NAME, such as shakespeare (1.1 MB).
 
-    Afterwards --text NAME finds it. Its SHA-256 is checked.
+    Its SHA-256 is verified. Then `minqkv train --text NAME` uses it.
     """
     from ..render.progress import progress
     from ..runtime.errors import unknown
@@ -49,10 +49,10 @@ def fetch(name, url, out, as_json):
 )
 @reports
 def prepare(source, tokenizer, as_json):
-    """Turn a text into tokens, once, and say what it has.
+    """Turn a text into tokens, once, and print its size.
 
-    SOURCE is a file, a folder, - for stdin, or a downloaded text; without it, the built-in corpus.
-    In a .jsonl file, each line is a document: {"text": "…"}.
+    SOURCE is a file, a folder, - for stdin, or a downloaded text. Without SOURCE, it is the
+    built-in text. In a .jsonl file, each line is a document: {"text": "…"}.
     """
     from ..render.progress import patient
     from ..tasks import corpus
@@ -81,7 +81,7 @@ def prepare(source, tokenizer, as_json):
 @data.command("list")
 @reports
 def list_data(as_json):
-    """What is prepared and downloaded, with sizes."""
+    """List the prepared and downloaded texts, with their sizes."""
     from ..runtime.errors import MinqkvError
     from ..tasks import corpus, downloads
 
@@ -118,16 +118,16 @@ def list_data(as_json):
     for fault in faults:
         click.echo(f"not readable: {fault}")
     for folder in corpus.unfinished():
-        click.echo(f"being prepared, or left by a process that was killed: {folder}")
+        click.echo(f"unfinished, or left by a process that was killed: {folder}")
     where = corpus.cache_root()
-    click.echo(f"kept in {where}" if rows or fetched else f"nothing is kept in {where} yet")
+    click.echo(f"stored in {where}" if rows or fetched else f"nothing is stored in {where} yet")
 
 
 _UNITS = ("documents", "tokens", "bytes")
 
 
 def _described(folder):
-    """What there is to say of a prepared corpus. Raises EnvironmentFault where it is damaged."""
+    """A prepared corpus and its sizes. Raises EnvironmentFault if it is damaged."""
     from ..runtime.errors import EnvironmentFault
     from ..tasks.corpus import about
 

@@ -1,4 +1,4 @@
-"""`minqkv eval`: the score of a run, and where it is wrong."""
+"""`minqkv eval`: the score of a run, and its mistakes."""
 
 from pathlib import Path
 
@@ -11,37 +11,39 @@ from .options import computes, echo, either, own_task, print_json
 from .run import own_task_option
 
 ROUNDING = [name for name, kind in KINDS.items() if kind.rounds and not kind.windowed]
-best_option = click.option("--best", is_flag=True, help="The best checkpoint, not the last one.")
+best_option = click.option("--best", is_flag=True, help="Use the best checkpoint, not the last.")
 
 
 @click.command("eval")
 @click.argument("run", type=click.Path(path_type=Path))
 @own_task_option
 @click.option("--split", default="test", show_default=True, help=f"{either(SPLITS)}.")
-@click.option("--n", type=click.IntRange(1), help="How many examples.  [default: the task's own]")
+@click.option(
+    "--n", type=click.IntRange(1), help="Score this many examples.  [default: the task's own]"
+)
 @click.option(
     "--wrong", type=click.IntRange(0), default=0, help="Show this many wrong predictions."
 )
 @click.option(
-    "--show-padded", is_flag=True, help="Of a text: also the perplexity that counts padding."
+    "--show-padded", is_flag=True, help="For texts: also show the perplexity that counts padding."
 )
 @click.option(
-    "--cache", "kind", help=f"Of a decoder: also what the rounding of {either(ROUNDING)} does."
+    "--cache", "kind", help=f"For decoders: also show the effect of rounding to {either(ROUNDING)}."
 )
 @best_option
 @computes
 def evaluate_run(run, own, split, n, wrong, show_padded, kind, best, as_json):
-    """Score a run; show where it is wrong.
+    """Score a run, and show its mistakes.
 
-    A text is scored by perplexity, the exponential of the mean loss over its tokens,
-    and by bits per byte, which compare tokenizers.
+    For a text, the score is perplexity, the exponential of the mean loss over its tokens. Bits
+    per byte are printed too: they can be compared across tokenizers.
     """
     from ..train import counted_targets
 
     model, config = loaded(run, own, best)
     task = config.task
     if wrong and not task.answers:
-        why = f"{task.name} has no answers that are right or wrong"
+        why = f"the task {task.name} has no answers that are right or wrong"
         raise UsageError(why, "leave out --wrong")
     padded = task.padded_score(model, split) if show_padded else None
     x, y = task.draw(config.seed, split, n or task.n_scored(split))
@@ -55,7 +57,7 @@ def evaluate_run(run, own, split, n, wrong, show_padded, kind, best, as_json):
         misses = [item for item in items if item["expected"] != item["predicted"]]
         score |= {"sequences_wrong": len(misses), "wrong": misses[:wrong]}
     score |= {"padded": padded} if padded else {}
-    score |= {"rounding": _rounding(model, kind, x, y)} if kind else {}
+    score |= {"rounding": _rounding(model, kind, x, y)} if kind is not None else {}
     if as_json:
         print_json(score)
         return
@@ -67,7 +69,7 @@ def evaluate_run(run, own, split, n, wrong, show_padded, kind, best, as_json):
         click.echo(f"{name.replace('_', ' ')} {score[name]:.4f}")
     if padded:
         _show_padded(padded)
-    if kind:
+    if kind is not None:
         _show_rounding(score["rounding"], kind)
     for item in misses[:wrong]:
         _show(item)
@@ -84,7 +86,7 @@ def loaded(run, own, best):
 
 
 def _rounding(model, kind, x, y):
-    """What a cache of this kind does to logits and perplexity."""
+    """How a cache of this kind changes logits and perplexity."""
     from ..analysis.quantised import rounding_errors
     from ..caches import options
     from ..models import GPT
@@ -92,7 +94,7 @@ def _rounding(model, kind, x, y):
     if not isinstance(model, GPT):
         raise UsageError("this model is an encoder, which has no cache", "leave out --cache")
     if kind not in ROUNDING:
-        why = f"--cache {kind}: only what rounds has an error"
+        why = f"--cache {kind}: only the rounding of {' and '.join(ROUNDING)} can be shown"
         raise UsageError(why, f"--cache {either(ROUNDING)}")
     return rounding_errors(model, x, y, **options(kind))
 
@@ -107,27 +109,25 @@ def _show_rounding(rows, kind):
         change = 100 * (row["perplexity"] / exact - 1)
         lines.append([row["rounded"], f"{row['perplexity']:.5f}", f"{change:+.4f} %"])
         lines[-1] += [f"{row['largest']:.2g}", f"{row['mean']:.2g}"]
-    table(stdout(), f"what rounding to {kind} does", columns, lines)
+    table(stdout(), f"Effect of rounding to {kind}", columns, lines)
 
 
 def _show_padded(found):
-    """Perplexity with and without the padding, and what to think of it."""
+    """Perplexity with and without the padding, and which of them to report."""
     if not found["padding"]:
         why = "No document of this split is shorter than a window, so nothing is padded"
         echo(f"{why}. A text of many short documents has padding: a folder, or a .jsonl file.")
         return
-    share = f"{100 * found['padding']:.1f} %"
-    click.echo("with one document a row:")
+    share = f"{100 * found['padding']:.1f} % of them are padding"
+    click.echo("with one document per row:")
     click.echo(f"  perplexity, masked {found['masked']:.4f}: over the tokens of the documents")
-    click.echo(f"  perplexity, padded {found['padded']:.4f}: over padding, too, {share} of all")
+    click.echo(f"  perplexity, padded {found['padded']:.4f}: over all targets; {share}")
     if found["padded"] < found["masked"]:
-        why = (
-            "Padding is easy to predict, so counting it flatters the model: the more padding, the "
-        )
-        why += "better it looks, whatever it knows about text."
+        why = "Padding is easy to predict, so counting it makes a model look better. The more "
+        why += "padding there is, the better it looks, whatever it knows about text."
     else:
-        why = "This model was never trained to predict padding, so counting it spoils the score. A "
-        why += "model that was predicts it for certain; then counting it flatters the model."
+        why = "This model was not trained to predict padding, so counting it makes the score "
+        why += "worse. For a model trained on padding, counting it makes the score better."
     echo(f"Report the masked one. {why}")
 
 

@@ -10,7 +10,7 @@ from ..caches import KINDS
 from ..caches import options as cache_options
 from ..runtime.errors import UsageError, unknown
 from .evaluate import best_option, loaded
-from .options import computes, either, print_json
+from .options import MOST, computes, either, print_json
 from .run import own_task_option, threads_option
 
 CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t"}
@@ -23,31 +23,34 @@ CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in 
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(1),
-    help="How many tokens to add at most.  [default: as many as in training; a text goes on to the "
-    "end token, or as long as it fits]",
+    help="Add at most this many tokens.  [default: as many as in training; for a text, up to the "
+    "end token, or as many as fit]",
 )
 @click.option(
     "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 is greedy."
 )
-@click.option("--top-k", type=click.IntRange(1), help="Draw among the k likeliest only.")
+@click.option("--top-k", type=click.IntRange(1), help="Draw only from the k likeliest tokens.")
 @click.option(
     "--top-p",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Draw among the fewest whose probability reaches p.",
+    help="Draw only from the likeliest tokens, as few as add up to probability p.",
 )
 @click.option(
-    "--samples", type=click.IntRange(1), default=1, help="Draw several answers to each prompt."
+    "--samples",
+    type=click.IntRange(1, MOST),
+    default=1,
+    help="Draw this many answers to each prompt.",
 )
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the draws."
 )
 @click.option("--cache", "kind", default="plain", help=f"{either(KINDS)}.  [default: plain]")
-@click.option("--window", type=click.IntRange(1), help="Of a ring.  [default: the model's]")
-@click.option("--sinks", type=click.IntRange(0), help="Of a ring.  [default: the model's]")
-@click.option("--save-cache", type=click.Path(), help="Keep what was read of one PROMPT in a file.")
-@click.option("--load-cache", type=click.Path(), help="Continue what a file of --save-cache holds.")
-@click.option("--no-cache", is_flag=True, help="Compute the whole prefix again for every token.")
-@click.option("--show-cache", is_flag=True, help="Draw the cache as it grows, on stderr.")
+@click.option("--window", type=click.IntRange(1), help="Window of a ring.  [default: the model's]")
+@click.option("--sinks", type=click.IntRange(0), help="Sinks of a ring.  [default: the model's]")
+@click.option("--save-cache", type=click.Path(), help="After reading PROMPT, save the cache.")
+@click.option("--load-cache", type=click.Path(), help="Start from a saved cache, then read PROMPT.")
+@click.option("--no-cache", is_flag=True, help="Compute the whole text again for every token.")
+@click.option("--show-cache", is_flag=True, help="Draw the cache on stderr as it grows.")
 @click.option(
     "--compare",
     is_flag=True,
@@ -60,12 +63,13 @@ def generate(
     run, prompt, own, max_new_tokens, kind, window, sinks, save_cache, load_cache, no_cache,
     show_cache, compare, best, threads, as_json, **sampling,
 ):  # fmt: skip
-    """Let a causal run answer a PROMPT, or write a text.
+    """Let a trained decoder answer a PROMPT, or continue a text.
 
-    For instance "3 1 4 1", or "Once upon". An empty text begins a new document. Without a
-    PROMPT each line of stdin is one. Several are read as one batch. The first answer is
-    printed token by token, as it is computed.
+    A PROMPT is, for example, "3 1 4 1" or "Once upon". With a text, an empty PROMPT starts a
+    new document. Without a PROMPT, each line of stdin is one, and all are read as one batch.
+    The first answer is printed token by token.
     """
+    from ..analysis.needs import check_cache_memory
     from ..generation import compare_cache, iter_tokens
     from ..runtime.parallel import set_threads
 
@@ -87,6 +91,7 @@ def generate(
         _compare(compare_cache(model, ids, count, options, **sampling), kind, as_json)
         return
     if cache is None and not no_cache:
+        check_cache_memory(model, len(rows), max(map(len, ids)), **options)
         cache = model.new_cache(len(rows), **options)
     tokens = iter_tokens(model, ids, count, use_cache=not no_cache, cache=cache, **sampling)
     if save_cache:
@@ -95,7 +100,7 @@ def generate(
     if show_cache:
         from ..render.cache import Watch
 
-        next(iter_tokens(model, [ids[0][:1]], 1))  # the first call pays for what later ones share
+        next(iter_tokens(model, [ids[0][:1]], 1))  # a warm-up: the first call takes longer
         watch = Watch(cache, model.config, sum(map(len, ids)))
         tokens = watch.follow(tokens)
         tokens = chain([next(tokens)], tokens)
@@ -111,31 +116,29 @@ def generate(
 
 
 def _check_files(save_cache, load_cache, prompt, kind, no_cache, compare):
-    """--save-cache and --load-cache: with one prompt, and one cache."""
+    """--save-cache and --load-cache need a PROMPT, and a cache to save or to start from."""
     if not (save_cache or load_cache):
         return
     flag = "--load-cache" if load_cache else "--save-cache"
     if not prompt:
-        what = "how the text goes on" if load_cache else "the text to be kept"
-        raise UsageError(
-            f"{flag}: {what} must be the PROMPT", f'minqkv generate RUN "…" {flag} FILE'
-        )
+        what = "that continues the saved text" if load_cache else "to read into the cache"
+        raise UsageError(f"{flag} needs a PROMPT {what}", f'minqkv generate RUN "…" {flag} FILE')
     if no_cache or compare:
         other = "--no-cache" if no_cache else "--compare"
         raise UsageError(f"{flag} and {other} do not go together", "leave out one")
     if load_cache and kind != "plain":
-        raise UsageError("the kind of a loaded cache is in its file", "leave out --cache")
+        raise UsageError("a saved cache has a kind already", "leave out --cache")
 
 
 def _loaded(path, model, n):
-    """The cache in a file, for n samples of its text."""
+    """The cache in a file, for n samples."""
     from ..caches import load
 
     return load(path, model, n)
 
 
 def _saving(tokens, cache, path, model):
-    """The same tokens; before the first of them, the cache is kept in a file."""
+    """The same tokens; before the first of them, the cache is saved."""
     from ..caches import save
 
     for i, token in enumerate(tokens):
@@ -149,14 +152,14 @@ def _check(kind, no_cache, show_cache, compare, sampling):
         raise unknown("cache", kind, KINDS)
     if no_cache and (show_cache or compare or kind != "plain"):
         other = "--show-cache" if show_cache else "--compare" if compare else f"--cache {kind}"
-        raise UsageError(f"{other} needs the cache that --no-cache leaves out", "leave out one")
+        raise UsageError(f"{other} needs a cache, so --no-cache cannot be used", "leave out one")
     if show_cache and compare:
-        raise UsageError("--compare times both ways and draws nothing", "leave out --show-cache")
+        raise UsageError("--compare does not draw the cache", "leave out --show-cache")
     if not sampling["temperature"]:
         for name, usual in (("top_k", None), ("top_p", None), ("samples", 1)):
             if sampling[name] != usual:
                 flag = "--" + name.replace("_", "-")
-                why = f"{flag} is for draws, and temperature 0 always takes the likeliest token"
+                why = f"{flag} has no effect: temperature 0 always takes the likeliest token"
                 raise UsageError(why, "--temperature 1")
 
 
@@ -166,27 +169,27 @@ def _cache_options(kind, window, sinks, config):
     given = {name: value for name, value in given.items() if value is not None}
     ring = KINDS[kind].windowed
     if given and not ring:
-        raise UsageError("--window and --sinks are of a ring", "--cache ring")
+        raise UsageError("--window and --sinks are for a ring cache", "--cache ring")
     if ring and window is None and config.window is None:
         why = "this model was trained without a window, so the ring needs one"
-        raise UsageError(why, f"for instance --window {max(1, config.block_size // 2)}")
+        raise UsageError(why, f"for example: --window {max(1, config.block_size // 2)}")
     return cache_options(kind, **given)
 
 
 def _lines_of_stdin():
-    """Prompts, one a line; an empty one where there are none."""
+    """Prompts, one per line; if there are none, an empty one."""
     if sys.stdin is None or sys.stdin.isatty():
         return [""]
     try:
         lines = sys.stdin.read().splitlines()
     except UnicodeDecodeError as error:
-        raise UsageError("what came in on stdin is not text") from error
+        raise UsageError("the input on stdin is not text") from error
     return [line for line in lines if line.strip()] or [""]
 
 
 def _write(task, rows, tokens):
-    """Print prompts with their answers: the first as it is made, then the others. What is there by
-    then is printed when an interrupt ends it, too.
+    """Print prompts with their answers: the first token by token, then the others. After an
+    interrupt, the other answers are printed as far as they are.
     """
     columns = []  # of tokens, one for each row
 
@@ -203,10 +206,10 @@ def _write(task, rows, tokens):
 
 
 def _print_one(task, rows, i, answer):
-    """A prompt and its answer; click.echo flushes. Texts, which have many lines, have a heading."""
+    """A prompt and its answer. Of several texts, each gets a heading: a text has many lines."""
     if len(rows) > 1 and not task.answers:
         click.echo(("\n" if i else "") + f"--- {i + 1} of {len(rows)}")
-    plain = CONTROL if sys.stdout.isatty() else {}  # a terminal would obey them
+    plain = CONTROL if sys.stdout.isatty() else {}  # control characters would act on a terminal
     try:
         for piece in chain([task.decode(rows[i])], task.pieces(answer)):
             click.echo(piece.translate(plain), nl=False)

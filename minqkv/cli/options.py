@@ -16,7 +16,7 @@ from ..runtime.files import opened
 from ..tasks.rules import FORMS, TOKENIZERS, YEARS
 from ..variants import POSITIONS, ROPE_VALUES
 
-MOST = 10_000  # seeds
+MOST = 10_000  # seeds, or samples of a prompt
 
 
 class Listed(click.ParamType):
@@ -59,8 +59,8 @@ TOKENIZER_HELP = "; ".join(f"{name}: {about}" for name, about in TOKENIZERS.item
 
 SETTINGS = {  # name -> (type, help), of fields of tasks and recipes that have a flag
     "seq_len": (int, "Length T."),
-    "text": (str, "FILE, folder, - or name of a download.  [default: one that is built in]"),
-    "tokenizer": (str, f"Of a text: {either(TOKENIZERS)}.  [default: chars]"),
+    "text": (str, "A file, a folder, - (stdin) or a download.  [default: the built-in text]"),
+    "tokenizer": (str, f"For texts: {either(TOKENIZERS)}.  [default: chars]"),
     "alphabet": (int, "How many digits there are."),
     "form": (str, f"{either(FORMS)}: label each digit, or continue `input | output`."),
     "protocol": (str, f"{either(YEARS)}: data, blocks, optimiser."),
@@ -72,8 +72,8 @@ SETTINGS = {  # name -> (type, help), of fields of tasks and recipes that have a
     "head_dim": (int, "Width of a head, if not d / H."),
     "position": (str, f"{either(POSITIONS)}."),
     "rope_value": (str, f"What K = V stores under rope: {either(ROPE_VALUES)}."),
-    "window": (int, "Of a text: how many tokens each token sees.  [default: all before it]"),
-    "recompute": (bool, "Compute each block again in backward, to save memory."),
+    "window": (int, "For texts: tokens that each token sees, itself included.  [default: all]"),
+    "recompute": (bool, "For texts: compute each block again in backward, to save memory."),
     "steps": (int, "Training steps."),
     "lr": (float, "Peak learning rate."),
 }
@@ -157,7 +157,7 @@ def own_task(name):
 
 
 def own_class(name, what, example):
-    """What MODULE:CLASS names, imported from here or the path. Raises UsageError."""
+    """Import MODULE:CLASS, from the current folder or sys.path. Raises UsageError if it fails."""
     from importlib import import_module
 
     module, _, cls = name.partition(":")
@@ -177,7 +177,7 @@ def own_class(name, what, example):
 
 
 def prepared(name, own, given):
-    """The settings of a task, with what it has to read or make first; see Task.prepared."""
+    """The settings of a task, completed by what it reads or prepares; see Task.prepared."""
     from ..render.progress import patient
     from ..tasks.registry import task_class
 
@@ -204,8 +204,8 @@ def configurable(command):
         expose_value=False,
         callback=_read_flags,
         metavar="FILE.toml",
-        help=f"Read flags from a file: `n-head = 4`. Flags that you type win. For language models, "
-        f"also {either(CONFIGS)}.",
+        help=f"Read flags from a file: `n-head = 4`. Flags that you type take precedence. For "
+        f"language models there are built-in files: {either(CONFIGS)}.",
     )(command)
 
 

@@ -61,9 +61,8 @@ own_task_option = click.option(
 def train(ctx, distributed, **flags):
     """Train one model into a run folder.
 
-    The folder keeps configuration, metrics, checkpoints (the last and the best) and
-    curves.svg. Killed at any moment, the run continues with
-    `minqkv train --resume --out FOLDER`.
+    The folder holds the configuration, the metrics, the last and the best checkpoint, and
+    curves.svg. If the run is killed, `minqkv train --resume --out FOLDER` continues it.
     """
     if not distributed:
         _train(ctx, None, **flags)
@@ -131,14 +130,14 @@ def _train(ctx, comm, task, out, resume, as_json, show_config, more, threads, **
 
 
 def _announce(config, comm):
-    """Say what a run needs. Raises EnvironmentFault for one that does not fit into the memory."""
+    """Print what a run needs. Raises EnvironmentFault if it does not fit into memory."""
     if ":" in config.task.name:
-        return  # a task of your own may bring any model
+        return  # a user's task may have any model
     from ..analysis.needs import check_memory, run_seconds
     from ..render.training import needs_line
 
     found = check_memory(config, comm.size if comm else 1)
-    seconds = None if comm else run_seconds(config)  # a rank cannot make a step alone
+    seconds = None if comm else run_seconds(config)  # a rank cannot compute a step alone
     click.echo(needs_line(found, seconds), err=True)
 
 

@@ -20,10 +20,10 @@ from .options import TOKENIZER_HELP, print_json, reports
     help=TOKENIZER_HELP,
 )
 @click.option("--show", is_flag=True, help="Print the tokens; with --json, their ids.")
-@click.option("--save", metavar="FILE.json", help="Save the tokenizer, to be used by --tokenizer.")
+@click.option("--save", metavar="FILE.json", help="Save the tokenizer, for use with --tokenizer.")
 @reports
 def tokenize(file, name, show, save, as_json):
-    """Cut a text into tokens, and count them.
+    """Split a text into tokens, and count them.
 
     FILE is any file; - reads standard input.
     """
@@ -61,8 +61,8 @@ def _special(file):
 
 
 def _read(file):
-    """The bytes of a file, or of standard input. Raises EnvironmentFault where it cannot be read,
-    UsageError where it is empty.
+    """The bytes of a file, or of standard input. Raises EnvironmentFault if it cannot be read,
+    UsageError if it is empty.
     """
     from ..runtime.files import opened
 
@@ -74,7 +74,7 @@ def _read(file):
                 data = stream.read()
     except OSError as error:
         what = f"cannot read {file}: {error.strerror}"
-        hint = "- reads standard input, where a pipe may be"
+        hint = "to read from a pipe, give - as FILE"
         raise EnvironmentFault(what, hint if _special(file) else None) from error
     if not data:
         raise UsageError(f"{'standard input' if file == '-' else file} is empty")

@@ -105,7 +105,7 @@ class Positions(Module):
 class Layered:
     """What configurations of models have in common."""
 
-    window, sinks = None, 0  # every token sees all that a mask allows, unless a field says less
+    window, sinks = None, 0  # no window, unless a configuration has these fields
 
     @property
     def specs(self) -> tuple[VariantSpec, ...]:
@@ -149,14 +149,14 @@ def checked_ids(ids, cfg, channels: bool = False) -> np.ndarray:
 
 
 def check_end(end: int, cfg) -> None:
-    """Refuse sequences of more tokens than the model has positions. Raises UsageError."""
+    """Raises UsageError if a sequence has more tokens than the model has positions."""
     if end > cfg.block_size:
         raise UsageError(f"{end} tokens, but this model has {cfg.block_size} positions")
 
 
 def checked_pad(pad, ids: np.ndarray) -> np.ndarray | None:
-    """How much of each row is padding, (B,); None where nothing is. Raises UsageError for other
-    shapes and numbers, or where nothing but padding is left.
+    """The padding of each sequence, (B,); None if there is none. Raises UsageError for other shapes
+    and numbers, or if all tokens of the batch are padding.
     """
     pad, (B, T) = np.asarray(pad), ids.shape[:2]
     if pad.shape != (B,) or pad.dtype.kind not in "iu" or (pad < 0).any() or (pad > T).any():

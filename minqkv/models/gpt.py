@@ -33,8 +33,8 @@ class GPTConfig(Layered):
 
     `d_ff`, the width inside the MLP, is 4·n_embd unless given; 0 leaves the MLP out. `head_dim`,
     the width of a head, is n_embd / n_head unless given. `variant` may name one variant a layer:
-    "qkv/q-k=v". With a `window`, a token sees itself and the window - 1 tokens before it, and
-    always the first `sinks` tokens. With `recompute`, training keeps each block's input alone:
+    "qkv/q-k=v". With a `window`, a token sees itself, the window - 1 tokens before it, and the
+    first `sinks` tokens. With `recompute`, training keeps only the input of each block, and
     backward computes the block again.
     """
 
@@ -99,9 +99,9 @@ class GPT(Module):
         on the host, asks for logits at some positions only: (N, V). With a `cache`, ids continue
         what it holds, without a graph. An interrupted step leaves nothing behind in any layer.
 
-        `pad` (B,), integers on the host: the first pad[b] tokens of row b are padding, for prompts
-        of different length. They have no position, are not stored, and nobody sees them; use none
-        of their logits.
+        `pad` (B,), integers on the host, is for prompts of different length: the first pad[b]
+        tokens of sequence b are padding. They are not stored, and no token sees them. Their logits
+        mean nothing.
         """
         ids = checked_ids(ids, self.config, channels=True)
         pad = None if pad is None else checked_pad(pad, ids)
@@ -133,14 +133,14 @@ class GPT(Module):
             raise UsageError(why, f"model.new_cache({len(ids)})")
 
     def _mask(self, steps):
-        """Of a sequence without a cache, at positions `steps`."""
+        """The mask of sequences at positions `steps`, without a cache."""
         whole = isinstance(steps, slice)
         steps = backend.xp.arange(steps.stop) if whole else backend.upload(steps)
         return causal_mask(steps, steps, self.config.window, self.config.sinks)
 
     def _decode(self, ids, steps, cache):
-        # Of a large batch, each core takes some sequences: they do not know of each other. Where
-        # they differ in length, the batch stays in one piece.
+        # Each core takes some sequences of a large batch, since they are independent. If they
+        # differ in length, the batch stays in one piece.
         together = isinstance(steps, slice) and cache.shareable
         shares = backend.shares(cache) if together else None
         if shares is None:
@@ -184,8 +184,8 @@ class GPT(Module):
         """An empty cache for this model.
 
         `capacity` is block_size unless given, `dtype` the model's. `kind` is the class of the
-        cache, made with (stored, batch, capacity, dtype, **options); options that it `takes` from a
-        configuration are this model's unless given.
+        cache, made with (stored, batch, capacity, dtype, **options). The options that it `takes`
+        are those of this model's configuration unless given.
         """
         cfg = self.config
         stored = [spec.stored(cfg) for spec in cfg.specs]

@@ -1,4 +1,4 @@
-"""A cache as it grows, drawn in a terminal: what it holds, and what qkv would hold."""
+"""A cache as it grows, drawn in a terminal: its bytes, and those that qkv would take."""
 
 import time
 from dataclasses import replace
@@ -9,14 +9,14 @@ from rich.text import Text
 from ..variants import cache_bytes_per_token
 from .console import bytes_text, say, stderr
 
-LINES = 8  # of the growth that is drawn
+LINES = 8  # of the picture of growth
 LEAST, MOST = 8, 24  # columns of a bar
 FULL, REST = "█", "░"
 
 
 class Watch:
-    """Follows a cache while a model with this configuration writes, and draws it on stderr.
-    `n_read` is how many tokens the prompts have.
+    """Watches a cache while a model with this configuration writes, and draws it on stderr.
+    `n_read` is the number of tokens in the prompts.
     """
 
     def __init__(self, cache, config, n_read):
@@ -27,8 +27,8 @@ class Watch:
         self.seconds, self.growth = [], []  # of each step; (positions, bytes) after it
 
     def follow(self, tokens):
-        """The same tokens, timed. The first takes the reading of the prompts; what the caller does
-        between two tokens does not count.
+        """The same tokens, timed. The time of the first includes reading the prompts. What the
+        caller does between two tokens does not count.
         """
         while True:
             began = time.perf_counter()
@@ -40,7 +40,7 @@ class Watch:
             yield token
 
     def show_prompts(self):
-        """What is there before the first new token is printed."""
+        """The cache after the prompts, before the first new token is printed."""
         console = stderr()
         self._say_speed(console, "read", self.n_read, self.seconds[:1])
         self._show_layers(console)
@@ -65,15 +65,16 @@ class Watch:
             say(console, f"{n:,} {tokens} {what} in {1e3 * took:,.1f} ms, {speed}")
 
     def _show_growth(self, console):
-        """A line for some lengths: a bar of what is held, as a part of what qkv would hold."""
-        say(console, "as it grew", "bold")
+        """One line for each of some lengths: a bar of this cache's bytes, within those of qkv."""
+        say(console, "growth", "bold")
         last = len(self.growth) - 1
         picked = sorted({round(i) for i in np.linspace(0, last, LINES)})
         rows = []
         for n, held in (self.growth[i] for i in picked):
             qkv = n * self.per_token
             rows.append((f"{n:,}", (held, qkv), bytes_text(held), bytes_text(qkv)))
-        _lines(console, ("tokens", None, "here", "qkv"), rows, self.growth[-1][0] * self.per_token)
+        names = ("tokens", None, "this cache", "qkv")
+        _lines(console, names, rows, self.growth[-1][0] * self.per_token)
 
     def _show_layers(self, console):
         say(console, "by layer", "bold")
@@ -89,7 +90,7 @@ class Watch:
         cache = self.cache
         n, held, formula = int(cache.lengths.sum()), cache.nbytes, formula_bytes(cache)
         qkv = n * self.per_token
-        same = "as by the formula" if formula == held else f"by the formula {bytes_text(formula)}"
+        same = "as the formula says" if formula == held else f"formula: {bytes_text(formula)}"
         say(console, f"now {bytes_text(held)} for {n:,} tokens, {same}")
         say(console, f"qkv with the same heads, in {self.config.dtype}: {bytes_text(qkv)}")
         saved = 100 * (1 - held / qkv)
@@ -97,7 +98,7 @@ class Watch:
 
 
 def formula_bytes(cache):
-    """What the cache should hold: in each layer, for each sequence, used slots · bytes a token."""
+    """Bytes that the cache should hold: used slots · bytes per token, over layers and sequences."""
     total = 0
     for layer, stored in zip(cache.layers, cache.stored, strict=True):
         slots = np.minimum(cache.lengths, layer.buffers[0].shape[2])  # (B,)
@@ -106,8 +107,8 @@ def formula_bytes(cache):
 
 
 def _lines(console, names, rows, most):
-    """Columns of text, aligned to the right. Where a name is None a cell is (part, whole), drawn as
-    a bar, of which `most` fills the column.
+    """Columns of text, aligned to the right. A cell under the name None is (part, whole), drawn as
+    a bar; a whole of `most` fills the column.
     """
     cells = [[cell if name else "" for name, cell in zip(names, row, strict=True)] for row in rows]
     texts = [[name or "" for name in names], *cells]
@@ -126,6 +127,6 @@ def _lines(console, names, rows, most):
 
 
 def _bar(part, whole, most, width):
-    """A part of a whole, both as parts of `most`."""
+    """A bar: the part full, the rest of the whole light, where `most` is `width` columns."""
     full, all_of_it = (round(width * n / most) for n in (part, whole))
     return FULL * full + REST * (all_of_it - full)

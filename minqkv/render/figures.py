@@ -261,7 +261,7 @@ def _labels(panel, ends, looks, frame):
 
 def _beside(points, widths, frame):
     """(start, height) of the label of each point: the nearest place, rather right than left of it,
-    that meets no mark and no other label. None where one of them finds no place.
+    that meets no mark and no other label. None if there is no place for one of them.
     """
     left, top, _, bottom = frame
     taken = [(x - 6, x + 6, y, 6) for x, y in points]  # from, to, middle, half of the height

@@ -59,7 +59,7 @@ def check_table(rows):
 
 
 def law_table(name, laws):
-    """The laws of caches, as `by_law` gives them, and what was found where one is broken."""
+    """The laws of caches, as `by_law` gives them; for each broken law, the first case found."""
     columns = [("law", "left"), ("worst error", "right"), ("bound", "right"), ("", "left")]
     lines = []
     for law in laws:

@@ -33,9 +33,9 @@ def progress(label, total, start=0, console=None, below=False, began=None):
     """Yields `advance(done, note="")`, which shows how much of `total` is done.
 
     A caller who prints lines of its own meanwhile passes its `console`. Then the lines appear above
-    the bar, and off a terminal they replace the tenths. With `below`, the note stands in a line
-    below the bar. `began` is the time.monotonic() since which the work after `start` is done, if
-    not now.
+    the bar, and off a terminal they replace the tenths. With `below`, the note is on a line below
+    the bar. `began` is the time.monotonic() at which the work after `start` began; now unless
+    given.
     """
     tenths, console = console is None, console or stderr()
     if not console.is_terminal:
@@ -53,7 +53,7 @@ def progress(label, total, start=0, console=None, below=False, began=None):
 
 @contextmanager
 def patient(label, total, seconds=1.0):
-    """Like `progress`, but shows nothing of work that ends within some seconds."""
+    """Like `progress`, but shows nothing in the first `seconds`."""
     began = time.monotonic()
     with ExitStack() as stack:
         shown = None

@@ -37,7 +37,7 @@ def with_interval(estimate, sign=False, digits=3):
 
 
 def with_sign(difference, relative):
-    """A difference with its interval, or if it is relative, in per cent."""
+    """A difference with its interval; a relative one is in per cent."""
     if not relative or difference is None:
         return with_interval(difference, sign=True)
     percent = stats.Estimate(100 * difference.mean, 100 * difference.half, difference.n)
@@ -147,7 +147,7 @@ def memory_table(console, cells):
 
 
 def published_table(console):
-    """The paper's language models with 300M parameters, and what to beware of."""
+    """The paper's language models with 300M parameters, and how not to compare them."""
     found = language_models()
     rows = []
     for name, perplexity in found.items():
@@ -160,9 +160,10 @@ def published_table(console):
     columns = [("variant", "left"), ("perplexity,\npadding counted", "right"), ("change", "right")]
     columns += [("perplexity,\npadding masked", "right"), ("change", "right")]
     table(console, "Published: the paper's models with 300M parameters, one seed", columns, rows)
-    what = "Perplexity per subword token. The first pair is the paper's, which scores padding as "
-    what += "if it were text; the second is of the authors' later models on another text."
-    say(console, f"{what} Per cents of another text, tokenizer or size cannot be compared with it.")
+    what = "Perplexity per subword token. The first pair of columns is the paper's, which scores "
+    what += "padding as if it were text; the second is from the authors' later models on another "
+    what += "text. Changes with another text, tokenizer or size cannot be compared with these."
+    say(console, what)
     console.print()
 
 

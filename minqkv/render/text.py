@@ -1,4 +1,4 @@
-"""Tokens of a text, each set apart from its neighbours."""
+"""Tokens of a text, printed so that their boundaries can be seen."""
 
 from rich.cells import cell_len, chop_cells
 from rich.text import Text
@@ -14,10 +14,10 @@ def token_summary(row, asked):
     """What `minqkv tokenize` reports, as a sentence or two; `asked` is the N of bpe-N, or None."""
     size, tokens = _count(row["bytes"], "byte"), _count(row["tokens"], "token")
     each = _count(round(row["bytes_per_token"], 3), "byte")
-    text = f"{row['file']}: {size}, {tokens} of {each} on average. "
+    text = f"{row['file']}: {size}, {tokens}, {each} per token. "
     text += f"Tokenizer {row['tokenizer']}, vocabulary {row['vocab_size']:,}."
     if asked and row["vocab_size"] < asked:
-        text += f" Not {asked:,}: no further pair of tokens occurs twice in this text."
+        text += f" It is not {asked:,}: no other pair of tokens occurs twice in this text."
     if row["saved"]:
         text += f" Saved as {row['saved']}."
     say(stdout(), text)

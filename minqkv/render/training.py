@@ -34,17 +34,17 @@ def needs_line(needs, seconds=None):
 
 @contextmanager
 def live(config):
-    """Yields the `progress` of `train_run`: on a terminal a bar and a line below it, elsewhere a
-    line for each tenth; and whenever the validation split is scored, a sample of what the model
-    writes.
+    """Yields the `progress` of `train_run`. On a terminal: a bar and a line below it. Elsewhere: a
+    line for each tenth of the run. Whenever the validation split is scored: a sample of what the
+    model writes.
     """
     with ExitStack() as stack:
         yield Live(config, stack)
 
 
 class Live:
-    """Shows each Step of a run on stderr. The bar appears with the first: a run that is resumed
-    starts somewhere in between.
+    """Shows each Step of a run on stderr. The bar appears with the first step, because only then
+    is it known where a resumed run starts.
     """
 
     def __init__(self, config, stack):
@@ -94,7 +94,7 @@ class Live:
 
 
 def averaged(metrics, parts=PARTS):
-    """(steps, mean loss) of each of so many parts of a run; `metrics` are those of its folder."""
+    """(last step, mean loss) of each of `parts` parts of a run with these metrics."""
     n, parts = len(metrics), min(parts, len(metrics))
     cuts = [n * i // parts for i in range(parts + 1)]
     losses = [line["loss"] for line in metrics]
@@ -102,7 +102,7 @@ def averaged(metrics, parts=PARTS):
 
 
 def loss_curve(metrics):
-    """The training loss as a picture of plain characters, for a terminal."""
+    """The training loss as a picture made of characters, for a terminal."""
     ys = [loss for _, loss in averaged(metrics)]
     title = f"training loss, from step 1 to step {len(metrics)}"
     series = {"series": {"loss": ys}, "log": False, "x": "steps, averaged in parts"}
@@ -123,5 +123,5 @@ def write_curves(folder, config, metrics):
         series = Series(name, tuple((*point, None, ()) for point in points))
         panels += [Panel("", "steps", f"{name} {what}", (series,))] if points else []
     title = f"{config.task.name} with {config.variant}, seed {config.seed}"
-    caption = f"The training loss is the mean of each of {len(losses)} parts."
+    caption = f"Training loss: means over {len(losses)} parts of the run."
     files.write_text(Path(folder) / "curves.svg", figure(title, panels, caption=caption))

@@ -72,9 +72,9 @@ class Backend:
         return np.matmul(a, b)
 
     def converted(self, a: Array, dtype) -> Array:
-        """An array in another dtype. From float16 to float32 several times faster than NumPy's own:
-        the bits of a number move to their place in 32, and 2^112 makes up for the exponents, which
-        count from -15 in one and from -127 in the other.
+        """An array in another dtype. From float16 to float32 this is several times faster than
+        NumPy's own conversion: the bits of a number are moved to their places in float32, and a
+        factor of 2^112 corrects the exponent, whose bias is 15 in float16 and 127 in float32.
         """
         if a.dtype != "float16" or dtype != "float32":
             return a.astype(dtype)
@@ -119,11 +119,11 @@ class Backend:
         return bool(self.row_dot(a, a).max() * self.row_dot(b, b).max() <= limit**2)
 
     def in_pieces(self, function: Callable, *arrays: Array | None) -> None:
-        """function(*parts) for matching parts of arrays of one shape, flat, such that a few fit
-        into a core's cache; on several cores at a time.
+        """Call function(*parts) on matching parts of arrays of one shape, flattened. A few parts
+        fit into a core's cache, and several cores work at a time.
 
-        In place of None, None. All but the first, which may be strided, must be contiguous: what is
-        written to their parts is written to them.
+        None is passed on as None. All arrays but the first must be contiguous, so that writing to a
+        part writes to the array.
         """
         size = arrays[0].size
         if size <= PIECE:

@@ -123,6 +123,8 @@ def read_arrays(path, kind):
 
     try:
         with opened(path) as archive, np.load(archive, allow_pickle=False) as file:
+            if sum(member.file_size for member in file.zip.infolist()) > os.stat(path).st_size:
+                raise ValueError("it unpacks to more than its own size")
             if damaged := file.zip.testzip():  # NumPy alone may stop reading before the checksum
                 raise ValueError(f"{damaged} fails its checksum")
             arrays = {name: file[name] for name in file.files}

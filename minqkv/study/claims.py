@@ -9,7 +9,7 @@ from . import stats
 from .summary import Cell, Row
 
 MARGIN = 0.02  # smaller differences of accuracy do not matter
-RELATIVE_MARGIN = 0.01  # nor do those of perplexity, as a share of it
+RELATIVE_MARGIN = 0.01  # neither do smaller relative differences of perplexity
 UNTOLD = "cannot be told: a run diverged"
 
 
@@ -22,7 +22,7 @@ class Contrast:
 
     family: str  # contrasts of a family are corrected together
     task: str
-    per_token: int | None  # bytes; None: in a table that is not at equal bytes
+    per_token: int | None  # bytes; None: the table is not at equal bytes
     arm: tuple | str
     against: tuple | str | None = None
 

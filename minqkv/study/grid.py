@@ -117,7 +117,7 @@ def grid(
 
 
 def as_list(value):
-    """The values of a field: a list of them as it is, one value as a list of it."""
+    """The values of a field as a list: a list stays as it is, one value becomes a list of one."""
     return value if isinstance(value, (tuple, list, range)) else (value,)
 
 
@@ -200,8 +200,8 @@ def of_an_arm(equal: bool, width: bool) -> tuple[str, ...]:
 
 
 def mixing_widths(configs: Iterable[RunConfig]) -> set[str]:
-    """The tasks of which some runs have heads of the usual width, d / H, and others have not: in
-    their tables a width of a head names an arm.
+    """The tasks in which some runs have heads of the usual width, d / H, and others do not. In
+    their tables, a head width is part of the name of an arm.
     """
     found = {}
     for config in configs:
@@ -211,7 +211,7 @@ def mixing_widths(configs: Iterable[RunConfig]) -> set[str]:
 
 def arm(config: RunConfig, equal: bool = False, width: bool = False) -> str:
     """What a row of a table is named after: the variant, and what was changed about it. At equal
-    bytes or parameters, also heads, their width, and positions; with `width`, a width of the heads
+    bytes or parameters, also heads, their width, and positions; with `width`, also a head width
     that is not the usual one.
     """
     task, changed = config.task, []

@@ -23,7 +23,7 @@ class Part:
     equal: str | None = None  # "bytes" or "params": what the arms of a table have in common
     targets: tuple[int, ...] = ()
     selection_seeds: int = 3  # how many seeds decide a rate
-    one_rate: bool = False  # whether all arms of such parts get the same
+    one_rate: bool = False  # whether all arms of all such parts get the same rate
 
     @property
     def candidates(self) -> list[RunConfig]:
@@ -127,8 +127,8 @@ def plan(
 
 
 def _prepared(block, own, progress):
-    """A block with what its tasks have to read or make first. The runs then find it by its digest,
-    in whatever process they are.
+    """A block, completed by what its tasks must read or prepare first. The runs then find that by
+    its digest, in any process.
     """
     block = dict(block)
     for task in block["tasks"]:
@@ -136,7 +136,7 @@ def _prepared(block, own, progress):
         given = {name: as_list(block[name]) for name in field_names(cls) if name in block}
         for name in cls.one_each:
             if len(given.get(name, ())) > 1:
-                why = f"a study is of one {name}, not of {len(given[name])}"
+                why = f"a study takes one {name}, not {len(given[name])}"
                 raise UsageError(why, f"run a study for each {name}")
         single = {name: values[0] for name, values in given.items() if len(values) == 1}
         block |= {name: (value,) for name, value in cls.prepared(single, progress).items()}

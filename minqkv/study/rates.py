@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from ..runs import RunConfig
 
 FIRST_SEED = 100  # the first that rates are chosen on
-DIVERGED = 99.0  # the loss that a run counts with that diverged, where one rate serves all arms
+DIVERGED = 99.0  # counts as the loss of a run that diverged, if all arms get one rate
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def choose(runs: list[tuple[RunConfig, dict]]) -> dict[RunConfig, Choice]:
 
 
 def choose_one(runs: list[tuple[RunConfig, dict]]) -> dict[RunConfig, Choice]:
-    """The same with one rate for all arms: that of the lowest mean loss of all these runs. A run
-    that diverged counts with a loss of DIVERGED.
+    """The same with one rate for all arms: the one with the lowest mean loss over all these runs. A
+    run that diverged counts as a loss of DIVERGED.
     """
     losses = {}
     for config, record in runs:

@@ -54,8 +54,8 @@ def paired(
 def differences(
     values: dict[int, float], baseline: dict[int, float], relative: bool = False
 ) -> list[float]:
-    """values - baseline of the seeds that both have; with `relative`, values / baseline - 1. None
-    is a run that diverged.
+    """values - baseline for each seed that both have; with `relative`, values / baseline - 1. A run
+    that diverged has None.
     """
     shared = [seed for seed in values if None not in (values[seed], baseline.get(seed))]
     if relative:

@@ -43,7 +43,7 @@ class Row:
     published: stats.Estimate | None
     published_spread: float | None
     bits_per_byte: stats.Estimate | None  # where the score has them
-    tokens_per_second: float | None  # of a language model: the median run, its scoring included
+    tokens_per_second: float | None  # of language models: of the median run, scoring included
     params: int
     cache_measured: int
     cache_formula: int
@@ -63,7 +63,7 @@ class Cell:
     better: str
     solved_from: float | None
     chance: float
-    relative: bool  # differences from the baseline are of the ratio, minus 1
+    relative: bool  # differences from the baseline are ratios minus 1
     language: bool  # whether these are language models
     size: dict
     equal: dict | None  # {"bytes": of a token in a layer} or {"params": numbers in the model}
@@ -331,7 +331,7 @@ def as_results(
 
 
 def _optimiser(recipe):
-    """What a recipe says of the optimiser, in words."""
+    """What a recipe says about the optimiser, in words."""
     name = "AdamW" if recipe["weight_decay"] else "Adam"
     found = {"optimiser": name, "betas": (Adam.BETAS[0], recipe["beta2"]), "eps": Adam.EPS}
     end = f"{recipe['floor']:g} of the rate" if recipe["floor"] else "0"

@@ -14,6 +14,7 @@ from typing import ClassVar, get_type_hints
 
 import numpy as np
 
+from ..attention import LARGEST
 from ..models import GPT, GPTConfig, Tagger, TaggerConfig
 from ..nn import Module
 from ..runtime.errors import UsageError, unknown
@@ -22,7 +23,6 @@ from ..tensor import Tensor
 from ..train import IGNORE, counted_targets, evaluate, token_loss
 from .rules import SPLITS
 
-LARGEST = 2**31 - 1  # of a size: no larger array can be addressed
 SHORT = {  # fields of a title, in this order
     "seq_len": "T", "pairs": "P", "keys": "keys", "n_embd": "d", "n_layer": "L", "n_head": "H",
     "head_dim": "d_h",
@@ -72,10 +72,10 @@ class Task(ABC):
     or lower is better. A run counts as solved when it scores `solved` or better, and as having
     learned the task when its validation score first reaches `learned` (None: no threshold). A score
     lies within `limits`. With `sparse`, logits are computed only where a target counts. With
-    `answers`, what it predicts are answers, and an example with a wrong one is a mistake. With
-    `relative`, a study compares ratios of scores, not differences. A study takes one value alone of
-    each field in `one_each`, from which `prepared` makes the others. With `language`, a study shows
-    the paper's language models beside its tables.
+    `answers`, predictions are right or wrong, and an example with a wrong one is a mistake. With
+    `relative`, a study compares ratios of scores, not differences. A study takes one value of each
+    field in `one_each`, from which `prepared` makes others. With `language`, a study shows the
+    paper's language models beside its tables.
     """
 
     name: str = ""
@@ -114,10 +114,13 @@ class Task(ABC):
 
     @classmethod
     def prepared(cls, given: dict, progress: Callable[[int, int], None] | None = None) -> dict:
-        """Settings of a new task as they were typed, made complete: what has to be read or made
-        first is. `progress(done, total)` meanwhile.
+        """The settings of a new task, as typed, completed by what must be read or prepared first.
+        `progress(done, total)` is called meanwhile.
         """
         return given
+
+    def check_data(self) -> None:  # noqa: B027 - most tasks make their data
+        """Refuse data that a run could not train or be scored on, before anything is written."""
 
     @property
     def chance(self) -> float:
@@ -173,7 +176,7 @@ class Task(ABC):
     # ---- for people to read
 
     def sample(self, model: Module, seed: int) -> str | None:
-        """A text that the model writes, to show while it is trained; None: it writes none."""
+        """A text written by the model, shown during training; None if this task has none."""
         return None
 
     def title(self, without: tuple[str, ...] = ()) -> str:
@@ -202,20 +205,20 @@ class Task(ABC):
         return row
 
     def padded_score(self, model: Module, split: str) -> dict:
-        """Perplexity with the padding counted beside the right one; see Text. Raises UsageError
-        where examples are not padded.
+        """Perplexity with the padding masked and with it counted; see Text. Raises UsageError if
+        examples are not padded.
         """
-        raise UsageError(f"{self.name} has no padding: all its examples are equally long")
+        raise UsageError(f"{self.name} has no padding: all its examples have the same length")
 
     # ---- for a decoder that answers
 
     def prompt(self, text: str) -> list[int]:
-        """A prompt as ids. Raises UsageError where nothing can be generated from it."""
+        """A prompt as ids. Raises UsageError if nothing can be generated from it."""
         why = "its model answers at given positions and generates nothing"
         raise UsageError(f"{self.name}: {why}", "score it: minqkv eval RUN --wrong 5")
 
     def remark(self, prompts: list[list[int]]) -> str | None:
-        """What a user should know about prompts that are unlike those of training, if anything."""
+        """A note for the user if prompts are unlike those of training, else None."""
         return None
 
     def decode(self, ids: list[int]) -> str:
@@ -223,7 +226,7 @@ class Task(ABC):
         return " ".join(map(str, ids))
 
     def pieces(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of an answer in pieces, each as soon as its ids are there. Joined, they follow
+        """The text of an answer in pieces, each as soon as its ids are known. Joined, they continue
         the decoded prompt.
         """
         return (f" {self.decode([i])}" for i in ids)

@@ -1,18 +1,18 @@
-"""Corpora: a text as tokens in three splits, prepared once and kept by its content.
+"""Corpora: a text as tokens in three splits, prepared once and identified by its content.
 
 **The splits** are 80 % for training, 10 % for validation and 10 % for the test, by content. With
 `MANY` documents or more, the split of a document follows from a hash of its content: duplicates are
-never in two splits, and documents that are added later move no other. With fewer documents, or
-where a split would get none, each document is cut into three contiguous parts, in this order, after
-a line break near 80 % and 90 % of its bytes; if there is none near, at least not inside a UTF-8
-character. Each part then counts as a document.
+never in two splits, and adding documents later does not move the others. With fewer documents, or
+if a split would be empty, each document is cut into three parts, for training, validation and test
+in this order. The cuts are after a line break near 80 % and 90 % of its bytes or, if there is none,
+between two UTF-8 characters. Each part then counts as a document.
 
 **The tokens** of a split are its documents one after the other; each ends with the tokenizer's end
 token. A document must fit into memory; a corpus need not.
 
 **On disk**, a corpus is a folder `texts/<label>-<digest>` in cache_root(), with corpus.json,
 tokenizer.json, and for each split its token shards and document offsets (shards.py). It is made
-under another name and renamed at the end, so it is whole or absent.
+under another name and renamed at the end, so it is either complete or absent.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from .rules import SPLITS
 KIND, FORMAT = "corpus", 1
 MANY = 30  # documents
 SAMPLE_BYTES = 2 << 20  # of the training split: what a BPE tokenizer is trained on
+ABOUT = {"label": str, "digest": str, "tokenizer": str, "splits": dict, "left_out": dict}
 OPEN = 8  # corpora that a process keeps open, so that each is verified once
 
 
@@ -50,7 +51,7 @@ class Corpus:
     `label` names the source; `digest` (12 hex digits) covers the tokenizer, all tokens and all
     document offsets; `splits` has for each split the counts of documents, tokens and bytes.
 
-    Raises EnvironmentFault where the folder holds no corpus, or one that is damaged.
+    Raises EnvironmentFault if the folder holds no corpus, or a damaged one.
     """
 
     def __init__(self, folder: str | Path):
@@ -97,14 +98,14 @@ class Corpus:
 def prepare(
     source: str, tokenizer: str = "chars", progress: Callable[[int, int], None] | None = None
 ) -> Corpus:
-    """The corpus of a text, prepared unless it already is.
+    """The corpus of a text. It is prepared unless it exists already.
 
     `source` is a file, a folder, "-" (stdin), the name of a download, "" (the built-in corpus), or
-    a prepared folder, which keeps the tokenizer that it has. `tokenizer` is what tokenizers.make
-    takes. `progress(done, total)` is called as the work goes on, in per cent.
+    a prepared folder, which keeps its tokenizer. `tokenizer` is a name for tokenizers.make.
+    `progress(done, total)` reports the work done, in per cent.
 
-    Raises UsageError where there is no such source or its text is too short for three splits, and
-    EnvironmentFault where something cannot be read, is no text, or cannot be written.
+    Raises UsageError if there is no such source or its text is too short for three splits, and
+    EnvironmentFault if something cannot be read, is not text, or cannot be written.
     """
     if source and os.path.exists(os.path.join(source, "corpus.json")):
         return _opened(Path(source).resolve())
@@ -114,7 +115,7 @@ def prepare(
     text = Divided(Documents(source))
     key = [FORMAT, text.label, text.digest, tokenizer if learns else made.as_json()]
     key = _sha256(key).hexdigest()
-    if folder := _prepared(key):
+    if folder := _saying("key", key):
         return _opened(folder)
     trained = 50 if learns == "sample" else 0  # per cent of the work
     if learns:
@@ -134,10 +135,15 @@ def prepare(
 
 
 def find(digest: str) -> Corpus:
-    """The prepared corpus with this digest. Raises EnvironmentFault where it is missing."""
-    for folder in folders():
+    """The prepared corpus with this digest. Raises EnvironmentFault if it is missing or damaged.
+
+    What corpus.json says counts, not the name of the folder, which may have been changed.
+    """
+    if folder := _saying("digest", digest):
+        return _opened(folder)
+    for folder in _kept():
         if folder.name.endswith(f"-{digest}"):
-            return _opened(folder)
+            about(folder)  # says what is wrong with it
     raise EnvironmentFault(
         f"the corpus {digest} is not in {cache_root() / 'texts'}",
         "prepare the same text again: minqkv data prepare SOURCE --tokenizer NAME",
@@ -146,28 +152,50 @@ def find(digest: str) -> Corpus:
 
 def is_prepared(digest: str | None, label: str | None) -> bool:
     """Whether the corpus with this digest is there, under this label."""
-    return f"{label}-{digest}" in {folder.name for folder in folders()}
+    folder = digest and _saying("digest", digest)
+    return bool(folder) and about(folder)["label"] == label
 
 
 def folders() -> list[Path]:
     """The folders of all prepared corpora, sorted."""
-    found = (cache_root() / "texts").glob("[!.]*/corpus.json")
-    return sorted(path.parent.resolve() for path in found)
+    named = (path for path in _kept() if not path.name.startswith("."))
+    return sorted(path.resolve() for path in named if os.path.lexists(path / "corpus.json"))
 
 
 def unfinished() -> list[Path]:
     """Folders of corpora that are being prepared, or whose process was killed."""
-    return sorted((cache_root() / "texts").glob(".new-*"))
+    return [path for path in _kept() if path.name.startswith(".new-")]
+
+
+def _kept():
+    """All that is in the folder of prepared texts, sorted. Raises EnvironmentFault where it cannot
+    be read.
+    """
+    try:
+        return sorted((cache_root() / "texts").iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def about(folder: Path) -> dict:
-    """What corpus.json says; nothing else is read. Raises EnvironmentFault where it is missing,
+    """The contents of corpus.json; nothing else is read. Raises EnvironmentFault if it is missing,
     damaged, or of another kind.
     """
-    found = files.read_json(folder / "corpus.json")
+    try:
+        found = files.read_json(folder / "corpus.json")
+    except EnvironmentFault as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise  # it may be whole
+        raise EnvironmentFault(str(error), shards.HINT.format(folder)) from error
     if (found.get("kind"), found.get("format")) != (KIND, FORMAT):
         why = f"{folder} is not a corpus of format {FORMAT}"
         raise EnvironmentFault(why, "name the text itself: minqkv data prepare SOURCE")
+    for name, kind in ABOUT.items():
+        if not isinstance(found.get(name), kind):
+            why = f"{folder} is damaged: its {name} is {found.get(name)!r}"
+            raise EnvironmentFault(why, shards.HINT.format(folder))
     return found
 
 
@@ -201,7 +229,7 @@ class Divided:
     """The documents of a source, each with its split. They are read once to survey them, and again
     by each method. `digest` covers all of them.
 
-    Raises UsageError where a split would be empty.
+    Raises UsageError if a split would be empty.
     """
 
     def __init__(self, documents: Documents):
@@ -221,11 +249,11 @@ class Divided:
             if self.left_out:
                 what += f" ({', '.join(f'{n} {why}' for why, n in self.left_out.items())} left out)"
             why = f"{what}: nothing would be left for {' and '.join(empty)}"
-            raise UsageError(why, "choose a longer text; to learn from, 100 kB or more")
+            raise UsageError(why, "choose a longer text; for training, 100 kB or more")
 
     def parts(self) -> Iterator[tuple[str, bytes]]:
-        """(split, text) of each document or part of one. Raises EnvironmentFault at the end where
-        the source is no longer what it was.
+        """(split, text) of each document or part of one. Raises EnvironmentFault at the end if the
+        source has changed meanwhile.
         """
         digest = hashlib.sha256()
         for _, content in self.documents:
@@ -236,8 +264,8 @@ class Divided:
             raise EnvironmentFault("the text changed while it was read", "prepare it again")
 
     def sample(self) -> bytes:
-        """The beginning of the training split, for a tokenizer to learn from: merges that were
-        learned from the test as well would make its text shorter than a new text.
+        """The beginning of the training split, to train a tokenizer on. With merges learned from
+        the test split as well, that split would need fewer tokens than a new text.
         """
         found = bytearray()
         for split, part in self.parts():
@@ -248,8 +276,8 @@ class Divided:
         return bytes(found)
 
     def characters(self) -> bytes:
-        """Each character of the whole text once: an alphabet knows nothing of how often each
-        occurs. Raises EnvironmentFault where a document is not UTF-8.
+        """Each character of the whole text, once. The test split may be included: the list does not
+        say how often a character occurs. Raises EnvironmentFault if a document is not UTF-8.
         """
         found = set()
         for name, content in self.documents:
@@ -266,7 +294,7 @@ class Divided:
 
 
 def _write(folder, text, tokenizer, progress):
-    """Write all shards; gives counts and checksums of each split. One document is in memory."""
+    """Write all shards, one document at a time; returns counts and checksums of each split."""
     stamp = (tokenizer.vocab_size, _sha256(tokenizer.as_json()).digest())
     writers = {split: shards.Writer(folder, split, *stamp) for split in SPLITS}
     n_bytes = dict.fromkeys(SPLITS, 0)
@@ -280,15 +308,15 @@ def _write(folder, text, tokenizer, progress):
 
 @contextmanager
 def _new_folder():
-    """A folder for work in progress beside the corpora. Whatever happens, it is gone at the end."""
+    """A folder for work in progress, beside the corpora; removed at the end if it still exists."""
     texts = cache_root() / "texts"
     folder = texts / f".new-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         folder.mkdir(parents=True)
         yield folder
-    except OSError as error:  # those of reading have become EnvironmentFaults
+    except OSError as error:  # errors of reading have become EnvironmentFaults
         why = f"cannot write to {texts}: {error.strerror or error}"
-        hint = "free some space, or choose another folder by the variable MINQKV_CACHE"
+        hint = "free some space, or set MINQKV_CACHE to another folder"
         raise EnvironmentFault(why, hint) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -302,15 +330,15 @@ def _renamed(folder, name):
     except OSError:
         if not final.is_dir():
             raise
-        # another process has prepared the same text meanwhile: the name says that it is the same
+        # another process has prepared the same text meanwhile: the name contains the digest
     return final.resolve()
 
 
-def _prepared(key):
-    """The folder of the corpus that was made from this text and tokenizer, or None."""
+def _saying(name, value):
+    """The folder of a corpus with this value in its corpus.json, or None."""
     for folder in folders():
         with suppress(EnvironmentFault):  # damage to another one does not matter here
-            if about(folder).get("key") == key:
+            if about(folder).get(name) == value:
                 return folder
     return None
 

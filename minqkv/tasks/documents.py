@@ -1,6 +1,6 @@
-"""The documents of a text: of a file, of a folder, of JSON Lines, or from stdin.
+"""The documents of a text: from a file, a folder, JSON Lines or stdin.
 
-A plain file is one document. A file whose name ends in `.jsonl` holds one JSON object a line, and
+A plain file is one document. A file whose name ends in `.jsonl` holds one JSON object per line, and
 the string in its field "text" is a document. A folder holds the documents of all its files, sorted
 by path.
 """
@@ -25,16 +25,16 @@ STDIN_BYTES = 1 << 30  # an endless stream would fill the memory
 
 
 class Documents:
-    """The documents of a source. Each iteration reads them anew: (name, content as bytes).
+    """The documents of a source. Each iteration reads them again: (name, content as bytes).
 
     `source` is a file, a folder, "-" for stdin, the name of a download, or "" for the built-in
-    corpus. `name` is what messages call it, and `label` a short name, fit for a file name.
-    `left_out` counts what is not a document, by reason: hidden; linked (a folder, or a file outside
-    this one); special (no plain file, or a broken link); binary (it has a NUL byte); empty. It is
-    complete after an iteration.
+    corpus. `name` is its name in messages, and `label` a short name that is safe in file names.
+    `left_out` counts what is not a document, by reason: hidden; linked (a link to a folder, or to a
+    file outside this one); special (not a plain file, or a broken link); binary (it has a NUL
+    byte); empty. It is complete after an iteration.
 
-    Raises UsageError where there is no such source, and EnvironmentFault where it cannot be read;
-    an iteration does, too.
+    Raises UsageError if there is no such source, and EnvironmentFault if it cannot be read, now or
+    during an iteration.
     """
 
     def __init__(self, source: str):
@@ -134,9 +134,9 @@ def _from_stdin():
         raise UsageError("stdin is closed", "name a file, or send a text through a pipe")
     data = sys.stdin.buffer.read(STDIN_BYTES + 1)
     if len(data) > STDIN_BYTES:
-        raise UsageError("stdin brings more than 1 GiB", "save the text as files, and name them")
+        raise UsageError("stdin has more than 1 GiB of text", "save it as files, and name those")
     if b"\0" in data:
-        raise EnvironmentFault("what stdin brings is binary", "send a text")
+        raise EnvironmentFault("the input on stdin is binary, not text")
     return data
 
 
@@ -161,5 +161,5 @@ def _text_of(line, where):
         why = getattr(error, "msg", None) or getattr(error, "reason", None) or error
         raise EnvironmentFault(f"{where}: not valid JSON: {why}") from error
     raise EnvironmentFault(
-        f'{where}: there is no string "text"', 'write an object a line: {"text": "…"}'
+        f'{where}: there is no string "text"', 'write one object per line: {"text": "…"}'
     )

@@ -19,7 +19,7 @@ CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class Download:
-    """A text on the web: where it is, and what shows that it is the right one. `file` keeps it."""
+    """A text on the web: its address, its size and SHA-256, and the file that it is saved as."""
 
     file: str
     url: str
@@ -48,7 +48,7 @@ def cache_root() -> Path:
 
 
 def place(name: str) -> Path:
-    """Where a download is kept."""
+    """The path of a download."""
     return cache_root() / "downloads" / DOWNLOADS[name].file
 
 
@@ -67,10 +67,10 @@ def fetch(
     progress: Callable[[int, int], None] | None = None,
     timeout: float = TIMEOUT_S,
 ) -> Path:
-    """Download a text, from its usual place or from `url`, unless it is there; gives its path.
+    """Download a text, from its own address or from `url`, unless it is there; returns its path.
 
-    `timeout` is in seconds. Raises UsageError for an unknown name or a URL of another kind, and
-    EnvironmentFault where the download fails or gives another file; then no file is left behind.
+    `timeout` is in seconds. Raises UsageError for an unknown name or a URL that is not http(s), and
+    EnvironmentFault if the download fails or is another file. In that case nothing is saved.
     """
     if name not in DOWNLOADS:
         raise unknown("text", name, DOWNLOADS)
@@ -97,7 +97,7 @@ def fetch(
 
 
 def _received(url, wanted, progress, timeout):
-    """The content at this address. Raises OSError where it is not what is wanted."""
+    """The content at this address. Raises OSError if it is not the wanted text."""
     from urllib.request import urlopen
 
     data, limit = bytearray(), time.monotonic() + PATIENCE * timeout

@@ -46,7 +46,7 @@ RECALL = {
     "pairs": "recall: key and value in one token, then keys alone; answer with their values",
     "mqar": "recall: keys and values in turn, then keys alone; answer with their values",
 }
-TEXT = {"text": "a text, token by token: predict the next one"}
+TEXT = {"text": "a text: predict the next token"}
 TASKS = {name: rule.about for name, rule in RULES.items()} | RECALL | TEXT
 FORMS = ("encoder", "causal")
 SPLITS = ("train", "validation", "test")

@@ -25,8 +25,8 @@ HINT = "delete {} and prepare the text again: minqkv data prepare SOURCE"
 
 
 class Tokens:
-    """The tokens of a split: one array of n integers in several files, larger than memory if need
-    be. Read it in windows: `tokens[start:stop]` and `windows(starts, n)`.
+    """The tokens of a split: one array of n integers in several files, which may be larger than
+    memory. Read it in windows: `tokens[start:stop]` and `windows(starts, n)`.
     """
 
     def __init__(self, shards: list[np.ndarray]):
@@ -37,7 +37,7 @@ class Tokens:
         return self.size * (len(self.shards) - 1) + len(self.shards[-1])
 
     def __getitem__(self, key: slice) -> np.ndarray:
-        """The tokens of a slice without a step; a view into the file where one shard holds all."""
+        """The tokens of a slice without a step; a view of the file if one shard holds them all."""
         start, stop, step = key.indices(len(self))
         if step != 1:
             raise IndexError("tokens are read in slices without a step: tokens[start:stop]")
@@ -53,8 +53,8 @@ class Tokens:
         return np.array(self[:], dtype)
 
     def windows(self, starts: np.ndarray, n: int) -> np.ndarray:
-        """The n tokens from each start: (len(starts), n) int64. Raises IndexError where a window
-        does not lie within the tokens.
+        """The n tokens from each start: (len(starts), n) int64. Raises IndexError if a window does
+        not lie within the tokens.
         """
         if len(starts) and not 0 <= min(starts) <= max(starts) <= len(self) - n:
             raise IndexError(f"windows of {n} tokens must lie within the {len(self)} tokens")
@@ -81,7 +81,7 @@ class Writer:
             self._flush(SHARD_TOKENS)
 
     def close(self) -> dict:
-        """Write what is left; gives the counts and the checksums of the files."""
+        """Write what is left; returns the counts, and the checksums of the files."""
         self._flush(1)
         offsets = write(_offsets(self.folder, self.split), np.array(self.offsets), *self.stamp)
         return {
@@ -92,7 +92,7 @@ class Writer:
         }
 
     def _flush(self, least):
-        """Write shards while there are at least so many tokens."""
+        """Write shards while at least this many tokens are pending."""
         tokens = np.concatenate(self.pending)
         while len(tokens) >= least:
             path = _shard(self.folder, self.split, len(self.checksums))
@@ -110,7 +110,7 @@ def _offsets(folder, split):
 
 
 def write(path: Path, values: np.ndarray, vocab_size: int, tokenizer: bytes) -> str:
-    """Write one file; gives the checksum of its values, as hex digits. May raise OSError."""
+    """Write one file; returns the checksum of its values, as hex digits. May raise OSError."""
     data = values.astype(values.dtype.newbyteorder("<")).tobytes()
     checksum, size = hashlib.sha256(data), values.dtype.itemsize
     head = (MAGIC, VERSION, size, vocab_size, len(values), tokenizer[:16], checksum.digest())
@@ -119,8 +119,8 @@ def write(path: Path, values: np.ndarray, vocab_size: int, tokenizer: bytes) -> 
 
 
 def save(path: Path, *parts: bytes) -> None:
-    """Write a file of a folder that has not got its name yet: it need not be replaced atomically.
-    May raise OSError.
+    """Write a file into a folder that is still being made, so the write need not be atomic. May
+    raise OSError.
     """
     with open(path, "wb") as file:
         file.writelines(parts)
@@ -129,10 +129,10 @@ def save(path: Path, *parts: bytes) -> None:
 
 
 def read(path: Path, checksum: str, vocab_size: int, tokenizer: bytes) -> np.ndarray:
-    """The values of a file, (n,), memory-mapped, once all of it is found to be whole.
+    """The values of a file, (n,), memory-mapped, after its checksum has been verified.
 
-    Verifying takes one to two seconds per GB. Raises EnvironmentFault where the file is missing,
-    cut short, damaged, or from another tokenizer or vocabulary.
+    Verifying takes one to two seconds per GB. Raises EnvironmentFault if the file is missing,
+    truncated, damaged, or from another tokenizer or vocabulary.
     """
     again = HINT.format(path.parent)
     try:
@@ -160,8 +160,8 @@ def read(path: Path, checksum: str, vocab_size: int, tokenizer: bytes) -> np.nda
 def read_split(
     folder: Path, split: str, found: dict, stamp: tuple[int, bytes]
 ) -> tuple[Tokens, np.ndarray]:
-    """The tokens of a split and its document offsets (n + 1,) int64, verified. `found` is what
-    Writer.close gave; `stamp` is the vocabulary size and the digest of the tokenizer.
+    """The tokens of a split and its document offsets (n + 1,) int64, verified. `found` is the
+    result of Writer.close; `stamp` is the vocabulary size and the digest of the tokenizer.
     """
     parts = [read(_shard(folder, split, k), c, *stamp) for k, c in enumerate(found["shards"])]
     return Tokens(parts), read(_offsets(folder, split), found["offsets"], *stamp)

@@ -171,7 +171,7 @@ class Synthetic(Task):
         return [*digits, self.alphabet]
 
     def remark(self, prompts):
-        """On other lengths than that of training."""
+        """A note on lengths other than that of training."""
         if all(len(prompt) == self.seq_len + 1 for prompt in prompts):
             return None
         return f"this run was trained on {self.seq_len} digits; it was not trained on other lengths"

@@ -1,9 +1,8 @@
 """Text: a decoder learns to predict the next token, and is scored by perplexity.
 
-Perplexity is exp of the mean loss over the tokens that count. Padding never counts: a model that is
-trained on it learns it at once, and then a mean that includes it flatters that model
-(`padded_score` shows by how much). Tokenizers cut a text into different numbers of tokens, so only
-bits per byte compare them.
+Perplexity is exp of the mean loss over the tokens that count. Padding never counts: a model trained
+on it predicts it easily, so a mean that includes it looks too good (`padded_score` shows by how
+much). Tokenizers split a text into different numbers of tokens, so compare them by bits per byte.
 """
 
 import codecs
@@ -29,12 +28,12 @@ LARGEST = 1 << 21  # numbers of an array in a forward pass that scores: 8 MiB of
 
 @dataclass(frozen=True)
 class Text(Task):
-    """Rows of `seq_len` tokens of a text; with `padded`, one document a row, of which no more than
-    a row is read. With a `window`, a token sees itself and the window - 1 before it, and always the
-    first `sinks` of the row.
+    """Examples are `seq_len` tokens of a text; with `padded`, each is one document, or the start of
+    one. With a `window`, a token sees itself, the window - 1 tokens before it, and the first
+    `sinks` tokens.
 
-    `text` and `tokenizer` name what `corpus.prepare` takes. A task that is made from them alone
-    prepares the text, and knows it from then on by its `digest`.
+    `text` and `tokenizer` are the arguments of `corpus.prepare`. A task made from them alone
+    prepares the text. From then on, `digest` identifies it.
     """
 
     text: str = ""
@@ -75,8 +74,11 @@ class Text(Task):
 
     @classmethod
     def prepared(cls, given, progress=None):
-        """The corpus of `text` and `tokenizer`, where one of them is given, as fields of a task."""
+        """If `text` or `tokenizer` is given: prepare that corpus, and add its fields of a task."""
         source, tokenizer = given.get("text"), given.get("tokenizer")
+        for name, value in (("text", source), ("tokenizer", tokenizer)):
+            if not isinstance(value, str | None):  # --set text=7
+                raise UsageError(f"{name} must be str, not {value!r}", f"--{name} {value}")
         if not (source or tokenizer) or corpus.is_prepared(given.get("digest"), source):
             return given
         found = _identity(corpus.prepare(source or "", tokenizer or "chars", progress))
@@ -84,12 +86,12 @@ class Text(Task):
 
     @property
     def corpus(self) -> corpus.Corpus:
-        """The tokens. Raises EnvironmentFault where they are no longer there, UsageError where they
-        do not fit into the vocabulary.
+        """The prepared text. Raises EnvironmentFault if it is no longer there, UsageError if its
+        tokens do not fit into the vocabulary.
         """
         found = _found(self.digest, cache_root())
         if not found.folder.exists():
-            found = corpus.find(self.digest)  # removed since: says so
+            found = corpus.find(self.digest)  # it was removed: this raises
         if found.tokenizer.vocab_size > self.vocab_size:
             what = f"{found.tokenizer.name} has {found.tokenizer.vocab_size:,} tokens"
             raise UsageError(f"{what}, more than a vocabulary of {self.vocab_size:,}")
@@ -97,7 +99,7 @@ class Text(Task):
 
     @property
     def chance(self):
-        """The perplexity of a model that knows nothing: one token is as likely as another."""
+        """The perplexity of a model that knows nothing: all tokens are equally likely."""
         return float(self.vocab_size)
 
     def config(self, variant):
@@ -122,22 +124,25 @@ class Text(Task):
         return self._rows("train", starts[rng.integers(0, len(starts), n)])[:2]
 
     def batch(self, seed, step, size):
-        """What a step trains on: windows may begin at any token. Raises UsageError where any split
-        is too short for a window: before training, not when it ends and is scored.
-        """
+        """The examples of a training step. Windows may begin at any token."""
         rng = stream(seed, "data", "train", self.name, step)
         if self.padded:
             return self.examples(rng, size)
-        lengths = {split: self._length(split) for split in SPLITS}
-        return self._rows("train", rng.integers(0, lengths["train"] - self.seq_len, size))[:2]
+        limit = len(self.corpus.tokens("train")) - self.seq_len
+        return self._rows("train", rng.integers(0, limit, size))[:2]
+
+    def check_data(self):
+        """Each split has a window, and its tokens fit into the vocabulary."""
+        for split in SPLITS:
+            self._starts(split)
 
     def n_scored(self, split):
-        """Of the validation split, which is scored again and again, only some rows."""
+        """How many examples are scored: fewer of the validation split, which is scored often."""
         return self.n_validation if split == "validation" else self.n_test
 
     def draw(self, seed, split, n=None):
-        """The windows, or documents, of a split one after the other; of more than n, some at equal
-        distances.
+        """The windows, or documents, of a split in order; n of them at equal distances if there are
+        more.
 
         They do not depend on the seed: all models are scored on the same tokens.
         """
@@ -149,22 +154,18 @@ class Text(Task):
         return self._rows(split, starts[np.arange(count) * len(starts) // count])
 
     def _starts(self, split):
-        """Where the rows of a split begin: numbers of tokens, or of documents."""
+        """Where the examples of a split begin: indices of tokens or, if padded, of documents."""
         if self.padded:
             return np.arange(len(self.corpus.documents(split)) - 1)
-        return np.arange(0, self._length(split) - self.seq_len, self.seq_len)
-
-    def _length(self, split):
-        """Tokens of a split. Raises UsageError where a window and its last target do not fit."""
         n = len(self.corpus.tokens(split))
         if n <= self.seq_len:
-            why = f"the {split} split of {self.text} has {n} tokens"
-            why += f", too few for a window of {self.seq_len}"
-            raise UsageError(why, "choose a smaller --seq-len, or more text")
-        return n
+            what = f"the {split} split of {self.text} has {n} tokens"
+            why = f"{what}, too few for a window of {self.seq_len} and the token after it"
+            raise UsageError(why, "choose a smaller --seq-len or a longer text")
+        return np.arange(0, n - self.seq_len, self.seq_len)
 
     def _rows(self, split, starts):
-        """Inputs, targets, and targets that count the padding, too: (n, T) each."""
+        """Inputs, targets, and targets that include the padding: (n, T) each."""
         tokens, T = self.corpus.tokens(split), self.seq_len
         if not self.padded:
             rows = tokens.windows(starts, T + 1)  # (n, T + 1)
@@ -195,7 +196,7 @@ class Text(Task):
         return max(1, min(500, LARGEST // (self.seq_len * widest)))
 
     def padded_score(self, model, split):
-        """Perplexity with and without the padding, of documents one to a row (paper, section 5)."""
+        """Perplexity with and without the padding, with one document per row (paper, section 5)."""
         task = self if self.padded else replace(self, padded=True)
         x, y, all_targets = task._evaluated(split, None)
         masked, padded = (evaluate(model, x, t, self.at_once)["loss"] for t in (y, all_targets))
@@ -220,22 +221,26 @@ class Text(Task):
         try:
             data = text.encode(errors="surrogateescape")  # bytes that the shell passed on
         except UnicodeEncodeError as error:
-            raise UsageError("the prompt has half of a surrogate pair, which is no text") from error
-        return self.corpus.tokenizer.encode(data).tolist() or [self.end]
+            raise UsageError("the prompt is not text: it has half of a surrogate pair") from error
+        try:
+            return self.corpus.tokenizer.encode(data).tolist() or [self.end]
+        except UsageError as error:  # its advice is for a text to be trained on
+            hint = "leave it out, or train on a text with --tokenizer bytes, which takes anything"
+            raise UsageError(str(error), hint) from error
 
     def decode(self, ids):
-        """The text; what is no character becomes U+FFFD. An end token has no text."""
+        """Ids as text; bytes that are not UTF-8 become U+FFFD. The end token has no text."""
         return self._bytes(ids).decode(errors="replace")
 
     def pieces(self, ids):
-        """A character of several tokens comes as a whole, with the last of them."""
+        """Ids as pieces of text. A character of several tokens comes whole, with the last one."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for i in ids:
             yield decoder.decode(self._bytes([i]))
         yield decoder.decode(b"", final=True)
 
     def _bytes(self, ids):
-        """Of tokens; for an id that the tokenizer leaves unused, a byte that no text has."""
+        """The bytes of tokens; for an id without a token, a byte that never occurs in UTF-8."""
         pieces = self.corpus.tokenizer.pieces
         return b"".join(pieces[i] if i < len(pieces) else b"\xff" for i in ids)
 
@@ -245,7 +250,7 @@ class Text(Task):
 
     @property
     def n_answer(self):
-        """Text goes on to the end of a document."""
+        """None: a text continues to the end of its document."""
         return None
 
     @property
@@ -256,11 +261,11 @@ class Text(Task):
 
 @lru_cache(8)
 def _found(digest, root):
-    """A corpus in this folder of data, looked for once."""
+    """The corpus under this folder for data, looked up once."""
     return corpus.find(digest)
 
 
 def _identity(found):
-    """What tells a corpus from others, as fields of a task."""
+    """The fields of a task that identify a corpus."""
     names = {"text": found.label, "tokenizer": found.tokenizer.name, "digest": found.digest}
     return names | {"vocab_size": found.tokenizer.vocab_size}

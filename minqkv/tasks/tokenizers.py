@@ -56,7 +56,7 @@ class Tokenizer:
 
     def encode(self, data: bytes) -> np.ndarray:
         """Bytes -> ids (T,) of type `dtype`: uint16, or uint32 for more than 65,536 ids. `Chars`
-        raises UsageError for what it has no id for.
+        raises UsageError for a character without an id.
         """
         raise NotImplementedError
 
@@ -85,7 +85,7 @@ class Chars(Tokenizer):
 
     def __init__(self, characters: str):
         if not isinstance(characters, str) or not re.fullmatch("[^\ud800-\udfff]+", characters):
-            raise UsageError("there are no characters")
+            raise UsageError("its characters are missing, or are not text")
         if len(set(characters)) < len(characters):
             raise UsageError("a character is listed twice")
         super().__init__(character.encode() for character in characters)
@@ -139,7 +139,7 @@ class Bytes(Tokenizer):
 # "dog". A space belongs to the word after it, so that " the" is one token. Longer words are cut,
 # because the time for a word grows with the square of its length.
 WORD = re.compile(
-    rb"""[ ]?[A-Za-z\x80-\xff]{1,63}      # letters: all bytes of one that is not ASCII are here
+    rb"""[ ]?[A-Za-z\x80-\xff]{1,63}      # letters, and all bytes that are not ASCII
     | [ ]?[0-9]{1,63}                     # digits
     | [ ]?[^\sA-Za-z0-9\x80-\xff]{1,63}   # punctuation
     | \s{1,64}(?!\S)                      # white space, but for the last before a word
@@ -165,7 +165,7 @@ class BPE(Tokenizer):
 
     def __init__(self, merges: list):
         if not isinstance(merges, list) or len(merges) > MOST - 257:
-            raise UsageError(f"there is no list of up to {MOST - 257:,} merges")
+            raise UsageError(f"its merges are not a list of at most {MOST - 257:,}")
         self.merges, self._pairs, self._new = merges, [], {}  # id - 256 -> pair; pair -> token
         pieces = [bytes([byte]) for byte in self.order]
         for k, merge in enumerate(merges):
@@ -182,7 +182,7 @@ class BPE(Tokenizer):
 
     @property
     def name(self) -> str:
-        """ "bpe-1024"; where the text had fewer pairs to merge, the smaller number."""
+        """ "bpe-1024"; with a smaller number if the text had fewer pairs to merge."""
         return f"bpe-{self.vocab_size}"
 
     @classmethod
@@ -199,7 +199,7 @@ class BPE(Tokenizer):
         tokens or no pair occurs twice. Of equally frequent pairs, the one with lower ids is taken.
 
         Distinct words are stored once and counted. A merge changes only the words that contain the
-        pair, so only their pairs are counted anew. `progress(done, total)` after each merge.
+        pair, so only their pairs are counted again. `progress(done, total)` after each merge.
         """
         frequency = Counter(cls.words(data))
         words, times = [cls._bytes(word) for word in frequency], list(frequency.values())
@@ -274,8 +274,8 @@ def _pair(merge, below):
 
 
 def _replace(pair, new, words, times, places):
-    """Merge a pair in the words that contain it. Returns by how much the count of each pair changes
-    by that, and notes in `places` where the new pairs are.
+    """Merge a pair in the words that contain it. Returns how the count of each pair changes, and
+    adds to `places` the words that contain the new pairs.
     """
     change = defaultdict(int)
     for i in places.pop(pair):
@@ -293,12 +293,12 @@ def _replace(pair, new, words, times, places):
 
 
 class GPT2(BPE):
-    """Byte-pair encoding with GPT-2's merges, from a file that the user has.
+    """Byte-pair encoding with GPT-2's merges, from a file that the user supplies.
 
-    The ids are GPT-2's: its 256 bytes in an order of their own, 50,000 merges, `end` = 50,256.
-    They can differ in two cases. A character that Unicode has added, or moved to another class,
-    since GPT-2 counts here as what this Python says that it is. And bytes that are not UTF-8, which
-    GPT-2 does not take, are symbols here.
+    The ids are GPT-2's: the 256 bytes in an order of its own, 50,000 merges, `end` = 50,256. They
+    can differ in two cases: for characters that Unicode has added or reclassified since GPT-2,
+    where this Python's tables decide, and for bytes that are not UTF-8. GPT-2 does not accept
+    those; here they count as symbols.
     """
 
     name = kind = "gpt2"
@@ -321,7 +321,7 @@ class GPT2(BPE):
 
     @classmethod
     def from_merges(cls, path: str) -> "GPT2":
-        """Read merges.txt, which is also called vocab.bpe. Raises EnvironmentFault for a file that
+        """Read merges.txt, also called vocab.bpe. Raises EnvironmentFault for a file that
         cannot be read or holds something else.
         """
         try:
@@ -361,7 +361,7 @@ def _gpt2_words():
     r"""GPT-2's pattern: 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 
     `re` has neither \p{L}, a letter, nor \p{N}, a number, but its \w is a letter, a number or "_",
-    and its \d a decimal digit. Its \s has four separators, 0x1c to 0x1f, that GPT-2's has not.
+    and its \d a decimal digit. Its \s has four separators, 0x1c to 0x1f, that GPT-2's lacks.
     """
     codes = (c for c in range(sys.maxunicode + 1) if _is_other_number(chr(c)))
     number = r"\d"

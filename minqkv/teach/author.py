@@ -224,8 +224,8 @@ def spoken(events):
 
 
 def events_of(lesson):
-    """The events of the lesson as plain Python: the whole file at once, nothing asked, with brief
-    training.
+    """The events of the lesson as plain Python: the whole file is run at once, with brief training,
+    and no question is asked.
     """
     recorder = Recorder()
     with on(recorder), brief(), contextlib.redirect_stdout(io.StringIO()):

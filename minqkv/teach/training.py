@@ -1,5 +1,5 @@
-"""Training of several minutes inside a lesson. It is kept in the learner's folder, and continued
-there.
+"""Training of several minutes inside a lesson. The run is stored in the learner's folder, and
+continued there.
 """
 
 import json
@@ -9,15 +9,15 @@ from tempfile import TemporaryDirectory
 
 from .progress import WORK
 
-STEPS = "MINQKV_LESSON_STEPS"  # in the environment: train so few steps, and keep nothing
+STEPS = "MINQKV_LESSON_STEPS"  # environment variable: train this many steps, and keep nothing
 
 
 def trained(name, config):
     """Train by a RunConfig: (model, losses of all steps, result of train_run, folder of the run).
 
-    The folder is in minqkv-work, and `name` is the first part of its name. Training that was
-    interrupted continues there; a run that has ended is loaded. With MINQKV_LESSON_STEPS nothing is
-    shown meanwhile, and the folder is None.
+    The folder is in minqkv-work, and its name begins with `name`. Training that was interrupted
+    continues there; a finished run is loaded. With MINQKV_LESSON_STEPS no progress is shown, and
+    the folder is None.
     """
     from ..render.training import live
 
@@ -48,7 +48,7 @@ def _train(config, folder, show=None):
 
 @contextmanager
 def brief(steps=20):
-    """Train so few steps inside the `with` block: for those who check lessons."""
+    """`with`: lessons train only this many steps, so that they can be checked quickly."""
     before = os.environ.get(STEPS)
     os.environ[STEPS] = str(steps)
     try:

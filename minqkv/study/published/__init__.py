@@ -5,9 +5,9 @@ paper's authors (Brainchip-Inc/Do-Transformers-Need-3-Projections, MIT licence, 
 row a run: variant, task, seq_len, n_embd, n_layer, n_head, seed, accuracy.
 
 language_models.csv: the language models with 300M parameters, validation perplexity per GPT-2
-token, one seed each. `padded` is the paper's table (arXiv 2606.04032, section 5; SlimPajama): there
-the padding counts as text. `masked` has the padding left out: the authors' own later models of the
-same size, on FineWeb-Edu.
+token, one seed each. `padded` is the paper's table (arXiv 2606.04032, section 5; SlimPajama), which
+counts padding as text. `masked` does not count padding: it is from the authors' own later models of
+the same size, on FineWeb-Edu.
 """
 
 import csv
