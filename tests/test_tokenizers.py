@@ -603,7 +603,7 @@ def test_wrong_input(what, cli, tmp_path, monkeypatch):
 def test_an_interrupt_leaves_nothing(tmp_path):
     """Random letters train slowly; the first tenth of the merges is reported."""
     draw = random.Random(0)
-    (tmp_path / "text").write_bytes(bytes(draw.choices(b"abcdefghijklmnopqrstuvwxyz", k=60_000)))
+    (tmp_path / "text").write_bytes(bytes(draw.choices(b"abcdefghijklmnopqrstuvwxyz", k=300_000)))
     args = ("text", "--tokenizer", "bpe-3000", "--save", "t.json")
     child = start("tokenize", *args, cwd=tmp_path)
     while "train bpe-3000" not in (line := child.stderr.readline()):

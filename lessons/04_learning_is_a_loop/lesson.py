@@ -329,6 +329,6 @@ say(
 compare("loss after training", on_reverse[-1], "best table", best, tolerance=1e-3)
 compare("shares after training", reverse_table, "counted shares", shares, tolerance=2e-2)
 source(mq.train_step)
-source(Adam.update, at="self.m +=")
-source(Adam.update, at="beta2**self.steps")
+source(Adam._update, at="m += g")
+source(Adam._update, at="beta2**self.steps")
 source(SGD.update, at="self.data -=")
