@@ -35,6 +35,19 @@ def rope_table(n: int, d_head: int, dtype="float32", base: float = 10_000.0) -> 
     return backend.upload(np.cos(angle).astype(dtype)), backend.upload(np.sin(angle).astype(dtype))
 
 
+def lengthened(tables: tuple[Array, ...], end: int, make) -> tuple[Array, ...]:
+    """Tables (n, ...) of positions 0 to n - 1 that go to `end` at least.
+
+    They are given back where they are long enough. Else `make(n)` makes longer ones, of which the
+    rows that are new follow the old ones, so that no bit of these changes.
+    """
+    n = len(tables[0])
+    if end <= n:
+        return tables
+    pairs = zip(tables, make(2 * end), strict=True)  # twice: the next tokens have room, too
+    return tuple(backend.xp.concatenate([old, new[n:]]) for old, new in pairs)
+
+
 def causal_mask(queries: Array, keys: Array, window: int | None = None, sinks: int = 0) -> Array:
     """(T,), (S,) absolute positions -> (T, S), True where a key is not ahead of its query.
 
@@ -61,10 +74,9 @@ class Plus(Module):
 
     def __init__(self, kind, block_size, init=None, channels=(5, 5, 5), start=None):
         init = init or Init()
-        self.kind, (self.m_row, m_column, width) = kind, channels
-        m = self.m_row + m_column
-        columns = sinusoids(block_size, m_column, width, init.dtype)  # (block_size, m_column)
-        self.columns = Tensor(backend.upload(columns))
+        self.kind, (self.m_row, self.m_column, self.width) = kind, channels
+        m = self.m_row + self.m_column
+        self.columns = Tensor(self._columns(block_size, init.dtype))  # (block_size, m_column)
         weight = init / "weight"
         if start is not None:
             self.weight = weight.constant((m,), start / m)
@@ -72,6 +84,14 @@ class Plus(Module):
             self.weight = weight.uniform((m,), (6 / (m + 1)) ** 0.5)
         else:
             self.weight = weight.normal((m,), 0.02)
+
+    def _columns(self, n, dtype):
+        return backend.upload(sinusoids(n, self.m_column, self.width, dtype))
+
+    def reach(self, end: int) -> None:
+        """See Attention."""
+        data = self.columns.data
+        (self.columns.data,) = lengthened((data,), end, lambda n: [self._columns(n, data.dtype)])
 
     def forward(self, at: slice | np.ndarray) -> tuple[Tensor | None, Tensor | None]:
         """(temperature (), bias (S,)) for keys at these positions, (B, 1, 1, S) where rows differ;
@@ -90,11 +110,12 @@ class Attention(Module):
     """Multi-head attention of any VariantSpec (paper, section 3): (B, T, C) -> (B, T, C).
 
     Four methods make a design: what is stored of a token, what a query asks, how keys and values
-    are read from what is stored, and what is done to the answer. `block_size` bounds positions.
-    `head_dim`, the width of a head, is n_embd / n_head unless given. `rope_value`, for K = V under
-    rotary positions: "raw" stores unrotated keys and turns them when they are read; "unrotate"
-    stores turned keys and turns the answer back. `window` and `sinks` are for a cache, which makes
-    its own mask (`causal_mask`); without a cache, `mask` says what is seen.
+    are read from what is stored, and what is done to the answer. Positions are below `block_size`,
+    until `reach` is asked for more. `head_dim`, the width of a head, is n_embd / n_head unless
+    given. `rope_value`, for K = V under rotary positions: "raw" stores unrotated keys and turns
+    them when they are read; "unrotate" stores turned keys and turns the answer back. `window` and
+    `sinks` are for a cache, which makes its own mask (`causal_mask`); without a cache, `mask` says
+    what is seen.
 
     Positions, `at`, are a slice where the rows of a batch agree, else an array on the host.
     """
@@ -167,6 +188,14 @@ class Attention(Module):
             out = self.wo(merge_heads(z))  # (B, T, C)
             tracing.probe("out", out)
             return out
+
+    def reach(self, end: int) -> None:
+        """Make the tables of positions longer where they do not go to `end`."""
+        if self.spec.plus:
+            self.plus.reach(end)
+        if self.angles is not None:
+            pairs, dtype = self.angles[0].shape[1], self.angles[0].dtype
+            self.angles = lengthened(self.angles, end, lambda n: rope_table(n, 2 * pairs, dtype))
 
     def store(self, x: Tensor, at: slice | np.ndarray) -> tuple[Tensor, ...]:
         """What is kept of new tokens: keys and values, or the one row that is both."""

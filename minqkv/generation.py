@@ -105,15 +105,18 @@ def iter_tokens(
     is computed again at every step. `cache` is a `model.new_cache(B·n)`, given to look at it
     meanwhile or afterwards; if it holds something, `ids` continue that.
 
+    There may be more tokens than the model's block_size with a cache, unless positions are learned.
+
     Raises UsageError, before the first token, for an empty prompt, for ids out of range, and for
-    more tokens than the model has positions.
+    more tokens than the model or the cache has positions.
     """
     how = Sampling(temperature, **sampling)
     ids, pad = _as_batch(ids)
     held, n_rows = 0 if cache is None else len(cache), len(ids) * how.samples
     if held and not use_cache:
         raise UsageError(f"the cache holds {held} positions, and it is not to be used")
-    _check(model.config, held + ids.shape[1], max_new_tokens, how.end)
+    bound = _positions(model.config, use_cache, cache)
+    _check(model.config, held + ids.shape[1], max_new_tokens, how.end, *bound)
     if cache is not None and cache.batch != n_rows:
         why = f"the cache stores {cache.batch} sequences, and {n_rows} are to be written"
         raise UsageError(why, f"model.new_cache({n_rows})")
@@ -235,16 +238,26 @@ def _as_batch(ids):
     return batch, pad if pad.any() else None
 
 
-def _check(cfg, length, max_new_tokens, end):
+def _positions(cfg, use_cache, cache):
+    """How many positions there are, and what sets this number."""
+    bounds = [(math.inf, "")]
+    if cfg.position == "learned" or not use_cache:
+        bounds.append((cfg.block_size, "this model has"))
+    if cache is not None:
+        bounds.append((cache.capacity, "the cache has"))
+    return min(bounds, key=lambda bound: bound[0])
+
+
+def _check(cfg, length, max_new_tokens, end, n, whose):
     if max_new_tokens < 0:
         raise UsageError(f"max_new_tokens {max_new_tokens} must not be negative")
     if end is not None and not 0 <= end < cfg.vocab_size:
         raise UsageError(f"the end token {end} is outside 0..{cfg.vocab_size - 1}")
-    if length > cfg.block_size:
-        why = f"the prompt has {length} tokens, but this model has {cfg.block_size} positions"
+    if length > n:
+        why = f"the prompt has {length} tokens, but {whose} {n} positions"
         raise UsageError(why, "give a shorter prompt")
-    left = cfg.block_size + 1 - length  # the last token is never read
+    left = n + 1 - length  # the last token is never read
     if max_new_tokens > left:
         asked = f"{length} tokens and {max_new_tokens} new ones"
-        why = f"{asked}, but this model has {cfg.block_size} positions"
+        why = f"{asked}, but {whose} {n} positions"
         raise UsageError(why, f"ask for at most {left} new tokens")

@@ -489,6 +489,22 @@ def test_a_prompt_for_many(rng, tmp_path):
     assert caches.load(tmp_path / "b", model, capacity=2).capacity == 6
 
 
+@pytest.mark.parametrize("name", ["plain", "ring"])
+def test_a_file_of_more_positions_than_block_size(name, rng, tmp_path):
+    model = model_of("q-k=v", "rope", window=WINDOW, sinks=SINKS)
+    cache, ids = model.new_cache(1, 60, **SAVED[name]), rng.integers(0, 11, (1, 60))
+    model(ids[:, :45], cache=cache)
+    caches.save(cache, tmp_path / "a", model)
+    assert caches.load(tmp_path / "a", model).capacity == 45
+    twin = caches.load(tmp_path / "a", model, room=15)
+    assert twin.capacity == 60
+    found, expected = (host(model(ids[:, 45:], cache=c)) for c in (twin, cache))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+    edited(tmp_path / "a", put(1, "lengths", np.array([46 if name == "plain" else 1 << 40])))
+    with pytest.raises(EnvironmentFault, match="is damaged"):
+        caches.load(tmp_path / "a", model)
+
+
 def test_what_cannot_be_saved(rng, tmp_path):
     model = model_of()
     cache = model.new_cache(1)

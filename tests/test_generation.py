@@ -298,6 +298,25 @@ def test_the_longest_prompt_sets_the_limit():
         generate(model, [[1], [1] * 13], 1)
 
 
+@pytest.mark.parametrize("position", ["rope", "none", "sinusoidal"])
+def test_writing_goes_on_after_block_size(position):
+    """Through a ring, as a longer model; without a cache it ends, and with one where that ends."""
+    about = {"position": position, "window": 3, "sinks": 1}
+    short, long = gpt("q-k=v", **about), gpt("q-k=v", **about, block_size=80)
+    how = {"temperature": 1.5, "seed": 3}
+    expected = generate(long, RAGGED, 70, use_cache=False, **how)
+    cache = short.new_cache(4, capacity=73, kind=RingCache)
+    np.testing.assert_array_equal(generate(short, RAGGED, 70, cache=cache, **how), expected)
+    np.testing.assert_array_equal(generate(short, RAGGED, 70, **how), expected)
+    assert cache.nbytes == 4 * 4 * cache_bytes_per_token(short.config, 8)
+    with pytest.raises(UsageError, match="10 new ones, but this model has 12 positions"):
+        generate(short, RAGGED, 10, use_cache=False)
+    with pytest.raises(UsageError, match="10 new ones, but the cache has 12 positions"):
+        generate(short, RAGGED, 10, cache=short.new_cache(4))
+    long_prompt = [[1, 2] * 10]
+    np.testing.assert_array_equal(generate(short, long_prompt, 5), generate(long, long_prompt, 5))
+
+
 def test_a_row_does_not_depend_on_the_rows_beside_it(backend):
     model = gpt("q-gqa-2", position="rope")
     how = {"temperature": 1.0, "seed": 2}

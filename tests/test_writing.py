@@ -31,7 +31,9 @@ END = 256  # of bytes
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Runs on texts: "bytes" and "chars" on one document, "many" on many short ones, "digits"."""
+    """Runs on texts: "bytes", "chars" and "rope" on one document, "many" on many short ones;
+    "digits".
+    """
     folder = tmp_path_factory.mktemp("writing")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINQKV_CACHE", str(folder / "cache"))
@@ -43,6 +45,8 @@ def folder(tmp_path_factory):
             tokenizer = "bytes" if name == "bytes" else "chars"
             given = {**SIZE, "text": str(folder / source), "tokenizer": tokenizer}
             train_run(configure("text", "q-k=v", padded=name == "many", **given), folder / name)
+        rotary = {**SIZE, "text": str(folder / "one.txt"), "position": "rope", "window": 4}
+        train_run(configure("text", "q-k=v", **rotary), folder / "rope")
         digits = {**SIZE, "seq_len": 4}
         train_run(configure("reverse", form="causal", **digits), folder / "digits")
         yield folder
@@ -499,6 +503,28 @@ def test_a_prompt_is_read_once_and_continued_from_a_file(cli, folder):
         rest = json.loads(cli("generate", run, "r F", "--load-cache", "de.npz", *options)[1])
         assert [row["output"] for row in rest] == [row["output"] for row in whole]
         assert [row["cache_bytes"] for row in rest] == [row["cache_bytes"] for row in whole]
+
+
+def test_a_text_goes_on_after_block_size(cli, folder, monkeypatch):
+    """Through a ring, whose bytes do not grow; also from a file. Learned positions end."""
+    monkeypatch.setattr(Text, "end", None)
+    rest = ("--temperature", 1, "--seed", 2, "--json")
+    ring = ("--cache", "ring", "--max-new-tokens", 100)
+    code, out, _ = cli("generate", folder / "rope", "der F", *ring, *rest, "--save-cache", "p")
+    assert code == 0
+    (row,) = json.loads(out)
+    assert len(row["output"]) == 100
+    (plain,) = json.loads(cli("generate", folder / "rope", "der F", *ring[2:], *rest)[1])
+    assert plain["output"] == row["output"]
+    assert row["cache_bytes"] == 4 / (5 + 99) * plain["cache_bytes"]
+    code, out, err = cli("generate", folder / "rope", "lie", "--load-cache", "p", *ring[2:], *rest)
+    assert (code, len(json.loads(out)[0]["output"])) == (0, 100), err
+    for args in (ring[2:], (*ring, "--window", 4)):
+        code, out, err = cli("generate", folder / "chars", "der F", *args)
+        assert (code, out) == (2, "")
+        assert "but this model has 24 positions" in err
+    code, _, err = cli("generate", folder / "rope", "d", "--no-cache", "--max-new-tokens", 100)
+    assert (code, "but this model has 24 positions" in err) == (2, True)
 
 
 @pytest.mark.parametrize("kind", ["float16", "int8", "ring"])

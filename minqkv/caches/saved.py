@@ -49,16 +49,19 @@ def save(cache: KVCache, path, model: GPT) -> None:
     write_arrays(path, KIND, about, arrays)
 
 
-def load(path, model: GPT, batch: int | None = None, capacity: int | None = None) -> KVCache:
+def load(
+    path, model: GPT, batch: int | None = None, capacity: int | None = None, room: int = 0
+) -> KVCache:
     """The cache in a file, as if `model` had just read it.
 
-    `capacity`, the model's block_size unless given, is at least what the file holds. `batch`: so
-    many copies of a single sequence. Raises EnvironmentFault where the file is missing, damaged, of
-    another version or of another model, UsageError for a batch that it cannot give.
+    `capacity`, the model's block_size unless given, is at least what the file holds, and `room` for
+    so many more positions. `batch`: so many copies of a single sequence. Raises EnvironmentFault
+    where the file is missing, damaged, of another version or of another model, UsageError for a
+    batch that it cannot give.
     """
     about, arrays = _read(path, model)
     try:
-        cache = _filled(about, arrays, model, capacity or model.config.block_size)
+        cache = _filled(about, arrays, model, capacity or model.config.block_size, room)
     except KeyError as error:
         raise EnvironmentFault(f"{path} is damaged: it lacks {error}") from error
     except (TypeError, ValueError, OverflowError) as error:  # a UsageError is a ValueError
@@ -94,14 +97,17 @@ def _read(path, model):
     return about, arrays
 
 
-def _filled(about, arrays, model, capacity):
+def _filled(about, arrays, model, capacity, room):
     """A cache with this content; where it does not fit, NumPy and the classes of caches raise."""
     cfg, lengths, held = model.config, arrays.pop("lengths"), arrays.pop("held")
-    if lengths.dtype != np.int64 or lengths.ndim != 1 or not 0 < lengths.max() <= cfg.block_size:
+    if lengths.dtype != np.int64 or lengths.ndim != 1 or not (lengths > 0).any():
         raise ValueError("lengths that cannot be")
     if lengths.min() < 0 or held.dtype != np.int64 or held.shape[:-1] != lengths.shape:
         raise ValueError("positions that cannot be")
-    size = len(lengths), max(capacity, int(lengths.max()))
+    longest, slots = int(lengths.max()), held.shape[1]
+    if longest > slots and about["options"]["window"] + about["options"]["sinks"] != slots:
+        raise ValueError("more positions than rows, and no ring that has turned")
+    size = len(lengths), max(capacity, longest + room)
     stored = [spec.stored(cfg) for spec in cfg.specs]
     if about["class"] not in CLASSES:
         raise ValueError(f"no class {about['class']!r} of caches")

@@ -78,8 +78,10 @@ def generate(
     if remark := task.remark(ids):
         click.echo(f"note: {remark}", err=True)
     rows = [row for row in ids for _ in range(sampling["samples"])]
-    cache = _loaded(load_cache, model, len(rows)) if load_cache else None
-    room = block_size + 1 - max(map(len, ids)) - len(cache or ())  # the last token is never read
+    longest = max(map(len, ids))
+    more = longest + (max_new_tokens or 1) - 1  # the last token is never read
+    cache = _loaded(load_cache, model, len(rows), more) if load_cache else None
+    room = block_size + 1 - longest - len(cache or ())
     count = max_new_tokens or task.n_answer or max(1, room)
     sampling["end"] = task.end
     options = _cache_options(kind, window, sinks, model.config)
@@ -87,7 +89,9 @@ def generate(
         _compare(compare_cache(model, ids, count, options, **sampling), kind, as_json)
         return
     if cache is None and not no_cache:
-        cache = model.new_cache(len(rows), **options)
+        learned = model.config.position == "learned"
+        capacity = block_size if learned else max(block_size, more)
+        cache = model.new_cache(len(rows), capacity, **options)
     tokens = iter_tokens(model, ids, count, use_cache=not no_cache, cache=cache, **sampling)
     if save_cache:
         tokens = _saving(tokens, cache, save_cache, model)
@@ -127,11 +131,11 @@ def _check_files(save_cache, load_cache, prompt, kind, no_cache, compare):
         raise UsageError("the kind of a loaded cache is in its file", "leave out --cache")
 
 
-def _loaded(path, model, n):
-    """The cache in a file, for n samples of its text."""
+def _loaded(path, model, n, room):
+    """The cache in a file, for n samples of its text, with room for so many more positions."""
     from ..caches import load
 
-    return load(path, model, n)
+    return load(path, model, n, room=room)
 
 
 def _saving(tokens, cache, path, model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,8 @@ from .block import (
     checked_ids,
     checked_pad,
 )
+
+_reaching = threading.Lock()  # several threads may decode with one model
 
 
 @dataclass(frozen=True)
@@ -102,10 +105,14 @@ class GPT(Module):
         `pad` (B,), integers on the host: the first pad[b] tokens of row b are padding, for prompts
         of different length. They have no position, are not stored, and nobody sees them; use none
         of their logits.
+
+        Without a cache there are at most block_size tokens. With one, learned positions end there,
+        too; all others go on as far as the cache.
         """
-        ids = checked_ids(ids, self.config, channels=True)
+        ids = checked_ids(ids, channels=True)
         pad = None if pad is None else checked_pad(pad, ids)
         if cache is None:
+            check_end(ids.shape[1], self.config)
             steps = next_positions(0, ids.shape[1], pad)
             x = self._forward(ids, steps, self._mask(steps), [None] * len(self.blocks))
             return self._logits(x if at is None else self._rows(x, at))
@@ -113,7 +120,7 @@ class GPT(Module):
             raise UsageError("logits at some positions only are for training: without a cache")
         self._check(cache, ids)
         before, steps = cache.layers[-1].ends, cache.next(ids.shape[1], pad)
-        check_end(last(steps) + 1, self.config)
+        self._reach(last(steps) + 1)
         # Multiply-adds of the largest product: inside an MLP, the scores, or the head.
         widest = max(self.config.d_ff, last(steps) + 1, self.config.vocab_size)
         macs = ids.size * self.config.n_embd * widest
@@ -131,6 +138,17 @@ class GPT(Module):
         if len(ids) != cache.batch:
             why = f"the cache stores a batch of {cache.batch}; one of {len(ids)} does not fit"
             raise UsageError(why, f"model.new_cache({len(ids)})")
+
+    def _reach(self, end):
+        """Be ready for positions up to end - 1."""
+        if end <= self.config.block_size:
+            return
+        if self.config.position == "learned":
+            why = f"{end} tokens, but this model has {self.config.block_size} positions"
+            raise UsageError(f"{why}, and no more were learned", "train with --position rope")
+        with _reaching:
+            for part in (self.wpe, *[block.attn for block in self.blocks]):
+                part.reach(end)
 
     def _mask(self, steps):
         """Of a sequence without a cache, at positions `steps`."""
@@ -183,9 +201,10 @@ class GPT(Module):
     ) -> KVCache:
         """An empty cache for this model.
 
-        `capacity` is block_size unless given, `dtype` the model's. `kind` is the class of the
-        cache, made with (stored, batch, capacity, dtype, **options); options that it `takes` from a
-        configuration are this model's unless given.
+        `capacity` is block_size unless given, and may be larger where positions are not learned.
+        `dtype` is the model's unless given. `kind` is the class of the cache, made with (stored,
+        batch, capacity, dtype, **options); options that it `takes` from a configuration are this
+        model's unless given.
         """
         cfg = self.config
         stored = [spec.stored(cfg) for spec in cfg.specs]
