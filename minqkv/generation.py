@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .cache import KVCache
-from .models.gpt import GPT
+from .models.gpt import GPT, LAST
 from .runtime import backend
 from .runtime.claims import decoding
 from .runtime.errors import UsageError
@@ -132,9 +132,10 @@ def _tokens(model, prompts, pad, max_new_tokens, how, cache):
     for i in range(max_new_tokens):
         with decoding(model), no_grad():
             if cache is None:
-                logits = model(ids, pad=None if pad is None else pad[rows])  # (B·n, T + i, V)
+                padding = None if pad is None else pad[rows]
+                logits = model(ids, pad=padding, at=LAST)  # (B·n, 1, V)
             elif i == 0:
-                logits = _read(model, unread, pad, rows, cache)  # (B·n, T, V)
+                logits = _read(model, unread, pad, rows, cache)  # (B·n, 1, V)
             else:
                 logits = model(unread, cache=cache)  # (B·n, 1, V)
         new = how.choose(backend.to_host(logits.data[:, -1]), i)  # (B·n,)
@@ -152,9 +153,9 @@ def _tokens(model, prompts, pad, max_new_tokens, how, cache):
 def _read(model, prompts, pad, rows, cache):
     """Logits after the prompts, for each row; several samples of a prompt share its computation."""
     if len(rows) == len(prompts):
-        return model(prompts, cache=cache, pad=pad)
+        return model(prompts, cache=cache, pad=pad, at=LAST)
     once = cache.clone(range(0, len(rows), len(rows) // len(prompts)))  # empty, B sequences
-    logits = model(prompts, cache=once, pad=pad)  # (B, T, V)
+    logits = model(prompts, cache=once, pad=pad, at=LAST)  # (B, 1, V)
     for layer, read in zip(cache.layers, once.layers, strict=True):
         layer.take(read, rows)
     return logits[rows]

@@ -13,7 +13,10 @@ from minqkv import backend as backends
 from minqkv.caches import RingCache
 from minqkv.generation import compare_cache, generate, iter_tokens, nucleus, pick
 from minqkv.models import GPT
+from minqkv.models.gpt import LAST
+from minqkv.nn import LayerNorm
 from minqkv.runtime.errors import UsageError
+from minqkv.runtime.parallel import set_threads
 from minqkv.train import train_step
 from minqkv.variants import cache_bytes_per_token
 
@@ -221,6 +224,38 @@ def test_compare_cache(name, prompt, backend):
     assert report["uncached"]["cache_bytes"] == 0
     for half in report.values():
         assert half["tokens_per_second"] == pytest.approx(18 / half["seconds"])
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_logits_are_computed_where_a_token_is_drawn(use_cache, monkeypatch, backend):
+    """Not for each token of a prompt: a head is wide."""
+    model, seen, forward = gpt("q-k=v"), [], LayerNorm.forward
+
+    def spy(self, x):
+        seen.append((self is model.ln_f, x.shape))
+        return forward(self, x)
+
+    monkeypatch.setattr(LayerNorm, "forward", spy)
+    generate(model, RAGGED, 3, use_cache=use_cache)
+    assert {shape for head, shape in seen if head} == {(4, 1, 16)}
+    assert (False, (4, 4, 16)) in seen
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_logits_of_the_last_token(threads, monkeypatch, hardware):
+    model, ids = gpt("q-k=v"), np.arange(12).reshape(4, 3) % 11
+    monkeypatch.setattr(backends, "LARGE_CACHE", 0)
+    set_threads(threads)
+    try:
+        expected = host(model(ids))
+        for cache in (None, model.new_cache(4)):
+            found = host(model(ids, cache=cache, at=LAST))
+            assert found.shape == (4, 1, 11)
+            np.testing.assert_allclose(found, expected[:, -1:], rtol=0, atol=1e-12)
+    finally:
+        set_threads(1)
+    with pytest.raises(UsageError, match="are for training"):
+        model(ids, cache=model.new_cache(4), at=np.ones((4, 3), bool))
 
 
 def test_no_graph_and_no_dropout(prompt):

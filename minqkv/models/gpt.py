@@ -27,6 +27,7 @@ from .block import (
     checked_pad,
 )
 
+LAST = slice(-1, None)  # the token of each row that the next one follows
 _reaching = threading.Lock()  # several threads may decode with one model
 
 
@@ -93,14 +94,16 @@ class GPT(Module):
         self,
         ids: np.ndarray,
         cache: KVCache | None = None,
-        at: np.ndarray | None = None,
+        at: np.ndarray | slice | None = None,
         pad: Sequence[int] | None = None,
     ) -> Tensor:
         """Logits (B, T, V) for ids (B, T), integers on the host.
 
         The embeddings of ids (B, T, channels) are summed over the channels. `at`, booleans (B, T)
-        on the host, asks for logits at some positions only: (N, V). With a `cache`, ids continue
-        what it holds, without a graph. An interrupted step leaves nothing behind in any layer.
+        on the host, asks for logits at some positions only: (N, V); a slice, such as LAST, for
+        those of the same n tokens of each row: (B, n, V). With a `cache`, which takes slices only,
+        ids continue what it holds, without a graph. An interrupted step leaves nothing behind in
+        any layer.
 
         `pad` (B,), integers on the host: the first pad[b] tokens of row b are padding, for prompts
         of different length. They have no position, are not stored, and nobody sees them; use none
@@ -115,8 +118,8 @@ class GPT(Module):
             check_end(ids.shape[1], self.config)
             steps = next_positions(0, ids.shape[1], pad)
             x = self._forward(ids, steps, self._mask(steps), [None] * len(self.blocks))
-            return self._logits(x if at is None else self._rows(x, at))
-        if at is not None:
+            return self._logits(x, at)
+        if at is not None and not isinstance(at, slice):
             raise UsageError("logits at some positions only are for training: without a cache")
         self._check(cache, ids)
         before, steps = cache.layers[-1].ends, cache.next(ids.shape[1], pad)
@@ -126,7 +129,7 @@ class GPT(Module):
         macs = ids.size * self.config.n_embd * widest
         try:
             with decoding(self), no_grad(), backend.cores_for(macs):
-                return self._decode(ids, steps, cache)
+                return self._decode(ids, steps, cache, at)
         except BaseException:
             cache.trim(before)
             raise
@@ -156,18 +159,19 @@ class GPT(Module):
         steps = backend.xp.arange(steps.stop) if whole else backend.upload(steps)
         return causal_mask(steps, steps, self.config.window, self.config.sinks)
 
-    def _decode(self, ids, steps, cache):
+    def _decode(self, ids, steps, cache, at):
         # Of a large batch, each core takes some sequences: they do not know of each other. Where
         # they differ in length, the batch stays in one piece.
         together = isinstance(steps, slice) and cache.shareable
         shares = backend.shares(cache) if together else None
         if shares is None:
-            return self._logits(self._forward(ids, steps, None, cache.layers))
+            return self._logits(self._forward(ids, steps, None, cache.layers), at)
 
         def run(rows):
-            return self._logits(self._forward(ids[rows], steps, None, cache.views(rows))).data
+            x = self._forward(ids[rows], steps, None, cache.views(rows))
+            return self._logits(x, at).data
 
-        logits = backend.xp.concatenate(backend.each(run, shares))  # (B, T, V)
+        logits = backend.xp.concatenate(backend.each(run, shares))  # (B, T, V), or (B, n, V)
         cache.grow(ids.shape[1])
         return Tensor(logits)
 
@@ -184,11 +188,14 @@ class GPT(Module):
         return recomputed(lambda x: block(x, mask, cache, steps), x)
 
     def _rows(self, x, at):
+        if isinstance(at, slice):
+            return x[:, at]  # (B, n, C)
         if at.shape != x.shape[:2]:
             raise UsageError(f"positions {at.shape} do not fit ids {x.shape[:2]}")
         return embedding(np.flatnonzero(at), x.reshape(-1, x.shape[2]))  # (N, C)
 
-    def _logits(self, x):
+    def _logits(self, x, at):
+        x = x if at is None else self._rows(x, at)
         return linear(self.ln_f(x), transpose(self.wte.weight))  # (..., V): the head is tied
 
     def new_cache(
