@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .cache import KVCache
+from .caches import branches
 from .models.gpt import GPT, LAST
 from .runtime import backend
 from .runtime.claims import decoding
@@ -103,7 +104,8 @@ def iter_tokens(
 
     With `use_cache` prompts are read at once and then a token at a time; without, the whole prefix
     is computed again at every step. `cache` is a `model.new_cache(B·n)`, given to look at it
-    meanwhile or afterwards; if it holds something, `ids` continue that.
+    meanwhile or afterwards; if it holds something, `ids` continue that. Of several samples, a
+    `caches.branches(model.new_cache(B), n)` stores each prompt once.
 
     There may be more tokens than the model's block_size with a cache, unless positions are learned.
 
@@ -121,7 +123,8 @@ def iter_tokens(
         why = f"the cache stores {cache.batch} sequences, and {n_rows} are to be written"
         raise UsageError(why, f"model.new_cache({n_rows})")
     if use_cache and cache is None:
-        cache = model.new_cache(n_rows, max(1, ids.shape[1] + max_new_tokens - 1))
+        capacity = max(1, ids.shape[1] + max_new_tokens - 1)
+        cache = branches(model.new_cache(len(ids), capacity), how.samples)
     return _tokens(model, ids, pad, max_new_tokens, how, cache if use_cache else None)
 
 
@@ -154,10 +157,9 @@ def _read(model, prompts, pad, rows, cache):
     """Logits after the prompts, for each row; several samples of a prompt share its computation."""
     if len(rows) == len(prompts):
         return model(prompts, cache=cache, pad=pad, at=LAST)
-    once = cache.clone(range(0, len(rows), len(rows) // len(prompts)))  # empty, B sequences
+    once = cache.once(len(rows) // len(prompts))  # of B sequences
     logits = model(prompts, cache=once, pad=pad, at=LAST)  # (B, 1, V)
-    for layer, read in zip(cache.layers, once.layers, strict=True):
-        layer.take(read, rows)
+    cache.spread(once)
     return logits[rows]
 
 
@@ -201,10 +203,10 @@ def compare_cache(
 
     `options` are for `model.new_cache`. Tokens after the end of a row count as tokens.
     """
-    report, n_rows = {}, len(ids) * Sampling(**sampling).samples
+    report, samples = {}, Sampling(**sampling).samples
     generate(model, ids, 1, **sampling)  # the first call pays for what the later ones share
     for name, use_cache in (("cached", True), ("uncached", False)):
-        cache = model.new_cache(n_rows, **options or {}) if use_cache else None
+        cache = branches(model.new_cache(len(ids), **options or {}), samples) if use_cache else None
         began = time.perf_counter()
         out = generate(model, ids, max_new_tokens, use_cache=use_cache, cache=cache, **sampling)
         seconds = time.perf_counter() - began
@@ -213,7 +215,7 @@ def compare_cache(
             "ids": out,
             "new_tokens": n_new,
             "seconds": seconds,
-            "tokens_per_second": n_rows * n_new / seconds,
+            "tokens_per_second": len(out) * n_new / seconds,
             "cache_bytes": cache.nbytes if cache else 0,
         }
     return report

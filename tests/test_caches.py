@@ -364,8 +364,6 @@ def test_the_prefix_is_read_in_one_product(monkeypatch, rng):
 def test_what_branches_refuse(rng):
     model = model_of()
     cache = model.new_cache(2)
-    with pytest.raises(UsageError, match="at least 1"):
-        BranchCache(cache, 2)
     model(rng.integers(0, 11, (2, 4)), cache=cache, pad=[0, 1])
     twin = BranchCache(cache, 2, capacity=6)
     model(rng.integers(0, 11, (4, 1)), cache=twin)
@@ -389,6 +387,39 @@ def test_what_branches_refuse(rng):
             BranchCache(cache, n)
     assert (twin.lengths.tolist(), twin.nbytes) == before
     model(rng.integers(0, 11, (4, 1)), cache=twin)
+
+
+@pytest.mark.parametrize("kind", [KVCache, Int8Cache])
+def test_a_prefix_goes_on_until_branches_begin(kind):
+    """Empty, then one prompt longer than the other; the second half is read there, too."""
+    case = Case(kind, "q-gqa-2", "rope")
+    rows = np.repeat(np.arange(3), 2)
+    cache = BranchCache(case.cache(), 2)
+    assert (len(cache), cache.nbytes) == (0, 0)
+    for counts in ([3, 0, 5], [4, 2, 1]):
+        once = cache.once(2)
+        assert type(once) is kind
+        assert case.read(once, counts) < 1e-10
+        cache.spread(once)
+    assert cache.lengths.tolist() == [7, 7, 2, 2, 6, 6]
+    assert cache.nbytes == once.nbytes == cache.row_nbytes[::2].sum()
+    assert case.read(cache, [1, 2, 0, 4, 1, 1], rows) < 1e-10
+    with pytest.raises(UsageError, match="is read before them"):
+        cache.once(2)
+    with pytest.raises(UsageError, match="is read before them"):
+        BranchCache(once, 2).once(3)
+
+
+@pytest.mark.parametrize("name", caches.KINDS)
+def test_branches_where_the_kind_can_have_them(name, rng):
+    model = model_of("q-k=v", window=WINDOW, sinks=SINKS)
+    cache = model.new_cache(2, **caches.options(name))
+    model(rng.integers(0, 11, (2, 9)), cache=cache)
+    assert caches.branches(cache, 1) is cache
+    several = caches.branches(cache, 3)
+    assert isinstance(several, BranchCache) != isinstance(cache, RingCache)
+    assert (several.batch, several.lengths.tolist()) == (6, [9] * 6)
+    assert several.nbytes == cache.nbytes * (3 if isinstance(cache, RingCache) else 1)
 
 
 def test_an_interrupted_step_leaves_branches_as_they_were(rng, monkeypatch):

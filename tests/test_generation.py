@@ -10,7 +10,7 @@ from toys import DESIGNS, POSITIONS, SMALL, design, gpt, host
 
 from minqkv import AdamW
 from minqkv import backend as backends
-from minqkv.caches import RingCache
+from minqkv.caches import KINDS, BranchCache, RingCache, branches, options
 from minqkv.generation import compare_cache, generate, iter_tokens, nucleus, pick
 from minqkv.models import GPT
 from minqkv.models.gpt import LAST
@@ -454,6 +454,41 @@ def test_the_prompt_of_several_samples_is_read_once(monkeypatch, backend):
     generate(model, RAGGED[:2], 3, samples=3, temperature=1.0, cache=cache)
     assert read == [(2, 4), (6, 1), (6, 1)]
     assert cache.lengths.tolist() == [3] * 3 + [6] * 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", DESIGNS)
+def test_samples_store_their_prompt_once(name, kind):
+    """The same tokens as with a cache of all rows, for each kind; a ring stores all of them."""
+    model = design(name, position="rope", window=5, sinks=1)
+    how = {"temperature": 1.0, "seed": 1, "samples": 3}
+    whole = model.new_cache(6, **options(kind))
+    cache = branches(model.new_cache(2, **options(kind)), 3)
+    found = generate(model, RAGGED[:2], 6, cache=cache, **how)
+    np.testing.assert_array_equal(found, generate(model, RAGGED[:2], 6, cache=whole, **how))
+    assert cache.lengths.tolist() == whole.lengths.tolist() == [6] * 3 + [9] * 3
+    if KINDS[kind].windowed:
+        assert cache.nbytes == whole.nbytes
+    else:
+        tokens = 1 + 4 + 6 * 5  # read, and written but never read
+        assert cache.nbytes * (6 * 3 + 9 * 3) == whole.nbytes * tokens
+
+
+def test_samples_make_branches_unless_told_otherwise(monkeypatch):
+    made, init = [], BranchCache.__init__
+
+    def spy(self, cache, n, capacity=None):
+        made.append((cache.lengths.tolist(), n))
+        init(self, cache, n, capacity)
+
+    monkeypatch.setattr(BranchCache, "__init__", spy)
+    generate(gpt("q-k=v"), RAGGED[:2], 3, temperature=1.0, samples=3)
+    assert made == [([0, 0], 3), ([1, 4], 3)]
+    made.clear()
+    report = compare_cache(gpt("q-k=v"), [[1, 2, 3]], 4, temperature=1.0, samples=3)
+    np.testing.assert_array_equal(report["cached"]["ids"], report["uncached"]["ids"])
+    per_token = cache_bytes_per_token(gpt("q-k=v").config, 8)
+    assert report["cached"]["cache_bytes"] == (3 + 3 * 3) * per_token
 
 
 def test_rows_may_be_drawn_in_several_batches():

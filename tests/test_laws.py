@@ -11,7 +11,8 @@ from toys import EVERY, gpt, host
 from minqkv import attention
 from minqkv.analysis.laws import LAWS, SINKS, WINDOW, Case, check, laws, schemes
 from minqkv.cache import KVCache, LayerCache
-from minqkv.caches import RingCache
+from minqkv.caches import BranchCache, Int8Cache, RingCache
+from minqkv.caches.branch import BranchLayer
 from minqkv.caches.ring import RingLayer
 from minqkv.runtime.errors import UsageError
 from minqkv.tensor import Tensor
@@ -24,9 +25,11 @@ KINDS = {  # kind, window, sinks
 }
 
 
-def broken(kind, variant="qkv", position="learned", rope_value="raw", window=None, sinks=0):
+def broken(
+    kind, variant="qkv", position="learned", rope_value="raw", window=None, sinks=0, make=Case
+):
     """Law -> error or fault, of those that do not hold at 1e-10."""
-    case = Case(kind, variant, position, rope_value, window, sinks)
+    case = make(kind, variant, position, rope_value, window, sinks)
     return {law: fault or error for law, error, fault in laws(case) if fault or not error <= 1e-10}
 
 
@@ -43,6 +46,71 @@ def test_laws(name, variant):
 def test_laws_of_layers_that_differ(name, variant):
     kind, window, sinks = KINDS[name]
     assert broken(kind, variant, "rope", "unrotate", window, sinks) == {}
+
+
+class Branches(Case):
+    """Sequences that are branches of one prompt, whose first tokens are stored once."""
+
+    shared = 5
+
+    def new(self, start, batch, **options):
+        prompt = super().new(0, 1, **options)
+        if start:
+            self.read(prompt, start, [0])
+        return BranchCache(prompt, batch)
+
+    def parts(self, cache):
+        own = cache.lengths - cache.layers[-1].start
+        return [
+            [(layer.prefix, layer.prefix.lengths), (layer, own)] for layer in cache.layers
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", EVERY)
+def test_laws_of_branches(variant):
+    """Plain, within a window, and of integers."""
+    for position, value in schemes(variant):
+        assert broken(KVCache, variant, position, value, make=Branches) == {}, (position, value)
+    for kind in (KVCache, Int8Cache):
+        assert broken(kind, variant, position, value, WINDOW, SINKS, Branches) == {}, kind
+
+
+def test_laws_of_branches_on_every_backend(backend):
+    assert broken(KVCache, "q=k=v+", "rope", "raw", make=Branches) == {}
+
+
+class BlindToWhatIsShared(BranchLayer):
+    """Branches see only their own tails."""
+
+    def _shared(self, attention, q, at):
+        mixed, total, peak = super()._shared(attention, q, at)
+        return 0 * mixed, 0 * total, peak - np.inf
+
+
+class CountedForAll(BranchLayer):
+    """The prefix counts for each branch."""
+
+    @property
+    def slots(self):
+        return self.lengths
+
+
+class OneTail(BranchLayer):
+    """Branches write into one tail."""
+
+    def write(self, rows, at):
+        super().write(rows, at)
+        for buffer in self.buffers:
+            buffer[...] = buffer[:1]
+
+
+@pytest.mark.parametrize(
+    ("mutant", "law"),
+    [(BlindToWhatIsShared, "any chunking"), (CountedForAll, "bytes"), (OneTail, "rows of a batch")],
+)
+def test_branches_that_break_a_law_are_caught(mutant, law, monkeypatch):
+    monkeypatch.setattr("minqkv.caches.branch.BranchLayer", mutant)
+    assert law in broken(KVCache, "q-k=v", "rope", make=Branches)
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 30])

@@ -16,7 +16,7 @@ from commands import run, start
 from toys import DESIGNS, design
 
 from minqkv import GPT, GPTConfig, generation, runs
-from minqkv.caches import KINDS, options
+from minqkv.caches import KINDS, branches, options
 from minqkv.generation import generate, iter_tokens
 from minqkv.render.cache import Watch, formula_bytes
 from minqkv.runs import configure, load_run, train_run
@@ -390,6 +390,34 @@ def test_bytes_on_the_screen_are_those_of_the_arrays(name, kind, capsys):
     assert "for 30 tokens, as by the formula" in shown
     assert "5 tokens read" in shown
     assert "20 tokens written" in shown
+
+
+@pytest.mark.parametrize("kind", ["plain", "int8"])
+def test_a_prompt_of_several_samples_is_counted_once(kind, capsys):
+    model = design("q-k=v")
+    cache = branches(model.new_cache(1, **options(kind)), 3)
+    watch = Watch(cache, model.config, 4)
+    list(watch.follow(iter_tokens(model, [[2, 3, 4, 5]], 6, 1.0, samples=3, cache=cache)))
+    per_token = 2 * 16 * 8 if kind == "plain" else 2 * (16 + 4 * 4)
+    assert formula_bytes(cache) == cache.nbytes == (4 + 3 * 5) * per_token
+    assert cache.row_nbytes.tolist() == [9 * per_token, 5 * per_token, 5 * per_token]
+    watch.show_all()
+    shown = capsys.readouterr().err
+    assert f"19 of {4 + 3 * 8}" in shown
+    assert "for 27 tokens, as by the formula" in shown
+
+
+def test_the_samples_of_a_command_share_their_prompt(folder, cli, monkeypatch):
+    monkeypatch.setattr(Text, "end", None)
+    command = ("generate", folder / "bytes", "der ", "--temperature", 1, "--max-new-tokens", 6)
+    rows = json.loads(cli(*command, "--samples", 3, "--json")[1])
+    (row,) = json.loads(cli(*command, "--json")[1])
+    assert row["output"] == rows[0]["output"]
+    n = [found["cache_bytes"] / row["cache_bytes"] for found in rows]
+    assert n == [1, 5 / 9, 5 / 9]
+    err = cli(*command, "--samples", 3, "--show-cache")[2]
+    assert "for 27 tokens, as by the formula" in err
+    assert re.search(r"q-k=v .* 19 of 64 ", err)
 
 
 def test_a_cache_that_is_not_as_the_formula_says_is_told(capsys, monkeypatch):

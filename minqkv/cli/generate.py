@@ -66,6 +66,7 @@ def generate(
     PROMPT each line of stdin is one. Several are read as one batch. The first answer is
     printed token by token, as it is computed.
     """
+    from ..caches import branches, load
     from ..generation import compare_cache, iter_tokens
     from ..runtime.parallel import set_threads
 
@@ -80,7 +81,7 @@ def generate(
     rows = [row for row in ids for _ in range(sampling["samples"])]
     longest = max(map(len, ids))
     more = longest + (max_new_tokens or 1) - 1  # the last token is never read
-    cache = _loaded(load_cache, model, len(rows), more) if load_cache else None
+    cache = load(load_cache, model, room=more) if load_cache else None
     room = block_size + 1 - longest - len(cache or ())
     count = max_new_tokens or task.n_answer or max(1, room)
     sampling["end"] = task.end
@@ -91,7 +92,9 @@ def generate(
     if cache is None and not no_cache:
         learned = model.config.position == "learned"
         capacity = block_size if learned else max(block_size, more)
-        cache = model.new_cache(len(rows), capacity, **options)
+        cache = model.new_cache(len(ids), capacity, **options)
+    if cache is not None:
+        cache = branches(cache, sampling["samples"])
     tokens = iter_tokens(model, ids, count, use_cache=not no_cache, cache=cache, **sampling)
     if save_cache:
         tokens = _saving(tokens, cache, save_cache, model)
@@ -131,20 +134,13 @@ def _check_files(save_cache, load_cache, prompt, kind, no_cache, compare):
         raise UsageError("the kind of a loaded cache is in its file", "leave out --cache")
 
 
-def _loaded(path, model, n, room):
-    """The cache in a file, for n samples of its text, with room for so many more positions."""
-    from ..caches import load
-
-    return load(path, model, n, room=room)
-
-
 def _saving(tokens, cache, path, model):
     """The same tokens; before the first of them, the cache is kept in a file."""
     from ..caches import save
 
     for i, token in enumerate(tokens):
         if not i:
-            save(cache.clone([0]), path, model)
+            save(cache.once(cache.batch), path, model)
         yield token
 
 
@@ -219,7 +215,7 @@ def _print_one(task, rows, i, answer):
 
 
 def _print_json(task, rows, tokens, cache):
-    found = []
+    found, held = [], cache.row_nbytes if cache else [0] * len(rows)
     for i, row in enumerate(rows):
         answer = [int(token[i]) for token in tokens]
         if task.end in answer:
@@ -228,7 +224,7 @@ def _print_json(task, rows, tokens, cache):
             "prompt": row[:-1] if task.answers else row,  # without the separator
             "output": answer,
             "text": task.decode(row) + "".join(task.pieces(answer)),
-            "cache_bytes": cache.clone([i]).nbytes if cache else 0,
+            "cache_bytes": int(held[i]),
         })  # fmt: skip
     print_json(found)
 

@@ -77,12 +77,13 @@ class Watch:
 
     def _show_layers(self, console):
         say(console, "by layer", "bold")
-        rows = []
-        for i, (layer, spec) in enumerate(zip(self.cache.layers, self.config.specs, strict=True)):
-            slots = layer.buffers[0].shape[2]
-            used = f"{layer.used:,} of {slots:,}"
+        cache, rows = self.cache, []
+        layers = zip(cache.layers, cache.stored, self.config.specs, strict=True)
+        for i, (layer, stored, spec) in enumerate(layers):
+            used = int(layer.slots.sum())
+            slots = layer.capacity_nbytes // cache.bytes_per_token(stored, cache.dtype)
             held = bytes_text(layer.nbytes)
-            rows.append((str(i + 1), spec.name, (layer.used, slots), used, held))
+            rows.append((str(i + 1), spec.name, (used, slots), f"{used:,} of {slots:,}", held))
         _lines(console, ("layer", "variant", None, "used", "bytes"), rows, slots)
 
     def _say_bytes(self, console):
@@ -100,8 +101,7 @@ def formula_bytes(cache):
     """What the cache should hold: in each layer, for each sequence, used slots · bytes a token."""
     total = 0
     for layer, stored in zip(cache.layers, cache.stored, strict=True):
-        slots = np.minimum(cache.lengths, layer.buffers[0].shape[2])  # (B,)
-        total += int(slots.sum()) * cache.bytes_per_token(stored, cache.dtype)
+        total += int(layer.slots.sum()) * cache.bytes_per_token(stored, cache.dtype)
     return total
 
 
