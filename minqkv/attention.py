@@ -45,7 +45,13 @@ def lengthened(tables: tuple[Array, ...], end: int, make) -> tuple[Array, ...]:
     if end <= n:
         return tables
     pairs = zip(tables, make(2 * end), strict=True)  # twice: the next tokens have room, too
-    return tuple(backend.xp.concatenate([old, new[n:]]) for old, new in pairs)
+    return tuple(backend.xp.concatenate([old, backend.upload(new[n:])]) for old, new in pairs)
+
+
+def reach_sinusoids(table: Tensor, end: int, width: int | None = None) -> None:
+    """Let a table of `sinusoids`, of this `width`, go to `end` at least."""
+    channels, dtype = table.shape[1], table.dtype
+    (table.data,) = lengthened((table.data,), end, lambda n: [sinusoids(n, channels, width, dtype)])
 
 
 def causal_mask(queries: Array, keys: Array, window: int | None = None, sinks: int = 0) -> Array:
@@ -74,9 +80,10 @@ class Plus(Module):
 
     def __init__(self, kind, block_size, init=None, channels=(5, 5, 5), start=None):
         init = init or Init()
-        self.kind, (self.m_row, self.m_column, self.width) = kind, channels
-        m = self.m_row + self.m_column
-        self.columns = Tensor(self._columns(block_size, init.dtype))  # (block_size, m_column)
+        self.kind, (self.m_row, m_column, self.width) = kind, channels
+        m = self.m_row + m_column
+        columns = sinusoids(block_size, m_column, self.width, init.dtype)  # (block_size, m_column)
+        self.columns = Tensor(backend.upload(columns))
         weight = init / "weight"
         if start is not None:
             self.weight = weight.constant((m,), start / m)
@@ -84,14 +91,6 @@ class Plus(Module):
             self.weight = weight.uniform((m,), (6 / (m + 1)) ** 0.5)
         else:
             self.weight = weight.normal((m,), 0.02)
-
-    def _columns(self, n, dtype):
-        return backend.upload(sinusoids(n, self.m_column, self.width, dtype))
-
-    def reach(self, end: int) -> None:
-        """See Attention."""
-        data = self.columns.data
-        (self.columns.data,) = lengthened((data,), end, lambda n: [self._columns(n, data.dtype)])
 
     def forward(self, at: slice | np.ndarray) -> tuple[Tensor | None, Tensor | None]:
         """(temperature (), bias (S,)) for keys at these positions, (B, 1, 1, S) where rows differ;
@@ -192,7 +191,7 @@ class Attention(Module):
     def reach(self, end: int) -> None:
         """Make the tables of positions longer where they do not go to `end`."""
         if self.spec.plus:
-            self.plus.reach(end)
+            reach_sinusoids(self.plus.columns, end, self.plus.width)
         if self.angles is not None:
             pairs, dtype = self.angles[0].shape[1], self.angles[0].dtype
             self.angles = lengthened(self.angles, end, lambda n: rope_table(n, 2 * pairs, dtype))

@@ -11,7 +11,7 @@ from ..attention import (
     check_positions,
     check_window,
     checked_head_dim,
-    lengthened,
+    reach_sinusoids,
     sinusoids,
 )
 from ..cache import LayerCache
@@ -104,14 +104,8 @@ class Positions(Module):
 
     def reach(self, end: int) -> None:
         """Make the table of sinusoids longer where it does not go to `end`."""
-        if self.weight is None:
-            return
-        table = self.weight.data
-
-        def make(n):
-            return [backend.upload(sinusoids(n, table.shape[1], dtype=table.dtype))]
-
-        (self.weight.data,) = lengthened((table,), end, make)
+        if self.weight is not None:
+            reach_sinusoids(self.weight, end)
 
     def forward(self, x: Tensor, at: slice | np.ndarray | None = None) -> Tensor:
         if self.weight is None:
