@@ -9,10 +9,12 @@ import re
 import signal
 import sys
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from commands import run, start
+from rich.console import Console
 from toys import DESIGNS, design
 
 from minqkv import GPT, GPTConfig, generation, runs
@@ -390,6 +392,31 @@ def test_bytes_on_the_screen_are_those_of_the_arrays(name, kind, capsys):
     assert "for 30 tokens, as by the formula" in shown
     assert "5 tokens read" in shown
     assert "20 tokens written" in shown
+
+
+@pytest.mark.parametrize("torn", [True, False])
+def test_a_line_on_the_terminal_while_tokens_come(torn, monkeypatch):
+    """Redrawn in place, and erased at the end; none where the text goes to the terminal, too."""
+    screen, model = io.StringIO(), design("q-k=v")
+    monkeypatch.setattr(
+        "minqkv.render.cache.stderr",
+        lambda: Console(file=screen, force_terminal=True, width=50, color_system=None),
+    )
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: torn))
+    cache = model.new_cache(1)
+    watch = Watch(cache, model.config, 2)
+    for i, _ in enumerate(watch.follow(iter_tokens(model, [[1, 2]], 4, cache=cache))):
+        lines = screen.getvalue().split("\r\x1b[2K")
+        assert len(lines) == (1 if torn else i + 1)
+        assert "\n" not in screen.getvalue()
+        if i and not torn:
+            assert lines[-1].startswith(f"{2 + i} tokens  █")
+            assert lines[-1].count("█") == lines[-1].count("░") == 2 + i
+            assert len(lines[-1]) < 50
+    watch.show_all()
+    *before, last = screen.getvalue().split("\r\x1b[2K")
+    assert last.startswith("\n2 tokens read")
+    assert len(before) == (0 if torn else 4)
 
 
 @pytest.mark.parametrize("kind", ["plain", "int8"])

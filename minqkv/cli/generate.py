@@ -47,7 +47,11 @@ CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in 
 @click.option("--save-cache", type=click.Path(), help="Keep what was read of one PROMPT in a file.")
 @click.option("--load-cache", type=click.Path(), help="Continue what a file of --save-cache holds.")
 @click.option("--no-cache", is_flag=True, help="Compute the whole prefix again for every token.")
-@click.option("--show-cache", is_flag=True, help="Draw the cache as it grows, on stderr.")
+@click.option(
+    "--show-cache",
+    is_flag=True,
+    help="Draw the cache on stderr: how it grew, and meanwhile where only stderr is a terminal.",
+)
 @click.option(
     "--compare",
     is_flag=True,

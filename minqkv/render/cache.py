@@ -1,9 +1,12 @@
 """A cache as it grows, drawn in a terminal: what it holds, and what qkv would hold."""
 
+import sys
 import time
 from dataclasses import replace
 
 import numpy as np
+from rich.control import Control
+from rich.segment import ControlType
 from rich.text import Text
 
 from ..variants import cache_bytes_per_token
@@ -12,11 +15,15 @@ from .console import bytes_text, say, stderr
 LINES = 8  # of the growth that is drawn
 LEAST, MOST = 8, 24  # columns of a bar
 FULL, REST = "█", "░"
+ERASE = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
 
 
 class Watch:
     """Follows a cache while a model with this configuration writes, and draws it on stderr.
     `n_read` is how many tokens the prompts have.
+
+    While tokens come, a line on the terminal says how large the cache is; not where stdout is a
+    terminal, too, since the text that is being written there would be torn apart.
     """
 
     def __init__(self, cache, config, n_read):
@@ -24,6 +31,8 @@ class Watch:
         self.per_token = cache_bytes_per_token(
             replace(config, variant="qkv", plus_start=None), np.dtype(config.dtype).itemsize
         )
+        console = stderr()
+        self.line = console if console.is_terminal and not sys.stdout.isatty() else None
         self.seconds, self.growth = [], []  # of each step; (positions, bytes) after it
 
     def follow(self, tokens):
@@ -37,7 +46,17 @@ class Watch:
                 return
             self.seconds.append(time.perf_counter() - began)
             self.growth.append((int(self.cache.lengths.sum()), self.cache.nbytes))
+            if self.line and len(self.growth) > 1:  # the first is shown by `show_prompts`
+                self._draw_line(*self.growth[-1])
             yield token
+
+    def _draw_line(self, n, held):
+        """The size now, over the size before."""
+        qkv, most = n * self.per_token, self.cache.batch * self.cache.capacity * self.per_token
+        now = f"{n:,} tokens  {_bar(held, qkv, most, MOST)}  {bytes_text(held)}"
+        text = Text(f"{now}, qkv {bytes_text(qkv)}", no_wrap=True, overflow="ellipsis")
+        self.line.control(ERASE)
+        self.line.print(text, end="", width=self.line.width - 1)
 
     def show_prompts(self):
         """What is there before the first new token is printed."""
@@ -49,6 +68,8 @@ class Watch:
     def show_all(self):
         """Speed, growth, layers and bytes so far."""
         console = stderr()
+        if self.line:
+            console.control(ERASE)
         console.print()
         self._say_speed(console, "read", self.n_read, self.seconds[:1])
         n_written = self.cache.batch * (len(self.seconds) - 1)
