@@ -248,7 +248,7 @@ class LayerCache:
     @property
     def row_nbytes(self) -> np.ndarray:
         """(B,) bytes of the slots in use of each sequence."""
-        return self.slots * sum(buffer[0, :, 0].nbytes for buffer in self.buffers)
+        return self.slots * sum(buffer[0, :, :1].nbytes for buffer in self.buffers)
 
     @property
     def nbytes(self) -> int:

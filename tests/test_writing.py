@@ -18,7 +18,7 @@ from rich.console import Console
 from toys import DESIGNS, design
 
 from minqkv import GPT, GPTConfig, generation, runs
-from minqkv.caches import KINDS, branches, options
+from minqkv.caches import KINDS, branches, load, options
 from minqkv.generation import generate, iter_tokens
 from minqkv.render.cache import Watch, formula_bytes
 from minqkv.runs import configure, load_run, train_run
@@ -580,6 +580,19 @@ def test_a_text_goes_on_after_block_size(cli, folder, monkeypatch):
         assert "but this model has 24 positions" in err
     code, _, err = cli("generate", folder / "rope", "d", "--no-cache", "--max-new-tokens", 100)
     assert (code, "but this model has 24 positions" in err) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["plain", "int8", "ring"])
+def test_a_prompt_of_several_samples_is_saved_once(cli, folder, kind):
+    command = ("generate", folder / "rope", "der F", "--temperature", 1, "--cache", kind)
+    assert cli(*command, "--save-cache", "one")[0] == 0
+    assert cli(*command, "--save-cache", "three", "--samples", 3)[0] == 0
+    model, _ = load_run(folder / "rope")
+    one, three = (load(path, model) for path in ("one", "three"))
+    assert (type(three), three.batch, len(three)) == (type(one), 1, 5)
+    for mine, theirs in zip(one.layers, three.layers, strict=True):
+        for a, b in zip(mine.rows, theirs.rows, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("kind", ["float16", "int8", "ring"])

@@ -22,7 +22,7 @@ CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in 
 @own_task_option
 @click.option(
     "--max-new-tokens",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10**9),
     help="How many tokens to add at most.  [default: as many as in training; a text goes on to the "
     "end token, or as long as it fits]",
 )
