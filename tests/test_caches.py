@@ -404,9 +404,9 @@ def test_a_prefix_goes_on_until_branches_begin(kind):
     assert cache.lengths.tolist() == [7, 7, 2, 2, 6, 6]
     assert cache.nbytes == once.nbytes == cache.row_nbytes[::2].sum()
     assert case.read(cache, [1, 2, 0, 4, 1, 1], rows) < 1e-10
-    with pytest.raises(UsageError, match="is read before them"):
+    with pytest.raises(UsageError, match="only before they begin"):
         cache.once(2)
-    with pytest.raises(UsageError, match="is read before them"):
+    with pytest.raises(UsageError, match="only before they begin"):
         BranchCache(once, 2).once(3)
 
 

@@ -154,9 +154,7 @@ class BranchCache(KVCache):
         """See KVCache. Raises UsageError where branches have begun, or are not n of each."""
         rows = np.arange(len(self.layers[0].prefix.lengths))
         if self.layers[-1].used or n * len(rows) != self.batch:
-            raise UsageError(
-                f"what {n} branches of each sequence have in common is read before them"
-            )
+            raise UsageError(f"{n} branches each: their prefix goes on only before they begin")
         whole = self.kind(self.stored, len(rows), self.capacity, self.dtype, **self.options)
         for mine, theirs in zip(whole.layers, self.layers, strict=True):
             mine.take(theirs.prefix, rows)
