@@ -245,7 +245,7 @@ def _as_batch(ids):
 def _positions(cfg, use_cache, cache):
     """The number of positions, and the words for what limits it."""
     bounds = [(math.inf, "")]
-    if cfg.position == "learned" or not use_cache:
+    if cfg.bounded or not use_cache:
         bounds.append((cfg.block_size, "this model has"))
     if cache is not None:
         bounds.append((cache.capacity, "the cache has"))

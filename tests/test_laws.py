@@ -452,7 +452,7 @@ def test_learned_positions_end():
     model = gpt("qkv", window=3)
     cache = model.new_cache(capacity=40, kind=RingCache)
     model([[1] * 12], cache=cache)
-    with pytest.raises(UsageError, match="12 positions, and no more were learned"):
+    with pytest.raises(UsageError, match="13 tokens, but this model has 12 positions"):
         model([[1]], cache=cache)
     assert len(cache) == 12
     with pytest.raises(UsageError, match="13 tokens, but this model has 12 positions"):

@@ -90,7 +90,7 @@ def generate(
     rows = [row for row in ids for _ in range(sampling["samples"])]
     longest = max(map(len, ids))
     more = longest + (max_new_tokens or 1) - 1  # positions; the last token is never read
-    if model.config.position == "learned":
+    if model.config.bounded:
         more = 0  # there are none after block_size
     cache = load(load_cache, model, room=more) if load_cache else None
     room = block_size + 1 - longest - len(cache or ())

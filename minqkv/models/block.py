@@ -120,6 +120,11 @@ class Layered:
     window, sinks = None, 0  # no window, unless a configuration has these fields
 
     @property
+    def bounded(self) -> bool:
+        """Whether there are no positions after block_size; only these schemes can compute more."""
+        return self.position not in ("none", "rope", "sinusoidal")
+
+    @property
     def specs(self) -> tuple[VariantSpec, ...]:
         """The variant of each layer."""
         return layer_specs(self.variant, self.n_layer, self.n_head)

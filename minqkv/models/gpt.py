@@ -143,12 +143,12 @@ class GPT(Module):
             raise UsageError(why, f"model.new_cache({len(ids)})")
 
     def _reach(self, end):
-        """Prepare for positions up to end - 1. Raises UsageError if they were not learned."""
+        """Prepare for positions up to end - 1. Raises UsageError if positions end before."""
         if end <= self.config.block_size:
             return
-        if self.config.position == "learned":
+        if self.config.bounded:
             why = f"{end} tokens, but this model has {self.config.block_size} positions"
-            raise UsageError(f"{why}, and no more were learned", "train with --position rope")
+            raise UsageError(why, "train with --position rope")
         with _reaching:
             for part in (self.wpe, *[block.attn for block in self.blocks]):
                 part.reach(end)
