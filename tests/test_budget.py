@@ -50,7 +50,7 @@ BUDGETS = {
     "runtime": ({"runtime"}, 900),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "of it, several machines": ({"runtime/distributed.py"}, 60),
-    "tasks": ({"tasks"}, 1490),
+    "tasks": ({"tasks"}, 1530),
     "study": ({"study"}, 1250),
     "analysis": ({"analysis"}, 760),
     "render, teach": ({"render", "teach"}, 2880),

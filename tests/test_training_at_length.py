@@ -793,8 +793,8 @@ def test_a_run_that_fits_can_be_scored(monkeypatch):
     monkeypatch.setattr(needs, "available", lambda: one.total - 1)
     with pytest.raises(EnvironmentFault) as error:
         needs.check_memory(two)
-    assert error.value.hint.startswith("score fewer examples, for instance --set n_test=50")
-    needs.check_memory(two.change(n_test=50))
+    assert error.value.hint == "it fits with --threads 1 --set n_test=50"
+    needs.check_memory(two.change(threads=1, n_test=50))
 
 
 def test_any_array_of_a_text_may_be_the_largest():

@@ -132,15 +132,17 @@ def _cure(config, ranks, free):
     changes = [change for change in parts if change["accumulate"] > config.recipe.accumulate]
     if hasattr(task, "recompute") and not task.recompute:
         changes += [{"recompute": True}] + [{"recompute": True} | change for change in changes]
-    for change in changes + [{"threads": 1} | change for change in [{}, *changes]]:
+    scored = [name for name in ("n_test", "n_validation") if hasattr(task, name)]
+    fewer = {"threads": 1} | {name: min(50, getattr(task, name)) for name in scored}
+    changes = [{}, *changes]
+    for change in [
+        scoring | change for scoring in ({}, {"threads": 1}, fewer) for change in changes
+    ]:
         if needs(config.change(**change), ranks).total <= free:
             flags = (f"--set {name}={str(value).lower()}" for name, value in change.items())
             return f"it fits with {' '.join(flags)}".replace("--set threads=", "--threads ")
-    found = needs(config.change(threads=1), ranks)
-    if found.fixed > free:
+    if needs(config.change(threads=1), ranks).fixed > free:
         return "the model itself is too large: make it smaller with --n-layer or --n-embd"
-    if found.scoring > found.activations and config.task.at_once > 1:
-        return "score fewer examples, for instance --set n_test=50, or make the model smaller"
     return "one sequence is too long: shorten it with --seq-len, or make the model smaller"
 
 
