@@ -50,12 +50,7 @@ CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in 
 @click.option("--save-cache", type=click.Path(), help="After reading PROMPT, save the cache.")
 @click.option("--load-cache", type=click.Path(), help="Start from a saved cache, then read PROMPT.")
 @click.option("--no-cache", is_flag=True, help="Compute the whole text again for every token.")
-@click.option(
-    "--show-cache",
-    is_flag=True,
-    help="Draw the cache on stderr as it grows: live if only stderr is a terminal, else at the "
-    "end.",
-)
+@click.option("--show-cache", is_flag=True, help="Draw the cache on stderr as it grows.")
 @click.option(
     "--compare",
     is_flag=True,
