@@ -37,6 +37,25 @@ def rope_table(n: int, d_head: int, dtype="float32", base: float = 10_000.0) -> 
     return backend.upload(np.cos(angle).astype(dtype)), backend.upload(np.sin(angle).astype(dtype))
 
 
+def lengthened(tables: tuple[Array, ...], end: int, make) -> tuple[Array, ...]:
+    """Tables (n, ...) for positions 0 to n - 1, made longer if n is less than `end`.
+
+    `make(n)` computes longer tables. Only their additional rows are used, so the old rows keep
+    their bits.
+    """
+    n = len(tables[0])
+    if end <= n:
+        return tables
+    pairs = zip(tables, make(2 * end), strict=True)  # twice, so the next tokens fit too
+    return tuple(backend.xp.concatenate([old, backend.upload(new[n:])]) for old, new in pairs)
+
+
+def reach_sinusoids(table: Tensor, end: int, width: int | None = None) -> None:
+    """Make a table of `sinusoids` with this `width` longer if it has fewer than `end` positions."""
+    channels, dtype = table.shape[1], table.dtype
+    (table.data,) = lengthened((table.data,), end, lambda n: [sinusoids(n, channels, width, dtype)])
+
+
 def causal_mask(queries: Array, keys: Array, window: int | None = None, sinks: int = 0) -> Array:
     """(T,), (S,) absolute positions -> (T, S), True where a key is not ahead of its query.
 
@@ -63,9 +82,9 @@ class Plus(Module):
 
     def __init__(self, kind, block_size, init=None, channels=(5, 5, 5), start=None):
         init = init or Init()
-        self.kind, (self.m_row, m_column, width) = kind, channels
+        self.kind, (self.m_row, m_column, self.width) = kind, channels
         m = self.m_row + m_column
-        columns = sinusoids(block_size, m_column, width, init.dtype)  # (block_size, m_column)
+        columns = sinusoids(block_size, m_column, self.width, init.dtype)  # (block_size, m_column)
         self.columns = Tensor(backend.upload(columns))
         weight = init / "weight"
         if start is not None:
@@ -92,11 +111,12 @@ class Attention(Module):
     """Multi-head attention of any VariantSpec (paper, section 3): (B, T, C) -> (B, T, C).
 
     Four methods make a design: what is stored of a token, what a query asks, how keys and values
-    are read from what is stored, and what is done to the answer. `block_size` bounds positions.
-    `head_dim`, the width of a head, is n_embd / n_head unless given. `rope_value`, for K = V under
-    rotary positions: "raw" stores unrotated keys and turns them when they are read; "unrotate"
-    stores turned keys and turns the answer back. `window` and `sinks` are for a cache, which makes
-    its own mask (`causal_mask`); without a cache, `mask` says what is seen.
+    are read from what is stored, and what is done to the answer. Positions are below `block_size`
+    unless `reach` makes room for more. `head_dim`, the width of a head, is n_embd / n_head unless
+    given. `rope_value`, for K = V under rotary positions: "raw" stores unrotated keys and turns
+    them when they are read; "unrotate" stores turned keys and turns the answer back. `window` and
+    `sinks` are for a cache, which makes its own mask (`causal_mask`); without a cache, `mask` says
+    what is seen.
 
     Positions `at` are a slice if all sequences of a batch agree, else an array (B, T) on the host.
     """
@@ -169,6 +189,14 @@ class Attention(Module):
             out = self.wo(merge_heads(z))  # (B, T, C)
             tracing.probe("out", out)
             return out
+
+    def reach(self, end: int) -> None:
+        """Make the tables of positions longer if they have fewer than `end` positions."""
+        if self.spec.plus:
+            reach_sinusoids(self.plus.columns, end, self.plus.width)
+        if self.angles is not None:
+            pairs, dtype = self.angles[0].shape[1], self.angles[0].dtype
+            self.angles = lengthened(self.angles, end, lambda n: rope_table(n, 2 * pairs, dtype))
 
     def store(self, x: Tensor, at: slice | np.ndarray) -> tuple[Tensor, ...]:
         """What is kept of new tokens: keys and values, or the one row that is both."""

@@ -241,10 +241,24 @@ class LayerCache:
         self.ends = agreed(other.lengths[rows])
 
     @property
+    def slots(self) -> np.ndarray:
+        """(B,): the number of slots that each sequence uses."""
+        return np.minimum(self.lengths, self.buffers[0].shape[2])
+
+    @property
+    def row_nbytes(self) -> np.ndarray:
+        """(B,): bytes of the slots that each sequence uses."""
+        return self.slots * sum(buffer[0, :, :1].nbytes for buffer in self.buffers)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the slots in use, counting each sequence by its own length."""
-        slots = np.minimum(self.lengths, self.buffers[0].shape[2])  # (B,)
-        return int(slots.sum()) * sum(buffer[0, :, :1].nbytes for buffer in self.buffers)
+        return int(self.row_nbytes.sum())
+
+    @property
+    def capacity_nbytes(self) -> int:
+        """Bytes allocated."""
+        return sum(buffer.nbytes for buffer in self.buffers)
 
 
 def last(at: slice | np.ndarray) -> int:
@@ -331,6 +345,16 @@ class KVCache:
             theirs.take(mine, rows)
         return twin
 
+    def once(self, n: int) -> KVCache:
+        """A separate cache of the first of each n sequences, to read what all n will continue."""
+        return self.clone(range(0, self.batch, n))
+
+    def spread(self, once: KVCache) -> None:
+        """Fill n sequences each with what one sequence of the cache `once` holds."""
+        rows = np.arange(self.batch) // (self.batch // once.batch)
+        for mine, theirs in zip(self.layers, once.layers, strict=True):
+            mine.take(theirs, rows)
+
     def views(self, rows: slice) -> list[LayerCache]:
         """The layers of some sequences of the batch, which share its memory.
 
@@ -352,6 +376,11 @@ class KVCache:
         return sum(heads * width for heads, width in stored) * np.dtype(dtype).itemsize
 
     @property
+    def row_nbytes(self) -> np.ndarray:
+        """(B,): bytes of the positions that each sequence uses."""
+        return sum(layer.row_nbytes for layer in self.layers)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the positions in use."""
         return sum(layer.nbytes for layer in self.layers)
@@ -359,4 +388,4 @@ class KVCache:
     @property
     def capacity_nbytes(self) -> int:
         """Bytes allocated."""
-        return sum(buffer.nbytes for layer in self.layers for buffer in layer.buffers)
+        return sum(layer.capacity_nbytes for layer in self.layers)

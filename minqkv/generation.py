@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .cache import KVCache
-from .models.gpt import GPT
+from .caches import branches
+from .models.gpt import GPT, LAST
 from .runtime import backend
 from .runtime.claims import decoding
 from .runtime.errors import UsageError
@@ -103,22 +104,28 @@ def iter_tokens(
 
     With `use_cache`, prompts are read in one piece, then one token at a time. Without it, the whole
     sequence is computed again at every step. Pass a `cache`, a `model.new_cache(B·n)`, to look at
-    it during or after generation; if it holds something already, `ids` continue that.
+    it during or after generation; if it holds something already, `ids` continue that. For several
+    samples, `caches.branches(model.new_cache(B), n)` stores each prompt once.
+
+    With a cache, there may be more tokens than the model's block_size, unless positions are
+    learned.
 
     Raises UsageError, before the first token, for an empty prompt, for ids out of range, and for
-    more tokens than the model has positions.
+    more tokens than the model or the cache has positions.
     """
     how = Sampling(temperature, **sampling)
     ids, pad = _as_batch(ids)
     held, n_rows = 0 if cache is None else len(cache), len(ids) * how.samples
     if held and not use_cache:
         raise UsageError(f"the cache holds {held} positions, but use_cache is false")
-    _check(model.config, held + ids.shape[1], max_new_tokens, how.end)
+    bound = _positions(model.config, use_cache, cache)
+    _check(model.config, held + ids.shape[1], max_new_tokens, how.end, *bound)
     if cache is not None and cache.batch != n_rows:
         why = f"the cache has room for {cache.batch} sequences, but {n_rows} are generated"
         raise UsageError(why, f"model.new_cache({n_rows})")
     if use_cache and cache is None:
-        cache = model.new_cache(n_rows, max(1, ids.shape[1] + max_new_tokens - 1))
+        capacity = max(1, ids.shape[1] + max_new_tokens - 1)
+        cache = branches(model.new_cache(len(ids), capacity), how.samples)
     return _tokens(model, ids, pad, max_new_tokens, how, cache if use_cache else None)
 
 
@@ -129,9 +136,10 @@ def _tokens(model, prompts, pad, max_new_tokens, how, cache):
     for i in range(max_new_tokens):
         with decoding(model), no_grad():
             if cache is None:
-                logits = model(ids, pad=None if pad is None else pad[rows])  # (B·n, T + i, V)
+                padding = None if pad is None else pad[rows]
+                logits = model(ids, pad=padding, at=LAST)  # (B·n, 1, V)
             elif i == 0:
-                logits = _read(model, unread, pad, rows, cache)  # (B·n, T, V)
+                logits = _read(model, unread, pad, rows, cache)  # (B·n, 1, V)
             else:
                 logits = model(unread, cache=cache)  # (B·n, 1, V)
         new = how.choose(backend.to_host(logits.data[:, -1]), i)  # (B·n,)
@@ -149,11 +157,10 @@ def _tokens(model, prompts, pad, max_new_tokens, how, cache):
 def _read(model, prompts, pad, rows, cache):
     """Logits of the prompts, for each row; several samples of a prompt read it once."""
     if len(rows) == len(prompts):
-        return model(prompts, cache=cache, pad=pad)
-    once = cache.clone(range(0, len(rows), len(rows) // len(prompts)))  # empty, B sequences
-    logits = model(prompts, cache=once, pad=pad)  # (B, T, V)
-    for layer, read in zip(cache.layers, once.layers, strict=True):
-        layer.take(read, rows)
+        return model(prompts, cache=cache, pad=pad, at=LAST)
+    once = cache.once(len(rows) // len(prompts))  # of B sequences
+    logits = model(prompts, cache=once, pad=pad, at=LAST)  # (B, 1, V)
+    cache.spread(once)
     return logits[rows]
 
 
@@ -197,10 +204,10 @@ def compare_cache(
 
     `options` are for `model.new_cache`. Tokens after the end of a row are counted too.
     """
-    report, n_rows = {}, len(ids) * Sampling(**sampling).samples
+    report, samples = {}, Sampling(**sampling).samples
     generate(model, ids, 1, **sampling)  # a warm-up: the first call takes longer
     for name, use_cache in (("cached", True), ("uncached", False)):
-        cache = model.new_cache(n_rows, **options or {}) if use_cache else None
+        cache = branches(model.new_cache(len(ids), **options or {}), samples) if use_cache else None
         began = time.perf_counter()
         out = generate(model, ids, max_new_tokens, use_cache=use_cache, cache=cache, **sampling)
         seconds = time.perf_counter() - began
@@ -209,7 +216,7 @@ def compare_cache(
             "ids": out,
             "new_tokens": n_new,
             "seconds": seconds,
-            "tokens_per_second": n_rows * n_new / seconds,
+            "tokens_per_second": len(out) * n_new / seconds,
             "cache_bytes": cache.nbytes if cache else 0,
         }
     return report
@@ -235,16 +242,26 @@ def _as_batch(ids):
     return batch, pad if pad.any() else None
 
 
-def _check(cfg, length, max_new_tokens, end):
+def _positions(cfg, use_cache, cache):
+    """The number of positions, and the words for what limits it."""
+    bounds = [(math.inf, "")]
+    if cfg.bounded or not use_cache:
+        bounds.append((cfg.block_size, "this model has"))
+    if cache is not None:
+        bounds.append((cache.capacity, "the cache has"))
+    return min(bounds, key=lambda bound: bound[0])
+
+
+def _check(cfg, length, max_new_tokens, end, n, whose):
     if max_new_tokens < 0:
         raise UsageError(f"max_new_tokens {max_new_tokens} must not be negative")
     if end is not None and not 0 <= end < cfg.vocab_size:
         raise UsageError(f"the end token {end} is outside 0..{cfg.vocab_size - 1}")
-    if length > cfg.block_size:
-        why = f"the prompt has {length} tokens, but this model has {cfg.block_size} positions"
+    if length > n:
+        why = f"the prompt has {length} tokens, but {whose} {n} positions"
         raise UsageError(why, "give a shorter prompt")
-    left = cfg.block_size + 1 - length  # the last token is never read
+    left = n + 1 - length  # the last token is never read
     if max_new_tokens > left:
         asked = f"{length} tokens and {max_new_tokens} new ones"
-        why = f"{asked}, but this model has {cfg.block_size} positions"
+        why = f"{asked}, but {whose} {n} positions"
         raise UsageError(why, f"ask for at most {left} new tokens")

@@ -45,14 +45,14 @@ RANKS = [
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
-    "the book": ({*BOOK, "runs"} - {"caches"}, 2700),
-    "beside it, further kinds of cache": ({"caches"}, 380),
+    "the book": ({*BOOK, "runs"} - {"caches"}, 2740),
+    "beside it, further kinds of cache": ({"caches"}, 400),
     "runtime": ({"runtime"}, 900),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "of it, several machines": ({"runtime/distributed.py"}, 60),
     "tasks": ({"tasks"}, 1530),
     "study": ({"study"}, 1250),
-    "analysis": ({"analysis"}, 760),
+    "analysis": ({"analysis"}, 780),
     "render, teach": ({"render", "teach"}, 2880),
     "cli, and the way in": ({"cli", "__main__", "__init__"}, 1800),
 }

@@ -365,8 +365,6 @@ def test_the_prefix_is_read_in_one_product(monkeypatch, rng):
 def test_what_branches_refuse(rng):
     model = model_of()
     cache = model.new_cache(2)
-    with pytest.raises(UsageError, match="at least 1"):
-        BranchCache(cache, 2)
     model(rng.integers(0, 11, (2, 4)), cache=cache, pad=[0, 1])
     twin = BranchCache(cache, 2, capacity=6)
     model(rng.integers(0, 11, (4, 1)), cache=twin)
@@ -393,6 +391,39 @@ def test_what_branches_refuse(rng):
             BranchCache(cache, 2, capacity)
     assert (twin.lengths.tolist(), twin.nbytes) == before
     model(rng.integers(0, 11, (4, 1)), cache=twin)
+
+
+@pytest.mark.parametrize("kind", [KVCache, Int8Cache])
+def test_a_prefix_goes_on_until_branches_begin(kind):
+    """It is empty at first, then read in two pieces, of other lengths in each sequence."""
+    case = Case(kind, "q-gqa-2", "rope")
+    rows = np.repeat(np.arange(3), 2)
+    cache = BranchCache(case.cache(), 2)
+    assert (len(cache), cache.nbytes) == (0, 0)
+    for counts in ([3, 0, 5], [4, 2, 1]):
+        once = cache.once(2)
+        assert type(once) is kind
+        assert case.read(once, counts) < 1e-10
+        cache.spread(once)
+    assert cache.lengths.tolist() == [7, 7, 2, 2, 6, 6]
+    assert cache.nbytes == once.nbytes == cache.row_nbytes[::2].sum()
+    assert case.read(cache, [1, 2, 0, 4, 1, 1], rows) < 1e-10
+    with pytest.raises(UsageError, match="only before they begin"):
+        cache.once(2)
+    with pytest.raises(UsageError, match="only before they begin"):
+        BranchCache(once, 2).once(3)
+
+
+@pytest.mark.parametrize("name", caches.KINDS)
+def test_branches_if_the_kind_can_have_them(name, rng):
+    model = model_of("q-k=v", window=WINDOW, sinks=SINKS)
+    cache = model.new_cache(2, **caches.options(name))
+    model(rng.integers(0, 11, (2, 9)), cache=cache)
+    assert caches.branches(cache, 1) is cache
+    several = caches.branches(cache, 3)
+    assert isinstance(several, BranchCache) != isinstance(cache, RingCache)
+    assert (several.batch, several.lengths.tolist()) == (6, [9] * 6)
+    assert several.nbytes == cache.nbytes * (3 if isinstance(cache, RingCache) else 1)
 
 
 def test_an_interrupted_step_leaves_branches_as_they_were(rng, monkeypatch):
@@ -491,6 +522,22 @@ def test_a_prompt_for_many(rng, tmp_path):
     with pytest.raises(UsageError, match="holds 3 sequences"):
         caches.load(tmp_path / "b", model, batch=2)
     assert caches.load(tmp_path / "b", model, capacity=2).capacity == 6
+
+
+@pytest.mark.parametrize("name", ["plain", "ring"])
+def test_a_file_of_more_positions_than_block_size(name, rng, tmp_path):
+    model = model_of("q-k=v", "rope", window=WINDOW, sinks=SINKS)
+    cache, ids = model.new_cache(1, 60, **SAVED[name]), rng.integers(0, 11, (1, 60))
+    model(ids[:, :45], cache=cache)
+    caches.save(cache, tmp_path / "a", model)
+    assert caches.load(tmp_path / "a", model).capacity == 45
+    twin = caches.load(tmp_path / "a", model, room=15)
+    assert twin.capacity == 60
+    found, expected = (host(model(ids[:, 45:], cache=c)) for c in (twin, cache))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+    edited(tmp_path / "a", put(1, "lengths", np.array([46 if name == "plain" else 1 << 40])))
+    with pytest.raises(EnvironmentFault, match="is damaged"):
+        caches.load(tmp_path / "a", model)
 
 
 def test_what_cannot_be_saved(rng, tmp_path):

@@ -119,6 +119,8 @@ def test_a_position_scheme(copy):
     args = ("train", "--task", "copy", "--position", "binry")
     assert "did you mean binary?" in command(copy, *args)[2]
     assert decodes(copy, "position", "--position", "binary")
+    code, _, err = command(copy, "generate", "position", "1 2 3", "--max-new-tokens", "100")
+    assert (code, "ask for at most" in err) == (2, True), err  # its table is not computed further
 
 
 def test_a_kind_of_cache(copy):

@@ -10,10 +10,13 @@ from toys import DESIGNS, POSITIONS, SMALL, design, gpt, host
 
 from minqkv import AdamW
 from minqkv import backend as backends
-from minqkv.caches import RingCache
+from minqkv.caches import KINDS, BranchCache, RingCache, branches, options
 from minqkv.generation import compare_cache, generate, iter_tokens, nucleus, pick
 from minqkv.models import GPT
+from minqkv.models.gpt import LAST
+from minqkv.nn import LayerNorm
 from minqkv.runtime.errors import UsageError
+from minqkv.runtime.parallel import set_threads
 from minqkv.train import train_step
 from minqkv.variants import cache_bytes_per_token
 
@@ -223,6 +226,38 @@ def test_compare_cache(name, prompt, backend):
         assert half["tokens_per_second"] == pytest.approx(18 / half["seconds"])
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_logits_are_computed_where_a_token_is_drawn(use_cache, monkeypatch, backend):
+    """Not for every token of a prompt: the vocabulary is large."""
+    model, seen, forward = gpt("q-k=v"), [], LayerNorm.forward
+
+    def spy(self, x):
+        seen.append((self is model.ln_f, x.shape))
+        return forward(self, x)
+
+    monkeypatch.setattr(LayerNorm, "forward", spy)
+    generate(model, RAGGED, 3, use_cache=use_cache)
+    assert {shape for head, shape in seen if head} == {(4, 1, 16)}
+    assert (False, (4, 4, 16)) in seen
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_logits_of_the_last_token(threads, monkeypatch, hardware):
+    model, ids = gpt("q-k=v"), np.arange(12).reshape(4, 3) % 11
+    monkeypatch.setattr(backends, "LARGE_CACHE", 0)
+    set_threads(threads)
+    try:
+        expected = host(model(ids))
+        for cache in (None, model.new_cache(4)):
+            found = host(model(ids, cache=cache, at=LAST))
+            assert found.shape == (4, 1, 11)
+            np.testing.assert_allclose(found, expected[:, -1:], rtol=0, atol=1e-12)
+    finally:
+        set_threads(1)
+    with pytest.raises(UsageError, match="are for training"):
+        model(ids, cache=model.new_cache(4), at=np.ones((4, 3), bool))
+
+
 def test_no_graph_and_no_dropout(prompt):
     model = gpt("q-k=v", dropout=0.5).train(3)
     np.testing.assert_array_equal(generate(model, prompt, 8), generate(gpt("q-k=v"), prompt, 8))
@@ -296,6 +331,25 @@ def test_the_longest_prompt_sets_the_limit():
         generate(model, [[1] * 10, [1]], 4)
     with pytest.raises(UsageError, match="the prompt has 13 tokens, but this model has 12"):
         generate(model, [[1], [1] * 13], 1)
+
+
+@pytest.mark.parametrize("position", ["rope", "none", "sinusoidal"])
+def test_writing_goes_on_after_block_size(position):
+    """A ring gives what a longer model gives. The limit is the capacity of the cache, if any."""
+    about = {"position": position, "window": 3, "sinks": 1}
+    short, long = gpt("q-k=v", **about), gpt("q-k=v", **about, block_size=80)
+    how = {"temperature": 1.5, "seed": 3}
+    expected = generate(long, RAGGED, 70, use_cache=False, **how)
+    cache = short.new_cache(4, capacity=73, kind=RingCache)
+    np.testing.assert_array_equal(generate(short, RAGGED, 70, cache=cache, **how), expected)
+    np.testing.assert_array_equal(generate(short, RAGGED, 70, **how), expected)
+    assert cache.nbytes == 4 * 4 * cache_bytes_per_token(short.config, 8)
+    with pytest.raises(UsageError, match="10 new ones, but this model has 12 positions"):
+        generate(short, RAGGED, 10, use_cache=False)
+    with pytest.raises(UsageError, match="10 new ones, but the cache has 12 positions"):
+        generate(short, RAGGED, 10, cache=short.new_cache(4))
+    long_prompt = [[1, 2] * 10]
+    np.testing.assert_array_equal(generate(short, long_prompt, 5), generate(long, long_prompt, 5))
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it(backend):
@@ -400,6 +454,41 @@ def test_the_prompt_of_several_samples_is_read_once(monkeypatch, backend):
     generate(model, RAGGED[:2], 3, samples=3, temperature=1.0, cache=cache)
     assert read == [(2, 4), (6, 1), (6, 1)]
     assert cache.lengths.tolist() == [3] * 3 + [6] * 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", DESIGNS)
+def test_samples_store_their_prompt_once(name, kind):
+    """Tokens are those of a cache that stores every row. A ring cannot have branches."""
+    model = design(name, position="rope", window=5, sinks=1)
+    how = {"temperature": 1.0, "seed": 1, "samples": 3}
+    whole = model.new_cache(6, **options(kind))
+    cache = branches(model.new_cache(2, **options(kind)), 3)
+    found = generate(model, RAGGED[:2], 6, cache=cache, **how)
+    np.testing.assert_array_equal(found, generate(model, RAGGED[:2], 6, cache=whole, **how))
+    assert cache.lengths.tolist() == whole.lengths.tolist() == [6] * 3 + [9] * 3
+    if KINDS[kind].windowed:
+        assert cache.nbytes == whole.nbytes
+    else:
+        tokens = 1 + 4 + 6 * 5  # read, and written but never read
+        assert cache.nbytes * (6 * 3 + 9 * 3) == whole.nbytes * tokens
+
+
+def test_samples_make_branches_unless_told_otherwise(monkeypatch):
+    made, init = [], BranchCache.__init__
+
+    def spy(self, cache, n, capacity=None):
+        made.append((cache.lengths.tolist(), n))
+        init(self, cache, n, capacity)
+
+    monkeypatch.setattr(BranchCache, "__init__", spy)
+    generate(gpt("q-k=v"), RAGGED[:2], 3, temperature=1.0, samples=3)
+    assert made == [([0, 0], 3), ([1, 4], 3)]
+    made.clear()
+    report = compare_cache(gpt("q-k=v"), [[1, 2, 3]], 4, temperature=1.0, samples=3)
+    np.testing.assert_array_equal(report["cached"]["ids"], report["uncached"]["ids"])
+    per_token = cache_bytes_per_token(gpt("q-k=v").config, 8)
+    assert report["cached"]["cache_bytes"] == (3 + 3 * 3) * per_token
 
 
 def test_rows_may_be_drawn_in_several_batches():

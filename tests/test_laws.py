@@ -2,13 +2,17 @@
 is caught.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from toys import EVERY, gpt, host
 
+from minqkv import attention
 from minqkv.analysis.laws import LAWS, SINKS, WINDOW, Case, check, laws, schemes
 from minqkv.cache import KVCache, LayerCache
-from minqkv.caches import RingCache
+from minqkv.caches import BranchCache, Int8Cache, RingCache
+from minqkv.caches.branch import BranchLayer
 from minqkv.caches.ring import RingLayer
 from minqkv.runtime.errors import UsageError
 from minqkv.tensor import Tensor
@@ -21,9 +25,11 @@ KINDS = {  # kind, window, sinks
 }
 
 
-def broken(kind, variant="qkv", position="learned", rope_value="raw", window=None, sinks=0):
+def broken(
+    kind, variant="qkv", position="learned", rope_value="raw", window=None, sinks=0, make=Case
+):
     """Law -> error or fault, for the laws that are broken at 1e-10."""
-    case = Case(kind, variant, position, rope_value, window, sinks)
+    case = make(kind, variant, position, rope_value, window, sinks)
     return {law: fault or error for law, error, fault in laws(case) if fault or not error <= 1e-10}
 
 
@@ -40,6 +46,71 @@ def test_laws(name, variant):
 def test_laws_of_layers_that_differ(name, variant):
     kind, window, sinks = KINDS[name]
     assert broken(kind, variant, "rope", "unrotate", window, sinks) == {}
+
+
+class Branches(Case):
+    """Sequences that are branches of one prompt, whose first tokens are stored once."""
+
+    shared = 5
+
+    def new(self, start, batch, **options):
+        prompt = super().new(0, 1, **options)
+        if start:
+            self.read(prompt, start, [0])
+        return BranchCache(prompt, batch)
+
+    def parts(self, cache):
+        own = cache.lengths - cache.layers[-1].start
+        return [
+            [(layer.prefix, layer.prefix.lengths), (layer, own)] for layer in cache.layers
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", EVERY)
+def test_laws_of_branches(variant):
+    """Of plain caches, with and without a window, and of int8."""
+    for position, value in schemes(variant):
+        assert broken(KVCache, variant, position, value, make=Branches) == {}, (position, value)
+    for kind in (KVCache, Int8Cache):
+        assert broken(kind, variant, position, value, WINDOW, SINKS, Branches) == {}, kind
+
+
+def test_laws_of_branches_on_every_backend(backend):
+    assert broken(KVCache, "q=k=v+", "rope", "raw", make=Branches) == {}
+
+
+class BlindToWhatIsShared(BranchLayer):
+    """Branches see only their own tails."""
+
+    def _shared(self, attention, q, at):
+        mixed, total, peak = super()._shared(attention, q, at)
+        return 0 * mixed, 0 * total, peak - np.inf
+
+
+class CountedForAll(BranchLayer):
+    """Counts the prefix once for each branch."""
+
+    @property
+    def slots(self):
+        return self.lengths
+
+
+class OneTail(BranchLayer):
+    """All branches write to one tail."""
+
+    def write(self, rows, at):
+        super().write(rows, at)
+        for buffer in self.buffers:
+            buffer[...] = buffer[:1]
+
+
+@pytest.mark.parametrize(
+    ("mutant", "law"),
+    [(BlindToWhatIsShared, "any chunking"), (CountedForAll, "bytes"), (OneTail, "rows of a batch")],
+)
+def test_branches_that_break_a_law_are_caught(mutant, law, monkeypatch):
+    monkeypatch.setattr("minqkv.caches.branch.BranchLayer", mutant)
+    assert law in broken(KVCache, "q-k=v", "rope", make=Branches)
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 30])
@@ -295,3 +366,94 @@ def test_a_ring_does_not_grow(rng):
         assert cache.nbytes <= full == cache.capacity_nbytes
     now = [buffer for layer in cache.layers for buffer in layer.buffers]
     assert all(a is b for a, b in zip(arrays, now, strict=True))
+
+
+# ---- more positions than the model was trained on
+
+
+BEYOND = [(position, value) for position, value in schemes("q-k=v") if position != "learned"]
+
+
+@pytest.mark.parametrize(("position", "value"), BEYOND)
+@pytest.mark.parametrize("variant", ["q=k-v+", "q-k=v", "q=k=v+"])
+def test_a_ring_goes_on_after_block_size(variant, position, value, backend, rng):
+    """Many turns later, it gives what a longer model gives. Sequences differ in length, too."""
+    about = {"position": position, "rope_value": value, "window": 3, "sinks": 1}
+    short, long = gpt(variant, **about), gpt(variant, **about, block_size=70)
+    tables = [host(table) for table in positions_of(short)]
+    ids = rng.integers(0, 11, (2, 70))
+    expected = host(long(ids))
+    for kind in (RingCache, KVCache):
+        cache, found = short.new_cache(2, capacity=70, kind=kind), []
+        for i, j in ((0, 5), (5, 20), (20, 21), *((k, k + 1) for k in range(21, 50)), (50, 70)):
+            found.append(host(short(ids[:, i:j], cache=cache)))
+        np.testing.assert_allclose(np.concatenate(found, 1), expected, rtol=0, atol=1e-10)
+        with pytest.raises(UsageError, match="the cache holds 70 positions; 71 are needed"):
+            short(ids[:, :1], cache=cache)
+        uneven = short.new_cache(2, capacity=70, kind=kind)
+        for _ in range(4):
+            short(ids[:, :15], cache=uneven, pad=[0, 2])
+        assert uneven.lengths.tolist() == [60, 52]
+        ends = long.new_cache(1, capacity=70)
+        for _ in range(4):
+            long(ids[1:, 2:15], cache=ends)
+        np.testing.assert_allclose(
+            host(short(ids[:, 60:61], cache=uneven))[1], host(long(ids[1:, 60:61], cache=ends))[0],
+            rtol=0, atol=1e-10,
+        )  # fmt: skip
+    for table, longer in zip(tables, positions_of(short), strict=True):
+        assert len(longer) >= 70
+        np.testing.assert_array_equal(host(longer)[:12], table)
+
+
+def positions_of(model):
+    """All tables of positions of a model."""
+    wpe, attention = model.wpe.weight, model.blocks[1].attn
+    columns = [attention.plus.columns] if attention.spec.plus else []
+    return [*([] if wpe is None else [wpe]), *columns, *(attention.angles or ())]
+
+
+def test_tables_that_go_on_wrongly_are_noticed(monkeypatch):
+    """A mutant: new rows are late by one."""
+    ids = np.arange(30)[None] % 11
+    expected = host(gpt("qkv", position="rope", block_size=30)(ids))
+
+    def error():
+        model = gpt("qkv", position="rope")
+        return np.abs(host(model(ids, cache=model.new_cache(capacity=30))) - expected).max()
+
+    assert error() < 1e-10
+    right = attention.lengthened
+    monkeypatch.setattr(
+        attention,
+        "lengthened",
+        lambda tables, end, make: right(tables, end, lambda n: [t[1:] for t in make(n + 1)]),
+    )
+    assert error() > 1e-3
+
+
+def test_several_threads_may_go_on_at_once(rng):
+    """A table that another thread has made longer is never replaced by a shorter one."""
+    ids = rng.integers(0, 11, (1, 400))
+    expected = host(gpt("q=k=v+", position="rope", block_size=400)(ids))
+    for _ in range(5):
+        model = gpt("q=k=v+", position="rope")
+
+        def decode(n, model=model):
+            return host(model(ids[:, :n], cache=model.new_cache(capacity=400)))
+
+        with ThreadPoolExecutor(4) as pool:
+            for found in pool.map(decode, [400, 13, 200, 30, 390, 60, 100, 25]):
+                n = found.shape[1]
+                np.testing.assert_allclose(found, expected[:, :n], rtol=0, atol=1e-10)
+
+
+def test_learned_positions_end():
+    model = gpt("qkv", window=3)
+    cache = model.new_cache(capacity=40, kind=RingCache)
+    model([[1] * 12], cache=cache)
+    with pytest.raises(UsageError, match="13 tokens, but this model has 12 positions"):
+        model([[1]], cache=cache)
+    assert len(cache) == 12
+    with pytest.raises(UsageError, match="13 tokens, but this model has 12 positions"):
+        gpt("qkv", position="rope")([[1] * 13])

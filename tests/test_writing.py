@@ -9,15 +9,17 @@ import re
 import signal
 import sys
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from commands import run, start
+from rich.console import Console
 from toys import DESIGNS, design
 
 from minqkv import GPT, GPTConfig, generation, runs
 from minqkv.analysis import needs
-from minqkv.caches import KINDS, options
+from minqkv.caches import KINDS, branches, load, options
 from minqkv.generation import generate, iter_tokens
 from minqkv.render.cache import Watch, formula_bytes
 from minqkv.runs import configure, load_run, train_run
@@ -32,7 +34,9 @@ END = 256  # of bytes
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Runs on texts: "bytes" and "chars" on one document, "many" on many short ones, "digits"."""
+    """Runs on texts: "bytes", "chars" and "rope" on one document, "many" on many short ones;
+    "digits".
+    """
     folder = tmp_path_factory.mktemp("writing")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINQKV_CACHE", str(folder / "cache"))
@@ -44,6 +48,8 @@ def folder(tmp_path_factory):
             tokenizer = "bytes" if name == "bytes" else "chars"
             given = {**SIZE, "text": str(folder / source), "tokenizer": tokenizer}
             train_run(configure("text", "q-k=v", padded=name == "many", **given), folder / name)
+        rotary = {**SIZE, "text": str(folder / "one.txt"), "position": "rope", "window": 4}
+        train_run(configure("text", "q-k=v", **rotary), folder / "rope")
         digits = {**SIZE, "seq_len": 4}
         train_run(configure("reverse", form="causal", **digits), folder / "digits")
         yield folder
@@ -332,6 +338,8 @@ def test_a_cache_that_does_not_fit_into_the_memory(folder, cli, monkeypatch):
     size = 4000 * (24 * 1 * 16 * 4 + 257 * 4)
     assert f"4,000 sequences need about {size / 2**20:.1f} MiB of memory, but 9.5 MiB are" in err
     assert cli("generate", folder / "bytes", "x", "--cache", "ring", "--window", 1, *draws)[0] == 0
+    code, _, err = cli("generate", folder / "rope", "d", "--max-new-tokens", 10**9)
+    assert (code, "1 sequence needs about 59.6 GiB of memory" in err) == (3, True), err
 
 
 def test_eval_refuses_a_cache_without_a_name(folder, cli):
@@ -407,6 +415,59 @@ def test_bytes_on_the_screen_are_those_of_the_arrays(name, kind, capsys):
     assert "for 30 tokens, as the formula says" in shown
     assert "5 tokens read" in shown
     assert "20 tokens written" in shown
+
+
+@pytest.mark.parametrize("torn", [True, False])
+def test_a_line_on_the_terminal_while_tokens_come(torn, monkeypatch):
+    """Redrawn in place, and erased at the end; none if the text goes to the terminal, too."""
+    screen, model = io.StringIO(), design("q-k=v")
+    monkeypatch.setattr(
+        "minqkv.render.cache.stderr",
+        lambda: Console(file=screen, force_terminal=True, width=50, color_system=None),
+    )
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: torn))
+    cache = model.new_cache(1)
+    watch = Watch(cache, model.config, 2)
+    for i, _ in enumerate(watch.follow(iter_tokens(model, [[1, 2]], 4, cache=cache))):
+        lines = screen.getvalue().split("\r\x1b[2K")
+        assert len(lines) == (1 if torn else i + 1)
+        assert "\n" not in screen.getvalue()
+        if i and not torn:
+            assert lines[-1].startswith(f"{2 + i} tokens  █")
+            assert lines[-1].count("█") == lines[-1].count("░") == 2 + i
+            assert len(lines[-1]) < 50
+    watch.show_all()
+    *before, last = screen.getvalue().split("\r\x1b[2K")
+    assert last.startswith("\n2 tokens read")
+    assert len(before) == (0 if torn else 4)
+
+
+@pytest.mark.parametrize("kind", ["plain", "int8"])
+def test_a_prompt_of_several_samples_is_counted_once(kind, capsys):
+    model = design("q-k=v")
+    cache = branches(model.new_cache(1, **options(kind)), 3)
+    watch = Watch(cache, model.config, 4)
+    list(watch.follow(iter_tokens(model, [[2, 3, 4, 5]], 6, 1.0, samples=3, cache=cache)))
+    per_token = 2 * 16 * 8 if kind == "plain" else 2 * (16 + 4 * 4)
+    assert formula_bytes(cache) == cache.nbytes == (4 + 3 * 5) * per_token
+    assert cache.row_nbytes.tolist() == [9 * per_token, 5 * per_token, 5 * per_token]
+    watch.show_all()
+    shown = capsys.readouterr().err
+    assert f"19 of {4 + 3 * 8}" in shown
+    assert "for 27 tokens, as the formula says" in shown
+
+
+def test_the_samples_of_a_command_share_their_prompt(folder, cli, monkeypatch):
+    monkeypatch.setattr(Text, "end", None)
+    command = ("generate", folder / "bytes", "der ", "--temperature", 1, "--max-new-tokens", 6)
+    rows = json.loads(cli(*command, "--samples", 3, "--json")[1])
+    (row,) = json.loads(cli(*command, "--json")[1])
+    assert row["output"] == rows[0]["output"]
+    n = [found["cache_bytes"] / row["cache_bytes"] for found in rows]
+    assert n == [1, 5 / 9, 5 / 9]
+    err = cli(*command, "--samples", 3, "--show-cache")[2]
+    assert "for 27 tokens, as the formula says" in err
+    assert re.search(r"q-k=v .* 19 of 64 ", err)
 
 
 def test_a_cache_that_is_not_as_the_formula_says_is_told(capsys, monkeypatch):
@@ -520,6 +581,41 @@ def test_a_prompt_is_read_once_and_continued_from_a_file(cli, folder):
         rest = json.loads(cli("generate", run, "r F", "--load-cache", "de.npz", *options)[1])
         assert [row["output"] for row in rest] == [row["output"] for row in whole]
         assert [row["cache_bytes"] for row in rest] == [row["cache_bytes"] for row in whole]
+
+
+def test_a_text_goes_on_after_block_size(cli, folder, monkeypatch):
+    """Through a ring, whose bytes do not grow, also from a file. Not with learned positions."""
+    monkeypatch.setattr(Text, "end", None)
+    rest = ("--temperature", 1, "--seed", 2, "--json")
+    ring = ("--cache", "ring", "--max-new-tokens", 100)
+    code, out, _ = cli("generate", folder / "rope", "der F", *ring, *rest, "--save-cache", "p")
+    assert code == 0
+    (row,) = json.loads(out)
+    assert len(row["output"]) == 100
+    (plain,) = json.loads(cli("generate", folder / "rope", "der F", *ring[2:], *rest)[1])
+    assert plain["output"] == row["output"]
+    assert row["cache_bytes"] == 4 / (5 + 99) * plain["cache_bytes"]
+    code, out, err = cli("generate", folder / "rope", "lie", "--load-cache", "p", *ring[2:], *rest)
+    assert (code, len(json.loads(out)[0]["output"])) == (0, 100), err
+    for args in (ring[2:], (*ring, "--window", 4)):
+        code, out, err = cli("generate", folder / "chars", "der F", *args)
+        assert (code, out) == (2, "")
+        assert "but this model has 24 positions" in err
+    code, _, err = cli("generate", folder / "rope", "d", "--no-cache", "--max-new-tokens", 100)
+    assert (code, "but this model has 24 positions" in err) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["plain", "int8", "ring"])
+def test_a_prompt_of_several_samples_is_saved_once(cli, folder, kind):
+    command = ("generate", folder / "rope", "der F", "--temperature", 1, "--cache", kind)
+    assert cli(*command, "--save-cache", "one")[0] == 0
+    assert cli(*command, "--save-cache", "three", "--samples", 3)[0] == 0
+    model, _ = load_run(folder / "rope")
+    one, three = (load(path, model) for path in ("one", "three"))
+    assert (type(three), three.batch, len(three)) == (type(one), 1, 5)
+    for mine, theirs in zip(one.layers, three.layers, strict=True):
+        for a, b in zip(mine.rows, theirs.rows, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("kind", ["float16", "int8", "ring"])

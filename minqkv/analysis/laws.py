@@ -121,7 +121,13 @@ def laws(case: Case) -> Iterator[tuple[str, float | None, str | None]]:
 
 
 class Case:
-    """A tiny model in float64, three sequences, and their logits without a cache."""
+    """A tiny model in float64, three sequences, and their logits without a cache.
+
+    A derived class can make its caches in another way, with `new` and `parts`. All sequences begin
+    with the same `shared` tokens, and its caches cannot be trimmed to fewer.
+    """
+
+    shared = 0
 
     def __init__(self, kind, variant="qkv", position="learned", rope_value="raw", window=None,
                  sinks=0, seed=0, options=None):  # fmt: skip
@@ -130,16 +136,25 @@ class Case:
         self.kind, self.options, self.model = kind, options or {}, scrambled(GPT(cfg, seed), seed)
         self.rng = stream(seed, "laws")
         self.ids = self.rng.integers(0, 11, (3, LENGTH))
+        self.ids[:, : self.shared] = self.ids[0, : self.shared]
         self.dtype = self.options.get("dtype", "float64")
         with rounded(self.model, kind, self.dtype):  # as the cache stores its rows
             self.expected = backend.to_host(self.model(self.ids).data)  # (3, LENGTH, V)
 
     def cache(self, start=0, batch=3, **options):
         """A new cache that has read the first `start` tokens."""
-        cache = self.model.new_cache(batch, kind=self.kind, **self.options | options)
+        cache = self.new(min(start, self.shared), batch, **self.options | options)
         if start:
-            self.read(cache, start, np.arange(batch))
+            self.read(cache, start - len(cache), np.arange(batch))
         return cache
+
+    def new(self, start, batch, **options):
+        """A cache that has read the first `start` tokens, which are at most `shared`."""
+        return self.model.new_cache(batch, kind=self.kind, **options)
+
+    def parts(self, cache):
+        """For each layer, [(object with `buffers`, (B,) lengths of the sequences in them)]."""
+        return [[(layer, cache.lengths)] for layer in cache.layers]
 
     def read(self, cache, counts, rows=(0, 1, 2), wrong=False):
         """Read the next tokens of these sequences, counts[b] of row b; returns the largest error.
@@ -240,7 +255,7 @@ def clones_are_independent(case, start):
     errors += [case.read(original, n) for n in (1, 2)]
     third = original.clone()
     case.read(original, 1, wrong=True)
-    trim(original, 0)
+    trim(original, min(start, case.shared))
     case.read(original, 2, wrong=True)
     return max(*errors, case.read(beams, 1, order), *[case.read(third, n) for n in (1, 2)])
 
@@ -276,22 +291,30 @@ def refusals_change_nothing(case, start):
 def bytes_are_counted(case, start):
     """nbytes is what the formula gives, and what the arrays hold."""
     cfg, cache = case.model.config, case.cache(start)
-    per_token = sum(case.kind.bytes_per_token(spec.stored(cfg), case.dtype) for spec in cfg.specs)
+    per_token = [case.kind.bytes_per_token(spec.stored(cfg), case.dtype) for spec in cfg.specs]
     slots = cfg.sinks + cfg.window if "window" in case.kind.takes else LENGTH
     case.read(cache, [2, 3, 1])
     for done in (cache.lengths, start + 1):
         trim(cache, done)
-        used = np.minimum(cache.lengths, slots)  # (B,)
-        arrays = [buffer for layer in cache.layers for buffer in layer.buffers]
-        held = sum(array[b, :, :n].nbytes for array in arrays for b, n in enumerate(used))
-        if not cache.nbytes == held == used.sum() * per_token:
-            formula = used.sum() * per_token
-            raise Broken(f"nbytes {cache.nbytes}, but arrays hold {held}, by formula {formula}")
-    allocated, due = sum(array.nbytes for array in arrays), 3 * slots * per_token
+        due, held = 0, 0
+        for size, parts in zip(per_token, case.parts(cache), strict=True):
+            used = [(part, np.minimum(n, slots)) for part, n in parts]  # n (B,)
+            due += size * sum(int(n.sum()) for _, n in used)
+            held += sum(bytes_in(part, n) for part, n in used)
+        if not cache.nbytes == cache.row_nbytes.sum() == held == due:
+            found = f"nbytes {cache.nbytes}, row_nbytes {cache.row_nbytes}"
+            raise Broken(f"{found}, but arrays hold {held}, by formula {due}")
+    arrays = [array for parts in case.parts(cache) for part, _ in parts for array in part.buffers]
+    allocated, due = sum(array.nbytes for array in arrays), 3 * slots * sum(per_token)
     if not cache.capacity_nbytes == allocated <= due:
         found = f"capacity_nbytes {cache.capacity_nbytes}, but arrays have {allocated}"
         raise Broken(f"{found}, by formula at most {due}")
     return 0.0
+
+
+def bytes_in(part, n):
+    """Bytes of the first n[b] slots of each sequence b."""
+    return sum(array[b, :, :m].nbytes for array in part.buffers for b, m in enumerate(n))
 
 
 LAWS = {

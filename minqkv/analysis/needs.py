@@ -146,19 +146,19 @@ def _cure(config, ranks, free):
     return "one sequence is too long: shorten it with --seq-len, or make the model smaller"
 
 
-def check_cache_memory(model: GPT, rows: int, length: int, **options) -> None:
-    """Refuse a cache of so many sequences, made by `model.new_cache(rows, **options)`, that does
-    not fit into the memory together with the logits of prompts of this length. Raises
-    EnvironmentFault.
+def check_cache_memory(model: GPT, rows: int, capacity: int, **options) -> None:
+    """Raises EnvironmentFault if a cache, `model.new_cache(rows, capacity, **options)`, does not
+    fit into the memory together with the logits of one token of each row. Neither is allocated.
     """
-    one = model.new_cache(1, **options).capacity_nbytes
-    one += length * model.config.vocab_size * np.dtype(model.config.dtype).itemsize
+    cache, cfg = model.new_cache(1, 1, **options), model.config  # one position
+    if "window" in cache.takes:
+        capacity = min(capacity, cache.options["sinks"] + cache.options["window"])
+    one = capacity * cache.capacity_nbytes + cfg.vocab_size * np.dtype(cfg.dtype).itemsize
     free = available()
     if free is not None and rows * one > free:
-        what = f"{rows:,} sequences need about {size_text(rows * one)} of memory"
-        raise EnvironmentFault(
-            f"{what}, but {size_text(free)} are free", "choose fewer of them, or --cache int8"
-        )
+        what = f"{rows:,} sequence{'s need' if rows > 1 else ' needs'}"
+        why = f"{what} about {size_text(rows * one)} of memory, but {size_text(free)} are free"
+        raise EnvironmentFault(why, "ask for fewer sequences or tokens, or use --cache int8")
 
 
 def size_text(n: int) -> str:

@@ -30,7 +30,7 @@ KINDS = {
     "int8-ring": Kind(".int8", "Int8RingCache", rounds=True, windowed=True),
 }
 _HOME = {kind.cls: kind.home for kind in KINDS.values()}  # class or function -> its file
-_HOME |= {"BranchCache": ".branch", "save": ".saved", "load": ".saved"}
+_HOME |= {"BranchCache": ".branch", "branches": ".branch", "save": ".saved", "load": ".saved"}
 __all__ = [*_HOME, "KINDS", "Kind", "options"]
 
 

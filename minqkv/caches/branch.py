@@ -56,6 +56,8 @@ class BranchLayer(LayerCache):
             stored = self.append(*[row.data for row in rows], at=at)
             at = np.broadcast_to(as_array(at), (len(self.start), q.data.shape[2]))  # (B·n, T)
             own = self.part(attention, q.data, stored, self.held, _mask(attention, at, self.held))
+            if not len(self.prefix):
+                return online.answer(own)
             return online.answer(online.merge(self._shared(attention, q.data, at), own))
         except BaseException:  # a call that is refused or interrupted changes nothing
             self.trim(before)
@@ -79,10 +81,16 @@ class BranchLayer(LayerCache):
         super().write(rows, np.where(at < 0, -1, at - self.start[:, None]))
 
     @property
-    def nbytes(self):
-        """Bytes of the prefix, counted once, and of the tails, each by its own length."""
-        own = int((self.lengths - self.start).sum())
-        return self.prefix.nbytes + own * sum(buffer[0, :, :1].nbytes for buffer in self.buffers)
+    def slots(self):
+        """(B·n,): slots in use of each tail; those of a prefix are added to its first branch."""
+        slots = self.lengths - self.start
+        slots[:: len(slots) // len(self.prefix.lengths)] += self.prefix.slots
+        return slots
+
+    @property
+    def capacity_nbytes(self):
+        """Bytes allocated, counting the prefix once."""
+        return self.prefix.capacity_nbytes + super().capacity_nbytes
 
 
 def _mask(attention, at, keys):
@@ -95,7 +103,10 @@ class BranchCache(KVCache):
 
     Its bytes are those of the prefix, counted once, and those of the tails. `cache` may be plain or
     int8, but not a ring, whose positions are overwritten. Raises UsageError if one of its sequences
-    is empty, or longer than `capacity`. Branches can be trimmed back to the prefix, but no further.
+    is longer than `capacity`. Branches can be trimmed back to the prefix, but no further.
+
+    As long as no branch has begun, the prefix can be continued: `once` is a cache of the prefixes
+    alone. After more has been read into it, `spread` lets the branches begin there.
     """
 
     shareable = False  # branches of one prompt are read together
@@ -103,17 +114,18 @@ class BranchCache(KVCache):
     def __init__(self, cache: KVCache, n: int, capacity: int | None = None):
         if isinstance(cache, (RingCache, BranchCache)):
             raise UsageError(f"a {type(cache).__name__} cannot have branches", "cache.clone(rows)")
-        if not isinstance(n, int) or n < 1 or not cache.lengths.all():
-            why = f"{n} branches of {cache.lengths.tolist()} positions"
-            raise UsageError(f"{why}: at least 1 of each is needed", "read the prompt first")
+        if not isinstance(n, int) or n < 1:
+            raise UsageError(f"at least 1 branch of each sequence is needed, not {n}")
         if capacity is not None and capacity < len(cache):
             raise UsageError(f"a capacity of {capacity} is less than the prefix of {len(cache)}")
+        self.kind, self.bytes_per_token = type(cache), cache.bytes_per_token
         self.stored, self.batch, self.dtype = cache.stored, cache.batch * n, cache.dtype
         self.capacity, self.options = capacity or cache.capacity, cache.options
-        prefix = type(cache)(self.stored, cache.batch, len(cache), self.dtype, **self.options)
-        for mine, theirs in zip(prefix.layers, cache.layers, strict=True):
+        sizes = [(cache.batch, stored, len(cache), self.dtype) for stored in self.stored]
+        prefixes = [cache.layer_kind(*size, **self.options) for size in sizes]
+        for mine, theirs in zip(prefixes, cache.layers, strict=True):
             mine.take(theirs, np.arange(cache.batch))
-        self.layers = self._layers(prefix.layers, n)
+        self.layers = self._layers(prefixes, n)
 
     def _layers(self, prefixes, n):
         pairs = zip(prefixes, self.stored, strict=True)
@@ -142,8 +154,28 @@ class BranchCache(KVCache):
             theirs.take(mine, rows)
         return twin
 
-    @property
-    def capacity_nbytes(self):
-        """Bytes allocated, those of the prefix once."""
-        prefix = sum(buffer.nbytes for layer in self.layers for buffer in layer.prefix.buffers)
-        return prefix + super().capacity_nbytes
+    def once(self, n):
+        """See KVCache. Raises UsageError if branches have begun, or are not n of each prefix."""
+        rows = np.arange(len(self.layers[0].prefix.lengths))
+        if self.layers[-1].used or n * len(rows) != self.batch:
+            why = f"{n} branches of each prefix: it can be continued only before they begin"
+            raise UsageError(why)
+        whole = self.kind(self.stored, len(rows), self.capacity, self.dtype, **self.options)
+        for mine, theirs in zip(whole.layers, self.layers, strict=True):
+            mine.take(theirs.prefix, rows)
+        return whole
+
+    def spread(self, once):
+        """See KVCache. The branches begin after what `once` holds."""
+        self.layers = BranchCache(once, self.batch // once.batch, self.capacity).layers
+
+
+def branches(cache: KVCache, n: int) -> KVCache:
+    """A cache for n continuations of each sequence: branches if the kind of cache can have them,
+    else copies.
+    """
+    if n == 1:
+        return cache
+    if isinstance(cache, RingCache):
+        return cache.clone(np.repeat(np.arange(cache.batch), n))
+    return BranchCache(cache, n)

@@ -51,16 +51,19 @@ def save(cache: KVCache, path, model: GPT) -> None:
     write_arrays(path, KIND, about, arrays)
 
 
-def load(path, model: GPT, batch: int | None = None, capacity: int | None = None) -> KVCache:
+def load(
+    path, model: GPT, batch: int | None = None, capacity: int | None = None, room: int = 0
+) -> KVCache:
     """The cache in a file, as if `model` had just read its text.
 
-    `capacity` is the model's block_size unless given, and at least what the file holds. `batch`:
-    that many copies of a single saved sequence. Raises EnvironmentFault if the file is missing,
-    damaged, or from another version or model, and UsageError if it does not fit `batch`.
+    `capacity` is the model's block_size unless given, and at least what the file holds and `room`
+    more positions. `batch`: that many copies of a single saved sequence. Raises EnvironmentFault if
+    the file is missing, damaged, or from another version or model, and UsageError if it does not
+    fit `batch`.
     """
     about, arrays = _read(path, model)
     try:
-        cache = _filled(about, arrays, model, capacity or model.config.block_size)
+        cache = _filled(about, arrays, model, capacity or model.config.block_size, room)
     except KeyError as error:
         raise EnvironmentFault(f"{path} is damaged: it lacks {error}") from error
     except (TypeError, ValueError, OverflowError) as error:  # a UsageError is a ValueError
@@ -101,14 +104,17 @@ def _read(path, model):
     return about, arrays
 
 
-def _filled(about, arrays, model, capacity):
+def _filled(about, arrays, model, capacity, room):
     """A cache with this content. If it does not fit, NumPy and the cache classes raise errors."""
-    cfg, lengths, held = model.config, arrays.pop("lengths"), arrays.pop("held")
-    if lengths.dtype != np.int64 or lengths.ndim != 1 or not 0 < lengths.max() <= cfg.block_size:
+    lengths, held = arrays.pop("lengths"), arrays.pop("held")
+    if lengths.dtype != np.int64 or lengths.ndim != 1 or not (lengths > 0).any():
         raise ValueError("impossible lengths")
     if lengths.min() < 0 or held.dtype != np.int64 or held.shape[:-1] != lengths.shape:
         raise ValueError("impossible positions")
-    size = len(lengths), max(capacity, int(lengths.max()))
+    longest, slots = int(lengths.max()), held.shape[1]
+    if longest > slots and about["options"]["window"] + about["options"]["sinks"] != slots:
+        raise ValueError("more positions than rows, but no full ring")
+    size = len(lengths), max(capacity, longest + room)
     if about["class"] not in CLASSES:
         raise ValueError(f"unknown class {about['class']!r}")
     cache = CLASSES[about["class"]](stored_by(model), *size, about["dtype"], **about["options"])

@@ -22,7 +22,7 @@ CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in 
 @own_task_option
 @click.option(
     "--max-new-tokens",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10**9),
     help="Add at most this many tokens.  [default: as many as in training; for a text, up to the "
     "end token, or as many as fit]",
 )
@@ -70,6 +70,7 @@ def generate(
     The first answer is printed token by token.
     """
     from ..analysis.needs import check_cache_memory
+    from ..caches import branches, load
     from ..generation import compare_cache, iter_tokens
     from ..runtime.parallel import set_threads
 
@@ -82,8 +83,12 @@ def generate(
     if remark := task.remark(ids):
         click.echo(f"note: {remark}", err=True)
     rows = [row for row in ids for _ in range(sampling["samples"])]
-    cache = _loaded(load_cache, model, len(rows)) if load_cache else None
-    room = block_size + 1 - max(map(len, ids)) - len(cache or ())  # the last token is never read
+    longest = max(map(len, ids))
+    more = longest + (max_new_tokens or 1) - 1  # positions; the last token is never read
+    if model.config.bounded:
+        more = 0  # there are none after block_size
+    cache = load(load_cache, model, room=more) if load_cache else None
+    room = block_size + 1 - longest - len(cache or ())
     count = max_new_tokens or task.n_answer or max(1, room)
     sampling["end"] = task.end
     options = _cache_options(kind, window, sinks, model.config)
@@ -91,8 +96,11 @@ def generate(
         _compare(compare_cache(model, ids, count, options, **sampling), kind, as_json)
         return
     if cache is None and not no_cache:
-        check_cache_memory(model, len(rows), max(map(len, ids)), **options)
-        cache = model.new_cache(len(rows), **options)
+        capacity = max(block_size, more)
+        check_cache_memory(model, len(rows), capacity=capacity, **options)
+        cache = model.new_cache(len(ids), capacity, **options)
+    if cache is not None:
+        cache = branches(cache, sampling["samples"])
     tokens = iter_tokens(model, ids, count, use_cache=not no_cache, cache=cache, **sampling)
     if save_cache:
         tokens = _saving(tokens, cache, save_cache, model)
@@ -130,20 +138,13 @@ def _check_files(save_cache, load_cache, prompt, kind, no_cache, compare):
         raise UsageError("a saved cache has a kind already", "leave out --cache")
 
 
-def _loaded(path, model, n):
-    """The cache in a file, for n samples."""
-    from ..caches import load
-
-    return load(path, model, n)
-
-
 def _saving(tokens, cache, path, model):
     """The same tokens; before the first of them, the cache is saved."""
     from ..caches import save
 
     for i, token in enumerate(tokens):
         if not i:
-            save(cache.clone([0]), path, model)
+            save(cache.once(cache.batch), path, model)
         yield token
 
 
@@ -218,7 +219,7 @@ def _print_one(task, rows, i, answer):
 
 
 def _print_json(task, rows, tokens, cache):
-    found = []
+    found, held = [], cache.row_nbytes if cache else [0] * len(rows)
     for i, row in enumerate(rows):
         answer = [int(token[i]) for token in tokens]
         if task.end in answer:
@@ -227,7 +228,7 @@ def _print_json(task, rows, tokens, cache):
             "prompt": row[:-1] if task.answers else row,  # without the separator
             "output": answer,
             "text": task.decode(row) + "".join(task.pieces(answer)),
-            "cache_bytes": cache.clone([i]).nbytes if cache else 0,
+            "cache_bytes": int(held[i]),
         })  # fmt: skip
     print_json(found)
 

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..attention import Attention, check_positions, check_window, checked_head_dim, sinusoids
+from ..attention import (
+    Attention,
+    check_positions,
+    check_window,
+    checked_head_dim,
+    reach_sinusoids,
+    sinusoids,
+)
 from ..cache import LayerCache
 from ..nn import MLP, Dropout, LayerNorm, Module
 from ..runtime import backend
@@ -95,6 +102,11 @@ class Positions(Module):
         elif cfg.position == "sinusoidal":
             self.weight = Tensor(backend.upload(sinusoids(*shape, dtype=cfg.dtype)))
 
+    def reach(self, end: int) -> None:
+        """Make the table of sinusoids longer if it has fewer than `end` positions."""
+        if self.weight is not None:
+            reach_sinusoids(self.weight, end)
+
     def forward(self, x: Tensor, at: slice | np.ndarray | None = None) -> Tensor:
         if self.weight is None:
             return x
@@ -106,6 +118,11 @@ class Layered:
     """What configurations of models have in common."""
 
     window, sinks = None, 0  # no window, unless a configuration has these fields
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there are no positions after block_size; only these schemes can compute more."""
+        return self.position not in ("none", "rope", "sinusoidal")
 
     @property
     def specs(self) -> tuple[VariantSpec, ...]:
@@ -134,9 +151,9 @@ def check_config(cfg) -> None:
         raise UsageError(f'plus_start sets the temperature of "+", and {cfg.variant} has none')
 
 
-def checked_ids(ids, cfg, channels: bool = False) -> np.ndarray:
+def checked_ids(ids, channels: bool = False) -> np.ndarray:
     """Ids (B, T), with `channels` also (B, T, channels), as an array. Raises UsageError for another
-    shape, or more tokens than positions.
+    shape.
     """
     try:
         ids = np.asarray(ids)
@@ -144,7 +161,6 @@ def checked_ids(ids, cfg, channels: bool = False) -> np.ndarray:
         raise UsageError("the sequences of a batch must be equally long") from error
     if ids.ndim not in ((2, 3) if channels else (2,)) or 0 in ids.shape:
         raise UsageError(f"ids must be (batch, length), both at least 1, not {ids.shape}")
-    check_end(ids.shape[1], cfg)
     return ids
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,9 @@ from .block import (
     checked_ids,
     checked_pad,
 )
+
+LAST = slice(-1, None)  # `at`: only the last token of each sequence
+_reaching = threading.Lock()  # several threads may decode with one model
 
 
 @dataclass(frozen=True)
@@ -90,36 +94,42 @@ class GPT(Module):
         self,
         ids: np.ndarray,
         cache: KVCache | None = None,
-        at: np.ndarray | None = None,
+        at: np.ndarray | slice | None = None,
         pad: Sequence[int] | None = None,
     ) -> Tensor:
         """Logits (B, T, V) for ids (B, T), integers on the host.
 
         The embeddings of ids (B, T, channels) are summed over the channels. `at`, booleans (B, T)
-        on the host, asks for logits at some positions only: (N, V). With a `cache`, ids continue
-        what it holds, without a graph. An interrupted step leaves nothing behind in any layer.
+        on the host, asks for logits at some positions only: (N, V). A slice, such as LAST, asks for
+        those of n tokens of each sequence: (B, n, V). With a `cache`, ids continue what it holds,
+        without a graph, and `at` must be a slice. An interrupted step leaves nothing behind in any
+        layer.
 
         `pad` (B,), integers on the host, is for prompts of different length: the first pad[b]
         tokens of sequence b are padding. They are not stored, and no token sees them. Their logits
         mean nothing.
+
+        Without a cache, there are at most block_size tokens. With one, this holds only for learned
+        positions; otherwise the capacity of the cache is the limit.
         """
-        ids = checked_ids(ids, self.config, channels=True)
+        ids = checked_ids(ids, channels=True)
         pad = None if pad is None else checked_pad(pad, ids)
         if cache is None:
+            check_end(ids.shape[1], self.config)
             steps = next_positions(0, ids.shape[1], pad)
             x = self._forward(ids, steps, self._mask(steps), [None] * len(self.blocks))
-            return self._logits(x if at is None else self._rows(x, at))
-        if at is not None:
+            return self._logits(x, at)
+        if at is not None and not isinstance(at, slice):
             raise UsageError("logits at some positions only are for training: without a cache")
         self._check(cache, ids)
         before, steps = cache.layers[-1].ends, cache.next(ids.shape[1], pad)
-        check_end(last(steps) + 1, self.config)
+        self._reach(last(steps) + 1)
         # Multiply-adds of the largest product: inside an MLP, the scores, or the head.
         widest = max(self.config.d_ff, last(steps) + 1, self.config.vocab_size)
         macs = ids.size * self.config.n_embd * widest
         try:
             with decoding(self), no_grad(), backend.cores_for(macs):
-                return self._decode(ids, steps, cache)
+                return self._decode(ids, steps, cache, at)
         except BaseException:
             cache.trim(before)
             raise
@@ -132,24 +142,36 @@ class GPT(Module):
             why = f"the cache stores a batch of {cache.batch}; one of {len(ids)} does not fit"
             raise UsageError(why, f"model.new_cache({len(ids)})")
 
+    def _reach(self, end):
+        """Prepare for positions up to end - 1. Raises UsageError if positions end before."""
+        if end <= self.config.block_size:
+            return
+        if self.config.bounded:
+            why = f"{end} tokens, but this model has {self.config.block_size} positions"
+            raise UsageError(why, "train with --position rope")
+        with _reaching:
+            for part in (self.wpe, *[block.attn for block in self.blocks]):
+                part.reach(end)
+
     def _mask(self, steps):
         """The mask of sequences at positions `steps`, without a cache."""
         whole = isinstance(steps, slice)
         steps = backend.xp.arange(steps.stop) if whole else backend.upload(steps)
         return causal_mask(steps, steps, self.config.window, self.config.sinks)
 
-    def _decode(self, ids, steps, cache):
+    def _decode(self, ids, steps, cache, at):
         # Each core takes some sequences of a large batch, since they are independent. If they
         # differ in length, the batch stays in one piece.
         together = isinstance(steps, slice) and cache.shareable
         shares = backend.shares(cache) if together else None
         if shares is None:
-            return self._logits(self._forward(ids, steps, None, cache.layers))
+            return self._logits(self._forward(ids, steps, None, cache.layers), at)
 
         def run(rows):
-            return self._logits(self._forward(ids[rows], steps, None, cache.views(rows))).data
+            x = self._forward(ids[rows], steps, None, cache.views(rows))
+            return self._logits(x, at).data
 
-        logits = backend.xp.concatenate(backend.each(run, shares))  # (B, T, V)
+        logits = backend.xp.concatenate(backend.each(run, shares))  # (B, T, V), or (B, n, V)
         cache.grow(ids.shape[1])
         return Tensor(logits)
 
@@ -166,11 +188,14 @@ class GPT(Module):
         return recomputed(lambda x: block(x, mask, cache, steps), x)
 
     def _rows(self, x, at):
+        if isinstance(at, slice):
+            return x[:, at]  # (B, n, C)
         if at.shape != x.shape[:2]:
             raise UsageError(f"positions {at.shape} do not fit ids {x.shape[:2]}")
         return embedding(np.flatnonzero(at), x.reshape(-1, x.shape[2]))  # (N, C)
 
-    def _logits(self, x):
+    def _logits(self, x, at):
+        x = x if at is None else self._rows(x, at)
         return linear(self.ln_f(x), transpose(self.wte.weight))  # (..., V): the head is tied
 
     def new_cache(
@@ -183,9 +208,10 @@ class GPT(Module):
     ) -> KVCache:
         """An empty cache for this model.
 
-        `capacity` is block_size unless given, `dtype` the model's. `kind` is the class of the
-        cache, made with (stored, batch, capacity, dtype, **options). The options that it `takes`
-        are those of this model's configuration unless given.
+        `capacity` is block_size unless given, and may be larger if positions are not learned.
+        `dtype` is the model's unless given. `kind` is the class of the cache, made with (stored,
+        batch, capacity, dtype, **options). The options that it `takes` are those of this model's
+        configuration unless given.
         """
         cfg = self.config
         stored = [spec.stored(cfg) for spec in cfg.specs]

@@ -11,7 +11,7 @@ from ..nn import Dropout, Init, LayerNorm, Linear, Module
 from ..runtime import backend
 from ..runtime.errors import UsageError, unknown
 from ..tensor import Tensor
-from .block import PROTOCOLS, Block, Layered, Positions, check_config, checked_ids
+from .block import PROTOCOLS, Block, Layered, Positions, check_config, check_end, checked_ids
 
 TOO_SHORT_TO_HIDE = (
     "hide_self needs sequences of two tokens or more: a single one would see nothing"
@@ -79,7 +79,8 @@ class Tagger(Module):
 
     def forward(self, ids: np.ndarray) -> Tensor:
         """Logits for ids (B, T), integers on the host."""
-        ids = checked_ids(ids, self.config)
+        ids = checked_ids(ids)
+        check_end(ids.shape[1], self.config)
         if self.config.hide_self and ids.shape[1] < 2:
             raise UsageError(TOO_SHORT_TO_HIDE)
         x = self.wpe(embedding(ids, self.embed.weight + self.embed.bias))  # (B, T, C)

@@ -1,9 +1,12 @@
 """A cache as it grows, drawn in a terminal: its bytes, and those that qkv would take."""
 
+import sys
 import time
 from dataclasses import replace
 
 import numpy as np
+from rich.control import Control
+from rich.segment import ControlType
 from rich.text import Text
 
 from ..variants import cache_bytes_per_token
@@ -12,11 +15,15 @@ from .console import bytes_text, say, stderr
 LINES = 8  # of the picture of growth
 LEAST, MOST = 8, 24  # columns of a bar
 FULL, REST = "█", "░"
+ERASE = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
 
 
 class Watch:
     """Watches a cache while a model with this configuration writes, and draws it on stderr.
     `n_read` is the number of tokens in the prompts.
+
+    If stderr is a terminal, a line there shows the current size after each token. There is no such
+    line if stdout is a terminal too, because it would tear apart the text being written.
     """
 
     def __init__(self, cache, config, n_read):
@@ -24,6 +31,8 @@ class Watch:
         self.per_token = cache_bytes_per_token(
             replace(config, variant="qkv", plus_start=None), np.dtype(config.dtype).itemsize
         )
+        console = stderr()
+        self.line = console if console.is_terminal and not sys.stdout.isatty() else None
         self.seconds, self.growth = [], []  # of each step; (positions, bytes) after it
 
     def follow(self, tokens):
@@ -37,7 +46,17 @@ class Watch:
                 return
             self.seconds.append(time.perf_counter() - began)
             self.growth.append((int(self.cache.lengths.sum()), self.cache.nbytes))
+            if self.line and len(self.growth) > 1:  # the first is shown by `show_prompts`
+                self._draw_line(*self.growth[-1])
             yield token
+
+    def _draw_line(self, n, held):
+        """Draw the current size over the previous one."""
+        qkv, most = n * self.per_token, self.cache.batch * self.cache.capacity * self.per_token
+        now = f"{n:,} tokens  {_bar(held, qkv, most, MOST)}  {bytes_text(held)}"
+        text = Text(f"{now}, qkv {bytes_text(qkv)}", no_wrap=True, overflow="ellipsis")
+        self.line.control(ERASE)
+        self.line.print(text, end="", width=self.line.width - 1)
 
     def show_prompts(self):
         """The cache after the prompts, before the first new token is printed."""
@@ -49,6 +68,8 @@ class Watch:
     def show_all(self):
         """Speed, growth, layers and bytes so far."""
         console = stderr()
+        if self.line:
+            console.control(ERASE)
         console.print()
         self._say_speed(console, "read", self.n_read, self.seconds[:1])
         n_written = self.cache.batch * (len(self.seconds) - 1)
@@ -78,12 +99,13 @@ class Watch:
 
     def _show_layers(self, console):
         say(console, "by layer", "bold")
-        rows = []
-        for i, (layer, spec) in enumerate(zip(self.cache.layers, self.config.specs, strict=True)):
-            slots = layer.buffers[0].shape[2]
-            used = f"{layer.used:,} of {slots:,}"
+        cache, rows = self.cache, []
+        layers = zip(cache.layers, cache.stored, self.config.specs, strict=True)
+        for i, (layer, stored, spec) in enumerate(layers):
+            used = int(layer.slots.sum())
+            slots = layer.capacity_nbytes // cache.bytes_per_token(stored, cache.dtype)
             held = bytes_text(layer.nbytes)
-            rows.append((str(i + 1), spec.name, (layer.used, slots), used, held))
+            rows.append((str(i + 1), spec.name, (used, slots), f"{used:,} of {slots:,}", held))
         _lines(console, ("layer", "variant", None, "used", "bytes"), rows, slots)
 
     def _say_bytes(self, console):
@@ -101,8 +123,7 @@ def formula_bytes(cache):
     """Bytes that the cache should hold: used slots · bytes per token, over layers and sequences."""
     total = 0
     for layer, stored in zip(cache.layers, cache.stored, strict=True):
-        slots = np.minimum(cache.lengths, layer.buffers[0].shape[2])  # (B,)
-        total += int(slots.sum()) * cache.bytes_per_token(stored, cache.dtype)
+        total += int(layer.slots.sum()) * cache.bytes_per_token(stored, cache.dtype)
     return total
 
 
