@@ -226,11 +226,17 @@ def test_logits_are_computed_nowhere_else(monkeypatch):
     made, sizes = task("pairs"), []
     model = made.model("qkv", 0)
     real = model._logits
-    monkeypatch.setattr(model, "_logits", lambda x: sizes.append(x.shape) or real(x))
+
+    def logits(x, at):
+        found = real(x, at)
+        sizes.append(found.shape)
+        return found
+
+    monkeypatch.setattr(model, "_logits", logits)
     x, y = made.draw(0, "test", 7)
     made.loss(model, x, y)
     made.predict(model, x, y)
-    assert sizes == [(7 * 3, 16)] * 2
+    assert sizes == [(7 * 3, model.config.vocab_size)] * 2
 
 
 def test_a_batch_in_which_nothing_is_asked_counts_for_nothing():
