@@ -89,8 +89,8 @@ def train_step(
     Fetching that number is the only time the host waits for a GPU. Targets of -100 do not count;
     `clip` bounds the norm of the gradient (None: no bound). The batch is computed in `accumulate`
     parts, one after the other, to save memory; up to rounding, the result is the same. Dropout
-    masks depend on how many steps the optimiser has made. Raises UsageError while
-    another thread trains this model or decodes with it.
+    masks depend on how many steps the optimiser has made. Raises UsageError while another thread
+    trains this model or decodes with it.
     """
     with training(model):
         model.train(optimizer.steps)
@@ -115,8 +115,8 @@ def loss_and_gradients(
     by its share, weight(its targets) / weight(y); then the gradients are added up. With
     `accumulate`, the batch is computed in that many parts, whose gradients are added up as well.
     With several ranks, each computes its own rows: the loss is that of the whole batch, and the
-    optimiser's step adds up the gradients.
-    Raises UsageError when x and y differ in shape, or no target counts.
+    optimiser's step adds up the gradients. Raises UsageError when x and y differ in shape, or no
+    target counts.
     """
     x, y = np.asarray(x), np.asarray(y)
     if x.shape[: y.ndim] != y.shape:

@@ -10,6 +10,7 @@ import signal
 import sys
 import unicodedata
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def naive_train(words, vocab_size):
     """Byte-pair encoding with every pair counted afresh for each merge."""
     words, merges = [list(word) for word in words], []
     while len(merges) < vocab_size - 257:
-        counts = Counter(pair for word in words for pair in zip(word, word[1:]))  # noqa: B905, RUF007
+        counts = Counter(pair for word in words for pair in pairwise(word))
         if not counts or max(counts.values()) < 2:
             break
         best = min(counts, key=lambda pair: (-counts[pair], pair))
