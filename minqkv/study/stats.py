@@ -63,8 +63,28 @@ def differences(
     return [values[seed] - baseline[seed] for seed in shared]
 
 
+def unpaired(values: list[float], others: list[float]) -> Estimate:
+    """The mean of `values` minus that of `others`, which have nothing in common.
+
+    The half-width is Welch's. A single value on one side counts as a number without an error, and
+    the half-width is that of the other side. n is the smaller number of values that have an error.
+    """
+    means = [math.fsum(side) / len(side) for side in (values, others)]
+    sides = [side for side in (values, others) if len(side) > 1]
+    if not sides:
+        return Estimate(means[0] - means[1], math.nan, 1)
+    n = min(map(len, sides))
+    parts = [spread(side) ** 2 / len(side) for side in sides]  # variances of the means
+    total = math.fsum(parts)
+    if not total:
+        return Estimate(means[0] - means[1], 0.0, n)
+    pairs = zip(parts, sides, strict=True)
+    freedom = total**2 / math.fsum(part**2 / (len(side) - 1) for part, side in pairs)
+    return Estimate(means[0] - means[1], t_quantile(freedom) * math.sqrt(total), n)
+
+
 @lru_cache
-def t_quantile(freedom: int, p: float = 0.975) -> float:
+def t_quantile(freedom: float, p: float = 0.975) -> float:
     """The p-quantile of Student's t with this many degrees of freedom, by bisection on its
     distribution function.
     """

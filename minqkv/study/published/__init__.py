@@ -8,6 +8,14 @@ language_models.csv: the language models with 300M parameters, validation perple
 token, one seed each. `padded` is the paper's table (arXiv 2606.04032, section 5; SlimPajama), which
 counts padding as text. `masked` does not count padding: it is from the authors' own later models of
 the same size, on FineWeb-Edu.
+
+paper.csv: the other numbers of the paper and its authors, as printed: table, group, row, source,
+value. Its sources: "paper", arXiv 2606.04032; "re-run", the same experiments in the repository of
+the authors, 2026; "later", their later models and scripts; "code", an analysis in the repository;
+"talk", the slides of their talk; "zero-shot" and "distilled", their conversions. paper.toml
+says what the tables are, and how ours are found.
+
+ours.csv: our committed results in short; see minqkv/study/measured.py.
 """
 
 import csv
@@ -34,3 +42,13 @@ def language_models() -> dict[str, dict[str, float]]:
     with open(path, encoding="utf-8", newline="") as file:
         rows = [(row.pop("variant"), row) for row in csv.DictReader(file)]
     return {name: {how: float(v) for how, v in row.items() if v} for name, row in rows}
+
+
+def printed() -> dict[str, dict[str, dict[str, dict[str, str]]]]:
+    """paper.csv: table -> group -> row -> source -> figure, as printed."""
+    found = {}
+    with open(Path(__file__).with_name("paper.csv"), encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            rows = found.setdefault(line["table"], {}).setdefault(line["group"], {})
+            rows.setdefault(line["row"], {})[line["source"]] = line["value"]
+    return found
