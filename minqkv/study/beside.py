@@ -1,10 +1,12 @@
 """How our number beside a published one is found: from runs, or from a formula.
 
 OURS names the ways, for published/paper.toml. Each takes what is registered of a group, what is
-published of it (row -> source -> figure as printed) and our results, and gives (title, rows).
+published of it (row -> source -> figure as printed) and our results, and gives rows, each with the
+title of its group.
 """
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 
@@ -42,6 +44,7 @@ class Row:
     change: dict[str, float] = field(default_factory=dict)
     our_change: stats.Estimate | None = None
     relative: bool = False
+    gain: bool = False  # our figure is itself a difference, of two variants
     p: float | None = None  # of the sign-flip test; corrected, once the table is complete
     agrees: bool | None = None  # of a computed figure: in all digits that were printed
     smaller: dict | None = None  # the settings of a task of a smaller scale
@@ -51,85 +54,77 @@ class Row:
     why: str = ""
 
 
+Found = Iterator[tuple[str, Row]]  # rows, each with the title of its group
+
+
 # ---- from runs
 
 
-def cells(spec: dict, published: dict, results: Results) -> list[tuple[str, list[Row]]]:
+def cells(spec: dict, published: dict, results: Results) -> Found:
     """Each size that the authors ran and we ran too, by itself."""
-    groups = {}
     for (variant, task, *size), theirs in synthetic_2026().items():
-        config = configure(task, variant, **dict(zip(SIZES, size, strict=True)))
-        if one := results.get(config):
-            row = Row(variant, {"authors": f"{fmean(theirs):.3f}".removeprefix("0")})
-            title = f"{task}  " + "  ".join(
-                f"{SHORT[k]} {n}" for k, n in zip(SIZES, size, strict=True)
-            )
-            groups.setdefault(title, []).append(_measured(row, one, theirs))
-    return list(groups.items()) or [(spec["title"], [])]
+        sizes = dict(zip(SIZES, size, strict=True))
+        if one := results.get(configure(task, variant, **sizes)):
+            row = Row(variant, {"re-run": f"{fmean(theirs):.3f}".removeprefix("0")})
+            title = "  ".join([task, *(f"{SHORT[name]} {n}" for name, n in sizes.items())])
+            yield title, _measured(row, one, theirs)
 
 
-def sweep(spec: dict, published: dict, results: Results) -> list[tuple[str, list[Row]]]:
-    """The mean over all `sizes` of a task, where every size was run; without a task, the mean over
-    the tasks.
-    """
+def sweep(spec: dict, published: dict, results: Results) -> Found:
+    """The mean over all `sizes` of all `tasks`, where each was run."""
     names, values = zip(*spec["sizes"].items(), strict=True)
-    rows, sizes = [], [dict(zip(names, size, strict=True)) for size in itertools.product(*values)]
+    sizes = [dict(zip(names, size, strict=True)) for size in itertools.product(*values)]
     for variant, figures in published.items():
         cases = itertools.product(spec["tasks"], sizes)
         configs = [configure(t, variant, **spec["settings"], **size) for t, size in cases]
-        arms = [results.get(config) for config in configs]
-        row = Row(variant, figures)
+        arms, row = [results.get(config) for config in configs], Row(variant, figures)
         if all(arms):
-            seeds = set.intersection(*(set(arm.finished) for arm in arms))
-            scores = {seed: fmean(arm.finished[seed] for arm in arms) for seed in sorted(seeds)}
-            one = Measured(configs[0], scores, arms[0].folders)
+            by_seed = {seed: [arm.scores.get(seed) for arm in arms] for seed in arms[0].scores}
+            means = {k: None if None in of else fmean(of) for k, of in by_seed.items()}
+            one = Measured(configs[0], means, arms[0].folders)
             row = _measured(row, one, [float(figures["paper"])])
-        rows.append(row)
-    return [(spec["title"], rows)]
+        yield spec["title"], row
 
 
-def pairs(spec: dict, published: dict, results: Results) -> list[tuple[str, list[Row]]]:
+def pairs(spec: dict, published: dict, results: Results) -> Found:
     """Differences of two variants of the same size, paired by seed, ours and the authors'."""
-    rows = []
     for task, *names in spec["pairs"]:
         configs = [configure(task, name, **spec["settings"]) for name in names]
         arms = [results.get(config) for config in configs]
-        row = Row(f"{task} {names[0].partition('+')[0]}")
+        row = Row(f"{task} {names[0].partition('+')[0]}", gain=True)
         if all(arms):
             gains = stats.differences(*(arm.finished for arm in arms))
-            row = replace(row, ours=stats.estimate(gains), folders=arms[0].folders)
-            row = replace(row, lost=sum(len(arm.scores) - len(arm.finished) for arm in arms))
+            lost = sum(len(arm.scores) - len(arm.finished) for arm in arms)
+            folders = tuple(folder for arm in arms for folder in arm.folders)
+            row = replace(row, ours=stats.estimate(gains), lost=lost, folders=folders)
             both = [published_accuracies(config) for config in configs]
             theirs = [a - b for a, b in zip(*both, strict=True)] if all(both) else [0.0]
             if all(both):
-                row = replace(row, published={"authors": f"{fmean(theirs):+.3f}"})
+                row = replace(row, published={"re-run": f"{fmean(theirs):+.3f}".replace("0.", ".")})
                 row = replace(row, difference=stats.unpaired(gains, theirs))
             row = _tested(row, gains, fmean(theirs))
-        rows.append(row)
-    return [(spec["title"], rows)]
+        yield spec["title"], row
 
 
-def runs(spec: dict, published: dict, results: Results) -> list[tuple[str, list[Row]]]:
+def runs(spec: dict, published: dict, results: Results) -> Found:
     """The arms of a study, in the last size that was run. Unless its settings are the `full` ones
     of the group, a row is of a smaller scale.
     """
-    rows = []
+    arms = {variant: _last(spec["settings"], variant, results) for variant in published}
+    relative = any(one and one.config.task.relative for one in arms.values())
     for variant, figures in published.items():
-        row, one = Row(variant, figures), _last(spec["settings"], variant, results)
-        if one is None:
-            rows.append(row)
-            continue
-        task = one.config.task
-        row = _measured(row, one, [float(next(iter(figures.values())))])
-        baseline = results.get(replace(one.config, variant="qkv"))
-        if baseline and variant != "qkv":
-            paired = stats.paired(one.finished, baseline.finished, task.relative)
-            row = replace(row, our_change=paired)
-        if any(getattr(task, name) != value for name, value in spec["full"].items()):
-            row = replace(row, smaller=asdict(task), difference=None, p=None)
-        rows.append(row)
-    relative = any(row.relative for row in rows)
-    return [(spec["title"], [_changed(row, published.get("qkv", {}), relative) for row in rows])]
+        change = _change(variant, published, relative)
+        row, one = Row(variant, figures, change=change, relative=relative), arms[variant]
+        if one:
+            task = one.config.task
+            row = _measured(row, one, [float(next(iter(figures.values())))])
+            baseline = results.get(replace(one.config, variant="qkv"))
+            if baseline and variant != "qkv":
+                paired = stats.paired(one.finished, baseline.finished, relative)
+                row = replace(row, our_change=paired)
+            if any(getattr(task, name) != value for name, value in spec["full"].items()):
+                row = replace(row, smaller=asdict(task), difference=None, p=None)
+        yield spec["title"], row
 
 
 def _last(settings, variant, results):
@@ -143,25 +138,22 @@ def _last(settings, variant, results):
     return fitting[-1] if fitting else None
 
 
-def _changed(row, base, relative):
-    """The row with what is published of its change from qkv."""
-    figures = {s: (float(v), float(base[s])) for s, v in row.published.items() if s in base}
-    if row.name != "qkv":
-        change = {s: a / b - 1 if relative else a - b for s, (a, b) in figures.items()}
-        row = replace(row, change=change)
-    return replace(row, relative=relative)
+def _change(variant, published, relative):
+    """What is published of a variant's change from qkv, by source."""
+    found, base = published[variant], published.get("qkv", {})
+    pairs = {s: (float(v), float(base[s])) for s, v in found.items() if s in base}
+    pairs = {} if variant == "qkv" else pairs
+    return {s: a / b - 1 if relative else a - b for s, (a, b) in pairs.items()}
 
 
 def _measured(row, one, theirs):
     """The row with our scores, and their difference from published ones."""
-    scores, relative = list(one.finished.values()), one.config.task.relative
+    scores, mean = list(one.finished.values()), fmean(theirs)
     lost = len(one.scores) - len(scores)
     row = replace(row, ours=stats.estimate(scores), lost=lost, folders=one.folders)
-    row = replace(row, relative=relative)
     if not scores:
         return row
-    mean = fmean(theirs)
-    if relative:
+    if row.relative:
         scores, theirs, mean = [s / mean for s in scores], [t / mean for t in theirs], 1.0
     return _tested(replace(row, difference=stats.unpaired(scores, theirs)), scores, mean)
 
@@ -176,15 +168,13 @@ def _tested(row, values, mean):
 # ---- by formula
 
 
-def formula(spec: dict, published: dict, results: Results) -> list[tuple[str, list[Row]]]:
+def formula(spec: dict, published: dict, results: Results) -> Found:
     """A figure that follows from the variant and the size of the model, or from any model of it."""
-    rows = []
     for variant, figures in published.items():
         figure = next(iter(figures.values()))
         value = MEASURES[spec["measure"]](variant, spec, figure)
         ours = stats.Estimate(value, 0.0, 0)
-        rows.append(Row(variant, figures, ours, agrees=agree(value, figure)))
-    return [(spec["title"], rows)]
+        yield spec["title"], Row(variant, figures, ours, agrees=agree(value, figure))
 
 
 def agree(value: float, figure: str) -> bool:

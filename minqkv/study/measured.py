@@ -45,7 +45,7 @@ Results = dict[RunConfig, Measured]
 def committed() -> Results:
     """The committed results: those beside the package, or else those inside it."""
     folders = sorted(path.parent for path in COMMITTED.glob("*/results.json"))
-    return merged(map(in_folder, folders)) if folders else in_short()
+    return merged(in_folder(folder, folder.name) for folder in folders) if folders else in_short()
 
 
 def merged(several: Iterable[Results]) -> Results:
@@ -59,9 +59,9 @@ def merged(several: Iterable[Results]) -> Results:
     return found
 
 
-def in_folder(folder: str | Path) -> Results:
-    """The test scores in a study's folder. Runs of a task that is not minqkv's own are left out,
-    and so are those of a task that this version does not know.
+def in_folder(folder: str | Path, name: str | None = None) -> Results:
+    """The test scores in a study's folder, which is called `name`, if not by its path. Runs of
+    tasks that this version of minqkv does not have are left out.
 
     Raises UsageError where it is no such folder, EnvironmentFault where its file is damaged.
     """
@@ -77,14 +77,14 @@ def in_folder(folder: str | Path) -> Results:
             with suppress(UsageError):
                 config = config_from(_upgraded(run["config"]))
                 if config.split == "test":
+                    arm = replace(config, seed=0, threads=1)
                     score = _score(run[config.task.metric], config)
-                    found.setdefault(_arm(config), {})[config.seed] = score
+                    found.setdefault(arm, {})[config.seed] = score
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        why = f"{path} is damaged, or not the results of a study: {type(error).__name__} {error}"
-        raise EnvironmentFault(why, "repeat the study's command: its finished runs are kept") from (
-            error
-        )
-    name = Path(folder).resolve().name
+        why = f"{path} is damaged, or not the results of a study: {type(error).__name__}: {error}"
+        cure = "repeat the command of the study: its finished runs are kept"
+        raise EnvironmentFault(why, cure) from error
+    name = name or str(folder)
     return {config: Measured(config, scores, (name,)) for config, scores in found.items()}
 
 
@@ -99,10 +99,6 @@ def _score(value, config):
     if value is not None and not low <= value <= high:
         raise ValueError(f"{config.task.metric} {value}")
     return value
-
-
-def _arm(config):
-    return replace(config, seed=0, threads=1)
 
 
 # ---- in short

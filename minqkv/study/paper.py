@@ -13,7 +13,7 @@ agree in all digits that were printed. Results of a "smaller scale" get no verdi
 
 import shlex
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -23,6 +23,7 @@ from .beside import OURS, Row
 from .claims import MARGIN, RELATIVE_MARGIN
 from .measured import Results
 from .published import language_models, printed, synthetic_2026
+from .summary import without_nan
 
 STATES = DIFFERENT, SAME, UNTOLD, SMALLER, NOT_RUN = (
     "different", "the same", "cannot be told", "smaller scale", "not run",
@@ -88,29 +89,39 @@ def summary(found: list[Table]) -> dict[str, int]:
     return {state: states.count(state) for state in STATES}
 
 
+def as_data(found: list[Table]) -> dict:
+    """For JSON: how many rows are in each state, and the tables."""
+    return {"states": summary(found), "tables": without_nan([asdict(table) for table in found])}
+
+
 def _table(name, about, commands, results):
     inherited = {k: v for k, v in about.items() if k not in ("groups", "title")}
-    published, groups = _published(name), []
+    published, drafts = _published(name), []
     for group, own in about["groups"].items():
         spec = {"title": group, "name": group} | inherited | own
-        by_study = tuple(commands[name] for name in spec.get("study", ()))
-        spec["commands"] = by_study or tuple(spec.get("commands", ()))
-        find = OURS[spec["ours"]] if "ours" in spec else _nothing
-        for title, rows in find(spec, published.get(group, {}), results):
-            groups.append((spec | {"title": title}, rows or [Row("all")]))
-    p_values = [row.p for _, rows in groups for row in rows if row.p is not None]
-    adjusted = iter(stats.holm(p_values))
-    made = []
-    for spec, rows in groups:
-        rows = [row if row.p is None else replace(row, p=next(adjusted)) for row in rows]
-        rows = tuple(_judged(row, spec) for row in rows)
-        relative = any(row.relative for row in rows)
-        made.append(Group(spec["name"], spec["title"], rows, spec["commands"], relative))
+        figures = published.get(group, {})
+        found = OURS[spec["ours"]](spec, figures, results) if "ours" in spec else ()
+        rows = list(found) or [(spec["title"], Row(row, of)) for row, of in figures.items()]
+        drafts += [(spec, *item) for item in rows or [(spec["title"], Row("all"))]]
+    drafts, groups = _corrected(drafts), {}
+    for spec, title, row in drafts:
+        groups.setdefault((spec["name"], title), (spec, []))[1].append(_judged(row, spec))
+    made = [_group(title, *of, commands) for (_, title), of in groups.items()]
     return Table(name, about["title"], about["where"], tuple(made))
 
 
-def _nothing(spec, published, results):
-    return [(spec["title"], [Row(name, figures) for name, figures in published.items()])]
+def _group(title, spec, rows, commands):
+    made_by = [commands[name] for name in spec.get("study", ())] or spec.get("commands", ())
+    relative = any(row.relative for row in rows)
+    return Group(spec["name"], title, tuple(rows), tuple(made_by), relative)
+
+
+def _corrected(drafts):
+    """The rows of a table, their p-values corrected together."""
+    adjusted = iter(stats.holm([row.p for *_, row in drafts if row.p is not None]))
+    return [
+        (*about, row if row.p is None else replace(row, p=next(adjusted))) for *about, row in drafts
+    ]
 
 
 def _published(table):
