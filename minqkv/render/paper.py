@@ -108,12 +108,14 @@ def _group(console, group, alone):
         title = f"{title}: {first.state}" if title else first.state
     columns, lines = [("", "left")], [[row.name] for row in rows]
 
-    def add(header, values):
+    def add(header, values, side="right"):
         if any(value != "–" for value in values):
-            columns.append((header, "right"))
+            columns.append((header, side))
             for line, value in zip(lines, values, strict=True):
                 line.append(value)
 
+    if not shared:
+        add("", [(row.state, _COLOURS.get(row.state, "")) for row in rows], "left")
     for source in dict.fromkeys(source for row in rows for source in row.published):
         add(source, [_figure(row.published.get(source)) for row in rows])
         add("change", [_change(row.change.get(source), group.relative) for row in rows])
@@ -122,13 +124,8 @@ def _group(console, group, alone):
     add("n", [str(row.ours.n) if row.ours and row.ours.n else "–" for row in rows])
     add("ours, change\nfrom qkv", [with_sign(row.our_change, group.relative) for row in rows])
     add("ours minus\npublished", [with_sign(row.difference, group.relative) for row in rows])
-    if not shared:
-        add("state", [(row.state, _COLOURS.get(row.state, "")) for row in rows])
     table(console, title, columns, lines)
-    for row in rows if not shared else rows[:1]:
-        if row.why and row.state != DIFFERENT:
-            say(console, row.why if shared else f"{row.name}: {row.why}")
-            console.print()
+    _reasons(console, [(row.name, row.why) for row in rows if row.state != DIFFERENT], shared)
 
 
 def _matrix(console, names, groups, alone):
@@ -145,12 +142,19 @@ def _matrix(console, names, groups, alone):
         table(console, title, columns, lines)
     else:
         say(console, title, "bold")
-    whys = {}
-    for group in groups:
-        whys.setdefault(group.rows[0].why, []).append(group.title)
-    for why, titles in whys.items():
-        say(console, why if len(whys) == 1 else f"{', '.join(titles)}: {why}")
-    console.print()
+    whys = [(group.title, group.rows[0].why) for group in groups]
+    _reasons(console, whys, len({why for _, why in whys}) == 1)
+
+
+def _reasons(console, whys, shared):
+    """Each reason once, after the names of what it is about unless that is all there is."""
+    names = {}
+    for name, why in whys:
+        names.setdefault(why, []).append(name)
+    for why, about in names.items():
+        if why:
+            say(console, why if shared else f"{', '.join(about)}: {why}")
+            console.print()
 
 
 def _ours(row, brief=False):

@@ -47,7 +47,7 @@ class Row:
     gain: bool = False  # our figure is itself a difference, of two variants
     p: float | None = None  # of the sign-flip test; corrected, once the table is complete
     agrees: bool | None = None  # of a computed figure: in all digits that were printed
-    smaller: dict | None = None  # the settings of a task of a smaller scale
+    smaller: dict | None = None  # the settings of runs of a smaller scale
     lost: int = 0  # runs that diverged
     folders: tuple[str, ...] = ()
     state: str = ""
@@ -116,14 +116,14 @@ def runs(spec: dict, published: dict, results: Results) -> Found:
         change = _change(variant, published, relative)
         row, one = Row(variant, figures, change=change, relative=relative), arms[variant]
         if one:
-            task = one.config.task
+            settings = asdict(one.config.task) | asdict(one.config.recipe)
             row = _measured(row, one, [float(next(iter(figures.values())))])
             baseline = results.get(replace(one.config, variant="qkv"))
             if baseline and variant != "qkv":
                 paired = stats.paired(one.finished, baseline.finished, relative)
                 row = replace(row, our_change=paired)
-            if any(getattr(task, name) != value for name, value in spec["full"].items()):
-                row = replace(row, smaller=asdict(task), difference=None, p=None)
+            if not spec["full"].items() <= settings.items():
+                row = replace(row, smaller=settings, difference=None, p=None)
         yield spec["title"], row
 
 
@@ -133,7 +133,7 @@ def _last(settings, variant, results):
         one
         for config, one in results.items()
         if (config.variant, config.task.head_dim) == (variant, None)
-        and all(getattr(config.task, name, None) == value for name, value in settings.items())
+        and settings.items() <= asdict(config.task).items()
     ]
     return fitting[-1] if fitting else None
 

@@ -159,7 +159,7 @@ def _judged(row, spec):
     state = _state(row, spec.get("expect"), row.relative)
     why = {
         NOT_RUN: spec.get("why", ""),
-        SMALLER: spec.get("scale", "").format(**row.smaller) if row.smaller else "",
+        SMALLER: _scale(row, spec),
         UNTOLD: _unclear(row),
         DIFFERENT: spec.get("different", {}).get(spec["name"], UNEXPLAINED),
     }
@@ -167,7 +167,7 @@ def _judged(row, spec):
 
 
 def _state(row, expect, relative):
-    if row.ours is None:
+    if row.ours is None and not row.lost:
         return NOT_RUN
     if row.smaller is not None:
         return SMALLER
@@ -182,6 +182,11 @@ def _state(row, expect, relative):
     if expect == "more":  # what is published takes a difference: none refutes it
         inside, certain = certain and found.mean > 0, inside or (certain and found.mean < 0)
     return SAME if inside else DIFFERENT if certain else UNTOLD
+
+
+def _scale(row, spec):
+    lost = f" Runs that diverged: {row.lost}." if row.lost else ""
+    return spec["scale"].format(**row.smaller) + lost if row.smaller else ""
 
 
 def _unclear(row):

@@ -64,23 +64,22 @@ def differences(
 
 
 def unpaired(values: list[float], others: list[float]) -> Estimate:
-    """The mean of `values` minus that of `others`, which have nothing in common.
+    """The mean of `values` minus that of `others`, which share no seeds. n counts the first.
 
-    The half-width is Welch's. A single value on one side counts as a number without an error, and
-    the half-width is that of the other side. n is the smaller number of values that have an error.
+    The half-width is Welch's. A single number for `others` counts as one without an error; a single
+    value gives no interval.
     """
-    means = [math.fsum(side) / len(side) for side in (values, others)]
+    mean = math.fsum(values) / len(values) - math.fsum(others) / len(others)
+    if len(values) < 2:
+        return Estimate(mean, math.nan, 1)
     sides = [side for side in (values, others) if len(side) > 1]
-    if not sides:
-        return Estimate(means[0] - means[1], math.nan, 1)
-    n = min(map(len, sides))
     parts = [spread(side) ** 2 / len(side) for side in sides]  # variances of the means
     total = math.fsum(parts)
     if not total:
-        return Estimate(means[0] - means[1], 0.0, n)
+        return Estimate(mean, 0.0, len(values))
     pairs = zip(parts, sides, strict=True)
     freedom = total**2 / math.fsum(part**2 / (len(side) - 1) for part, side in pairs)
-    return Estimate(means[0] - means[1], t_quantile(freedom) * math.sqrt(total), n)
+    return Estimate(mean, t_quantile(freedom) * math.sqrt(total), len(values))
 
 
 @lru_cache
