@@ -103,6 +103,7 @@ def study(
     from ..study.claims import CONTRASTS
     from ..study.execute import study_folder
     from ..study.grid import short_hash
+    from ..study.stored import write_plan
 
     if executor and ":" in executor:
         look_here()
@@ -131,6 +132,7 @@ def study(
     began = time.perf_counter()
     try:
         with study_folder(out, plan.identity):
+            write_plan(out, plan, command_line())
             records, selection = _run(plan, missing, seconds, out, jobs, executor, accept_code)
             wall = time.perf_counter() - began
             planned = None if given else preset
