@@ -10,6 +10,8 @@ a Sheet in its place.
 import re
 from dataclasses import dataclass, field
 
+from ..runtime import files
+from ..runtime.errors import EnvironmentFault
 from . import page
 from .console import say, table
 
@@ -70,6 +72,7 @@ class Fold:
 
     summary: str
     blocks: list
+    unfolded: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,14 @@ def to_html(title, sections, description=""):
     links = [(s.title, f"#{name}") for s, (name, _) in zip(sections, made, strict=True)]
     top = page.contents(links) if len(links) > 1 else None
     return page.page(title, *(part for _, part in made), description=description, top=top)
+
+
+def write_html(path, title, sections, description=""):
+    """Write that page: whole or not at all. Raises EnvironmentFault."""
+    try:
+        files.write_text(path, to_html(title, sections, description))
+    except EnvironmentFault as error:
+        raise EnvironmentFault(str(error), "choose another file with --html") from error
 
 
 def _names():
@@ -154,8 +165,8 @@ def _html(block):
             return page.figure(wide, narrow)
         case Gallery(figures):
             return page.gallery([_html(figure) for figure in figures])
-        case Fold(summary, blocks):
-            return page.fold(summary, *map(_html, blocks))
+        case Fold(summary, blocks, unfolded):
+            return page.fold(summary, *map(_html, blocks), unfolded=unfolded)
     raise TypeError(f"{block!r} is no block")
 
 
@@ -177,8 +188,8 @@ def _marked(blocks, level):
     for block in blocks:
         match block:
             case Section(title, within):
-                yield f"{'#' * level} {_plain(title)}"
-                yield from _marked(within, min(level + 1, 6))
+                parts = [*_marked(within, min(level + 1, 6))]
+                yield from [f"{'#' * level} {_plain(title)}", *parts] if parts else []
             case Fold(summary, within):
                 yield f"**{_plain(summary)}**"
                 yield from _marked(within, level)
@@ -236,14 +247,17 @@ def _show(console, blocks):
     for block in blocks:
         match block:
             case Section(title, within):
-                console.print()
-                say(console, title, "bold")
+                if not all(isinstance(one, Figure | Gallery) for one in within):
+                    console.print()
+                    say(console, title, "bold")
                 _show(console, within)
-            case Text(text) | Code(text):
+            case Text(text):
+                say(console, text.replace("**", ""))
+            case Code(text):
                 say(console, text)
             case Items(items):
                 for item in items:
-                    say(console, f"- {item}")
+                    say(console, f"- {item.replace('**', '')}")
             case Table(title, columns, rows):
                 table(console, title, columns, rows)
             case Fold(_, within):

@@ -11,7 +11,7 @@ from . import svg
 from .svg import LINE, Scale, element, number, placeable, write
 
 ROW, END = 24, 9  # the height of a row, and the room at both ends of the axis
-NAME = 240  # longer names are cut
+NAME = 280  # longer names are cut
 WIDE, NARROW = 884, svg.BLOCK  # widths of a plot: that of two panels, and that of one
 
 

@@ -129,7 +129,7 @@ def table(caption, columns, rows, sortable=True):
     heads = [tag("th", text, scope="col", class_=side) for text, side in columns]
     body = [tag("tr", [_cell(*of) for of in zip(row, sides, range(len(row)), strict=True)])
             for row in rows]  # fmt: skip
-    parts = (tag("caption", caption), tag("thead", tag("tr", *heads)), tag("tbody", *body))
+    parts = (_caption(caption), tag("thead", tag("tr", *heads)), tag("tbody", *body))
     made = tag("table", *parts, class_="sortable" if sortable and len(rows) > 1 else None)
     return _scrolling(made, caption)
 
@@ -143,6 +143,11 @@ def _cell(cell, side, place):
     of_row = {"scope": "row"} if not place else {}
     class_ = f"{side} {style}".rstrip()
     return tag("td" if place else "th", text, **of_row, class_=class_, data_value=key)
+
+
+def _caption(text):
+    """A caption that stays where it is while its table scrolls."""
+    return tag("caption", tag("span", text))
 
 
 def _scrolling(content, label):
@@ -167,7 +172,7 @@ def array(caption, values, rows=None, columns=None, digits=3, shaded=True):
     heads[0] = tag("td")  # the corner names nothing
     body = [tag("tr", tag("th", name, scope="row"), [cell(v) for v in row])
             for name, row in zip(rows, values, strict=True)]  # fmt: skip
-    parts = (tag("caption", caption), tag("thead", tag("tr", *heads)), tag("tbody", *body))
+    parts = (_caption(caption), tag("thead", tag("tr", *heads)), tag("tbody", *body))
     return _scrolling(tag("table", *parts, class_="array"), caption)
 
 

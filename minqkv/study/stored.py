@@ -109,8 +109,7 @@ def _damaged(path, error):
 
 def _ended(path, values):
     try:
-        runs = [_run(run) for run in values["runs"]]
-        records = {hash_of(run["config"]): run for run in runs}
+        records = {hash_of(run["config"]): _run(run) for run in values["runs"]}
         recipes = values["hyper_parameters"]
         return Stored(
             path=path,
@@ -124,7 +123,7 @@ def _ended(path, values):
             itemsize=_number(values["cache_itemsize"]),
             left_out=[_text(reason) for reason in values.get("left_out", ())],
             planned=len(records),
-            codes=dict(Counter(run["code"] for run in runs if run["code"])),
+            codes=dict(Counter(run["code"] for run in records.values() if run["code"])),
         )
     except (UsageError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path / "results.json", error) from error
@@ -132,13 +131,13 @@ def _ended(path, values):
 
 def _run(run):
     """What figures need of an entry of `runs`, in the form of a record."""
-    diverged, config = run["diverged"], run["config"]
-    kept = {"config": config, "code": _text(run.get("code") or "")}
+    diverged, reached, config = run["diverged"], run.get("reached"), run["config"]
+    recipe = config.get("recipe", config)  # in version 0.1.0, a configuration was flat
+    kept = {"code": _text(run.get("code") or "")}
+    kept |= {"config": {"recipe": {"steps": _number(recipe["steps"])}}}
     kept |= {"diverged": diverged and _text(diverged), "score": None if diverged else {}}
     kept |= {"losses": list(map(_number, run.get("losses", ())))}
     kept |= {"curve": [(_number(step), _number(score)) for step, score in run.get("curve", ())]}
-    reached = run.get("reached")
-    _number(config.get("recipe", config)["steps"])
     return kept | {"reached": None if reached is None else _number(reached)}
 
 
