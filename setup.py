@@ -53,6 +53,7 @@ setup(
         "minqkv": ["py.typed"],
         "minqkv.study.published": ["*.csv"],
         "minqkv.configs": ["*.toml"],
+        "minqkv.render": ["*.css", "*.js"],
         "minqkv.tasks": ["builtin.jsonl"],
     },
     cmdclass={"build_py": BuildWithLessons},
