@@ -42,24 +42,29 @@ def export(folder, advance=lambda done, note="": None):
 
 def played(lesson):
     """The lesson as a Chapter: run from beginning to end, with brief training."""
-    recorder, check = Recorder(), Check(lesson)
+    recorder = Recorder()
     with brief():
         Player(lesson, recorder).play(pause=False)
+    return chapter(lesson, recorder.drawn)
+
+
+def chapter(lesson, events):
+    """What the page of a lesson needs, given the events of playing it."""
+    check, steps = Check(lesson), BRIEF if lesson.trains else None
     texts = [lesson.companion(kind).read_text("utf-8") for kind in ("exercise", "solution")]
-    cut = BRIEF if lesson.trains else None
-    return Chapter(lesson, recorder.drawn, *texts, check.hints, check.explanation, cut)
+    return Chapter(lesson, events, *texts, check.hints, check.explanation, steps)
 
 
 def render(chapters):
     """Name -> text of every page."""
     package, users = Path(__file__).resolve().parents[1], defaultdict(dict)
-    for chapter in chapters:
-        for event in chapter.events:
+    for one in chapters:
+        for event in one.events:
             if event["event"] == "source" and event["file"].startswith("minqkv/"):
-                users[event["file"]][chapter.file] = chapter
+                users[event["file"]][one.file] = one
     pages = {"index.html": index_page(chapters, sorted(users), _MADE_BY)}
-    for chapter in chapters:
-        pages[chapter.file] = lesson_page(chapter, chapters, _MADE_BY)
+    for one in chapters:
+        pages[one.file] = lesson_page(one, chapters, _MADE_BY)
     for file in sorted(users):
         text = (package.parent / file).read_text("utf-8")
         pages[module_page(file)] = source_page(file, text, users[file].values(), _MADE_BY)
