@@ -33,6 +33,14 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
+// A button that opens every answer, for those who read and do not guess.
+for (const button of document.querySelectorAll("button.unfold")) {
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    for (const answer of document.querySelectorAll("details.answer")) answer.open = true;
+  });
+}
+
 // On paper nothing can be unfolded.
 const folded = () => document.querySelectorAll("details:not([open])");
 let opened = [];

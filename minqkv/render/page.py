@@ -16,7 +16,7 @@ from functools import cache
 from importlib.resources import files
 
 from . import svg
-from .layout import number
+from .layout import number, parts
 
 _EMPTY = {"br", "link", "meta"}  # elements that have no end
 _ABSENT = "–"  # how a table says that there is no value
@@ -57,17 +57,17 @@ def joined(*content, between=""):
 # ---- text
 
 
-def inline(text):
-    """`code` between backquotes and **strong** words of a text, as Markup."""
-    parts = []
-    for part in re.split(r"(`[^`]+`|\*\*[^*]+\*\*)", text):
-        if part[:1] == "`" and len(part) > 1:
-            parts.append(tag("code", part[1:-1]))
-        elif part[:2] == "**" and len(part) > 4:
-            parts.append(tag("strong", part[2:-2]))
+def inline(text, plain=lambda words: words):
+    """`code` between backquotes and **strong** words of a text, as Markup. `plain` is asked what
+    becomes of the other words.
+    """
+    made = []
+    for part, style in parts(text):
+        if style:
+            made.append(tag(style, part[1:-1] if style == "code" else part))
         else:
-            parts.append(part)
-    return joined(*parts)
+            made.append(plain(part))
+    return joined(*made)
 
 
 def paragraph(text, class_=None):
@@ -104,9 +104,9 @@ def code(text):
     return tag("pre", tag("code", text), tabindex="0")
 
 
-def fold(summary, *content, unfolded=False):
+def fold(summary, *content, unfolded=False, class_=None):
     """Content that opens below a summary."""
-    return tag("details", tag("summary", summary), *content, open=unfolded or None)
+    return tag("details", tag("summary", summary), *content, open=unfolded or None, class_=class_)
 
 
 # ---- tables and arrays
@@ -160,7 +160,7 @@ def array(caption, values, rows=None, columns=None, digits=3, shaded=True):
     """
     width = max(map(len, values), default=0)
     rows, columns = rows or range(len(values)), columns or range(width)
-    sizes = [abs(v) for row in values for v in row if svg.placeable(v) and not isinstance(v, str)]
+    sizes = [abs(v) for row in values for v in row if not isinstance(v, str) and svg.placeable(v)]
     limit = max([1, *sizes])
 
     def cell(v):
@@ -213,8 +213,10 @@ def contents(links, label="Contents"):
     return tag("nav", tag("ul", *items), class_="top", aria_label=label)
 
 
-def page(title, *content, description="", top=None, footer=None):
-    """The text of an HTML file. `top` is shown below the title, `footer` at the end."""
+def page(title, *content, description="", top=None, footer=None, kind=""):
+    """The text of an HTML file. `top` is shown below the title, `footer` at the end; `kind` is a
+    class for page.css.
+    """
     script = _part("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'"
@@ -237,6 +239,6 @@ def page(title, *content, description="", top=None, footer=None):
         tag("main", *content, id="content", tabindex="-1"),
         footer and tag("footer", footer),
         tag("script", Markup(script)),
-        class_="mq",
+        class_=f"mq {kind}".rstrip(),
     )
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
