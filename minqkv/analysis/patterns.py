@@ -7,7 +7,7 @@ from ..nn import Module
 from ..runtime.tracing import trace
 from ..tensor import no_grad
 
-LONGEST = 24  # tokens of an example that are looked at
+LONGEST = 20  # tokens of an example that are looked at
 
 
 def patterns(model: Module, x: np.ndarray) -> dict[str, np.ndarray]:

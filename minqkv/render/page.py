@@ -179,9 +179,13 @@ def array(caption, values, rows=None, columns=None, digits=3, shaded=True):
 # ---- figures
 
 
-def drawing(text):
-    """A drawing of svg.py as a part of a page, which has its colours already."""
-    return Markup(re.sub(r"<style>.*?</style>\n?", "", text, count=1, flags=re.S).strip())
+def drawing(text, class_=None):
+    """A drawing of svg.py as a part of a page, which has its colours already. Its letters become
+    no larger than those of the page.
+    """
+    width = float(re.search(r'viewBox="0 0 ([\d.]+)', text)[1])
+    inner = Markup(re.sub(r"<style>.*?</style>\n?", "", text, count=1, flags=re.S).strip())
+    return tag("div", inner, class_=class_, style=f"max-width:{svg.number(1.2 * width)}px")
 
 
 def figure(wide, narrow=None, caption=None):
@@ -189,8 +193,7 @@ def figure(wide, narrow=None, caption=None):
     caption = caption and tag("figcaption", caption)
     if narrow is None:
         return tag("figure", drawing(wide), caption)
-    both = [tag("div", drawing(wide), class_="wide has-narrow")]
-    both += [tag("div", drawing(narrow), class_="narrow has-wide")]
+    both = drawing(wide, "wide has-narrow"), drawing(narrow, "narrow has-wide")
     return tag("figure", *both, caption)
 
 

@@ -3,6 +3,7 @@ made. `document.py` shows them.
 """
 
 import math
+import re
 import shlex
 from dataclasses import asdict, dataclass, replace
 
@@ -323,7 +324,8 @@ def attention(model, config):
             (layer, j, head[i, j]) for layer, head in found.items() for j in range(head.shape[1])
         ]
         labels = _labels(task, x[i], maps[0][2].shape[-1])
-        drawn = [Figure("", _map(f"{layer}, head {j}", w, labels)) for layer, j, w in maps[:MAPS]]
+        drawn = [Figure("", _map(f"{_layer(name)}, head {j}", w, labels))
+                 for name, j, w in maps[:MAPS]]  # fmt: skip
         more = f" The first {MAPS} of {len(maps)} heads." if len(maps) > MAPS else ""
         shown = [*([Text(answer + more)] if answer + more else []), Gallery(drawn)]
         title = f"Example {i + 1} of the validation split"
@@ -338,6 +340,11 @@ def _answers(task, model, x, y):
         shown = [" ".join(map(str, item[n][:LONGEST])) for n in ("expected", "predicted")]
         verdict = f"{wrong} of {len(item['expected'])} answers wrong" if wrong else "all right"
         yield f"Expected `{shown[0]}`, predicted `{shown[1]}`: {verdict}."
+
+
+def _layer(name):
+    """The name of a layer's attention in words: "blocks.0.attn" is layer 0."""
+    return re.sub(r"^blocks\.(\d+)\.attn$", r"layer \1", name)
 
 
 def _map(name, weights, labels):
