@@ -299,7 +299,8 @@ def _arrays(event):
 
 
 def _size(shape):
-    return f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
+    """A shape as text that no line breaks."""
+    return str(tuple(shape)).replace(" ", "\u00a0")
 
 
 def _matrices(values, depth, index=""):
