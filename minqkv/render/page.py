@@ -129,7 +129,7 @@ def table(caption, columns, rows, sortable=True):
     heads = [tag("th", text, scope="col", class_=side) for text, side in columns]
     body = [tag("tr", [_cell(*of) for of in zip(row, sides, range(len(row)), strict=True)])
             for row in rows]  # fmt: skip
-    parts = (tag("caption", caption), tag("thead", tag("tr", *heads)), tag("tbody", *body))
+    parts = (_caption(caption), tag("thead", tag("tr", *heads)), tag("tbody", *body))
     made = tag("table", *parts, class_="sortable" if sortable and len(rows) > 1 else None)
     return _scrolling(made, caption)
 
@@ -143,6 +143,11 @@ def _cell(cell, side, place):
     of_row = {"scope": "row"} if not place else {}
     class_ = f"{side} {style}".rstrip()
     return tag("td" if place else "th", text, **of_row, class_=class_, data_value=key)
+
+
+def _caption(text):
+    """A caption that stays where it is while its table scrolls."""
+    return tag("caption", tag("span", text))
 
 
 def _scrolling(content, label):
@@ -167,16 +172,20 @@ def array(caption, values, rows=None, columns=None, digits=3, shaded=True):
     heads[0] = tag("td")  # the corner names nothing
     body = [tag("tr", tag("th", name, scope="row"), [cell(v) for v in row])
             for name, row in zip(rows, values, strict=True)]  # fmt: skip
-    parts = (tag("caption", caption), tag("thead", tag("tr", *heads)), tag("tbody", *body))
+    parts = (_caption(caption), tag("thead", tag("tr", *heads)), tag("tbody", *body))
     return _scrolling(tag("table", *parts, class_="array"), caption)
 
 
 # ---- figures
 
 
-def drawing(text):
-    """A drawing of svg.py as a part of a page, which has its colours already."""
-    return Markup(re.sub(r"<style>.*?</style>\n?", "", text, count=1, flags=re.S).strip())
+def drawing(text, class_=None):
+    """A drawing of svg.py as a part of a page, which has its colours already. Its letters become
+    no larger than those of the page.
+    """
+    width = float(re.search(r'viewBox="0 0 ([\d.]+)', text)[1])
+    inner = Markup(re.sub(r"<style>.*?</style>\n?", "", text, count=1, flags=re.S).strip())
+    return tag("div", inner, class_=class_, style=f"max-width:{svg.number(1.2 * width)}px")
 
 
 def figure(wide, narrow=None, caption=None):
@@ -184,8 +193,7 @@ def figure(wide, narrow=None, caption=None):
     caption = caption and tag("figcaption", caption)
     if narrow is None:
         return tag("figure", drawing(wide), caption)
-    both = [tag("div", drawing(wide), class_="wide has-narrow")]
-    both += [tag("div", drawing(narrow), class_="narrow has-wide")]
+    both = drawing(wide, "wide has-narrow"), drawing(narrow, "narrow has-wide")
     return tag("figure", *both, caption)
 
 
