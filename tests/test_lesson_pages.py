@@ -14,6 +14,8 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
+from browser import overflow, pale, unfold, visit
+from commands import wait_until
 from pages import Page
 
 from minqkv.render import course as pages
@@ -192,11 +194,7 @@ def test_whole_numbers_are_not_shaded():
 
 def test_an_array_of_more_axes_is_a_table_for_each_matrix(rng):
     _, page = shown(rng.random((2, 1, 3, 2)))
-    assert [re.sub(r".*<b>", "", c) for c in captions(page)] == ["[0, 0] (3, 2)", "[1, 0] (3, 2)"]
-
-
-def captions(page):
-    return [text for around, text in page.texts if around[-1] == "caption" and text.strip()]
+    assert page.text("caption") == "a <b>[0, 0] (3, 2) a <b>[1, 0] (3, 2)"
 
 
 def test_a_wide_array_is_a_drawing_with_words_and_numbers(rng):
@@ -320,3 +318,83 @@ def test_a_place_that_cannot_be_written(few, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises((EnvironmentFault, UsageError)):
         export.export(tmp_path / "file/pages")
+
+
+# ---- in a browser
+
+
+@pytest.fixture(scope="module")
+def folder(made, tmp_path_factory):
+    """The pages as files."""
+    folder = tmp_path_factory.mktemp("course")
+    export.write(folder, made)
+    return folder
+
+
+def test_nothing_overflows(browser, folder, made):
+    for name in made:
+        with visit(browser, folder / name) as page:
+            unfold(page)
+            for width in (400, 800, 1400):
+                page.set_viewport_size({"width": width, "height": 900})
+                assert overflow(page) == [], (name, width)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_can_be_read(browser, folder, scheme):
+    for name in ("index", "08_two_projections_or_one", "source/minqkv.tensor"):
+        with visit(browser, folder / f"{name}.html", 800, scheme) as page:
+            unfold(page)
+            assert pale(page) == [], name
+
+
+def test_fold_outs_open_from_the_keyboard(browser, folder):
+    with visit(browser, folder / "06_attention_by_hand.html") as page:
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+        focused, folds = "document.activeElement", []
+        while page.evaluate(f"{focused}.tagName") != "SUMMARY":
+            page.keyboard.press("Tab")
+        for key in ("Enter", "Space", "Enter"):
+            page.keyboard.press(key)
+            folds.append(page.evaluate(f"{focused}.parentElement.open"))
+        assert folds == [True, False, True]
+        assert page.evaluate("document.querySelectorAll('details[open]').length") == 1
+
+
+def test_all_answers_open_at_once_but_no_solution(browser, folder):
+    with visit(browser, folder / "06_attention_by_hand.html") as page:
+        page.get_by_role("button", name="Open all answers").press("Enter")
+        assert page.locator("details.answer:not([open])").count() == 0
+        assert page.locator("details[open]").count() == page.locator("details.answer").count()
+
+
+def test_on_paper_everything_is_open(browser, folder):
+    with visit(browser, folder / "06_attention_by_hand.html", 700) as page:
+        page.emulate_media(media="print", color_scheme="dark")
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert page.locator("details:not([open])").count() == 0
+        assert not page.get_by_role("button", name="Open all answers").is_visible()
+        back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert back == "rgb(255, 255, 255)"
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert page.locator("details[open]").count() == 0
+
+
+def test_without_scripts_nothing_is_lost(browser, folder):
+    with visit(browser, folder / "06_attention_by_hand.html", scripts=False) as page:
+        assert page.get_by_text("Open all answers").is_hidden()
+        answer = page.locator("details.answer").first
+        answer.locator("summary").click()
+        assert answer.locator("table").first.is_visible()
+
+
+def test_a_link_leads_to_the_line(browser, folder):
+    with visit(browser, folder / "06_attention_by_hand.html") as page:
+        page.get_by_role("link", name="minqkv/attention.py:").click()
+        page.wait_for_url("**/source/minqkv.attention.html#L*")
+        line = page.locator(":target")
+        assert "def forward" in line.inner_text()
+        wait_until(lambda: page.evaluate("scrollY") > 1000)  # it glides there
+        page.get_by_role("link", name="Lesson 6").click()
+        page.wait_for_url("**/06_attention_by_hand.html")

@@ -15,7 +15,7 @@ from .page import (
     anchor,
     array,
     code,
-    drawing,
+    figure,
     fold,
     gallery,
     heading,
@@ -260,17 +260,12 @@ class _Page:
         label = f"{event['x']} ({max(map(len, event['series'].values()))} values)"
         panel = figures.Panel("", label, "", series, y_log=event["log"])
         title = event["title"] + (" (logarithmic)" if event["log"] else "")
-        return _figure(figures.figure(title, [panel], 1), "; ".join(ends))
+        return figure(figures.figure(title, [panel], 1), caption="; ".join(ends))
 
     def _show(self, event):
         return _arrays(event)
 
     _heat = _show
-
-
-def _figure(text, told):
-    """A drawing of one column, and in words what it shows."""
-    return tag("figure", tag("div", drawing(text), class_="narrow"), tag("figcaption", told))
 
 
 # ---- arrays
@@ -299,7 +294,8 @@ def _arrays(event):
 
 
 def _size(shape):
-    return f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
+    """A shape as text that no line breaks."""
+    return str(tuple(shape)).replace(" ", "\u00a0")
 
 
 def _matrices(values, depth, index=""):
@@ -322,7 +318,7 @@ def _map(event, each):
     if known:
         least, most, mean = min(known), max(known), sum(known) / len(known)
         told += f" Its values are from {least:.3g} to {most:.3g}, and {mean:.3g} on average."
-    return _figure(figures.heat_map(event["name"], drawn, rows, columns, 1), told)
+    return figure(figures.heat_map(event["name"], drawn, rows, columns, 1), caption=told)
 
 
 # ---- code
