@@ -36,6 +36,7 @@ VOCABULARIES = {"nano": 66, "small": 1024}  # the characters of tiny Shakespeare
 STEPS, TOLERANCE = 3, 1e-4  # of losses without dropout
 LONG = {"seq_len": 1024, "n_embd": 256, "n_layer": 6, "n_head": 8, "batch": 4}
 QUICK = {"seq_len": 32, "n_embd": 32, "n_layer": 2, "n_head": 2, "batch": 4}
+CONSECUTIVE = {"least": 0.3, "rest": 0.3}  # a sample of training: steps in a row, as in a run
 LIMIT_SECONDS = 300  # for a measurement of memory
 
 
@@ -67,6 +68,7 @@ def training(options, rounds, timing):
     torch_gpt = load_torch(options)
     changes = {"nano": QUICK} if options.quick else {name: {} for name in VOCABULARIES}
     configs = {name: configuration(name, options.threads, **c) for name, c in changes.items()}
+    timing = CONSECUTIVE | timing
     rows = [train_row(name, config, torch_gpt, rounds, timing) for name, config in configs.items()]
     show_training(rows)
     return rows, {f"{row['configuration']}: tokens/s": row["tokens_per_second"] for row in rows}

@@ -76,11 +76,11 @@ def uneven(rng):
     return x, y
 
 
-def assert_close(found, expected):
-    """The same loss and gradients, but for rounding in float64."""
+def assert_close(found, expected, atol=1e-12):
+    """The same loss and gradients, but for rounding; by default in float64."""
     assert found[0] == pytest.approx(expected[0], rel=1e-13)
     for a, b in zip(found[1], expected[1], strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 7])
@@ -134,11 +134,18 @@ def same_bits(a, b):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("variant", [*EVERY, "qkv/q-k=v"])
 def test_recomputation_keeps_every_bit(variant, dtype, hardware, rng):
-    """Of every gradient, that of the tied embedding included, with dropout on."""
+    """Of every gradient, that of the tied embedding included, with dropout on.
+
+    On a GPU, atomics add up the gradient of an embedding in an order that differs from run to run.
+    """
     x, y = rng.integers(0, 5, (2, 4, 5))
     made = {"dtype": dtype, "dropout": 0.2, "position": "rope"}
     plain = gradients(fresh_gpt(variant, **made), x, y, 2)
-    assert same_bits(plain, gradients(fresh_gpt(variant, **made, recompute=True), x, y, 2))
+    found = gradients(fresh_gpt(variant, **made, recompute=True), x, y, 2)
+    if hardware.name == "cupy":
+        assert_close(found, plain, 1e-6 if dtype == "float32" else 1e-12)
+    else:
+        assert same_bits(plain, found)
 
 
 def test_recomputation_in_shards_keeps_every_bit(two_threads, rng):

@@ -24,7 +24,7 @@ from .errors import EnvironmentFault, UsageError, unknown
 Array = np.ndarray  # in type hints: an array of the backend in use, so cupy.ndarray on a GPU
 
 LARGE_CACHE = 1 << 26  # bytes from which the sequences of a batch are shared out to the cores
-PIECE = 1 << 15  # numbers of an array that are worked on while they are in a core's cache
+PIECE = 1 << 17  # numbers of an array that are worked on while they are in a core's cache
 LARGE_PASS = 1 << 18  # numbers from which several cores work on an array, piece by piece
 LARGE_PRODUCT = 1 << 22  # multiply-adds from which BLAS's own threads pay
 
