@@ -13,6 +13,8 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+from browser import chromium, overflow, pale, visit
+from pages import Page
 
 from bench import ours
 from minqkv.cli import study as study_command
@@ -65,7 +67,7 @@ def results(**scores_of):
 
 def quantile(freedom):
     """The .975 quantile of Student's t, from a table of its distribution function."""
-    x = np.linspace(0, 1000, 4_000_001)
+    x = np.linspace(0, 40, 40_001)  # far beyond the quantile; steps of a thousandth
     constant = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)
     density = np.exp(constant - (freedom + 1) / 2 * np.log1p(x * x / freedom))
     density /= math.sqrt(freedom * math.pi)
@@ -657,7 +659,7 @@ def test_it_fits(width, committed, cli, monkeypatch):
     code, out, _ = cli("paper")
     assert code == 0
     for line in out.splitlines():
-        assert len(line) <= width or line.startswith("  minqkv "), line
+        assert len(line) <= width or line.startswith("minqkv "), line
     if width >= 80:
         assert "q-k=v     smaller scale    5.27    +3.1 %   21.28   +2.2 %   6.37 ± .14   3" in out
 
@@ -692,6 +694,36 @@ def test_json_has_no_nan(cli, tmp_path):
         len(group["rows"]) for table in found["tables"] for group in table["groups"]
     )
     assert row_of(out, "cells", CELL, "qkv")["difference"]["half"] is None
+
+
+def test_a_page(cli, tables, tmp_path):
+    code, out, err = cli("paper", "--html", "page.html")
+    assert (code, out) == (0, "")
+    assert err == "written: page.html\n"
+    page = Page((tmp_path / "page.html").read_text("utf-8"))
+    assert page.outside() == []
+    text = page.text()
+    for table in tables.values():
+        assert f"{table.title} [{table.name}]" in text
+        for row in table.rows:
+            assert all(
+                f"{int(of):,}" if len(of) > 6 else of in text for of in row.published.values()
+            )
+            assert row.state != "different" or row.why in text
+    assert text.index("Different from the paper") < text.index("Table 1; re-run")
+    code, out, err = cli("paper", "--html", "/proc/no/page.html")
+    assert code == 3
+    assert "choose another file with --html" in err
+
+
+@pytest.mark.parametrize("width", [400, 800, 1400])
+def test_the_page_in_a_browser(width, cli, tmp_path):
+    with chromium() as browser:
+        assert cli("paper", "--html", "page.html")[0] == 0
+        for scheme in ("light", "dark"):
+            with visit(browser, tmp_path / "page.html", width, scheme) as page:
+                assert overflow(page) == []
+                assert pale(page) == []
 
 
 # ---- studies that are run for it

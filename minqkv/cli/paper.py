@@ -10,6 +10,7 @@ import click
 
 from ..runtime.errors import MinqkvError
 from .options import Listed, computes, print_json
+from .report import html_option
 from .study import study
 
 
@@ -31,16 +32,18 @@ from .study import study
     show_default=True,
     help="For --run: where each study gets a folder.",
 )
+@html_option
 @click.option("--dry-run", is_flag=True, help="Only say what --run would run, and how long.")
 @computes
-def paper(folders, names, run, jobs, out, dry_run, as_json):
+def paper(folders, names, run, jobs, out, html, dry_run, as_json):
     """The paper's tables and claims beside ours: what agrees, what does not, what was not run.
 
     Ours are the committed results. FOLDERS of studies of yours take their place where they have the
     same runs, and fill what is missing.
     """
-    from ..render import paper as view
     from ..render.console import say, stderr, stdout
+    from ..render.document import Section, Text, show, write_html
+    from ..render.paper import headline, sections
     from ..study.measured import committed, in_folder, merged
     from ..study.paper import as_data, tables
 
@@ -58,10 +61,14 @@ def paper(folders, names, run, jobs, out, dry_run, as_json):
     for folder in folders if not names else ():
         if str(folder) not in used:
             say(stderr(), f"{folder}: nothing in it belongs to a table of the paper")
+    if html:
+        first = Section("Summary", [Text(headline(found))])
+        write_html(html, "The paper and minqkv", [first, *sections(found)])
+        say(stderr(), f"written: {html}")
     if as_json:
         print_json(as_data(found))
-    else:
-        view.paper(stdout(), found)
+    elif not html:
+        show(stdout(), headline(found), sections(found))
 
 
 def _plan(which, out, jobs, as_json):

@@ -45,8 +45,8 @@ def say(console, text="", style=None):
 
 
 def command(console, text):
-    """A command on a line of its own, which only the terminal itself wraps: so it can be copied."""
-    console.print(Text(f"  {text}"), soft_wrap=True)
+    """A command, whose lines only the terminal itself wraps: so it can be copied."""
+    console.print(Text(text), soft_wrap=True)
 
 
 def table(console, title, columns, rows):
