@@ -311,6 +311,11 @@ def test_every_published_number_is_in_a_table(tables):
     }
     for line in lines("paper.csv"):
         assert tuple(line.values()) in shown
+    for line in lines("vision.csv"):
+        variant, source, *_ = line.values()
+        figures = [(group, line[group]) for group in list(line)[2:] if line[group]]
+        for group, figure in figures:
+            assert ("vision", group, variant, source, figure) in shown
 
 
 def planned(args, monkeypatch):
@@ -495,6 +500,19 @@ def test_a_smaller_scale_gets_no_verdict():
     assert rows["qkv"].our_change is None
     assert {rows[name].state for name in ("mqa", "gqa-4")} == {"not run"}
     assert group.relative
+
+
+def test_where_nothing_is_published_ours_is_shown():
+    found = language({"qkv": [6.0, 6.1], "mqa": [6.2, 6.3]})
+    spec = {"title": "texts", "settings": {"name": "text", "seq_len": 64}, "full": {}}
+    rows = {row.name: row for _, row in beside.runs(spec, {}, found)}
+    assert list(rows) == ["qkv", "mqa"]
+    assert rows["mqa"].ours.mean == pytest.approx(6.25)
+    assert rows["mqa"].our_change.mean == pytest.approx((6.2 / 6.0 + 6.3 / 6.1) / 2 - 1)
+    assert rows["mqa"].difference is None
+    assert rows["mqa"].smaller["seq_len"] == 64
+    other = spec | {"settings": {"name": "text", "seq_len": 65}}
+    assert list(beside.runs(other, {}, found)) == []
 
 
 def test_the_whole_scale_is_judged_by_one_per_cent():

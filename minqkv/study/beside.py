@@ -8,6 +8,7 @@ title of its group.
 import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -107,40 +108,39 @@ def pairs(spec: dict, published: dict, results: Results) -> Found:
 
 
 def runs(spec: dict, published: dict, results: Results) -> Found:
-    """The arms of a study, in the last size that was run. Unless its settings are the `full` ones
-    of the group, a row is of a smaller scale.
+    """The arms of a study, in the last size that was run. With less than the `full` settings of the
+    group, or where nothing is published, a row is of a smaller scale.
     """
-    arms = {variant: _last(spec["settings"], variant, results) for variant in published}
-    relative = any(one and one.config.task.relative for one in arms.values())
-    for variant, figures in published.items():
+    arms = {}
+    for config, one in results.items():
+        if config.task.head_dim is None and spec["settings"].items() <= _settings(config).items():
+            arms[config.variant] = one
+    relative = any(one.config.task.relative for one in arms.values())
+    for variant, figures in (published or {name: {} for name in arms}).items():
         change = _change(variant, published, relative)
-        row, one = Row(variant, figures, change=change, relative=relative), arms[variant]
+        row, one = Row(variant, figures, change=change, relative=relative), arms.get(variant)
         if one:
-            settings = asdict(one.config.task) | asdict(one.config.recipe)
-            row = _measured(row, one, [float(next(iter(figures.values())))])
+            settings, numbers = _settings(one.config), list(figures.values())[:1]
+            row = _measured(row, one, [float(number) for number in numbers])
             baseline = results.get(replace(one.config, variant="qkv"))
             if baseline and variant != "qkv":
                 paired = stats.paired(one.finished, baseline.finished, relative)
                 row = replace(row, our_change=paired)
-            if not spec["full"].items() <= settings.items():
+            small = any(settings.get(name, 0) < least for name, least in spec["full"].items())
+            if small or not figures:
                 row = replace(row, smaller=settings, difference=None, p=None)
         yield spec["title"], row
 
 
-def _last(settings, variant, results):
-    """The arm of a variant with heads of the usual width, in the last configuration that fits."""
-    fitting = [
-        one
-        for config, one in results.items()
-        if (config.variant, config.task.head_dim) == (variant, None)
-        and settings.items() <= asdict(config.task).items()
-    ]
-    return fitting[-1] if fitting else None
+def _settings(config):
+    """What a run is chosen and described by."""
+    found = asdict(config.task) | asdict(config.recipe)
+    return found | {"of": Path(str(found.get("data"))).name.lower().replace("-", "")}
 
 
 def _change(variant, published, relative):
     """What is published of a variant's change from qkv, by source."""
-    found, base = published[variant], published.get("qkv", {})
+    found, base = published.get(variant, {}), published.get("qkv", {})
     pairs = {s: (float(v), float(base[s])) for s, v in found.items() if s in base}
     pairs = {} if variant == "qkv" else pairs
     return {s: a / b - 1 if relative else a - b for s, (a, b) in pairs.items()}
@@ -148,11 +148,12 @@ def _change(variant, published, relative):
 
 def _measured(row, one, theirs):
     """The row with our scores, and their difference from published ones."""
-    scores, mean = list(one.finished.values()), fmean(theirs)
+    scores = list(one.finished.values())
     lost = len(one.scores) - len(scores)
     row = replace(row, ours=stats.estimate(scores), lost=lost, folders=one.folders)
-    if not scores:
+    if not scores or not theirs:
         return row
+    mean = fmean(theirs)
     if row.relative:
         scores, theirs, mean = [s / mean for s in scores], [t / mean for t in theirs], 1.0
     return _tested(replace(row, difference=stats.unpaired(scores, theirs)), scores, mean)

@@ -22,7 +22,7 @@ from . import stats
 from .beside import OURS, Row
 from .claims import MARGIN, RELATIVE_MARGIN
 from .measured import Results
-from .published import language_models, printed, synthetic_2026
+from .published import printed, synthetic_2026
 from .summary import without_nan
 
 STATES = DIFFERENT, SAME, UNTOLD, SMALLER, NOT_RUN = (
@@ -127,11 +127,6 @@ def _corrected(drafts):
 def _published(table):
     """group -> row -> source -> figure, as printed."""
     found = printed().get(table, {})
-    if table == "lm-300m":
-        source = {"padded": "paper", "masked": "later"}
-        models = language_models().items()
-        figures = {v: {source[k]: f"{x:.2f}" for k, x in of.items()} for v, of in models}
-        return {"perplexity": figures}
     if table == "synthetic":
         for (variant, task), mean in _grand_means().items():
             found[task][variant]["re-run"] = f"{mean:.3f}".removeprefix("0")
