@@ -63,9 +63,14 @@ Found = Iterator[tuple[str, Row]]  # rows, each with the title of its group
 
 def cells(spec: dict, published: dict, results: Results) -> Found:
     """Each size that the authors ran and we ran too, by itself."""
-    for (variant, task, *size), theirs in synthetic_2026().items():
-        sizes = dict(zip(SIZES, size, strict=True))
-        if one := results.get(configure(task, variant, **sizes)):
+    ours = {}
+    for config, one in results.items():
+        if theirs := published_accuracies(config):
+            sizes = {name: getattr(config.task, name) for name in SIZES}
+            ours[config.variant, config.task.name, *sizes.values()] = one, theirs, sizes
+    for variant, task, *size in synthetic_2026():  # in the order of the authors
+        if found := ours.get((variant, task, *size)):
+            one, theirs, sizes = found
             row = Row(variant, {"re-run": f"{fmean(theirs):.3f}".removeprefix("0")})
             title = "  ".join([task, *(f"{SHORT[name]} {n}" for name, n in sizes.items())])
             yield title, _measured(row, one, theirs)
@@ -75,11 +80,12 @@ def sweep(spec: dict, published: dict, results: Results) -> Found:
     """The mean over all `sizes` of all `tasks`, where each was run."""
     names, values = zip(*spec["sizes"].items(), strict=True)
     sizes = [dict(zip(names, size, strict=True)) for size in itertools.product(*values)]
+    begun = any(spec["settings"].items() <= _settings(config).items() for config in results)
     for variant, figures in published.items():
-        cases = itertools.product(spec["tasks"], sizes)
+        cases = itertools.product(spec["tasks"], sizes if begun else [])
         configs = [configure(t, variant, **spec["settings"], **size) for t, size in cases]
         arms, row = [results.get(config) for config in configs], Row(variant, figures)
-        if all(arms):
+        if begun and all(arms):
             by_seed = {seed: [arm.scores.get(seed) for arm in arms] for seed in arms[0].scores}
             means = {k: None if None in of else fmean(of) for k, of in by_seed.items()}
             one = Measured(configs[0], means, arms[0].folders)
