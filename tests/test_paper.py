@@ -533,16 +533,21 @@ def test_a_sweep_counts_when_it_is_complete():
         config = configure("reverse", "qkv", protocol="2023", **named)
         found[config] = measured.Measured(config, {0: 0.5, 1: 0.7 + i / 100}, ("here",))
 
+    spec = paper.registered()["synthetic"] | {"title": "reverse", "tasks": ["reverse"]}
+    published = {"qkv": {"paper": ".698"}}
+
     def row():
-        return paper.tables(found, ("synthetic",))[0].groups[0].rows[0]
+        (only,) = beside.sweep(spec, published, found)
+        return only[1]
 
     assert row().ours.n == 2
     assert row().ours.mean == pytest.approx((0.5 + 0.7 + 7.5 / 100) / 2)
     assert row().difference.mean == pytest.approx(row().ours.mean - 0.698)
     found[config] = measured.Measured(config, {0: 0.5, 1: None}, ("here",))
-    assert row().state == "cannot be told"
+    assert (row().ours.n, row().lost) == (1, 1)
+    assert paper.tables(found, ("synthetic",))[0].rows[0].state == "cannot be told"
     del found[config]
-    assert row().state == "not run"
+    assert row().ours is None
 
 
 # ---- folders
