@@ -3,8 +3,9 @@
 from .block import PROTOCOLS, Block, Positions, Style
 from .gpt import GPT, PRESETS, GPTConfig
 from .tagger import Tagger, TaggerConfig
+from .vit import ViT, ViTConfig, patchify, unpatchify
 
 __all__ = [
     "GPT", "PRESETS", "PROTOCOLS", "Block", "GPTConfig", "Positions", "Style", "Tagger",
-    "TaggerConfig",
+    "TaggerConfig", "ViT", "ViTConfig", "patchify", "unpatchify",
 ]  # fmt: skip
