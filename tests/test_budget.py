@@ -45,7 +45,7 @@ RANKS = [
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
-    "the book": ({*BOOK, "runs"} - {"caches"}, 2740),
+    "the book": ({*BOOK, "runs"} - {"caches"}, 2830),
     "beside it, further kinds of cache": ({"caches"}, 400),
     "runtime": ({"runtime"}, 900),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
