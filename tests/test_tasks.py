@@ -300,7 +300,7 @@ WRONG = {
         "every target is ignored"),
     "a mistake": ({"examples": lambda s, r, n: s.nothing}, "my:Mine raised AttributeError"),
     "no model": ({"config": lambda s, variant: 3},
-        "config gives 3, not a GPTConfig or a TaggerConfig"),
+        "config gives 3, not a GPTConfig or TaggerConfig or ViTConfig"),
     "no metric": ({"metric": "exact"}, "predict gives accuracy, loss, predictions, but no exact"),
     "no predictions": ({"predict": lambda s, m, x, y: {"accuracy": 0.5}}, "but no predictions"),
     "a word for a score": (

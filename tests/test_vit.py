@@ -9,6 +9,7 @@ from toys import EVERY, POSITIONS, host, scramble, vit
 import minqkv as mq
 from minqkv import backend as backends
 from minqkv import functional as F
+from minqkv.analysis.needs import n_params
 from minqkv.models import ViT, ViTConfig, patchify, unpatchify
 from minqkv.models.vit import POOLS
 from minqkv.runtime.errors import UsageError
@@ -220,3 +221,10 @@ def test_what_is_refused(x, says, backend):
 def test_configurations_that_cannot_be(values, says):
     with pytest.raises(UsageError, match=says):
         vit("qkv", **values)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("variant", EVERY)
+def test_its_parameters_are_counted_without_building_it(variant, pool):
+    cfg = ViTConfig(6, 5, 3, 2, 4, 16, variant, pool, position="learned")
+    assert n_params(cfg) == ViT(cfg).n_params

@@ -15,7 +15,7 @@ from typing import ClassVar, get_type_hints
 import numpy as np
 
 from ..attention import LARGEST
-from ..models import GPT, GPTConfig, Tagger, TaggerConfig
+from ..models import MODELS, GPTConfig, TaggerConfig, ViTConfig
 from ..nn import Module
 from ..runtime.errors import UsageError, unknown
 from ..runtime.rng import stream
@@ -106,10 +106,12 @@ class Task(ABC):
 
     @abstractmethod
     def examples(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """n inputs and targets, (n, T) integers each; IGNORE where nothing is asked."""
+        """n inputs and targets, (n, T) integers each; IGNORE where nothing is asked. For a ViT,
+        inputs are vectors (n, N, n_in), and targets (n,) or (n, N).
+        """
 
     @abstractmethod
-    def config(self, variant: str) -> GPTConfig | TaggerConfig:
+    def config(self, variant: str) -> GPTConfig | TaggerConfig | ViTConfig:
         """The configuration of the model with this variant of attention."""
 
     @classmethod
@@ -134,10 +136,11 @@ class Task(ABC):
     def model(self, variant: str, seed: int) -> Module:
         """A fresh model."""
         cfg = self.config(variant)
-        if not isinstance(cfg, (GPTConfig, TaggerConfig)):
-            what = f"config gives {cfg!r}, not a GPTConfig or a TaggerConfig"
-            raise UsageError(f"{self.name}: {what}")
-        return (GPT if isinstance(cfg, GPTConfig) else Tagger)(cfg, seed)
+        for kind, model in MODELS.items():
+            if isinstance(cfg, kind):
+                return model(cfg, seed)
+        kinds = " or ".join(kind.__name__ for kind in MODELS)
+        raise UsageError(f"{self.name}: config gives {cfg!r}, not a {kinds}")
 
     def draw(self, seed: int, split: str, n: int) -> tuple[np.ndarray, np.ndarray]:
         """n examples of a split. Splits never share a stream."""
