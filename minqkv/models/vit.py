@@ -56,7 +56,7 @@ def unpatchify(patches: np.ndarray, size: int, height: int, width: int) -> np.nd
 @dataclass(frozen=True)
 class ViTConfig(Layered):
     """An encoder of up to `n_token` vectors of `n_in` numbers (paper, section 4.2), in the blocks
-    of protocol 2026: pre-norm, GELU, no dropout.
+    of protocol 2026: pre-norm, GELU, no dropout, learned positions that start with deviation 1.
 
     `pool` is one of POOLS. `plus_start` sets the initial temperature of "+". `head_dim` is
     n_embd / n_head unless given. `variant` may name one variant a layer: "qkv/q-k=v".
@@ -104,7 +104,7 @@ class ViT(Module):
         self.embed = Linear(cfg.n_in, d, init / "embed")
         if cfg.pool == "class":
             self.cls = (init / "cls").normal((1, 1, d), 0.02)
-        self.wpe = Positions(cfg, init / "wpe", std=0.02)
+        self.wpe = Positions(cfg, init / "wpe", std=1.0)  # as in a Tagger
         self.blocks = [
             Block(cfg, spec, style, style.mlp_ratio * d, init / f"blocks.{i}")
             for i, spec in enumerate(cfg.specs)
