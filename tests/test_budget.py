@@ -246,6 +246,7 @@ PLACES = {  # beside the standard library: what may be imported, and where
     "threadpoolctl": lambda name, inside: name in ("runtime/blas.py", "runtime/doctor.py"),
     "cupy": lambda name, inside: name == "runtime/backend.py" and inside,
     "dask": lambda name, inside: name == "study/executors.py" and inside,
+    "PIL": lambda name, inside: name == "tasks/imagefolders.py" and inside,
     "mpi4py": lambda name, inside: (
         name in ("study/executors.py", "runtime/distributed.py") and inside
     ),

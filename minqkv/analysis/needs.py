@@ -41,6 +41,7 @@ class Needs:
     `gradients` counts the copy that the optimiser gathers, one for each shard, and the sum over
     earlier parts of a batch. `saving` counts the copies made while a checkpoint is written.
     `scoring` counts the examples of a score, and the forward passes that run at the same time.
+    `data` is what a task keeps in memory, such as all images.
     Activations, scoring and saving are never in memory together. Temporary arrays come on top.
     """
 
@@ -51,6 +52,7 @@ class Needs:
     activations: int
     scoring: int
     saving: int
+    data: int = 0
 
     @property
     def total(self) -> int:
@@ -60,7 +62,7 @@ class Needs:
     @property
     def fixed(self) -> int:
         """Bytes that are needed however few and short the sequences are."""
-        return self.weights + self.gradients + self.moments + self.saving
+        return self.weights + self.gradients + self.moments + self.saving + self.data
 
 
 def needs(config: RunConfig, ranks: int = 1) -> Needs:
@@ -78,7 +80,8 @@ def needs(config: RunConfig, ranks: int = 1) -> Needs:
     activations = activation_bytes(cfg, rows, cfg.block_size)
     saving = 6 * weights if backend.current.on_host else 0  # else on the host, which has room
     scoring = _scoring(config, own, cfg, threads)
-    return Needs(n, weights, gradients, 2 * weights, activations, scoring, saving)
+    moments, data = 2 * weights, config.task.data_bytes
+    return Needs(n, weights, gradients, moments, activations, scoring, saving, data)
 
 
 def _scoring(config, own, cfg, threads):

@@ -126,7 +126,8 @@ def study(
         if not as_json:
             _dry_run(plan, line)
         return None
-    for text in (line, *(f"left out: {reason}" for reason in plan.impossible)):
+    data = dict.fromkeys(filter(None, (config.task.about_data() for config in plan.configs)))
+    for text in (line, *data, *(f"left out: {reason}" for reason in plan.impossible)):
         say(stderr(), text)
     began = time.perf_counter()
     try:
@@ -149,7 +150,7 @@ def _plan(preset, ablate, given):
 
     own = {name: own_task(name) for name in given.get("tasks", ()) if ":" in name}
     if not ablate:
-        with patient("prepare the text", 100) as advance:
+        with patient("prepare the data", 100) as advance:
             return plan(blocks(preset, given, own), own, advance)
     if given.keys() & {"variants", "lr"}:
         why = "--ablate plus chooses the variants itself, and trains all at one rate"

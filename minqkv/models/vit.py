@@ -33,9 +33,10 @@ def patchify(images: np.ndarray, size: int) -> np.ndarray:
     B, height, width, C = images.shape
     if size < 1 or height % size or width % size:
         raise UsageError(f"patches of {size} × {size} do not fill images of {height} × {width}")
+    N = height * width // size**2
     x = images.reshape(B, height // size, size, width // size, size, C)
     x = x.transpose(0, 1, 3, 2, 4, 5)  # (B, height/size, width/size, size, size, C)
-    return x.reshape(B, -1, size * size * C)  # (B, N, size · size · C)
+    return x.reshape(B, N, size * size * C)
 
 
 def unpatchify(patches: np.ndarray, size: int, height: int, width: int) -> np.ndarray:

@@ -74,8 +74,9 @@ class Task(ABC):
     lies within `limits`. With `sparse`, logits are computed only where a target counts. With
     `answers`, predictions are right or wrong, and an example with a wrong one is a mistake. With
     `relative`, a study compares ratios of scores, not differences. A study takes one value of each
-    field in `one_each`, from which `prepared` makes others. With `language`, a study shows the
-    paper's language models beside its tables.
+    field in `one_each`, from which `prepared` makes others. `published` is the table of the paper
+    that a study shows beside its own: "language", "vision", or none. With `language`, examples are
+    texts, and a study shows the speed of training. `unit` is what examples are called.
     """
 
     name: str = ""
@@ -98,6 +99,8 @@ class Task(ABC):
     relative: ClassVar[bool] = False
     one_each: ClassVar[tuple[str, ...]] = ()
     language: ClassVar[bool] = False
+    published: ClassVar[str | None] = None
+    unit: ClassVar[str] = "sequences"
 
     def __post_init__(self):
         check_types(self)
@@ -120,6 +123,15 @@ class Task(ABC):
         `progress(done, total)` is called meanwhile.
         """
         return given
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of data that a run keeps in memory."""
+        return 0
+
+    def about_data(self) -> str | None:
+        """A sentence on where the examples come from; None for a task that makes them."""
+        return None
 
     def check_data(self) -> None:  # noqa: B027 - most tasks make their data
         """Refuse data that a run could not train or be scored on, before anything is written."""
@@ -202,6 +214,10 @@ class Task(ABC):
             }
             for row, answer, found in zip(x, y, predicted, strict=True)
         ]
+
+    def picture(self, row: np.ndarray) -> list[str] | None:
+        """An input as lines of text, shown with a mistake; None where `mistakes` says all."""
+        return None
 
     def shown(self, row: np.ndarray) -> np.ndarray:
         """The part of an input that is shown with a mistake."""
