@@ -210,6 +210,17 @@ def test_test_images_of_another_size(tmp_path):
     check_fault(tmp_path, "images of .* differ in size: 6 × 6, 8 × 8", tmp_path.name)
 
 
+def test_other_names_of_idx_files(tmp_path):
+    write_idx(tmp_path, *blobs(40), "emnist-letters-train")
+    write_idx(tmp_path, *blobs(10, seed=1), "emnist-letters-test")
+    for path in tmp_path.iterdir():
+        path.rename(path.with_name(path.name.replace("-idx", ".idx")))  # as some copies have it
+    assert [len(load(str(tmp_path)).splits[split][0]) for split in SPLITS] == [36, 4, 10]
+    write_idx(tmp_path, *blobs(10, seed=2), "emnist-digits-test")
+    with pytest.raises(UsageError, match="several sets of test images: emnist-digits-test, emnist"):
+        load(str(tmp_path))
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
 def test_a_fifo_is_not_waited_for(tmp_path):
     write_idx(tmp_path, *blobs(40))
@@ -494,8 +505,12 @@ def test_png_and_jpeg(tmp_path):
     ):
         (tmp_path / "a" / "00.png").write_bytes(content)
         check_fault(tmp_path, says, "00.png")
-    Image.new("1", (30_000, 30_000)).save(tmp_path / "a" / "00.png")
-    check_fault(tmp_path, "30000 × 30000 pixels; at most 1024", "00.png")
+    for side, says in (
+        (2000, "2000 × 2000 pixels; at most 1024 a"),
+        (20_000, "it is far too large"),
+    ):
+        Image.new("1", (side, side)).save(tmp_path / "a" / "00.png")
+        check_fault(tmp_path, says, "00.png")
 
 
 def test_without_pillow(tmp_path, monkeypatch):

@@ -29,6 +29,8 @@ PRESETS = {  # name -> what it compares; the grids are in study/presets.py
     "recall": "accuracy against bytes, about 15 minutes",
     "recall-full": "the study of docs/recall.md, about two hours",
     "nano": "language models on tiny Shakespeare: docs/language-models.md, about two hours",
+    "mnist": "the paper's projections on MNIST, about an hour; --data says where it is",
+    "cifar10": "the same on CIFAR-10, about an hour",
     "quick-2026": "two of the paper's tasks, ten variants, the default of version 0.1.0",
     "paper": "the paper's whole synthetic grid, about 70 hours",
 }

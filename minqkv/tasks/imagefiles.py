@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runtime.errors import EnvironmentFault
+from ..runtime.errors import EnvironmentFault, UsageError
 from .bounded import MOST_BYTES, members, source
 
 MOST_SIDE = 1024  # pixels
@@ -52,17 +52,22 @@ IDX = re.compile(r"(?P<part>.+?)[-.](?P<kind>images|labels)[-.]idx[13]-ubyte(\.g
 
 def idx(folder: Path) -> Found | None:
     """The images of a folder with IDX files: train-images-idx3-ubyte and so on. None if there are
-    no such files. Raises EnvironmentFault for files that cannot be used.
+    no such files. Raises EnvironmentFault for files that cannot be used, and UsageError for those
+    of several sets.
     """
-    pairs = {}
+    pairs, sets = {}, {}
     for path in sorted(folder.iterdir()):  # a plain file comes before the same one with .gz
         if name := IDX.fullmatch(path.name):
-            part = "train" if name["part"] == "train" else "test"  # t10k, emnist-...-test
+            part = "train" if name["part"].endswith("train") else "test"  # t10k, emnist-...-test
             pairs.setdefault(part, {}).setdefault(name["kind"], path)
+            sets.setdefault(part, {})[name["part"]] = None
     if not pairs:
         return None
     parts = {}
     for part, pair in pairs.items():
+        if len(sets[part]) > 1:
+            why = f"{folder} holds several sets of {part} images: {', '.join(sets[part])}"
+            raise UsageError(why, "name a folder with one of them")
         if len(pair) < 2:
             (there,) = pair.values()
             (missing,) = {"images", "labels"} - pair.keys()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from .imagefiles import AGAIN, MOST_SIDE, Found, check_size
 
 PLAIN = (".pgm", ".ppm")
 PILLOW = (".png", ".jpg", ".jpeg")
+FORMATS = ("PNG", "JPEG")  # that Pillow may read
 HEADER = re.compile(rb"(P[56])\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s+(\d{1,9})\s+(\d{1,9})\s")
 HEADER_BYTES = 1000  # at most, comments included
 LIST_BYTES = 1 << 26  # at most, of val_annotations.txt
@@ -72,9 +74,7 @@ def _entries(folder):
     try:
         with os.scandir(folder) as found:
             return sorted((e for e in found if e.name[0] != "."), key=lambda e: e.name)
-    except NotADirectoryError:
-        return []
-    except FileNotFoundError:
+    except (NotADirectoryError, FileNotFoundError):
         return []
     except OSError as error:
         raise EnvironmentFault(f"cannot read {folder}: {error.strerror}") from error
@@ -148,9 +148,10 @@ def _check_total(paths, shape):
 
 def read_image(path: Path) -> np.ndarray:
     """A file as an array (height, width, C), uint8; C is 1 or 3. Raises EnvironmentFault."""
-    plain = path.suffix.lower() in PLAIN
     with source(path) as file:
-        return _plain(file) if plain else _by_pillow(path)
+        if path.suffix.lower() in PLAIN:
+            return _plain(file)
+        return _by_pillow(file.file, path.name)
 
 
 def _plain(file):
@@ -171,23 +172,25 @@ def _plain(file):
     return np.frombuffer(content, np.uint8).reshape(height, width, channels)
 
 
-def _by_pillow(path):
+def _by_pillow(file, name):
     """A PNG or JPEG file. Its header is read first: a huge image is never unpacked."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
-        why = f"{path.name} needs Pillow, which is not installed"
+        why = f"{name} needs Pillow, which is not installed"
         cure = "pip install -e '.[images]' in the clone, or convert the images to PPM"
         raise EnvironmentFault(why, cure) from error
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
             width, height = image.size
             if max(width, height) > MOST_SIDE:
                 raise ValueError(f"{height} × {width} pixels; at most {MOST_SIDE} a side are read")
             grey = image.mode in ("1", "L", "LA", "I;16")
             pixels = np.asarray(image.convert("L" if grey else "RGB"))  # (height, width[, 3])
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"it is far too large; at most {MOST_SIDE} pixels a side are read"
+        ) from error
+    except (UnidentifiedImageError, SyntaxError) as error:  # the latter for a broken PNG
         raise ValueError("it is no PNG or JPEG file, or a damaged one") from error
-    except SyntaxError as error:  # Pillow's word for a broken PNG
-        raise ValueError(str(error)) from error
     return pixels.reshape(height, width, -1)

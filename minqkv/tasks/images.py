@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -101,7 +102,7 @@ class Images(Task):
         """With the name of the data, and the size of the patches."""
         hidden = ("data", "digest", "height", "width", "channels", "n_class", "n_train", "patch")
         size = super().title((*without, *hidden, "crop", "flip", "n_validation"))
-        name = self.data.rstrip("/").rpartition("/")[2] or "shapes"
+        name = Path(self.data).name or "shapes"
         images = f"{name}, {self.n_train:,} training images"
         patches = self.height * self.width // self.patch**2
         squares = f"{patches} patches of {self.patch} × {self.patch}"
