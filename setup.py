@@ -61,6 +61,7 @@ setup(
         "test": ["pytest>=8", "pytest-xdist>=3.5"],
         "oracle": ["torch"],
         "lint": ["ruff==0.17.6"],
+        "images": ["pillow>=10"],
         "dask": ["distributed"],
         "mpi": ["mpi4py"],
         "cuda12": [f"cupy-cuda12x[ctk]{CUPY}"],

@@ -8,6 +8,10 @@ language_models.csv: the language models with 300M parameters, validation perple
 token, one seed each. `padded` is the paper's table (arXiv 2606.04032, section 5; SlimPajama), which
 counts padding as text. `masked` does not count padding: it is from the authors' own later models of
 the same size, on FineWeb-Edu.
+
+vision.csv: test accuracy on images and of the odd one out in a set (arXiv 2606.04032, section 4.2),
+one number for each variant and data set: `paper` is the paper's table, `re-run` the authors' later
+run of it. Empty: not published.
 """
 
 import csv
@@ -34,3 +38,15 @@ def language_models() -> dict[str, dict[str, float]]:
     with open(path, encoding="utf-8", newline="") as file:
         rows = [(row.pop("variant"), row) for row in csv.DictReader(file)]
     return {name: {how: float(v) for how, v in row.items() if v} for name, row in rows}
+
+
+def vision() -> dict[str, dict[str, list[float | None]]]:
+    """Variant -> "paper" and "re-run" -> accuracies, in the order of the columns: MNIST,
+    Fashion-MNIST, CIFAR-10, CIFAR-100, set anomaly, TinyImageNet.
+    """
+    found = {}
+    with open(Path(__file__).with_name("vision.csv"), encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            name, by = row.pop("variant"), row.pop("by")
+            found.setdefault(name, {})[by] = [float(v) if v else None for v in row.values()]
+    return found
