@@ -23,11 +23,13 @@ from ..runtime.errors import EnvironmentFault, UsageError
 from ..tasks.base import SHORT
 from .claims import Finding
 from .execute import Records
+from .grid import OF_AN_ARM
 from .plan import Part, Plan
 from .stats import Estimate
 from .summary import Cell, Row
 
 LARGEST = 1 << 28  # bytes of a file of results
+MOST_SEEDS = 10_000  # that choose a rate
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def _ended(path, values):
             findings=[_made(Finding, found) for found in values.get("contrasts", ())],
             versions=_texts(values["versions"]),
             recipes={_text(name): _texts(recipe) for name, recipe in recipes.items()},
-            seconds=_number(values["wall_seconds"]),
+            seconds=_seconds(values["wall_seconds"]),
             itemsize=_number(values["cache_itemsize"]),
             left_out=[_text(reason) for reason in values.get("left_out", ())],
             planned=len(records),
@@ -166,8 +168,11 @@ def _cell(values, records):
     for n in (cell.equal or {}).values():
         _number(n)
     rows = [_row(row, records) for row in values["rows"]]
-    if cell.baseline not in (None, *(row.arm for row in rows)):
-        raise ValueError(f"no row is {cell.baseline}")
+    for row in rows:
+        if cell.equal and not (row.settings.keys() >= {*OF_AN_ARM}):
+            raise ValueError(f"{row.arm} has no {' or '.join(OF_AN_ARM)}")
+        if row.to_baseline and cell.baseline not in [other.arm for other in rows]:
+            raise ValueError(f"no row is {cell.baseline}")
     return replace(cell, rows=tuple(rows))
 
 
@@ -175,10 +180,15 @@ def _row(values, records):
     row = _made(Row, values)
     scores, reached = ({int(seed): v if v is None else _number(v) for seed, v in found.items()}
                        for found in (row.by_seed, row.reached))  # fmt: skip
-    for value in (row.memory or {}).values():
-        _number(value or 0)
+    if row.memory:
+        for name in ("weights", "gradients", "moments", "activations"):
+            _number(row.memory[name])
+        _number(row.memory["activations_formula"] or 0)
+    settings = _texts(row.settings)
+    for name in settings.keys() & {"position", "rope_value"}:
+        _text(settings[name])
     known = tuple(name for name in row.runs if name in records)
-    return replace(row, by_seed=scores, reached=reached, settings=_texts(row.settings), runs=known)
+    return replace(row, by_seed=scores, reached=reached, settings=settings, runs=known)
 
 
 def _made(cls, values):
@@ -200,12 +210,20 @@ def _made(cls, values):
         if not of_kind or (isinstance(value, bool) and bool not in kinds):
             raise TypeError(f"{name} cannot be {value!r:.40}")
         made[name] = value
+    if cls is Estimate and not math.isfinite(made["mean"]):
+        raise TypeError("a mean is not finite")
     return cls(**made)
 
 
 def _number(value):
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{value!r:.40} is not a number")
+    return value
+
+
+def _seconds(value):
+    if not 0 <= _number(value) < math.inf:
+        raise ValueError(f"{value!r:.40} is no time")
     return value
 
 
@@ -217,12 +235,13 @@ def _text(value):
 
 
 def _texts(values):
-    return {_text(name): value if isinstance(value, (int, float)) else _text(_plain(value))
-            for name, value in values.items()}  # fmt: skip
-
-
-def _plain(value):
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """Settings as numbers, texts or None; anything else as JSON."""
+    texts = {}
+    for name, value in values.items():
+        if not isinstance(value, (str, int, float, type(None))):
+            value = json.dumps(value, ensure_ascii=False)
+        texts[_text(name)] = _text(value) if isinstance(value, str) else value
+    return texts
 
 
 # ---- a study that has not ended
@@ -264,6 +283,9 @@ def _plan(values, own):
     parts = []
     for part in values["parts"]:
         configs = [config_from(config, own) for config in part["configs"]]
-        given = part | {"configs": configs, "rates": tuple(part["rates"])}
-        parts.append(Part(**given | {"targets": tuple(part["targets"])}))
+        rates, targets = (tuple(map(_number, part[name])) for name in ("rates", "targets"))
+        equal, n_seeds = part["equal"], _number(part["selection_seeds"])
+        if equal not in (None, "bytes", "params") or not configs or n_seeds > MOST_SEEDS:
+            raise ValueError("a part of it makes no sense")
+        parts.append(Part(configs, rates, equal, targets, n_seeds, bool(part["one_rate"])))
     return Plan(parts, own=own or {})
