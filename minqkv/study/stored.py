@@ -133,14 +133,14 @@ def _ended(path, values):
 
 def _run(run):
     """What figures need of an entry of `runs`, in the form of a record."""
-    diverged, reached, config = run["diverged"], run.get("reached"), run["config"]
+    diverged, config = run["diverged"], run["config"]
     recipe = config.get("recipe", config)  # in version 0.1.0, a configuration was flat
     kept = {"code": _text(run.get("code") or "")}
     kept |= {"config": {"recipe": {"steps": _number(recipe["steps"])}}}
     kept |= {"diverged": diverged and _text(diverged), "score": None if diverged else {}}
     kept |= {"losses": list(map(_number, run.get("losses", ())))}
     kept |= {"curve": [(_number(step), _number(score)) for step, score in run.get("curve", ())]}
-    return kept | {"reached": None if reached is None else _number(reached)}
+    return kept | {"reached": _number_or_none(run.get("reached"))}
 
 
 def _today(cell, values):
@@ -153,7 +153,8 @@ def _today(cell, values):
     for row in cell["rows"]:
         mine = [run for run in runs if run["arm"] == row["arm"]]
         about = {"variant": mine[0]["variant"], "lr": mine[0]["config"]["lr"], "reached": {}}
-        about |= {"score": row["accuracy"], "to_baseline": row["to_qkv"], "settings": {}}
+        about |= {"score": row["accuracy"], "to_baseline": row["to_qkv"]}
+        about |= {"settings": {name: mine[0]["config"].get(name) for name in OF_AN_ARM}}
         rows.append(row | about | {"runs": [hash_of(run["config"]) for run in mine]})
     title = "  ".join(f"{SHORT[n]} {v}" if n in SHORT else f"{v}" for n, v in size.items())
     about = {"task": cell["task"], "title": title, "metric": "accuracy", "better": "higher"}
@@ -169,7 +170,7 @@ def _cell(values, records):
         _number(n)
     rows = [_row(row, records) for row in values["rows"]]
     for row in rows:
-        if cell.equal and not (row.settings.keys() >= {*OF_AN_ARM}):
+        if not row.settings.keys() >= {*OF_AN_ARM}:
             raise ValueError(f"{row.arm} has no {' or '.join(OF_AN_ARM)}")
         if row.to_baseline and cell.baseline not in [other.arm for other in rows]:
             raise ValueError(f"no row is {cell.baseline}")
@@ -178,12 +179,12 @@ def _cell(values, records):
 
 def _row(values, records):
     row = _made(Row, values)
-    scores, reached = ({int(seed): v if v is None else _number(v) for seed, v in found.items()}
+    scores, reached = ({int(seed): _number_or_none(v) for seed, v in found.items()}
                        for found in (row.by_seed, row.reached))  # fmt: skip
     if row.memory:
         for name in ("weights", "gradients", "moments", "activations"):
             _number(row.memory[name])
-        _number(row.memory["activations_formula"] or 0)
+        _number_or_none(row.memory["activations_formula"])
     settings = _texts(row.settings)
     for name in settings.keys() & {"position", "rope_value"}:
         _text(settings[name])
@@ -219,6 +220,10 @@ def _number(value):
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{value!r:.40} is not a number")
     return value
+
+
+def _number_or_none(value):
+    return None if value is None else _number(value)
 
 
 def _seconds(value):
