@@ -51,10 +51,10 @@ BUDGETS = {
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "of it, several machines": ({"runtime/distributed.py"}, 60),
     "tasks": ({"tasks"}, 1530),
-    "study": ({"study"}, 1250),
-    "analysis": ({"analysis"}, 780),
-    "render, teach": ({"render", "teach"}, 3410),
-    "cli, and the way in": ({"cli", "__main__", "__init__"}, 1820),
+    "study": ({"study"}, 1460),
+    "analysis": ({"analysis"}, 800),
+    "render, teach": ({"render", "teach"}, 3990),
+    "cli, and the way in": ({"cli", "__main__", "__init__"}, 1950),
 }
 LONGEST = 40  # code lines of a function in the book
 OF_THE_BOOK = [n for n in NAMES if n.split("/")[0].removesuffix(".py") in {*BOOK, "runs"}]
