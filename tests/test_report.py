@@ -456,9 +456,20 @@ def test_a_run_without_a_checkpoint(run, tmp_path):
 
 def test_damaged_metrics_of_a_run(run, tmp_path):
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": "<b>"}\n')
-    with pytest.raises(EnvironmentFault, match=r"metrics\.jsonl is damaged in line 1"):
-        read_run(tmp_path)
+    for line in ('{"step": 0, "loss": "<b>"}', "[1]", '{"loss": 1, "validation": [2]}', "{}"):
+        (tmp_path / "metrics.jsonl").write_text(line + "\n")
+        with pytest.raises(EnvironmentFault, match=r"metrics\.jsonl is damaged in line 1"):
+            read_run(tmp_path)
+
+
+def test_without_the_data_the_rest_of_a_report_stands(run, monkeypatch):
+    def gone(*_):
+        raise EnvironmentFault("the text is gone")
+
+    monkeypatch.setattr("minqkv.tasks.synthetic.Synthetic.draw", gone)
+    words = Page(to_html("Run", run_sections(read_run(run), []))).text("main")
+    assert "There are no examples to show this on: the text is gone" in words
+    assert "reverse with q-k=v, test split" in words
 
 
 @pytest.mark.parametrize("form", ["encoder", "causal"])

@@ -233,10 +233,14 @@ def _seconds(value):
 
 
 def _text(value):
-    """A text without control characters: a terminal must not obey a file."""
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is not a text")
-    return "".join(c if c.isprintable() else "\ufffd" for c in value)
+    return printable(value)
+
+
+def printable(text: str) -> str:
+    """A text without control characters: a terminal must not obey a file."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _texts(values):
