@@ -350,7 +350,9 @@ def _answers(task, model, x, y):
     for item in task.mistakes(x, y, task.predict(model, x, y)["predictions"]):
         wrong = sum(a != b for a, b in zip(item["expected"], item["predicted"], strict=True))
         shown = [" ".join(map(str, item[n][:LONGEST])) for n in ("expected", "predicted")]
-        verdict = f"{wrong} of {len(item['expected'])} answers wrong" if wrong else "all right"
+        n = len(item["expected"])
+        verdict = f"{wrong} of {n} answers are wrong" if wrong and n > 1 else "wrong"
+        verdict = verdict if wrong else "right"
         yield f"Expected `{shown[0]}`, predicted `{shown[1]}`: {verdict}."
 
 
