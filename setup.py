@@ -53,6 +53,7 @@ setup(
         "minqkv": ["py.typed"],
         "minqkv.study.published": ["*.csv"],
         "minqkv.configs": ["*.toml"],
+        "minqkv.render": ["*.css", "*.js"],
         "minqkv.tasks": ["builtin.jsonl"],
     },
     cmdclass={"build_py": BuildWithLessons},
@@ -60,6 +61,7 @@ setup(
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.5"],
         "oracle": ["torch"],
+        "browser": ["playwright"],
         "lint": ["ruff==0.17.6"],
         "images": ["pillow>=10"],
         "dask": ["distributed"],

@@ -112,10 +112,11 @@ class RunConfig:
     @cached_property
     def hash(self) -> str:
         """The hash of all its values, which binds the files of a run together."""
-        return _hash(asdict(self))
+        return hash_of(asdict(self))
 
 
-def _hash(values):
+def hash_of(values: dict) -> str:
+    """The hash of a configuration, given as `asdict` makes it of a RunConfig."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -489,7 +490,7 @@ def read_config(path, own=None):
     values, bound = stored.get("config"), stored.get("hash")
     if isinstance(values, dict) and isinstance(values.get("task"), str):
         bound = None  # format 1
-    elif stored.get("format") != FORMAT or bound != _hash(values):
+    elif stored.get("format") != FORMAT or bound != hash_of(values):
         why = f"{path} was changed after it was written, or comes from a newer version of minqkv"
         raise EnvironmentFault(why, f"restore it, or {_ANOTHER}")
     try:

@@ -9,6 +9,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import strict
+from browser import chromium
 
 from minqkv import Tensor
 from minqkv import backend as backends
@@ -84,6 +85,13 @@ def nothing_is_clean(monkeypatch):
             return array
 
         monkeypatch.setattr(kind, "empty", unwritten)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, for the tests of one module; without it they are skipped."""
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture

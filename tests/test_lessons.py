@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from commands import PATIENCE_S, ROOT
 from lesson_golden import digest, path_of
+from pages import Page, missing
 
 from minqkv import backend as backends
 from minqkv.render import lesson as stages
+from minqkv.render.course import lesson_page
 from minqkv.render.layout import number
 from minqkv.runtime.errors import MinqkvError
-from minqkv.teach import author, checks, desk
+from minqkv.teach import author, checks, desk, export
 from minqkv.teach.lessons import course
 
 LESSONS = course()
@@ -134,6 +136,20 @@ def test_ndjson(lesson, capsys):
     drawn = [json.loads(line, parse_constant=pytest.fail) for line in out.splitlines()]
     assert drawn == events(lesson)
     assert "\\u001b" not in out
+
+
+@each
+def test_as_a_page(lesson):
+    """Every step, and what it shows, is there; what has no number of its own is named."""
+    chapter = export.chapter(lesson, events(lesson))
+    page = Page(lesson_page(chapter, [chapter], "A test."))
+    assert missing(chapter.events, page) == []
+    assert page.outside() == []
+    assert len(page.ids()) == len(set(page.ids()))
+    levels = page.levels()
+    assert levels == [1] + [2] * (len(lesson.steps) + 1)
+    count = sum(event["event"] == "answer" for event in chapter.events)
+    assert len(page.all("details")) >= count + 4
 
 
 @each

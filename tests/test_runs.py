@@ -547,7 +547,7 @@ def test_a_configuration_of_another_version(what, begun, cli):
     """As it was written, but not what this version can read; then changed by hand."""
     stored = files.read_json(begun / "config.json")
     values = _merged(stored["config"], CHANGES[what])
-    other = {"version": "0.0.9", "hash": runs._hash(values), "config": values}
+    other = {"version": "0.0.9", "hash": runs.hash_of(values), "config": values}
     files.write_json(begun / "config.json", stored | other)
     _refused_everywhere(cli, begun, "cannot be read by this version of minqkv")
     assert "it was written by 0.0.9" in cli("eval", begun)[2]

@@ -260,6 +260,37 @@ def reset(name, as_json):
     click.echo(f"Lesson {chosen.number} starts over.{moved}")
 
 
+@lesson.command("export")
+@click.option(
+    "--html",
+    "folder",
+    required=True,
+    type=click.Path(),
+    metavar="DIR",
+    help="The folder: a new or empty one, or that of an earlier export, which is replaced.",
+)
+@reports
+def export_pages(folder, as_json):
+    """Write the lessons as web pages, one for each.
+
+    They need no network. Each lesson is run for its arrays and numbers, which takes about a minute;
+    where one trains a model, it trains for a few steps only.
+    """
+    from ..render.progress import progress
+    from ..teach.export import export
+    from ..teach.lessons import course
+
+    try:
+        with progress("lessons", len(course())) as advance:
+            pages = export(folder, advance)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("nothing was written") from None
+    if as_json:
+        print_json({"folder": folder, "pages": pages})
+        return
+    click.echo(f"{len(pages)} pages in {folder}; the first is {folder}/index.html")
+
+
 @lesson.group()
 def dev():
     """Commands for lesson authors."""

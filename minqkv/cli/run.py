@@ -23,6 +23,7 @@ from .options import (
     print_toml,
     settings,
 )  # fmt: skip
+from .report import html_option, write_page
 
 threads_option = click.option(
     "--threads",
@@ -55,6 +56,7 @@ own_task_option = click.option(
     type=click.Choice(["mpi"]),
     help="Share each batch among the processes of mpiexec -n N minqkv train …",
 )
+@html_option
 @configurable
 @computes
 @click.pass_context
@@ -75,7 +77,7 @@ def train(ctx, distributed, **flags):
         _train(ctx, comm, **flags)
 
 
-def _train(ctx, comm, task, out, resume, as_json, show_config, more, threads, **flags):
+def _train(ctx, comm, task, out, resume, html, as_json, show_config, more, threads, **flags):
     """Train in one process or, with `comm`, in one of several that share each batch. Only rank 0
     uses the folder and the terminal.
     """
@@ -112,6 +114,8 @@ def _train(ctx, comm, task, out, resume, as_json, show_config, more, threads, **
     metrics = [] if ended else read_metrics(out)
     if metrics:
         write_curves(out, config, metrics)
+    if html:
+        write_page([out], html, {config.task.name: type(config.task)})
     if as_json:
         print_json({**names, **result, "out": str(out)})
         return

@@ -23,6 +23,7 @@ from .options import (
     print_toml,
     settings,
 )  # fmt: skip
+from .report import html_option, write_page
 
 PRESETS = {  # name -> what it compares; the grids are in study/presets.py
     "quick": "recall at equal bytes, and sort",
@@ -91,10 +92,11 @@ PRESETS = {  # name -> what it compares; the grids are in study/presets.py
     "--accept-code", is_flag=True, help="Also use results recorded by other versions of the code."
 )
 @click.option("--dry-run", is_flag=True, help="Print what would run and what it would cost.")
+@html_option
 @configurable
 @computes
 def study(
-    preset, ablate, jobs, executor, out, accept_code, dry_run, as_json, show_config, more,
+    preset, ablate, jobs, executor, out, accept_code, dry_run, html, as_json, show_config, more,
     selection_seeds, **flags
 ):  # fmt: skip
     """Compare variants on tasks over seeds, in tables and figures.
@@ -105,6 +107,7 @@ def study(
     from ..study.claims import CONTRASTS
     from ..study.execute import study_folder
     from ..study.grid import short_hash
+    from ..study.stored import write_plan
 
     if executor and ":" in executor:
         look_here()
@@ -134,10 +137,14 @@ def study(
     began = time.perf_counter()
     try:
         with study_folder(out, plan.identity):
+            write_plan(out, plan, command_line())
             records, selection = _run(plan, missing, seconds, out, jobs, executor, accept_code)
             wall = time.perf_counter() - began
             planned = None if given else preset
-            return _report(plan, records, selection, wall, out, planned, ablate, as_json)
+            code = _report(plan, records, selection, wall, out, planned, ablate, as_json)
+            if html:
+                write_page([out], html, plan.own)
+            return code
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"finished runs are kept in {out}: repeat the command to continue"

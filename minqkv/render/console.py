@@ -35,7 +35,12 @@ def stderr():
 
 
 def say(console, text="", style=None):
-    """A paragraph, wrapped; never read as markup, so `q[i]` stays `q[i]`."""
+    """A paragraph, wrapped; never read as markup, so `q[i]` stays `q[i]`. What is not a console of
+    rich says it in its own way: see document.Sheet. So does `table`.
+    """
+    if not isinstance(console, Console):
+        console.say(text, style)
+        return
     console.print(Text(text, style=style or ""))
 
 
@@ -45,6 +50,9 @@ def table(console, title, columns, rows):
 
     `columns` are (header, "left" or "right"); a cell may be a (text, style) pair.
     """
+    if not isinstance(console, Console):
+        console.table(title, columns, rows)
+        return
     cells = [[_text(cell) for cell in row] for row in rows]
     widths = []
     for i, (header, _) in enumerate(columns):

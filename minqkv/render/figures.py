@@ -28,7 +28,8 @@ CELL, ROW = 26, 24  # the largest cell of a heat map, and the height of a row of
 @dataclass(frozen=True)
 class Series:
     """The measured points of one series. Each is (x, mean, half-width of its interval or None, a
-    tuple of every seed's value). `line` joins them; `hollow` marks are published values.
+    tuple of every seed's value). `line` joins them; `hollow` marks are published values. A series
+    that is not `marked` is a line alone.
 
     Instead of marks, a series may have `runs`: see `learning_curves`. Series of the same name share
     colour and shape in all panels of a figure.
@@ -38,6 +39,7 @@ class Series:
     points: tuple
     line: bool = True
     hollow: bool = False
+    marked: bool = True
     runs: tuple = ()
     reached: tuple = ()
 
@@ -76,7 +78,7 @@ class Series:
             places.append(None if mean is None else (at, y(mean)))
             if half is not None:
                 behind.append(_interval(at, mean - half, mean + half, y))
-            if mean is not None and not self.runs:
+            if mean is not None and self.marked and not self.runs:
                 told = f"{self.name}, {value:,g}: {mean:.4g}" + (f" ± {half:.2g}" if half else "")
                 marks.append(svg.mark(look, *places[-1], told, self.hollow))
         return [*behind, svg.line(look, places) if self.line else ""], marks, places
@@ -207,7 +209,8 @@ def _shifts(panel, x):
     """Name -> how far from its x it is drawn, so that points at the same x stay apart; empty where
     no two names share an x. Where no series has more than one point, each x has its own middle.
     """
-    points = {(s.name, v) for s in panel.series if not s.runs for v, *_ in s.points}
+    marked = [s for s in panel.series if s.marked and not s.runs]
+    points = {(s.name, v) for s in marked for v, *_ in s.points}
     places = sorted({x(v) for _, v in points})
     if len(points) == len(places):
         return {}

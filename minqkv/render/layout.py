@@ -77,20 +77,44 @@ def _fold(line, width):
 # ---- prose
 
 
+def parts(text):
+    """`code`, **strong** and plain words as (text, style). The ticks stay: without colour only they
+    show what is code.
+    """
+    for part in re.split(r"(`[^`]+`|\*\*[^*]+\*\*)", text):
+        if part[:1] == "`" and len(part) > 1:
+            yield part, "code"
+        elif part[:2] == "**" and len(part) > 4:
+            yield part[2:-2], "strong"
+        elif part:
+            yield part, ""
+
+
+def paragraphs(text):
+    """Prose as a list for each paragraph: [(kind, text)], where the kind is "formula", "title",
+    "item" or "". Only a paragraph with items has several.
+    """
+    for paragraph in re.split(r"\n\s*\n", text.strip("\n")):
+        rows = paragraph.split("\n")
+        if all(row.startswith("    ") for row in rows):
+            yield [("formula", "\n".join(row.rstrip()[4:] for row in rows))]
+        elif rows[0].startswith("#"):
+            yield [("title", paragraph.lstrip("# "))]
+        else:
+            items = re.split(r"\n(?=- )", paragraph)
+            yield [("item" * item.startswith("- "), " ".join(item.split())) for item in items]
+
+
 def wrap(text, width, style="", indent=""):
     """A paragraph of `code`, **strong** and plain words, filled to lines. Code is not broken where
     it fits.
     """
     # textwrap would make several blanks of a tab; an escape code would reach the terminal
     text = re.sub(r"[\t\v\f\r\x1b]", " ", text)
-    letters = []  # (character, style); the ticks stay: without colour only they show what is code
-    for part in re.split(r"(`[^`]+`|\*\*[^*]+\*\*)", text):
-        if part[:1] == "`" and len(part) > 1:
-            letters += [("\u00a0" if c == " " else c, "code") for c in part]
-        elif part[:2] == "**" and len(part) > 4:
-            letters += [(c, "strong") for c in part[2:-2]]
-        else:
-            letters += [(c, style) for c in part]
+    letters = []  # (character, style)
+    for part, kind in parts(text):
+        part = part.replace(" ", "\u00a0") if kind == "code" else part
+        letters += [(c, kind or style) for c in part]
     plain = "".join(c for c, _ in letters)
     options = {"subsequent_indent": indent, "break_on_hyphens": False}
     at, laid = 0, []
@@ -118,16 +142,13 @@ def _join(line):
 
 def _prose(event, page):
     width, laid = min(page.width, PROSE_WIDTH), []
-    for paragraph in re.split(r"\n\s*\n", event["text"].strip("\n")):
-        rows = paragraph.split("\n")
-        if all(row.startswith("    ") for row in rows):
-            laid += [[(row.rstrip()[2:], "code")] for row in rows]
-        elif rows[0].startswith("#"):
-            laid += wrap(paragraph.lstrip("# "), width, "title")
-        else:
-            for item in re.split(r"\n(?=- )", paragraph):
-                indent = "  " if item.startswith("- ") else ""
-                laid += wrap(" ".join(item.split()), width, indent=indent)
+    for paragraph in paragraphs(event["text"]):
+        for kind, text in paragraph:
+            if kind == "formula":
+                laid += [[(f"  {row}".rstrip(), "code")] for row in text.split("\n")]
+            else:
+                style = "title" if kind == "title" else ""
+                laid += wrap(text, width, style, indent="  " if kind == "item" else "")
         laid.append([])
     return laid
 
@@ -382,13 +403,18 @@ def _answer(event, page):
     return [*wrap(f"= {text}{event['answer']}", width, style, indent="  "), []]
 
 
-def _compare(event, page):
+def compared(event):
+    """A comparison as a sentence."""
     verdict = "the same, bit for bit"
     if event["difference"]:
         verdict = "the same, up to rounding" if event["equal"] else "not the same"
         verdict = f"largest difference {event['difference']:.1e}, {verdict}"
-    text = f"{event['left']} and {event['right']}: {verdict}"
-    return [*wrap(text, min(page.width, PROSE_WIDTH), "good" if event["equal"] else "bad"), []]
+    return f"{event['left']} and {event['right']}: {verdict}"
+
+
+def _compare(event, page):
+    style = "good" if event["equal"] else "bad"
+    return [*wrap(compared(event), min(page.width, PROSE_WIDTH), style), []]
 
 
 def _source(event, page):

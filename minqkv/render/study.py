@@ -140,7 +140,12 @@ def memory_table(console, cells):
             name = f"{cell.task}, {cell.equal['bytes']} B" if _by_bytes(cell) else cell.task
             name = cell.title if (name, row.arm) in rows else name
             rows[name, row.arm] = [f"{name}: {row.arm}", *texts]
-    columns = [("", "left"), ("weights", "right"), ("gradients", "right"), ("moments", "right")]
+    columns = [
+        ("task and arm", "left"),
+        ("weights", "right"),
+        ("gradients", "right"),
+        ("moments", "right"),
+    ]
     columns += [("activations", "right"), ("all", "right"), ("activations\nby formula", "right")]
     if rows:
         title = "What a step of training holds, in kB (1,000 bytes), measured"
@@ -245,7 +250,7 @@ def _marks(places, labels):
 def claims_table(console, found):
     """Contrasts that were planned, and what may be said of each."""
     columns = [("contrast", "left"), ("difference\n95 % interval", "right"), ("p", "right")]
-    columns += [("p, corrected\nby Holm", "right"), ("", "left")]
+    columns += [("p, corrected\nby Holm", "right"), ("verdict", "left")]
     rows = []
     for finding in found:
         of = "against" if finding.relative else "minus"
@@ -346,7 +351,7 @@ def _positions(row):
     return row.settings["rope_value"] if position == "rope" and shared else position
 
 
-def curves(cells, records):
+def curves(cells, records, columns=2):
     """How each run learned, with a panel for each table: the watched validation score, or the
     training loss. SVG text.
     """
@@ -364,11 +369,17 @@ def curves(cells, records):
                 series.append(learning_curves(name, *zip(*runs, strict=True)))
         if series:
             what = f"validation {cell.metric}" if watched else "training loss"
-            title = f"{cell.task}, {cell.equal['bytes']} B" if _by_bytes(cell) else cell.title
+            title = name_of(cell)
             limits = (0, 1) if watched and cell.metric == "accuracy" else None
             steps = f"steps ({cell.task})"
             panels.append(Panel(title, steps, what, tuple(series), y_range=limits))
-    return svg_figure("How the runs learned", panels) if panels else ""
+    columns = min(columns, len(panels))
+    return svg_figure("How the runs learned", panels, columns) if panels else ""
+
+
+def name_of(cell):
+    """A table in a few words: its task and bytes; otherwise its title."""
+    return f"{cell.task}, {cell.equal['bytes']} B" if _by_bytes(cell) else cell.title
 
 
 def _by_bytes(cell):
@@ -396,7 +407,7 @@ def ablation_table(console, cells):
         for base in ("q=k-v", "q=k=v"):
             estimates = [with_interval(found.get(name.format(base))) for name in ARMS.values()]
             rows.append([f"{cell.task} {base}", *estimates])
-    columns = [("", "left"), *((heading, "right") for heading in ARMS)]
+    columns = [("task and variant", "left"), *((heading, "right") for heading in ARMS)]
     table(console, 'What the "+" does: token accuracy, mean and 95 % interval', columns, rows)
 
 

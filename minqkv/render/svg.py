@@ -16,9 +16,10 @@ GAP, MARGIN = 26, 14  # between panels, and around the page
 LARGEST = 1e150  # larger values have no place on an axis
 
 COLOURS = 8
+LIGHT = """--bg:#ffffff;--ink:#1f2328;--soft:#57606a;--grid:#d8dee4;--k0:#1f5fbf;--k1:#b34700;
+--k2:#0f7a3d;--k3:#8a3ab9;--k4:#b8205a;--k5:#00727c;--k6:#6b6100;--k7:#4d5661"""
 STYLE = """
-.mq{--bg:#ffffff;--ink:#1f2328;--soft:#57606a;--grid:#d8dee4;--k0:#1f5fbf;--k1:#b34700;
---k2:#0f7a3d;--k3:#8a3ab9;--k4:#b8205a;--k5:#00727c;--k6:#6b6100;--k7:#4d5661}
+.mq{LIGHT}
 @media (prefers-color-scheme:dark){
 .mq{--bg:#0d1117;--ink:#e6edf3;--soft:#a2acb8;--grid:#30363d;--k0:#79b0ff;--k1:#ffa657;
 --k2:#5fd38a;--k3:#d2a8ff;--k4:#ff8fb5;--k5:#4fd0d9;--k6:#d6c94a;--k7:#c3ccd6}}
@@ -32,7 +33,7 @@ STYLE = """
 .mq .grid,.mq .cell{stroke:var(--grid)} .mq .axis{stroke:var(--soft)} .mq .back{fill:var(--bg)}
 .mq .line{stroke-width:2} .mq .interval{opacity:.8} .mq .leader{stroke-width:.8;opacity:.6}
 .mq .run{opacity:.3} .mq .seed{opacity:.35} .mq .mark.hollow{fill:none;stroke:currentColor}
-"""
+""".replace("LIGHT", LIGHT)
 SHAPES = (  # circle, square, triangle, diamond, triangle, plus, cross, two triangles, …
     "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0Z", "M-4-4H4V4H-4Z", "M0-5L5 4H-5Z",
     "M0-5.5L5.5 0 0 5.5-5.5 0Z", "M0 5L5-4H-5Z", "M-2-5h4v3h3v4h-3v3h-4v-3h-3v-4h3Z",

@@ -111,9 +111,9 @@ def loss_curve(metrics):
     return "\n".join("".join(text for text, _ in line).rstrip() for line in laid)
 
 
-def write_curves(folder, config, metrics):
-    """curves.svg in the folder of a run: its training loss and, if it was watched, its score on the
-    validation split.
+def curves(config, metrics, columns=2):
+    """The training loss of a run and, if it was watched, its score on the validation split: SVG
+    text.
     """
     scores = [(i, m["validation"]) for i, m in enumerate(metrics, 1) if "validation" in m]
     losses, panels = averaged(metrics), []
@@ -124,4 +124,9 @@ def write_curves(folder, config, metrics):
         panels += [Panel("", "steps", f"{name} {what}", (series,))] if points else []
     title = f"{config.task.name} with {config.variant}, seed {config.seed}"
     caption = f"Training loss: means over {len(losses)} parts of the run."
-    files.write_text(Path(folder) / "curves.svg", figure(title, panels, caption=caption))
+    return figure(title, panels, columns, caption=caption)
+
+
+def write_curves(folder, config, metrics):
+    """curves.svg in the folder of a run."""
+    files.write_text(Path(folder) / "curves.svg", curves(config, metrics))

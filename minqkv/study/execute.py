@@ -98,13 +98,18 @@ def measured_cache(config):
 
 
 class Records:
-    """The intact records in a folder, by hash of the configuration and version of the code."""
+    """The intact records in a folder, by hash of the configuration and version of the code: those
+    of one backend, by default the one in use. `damaged` counts the others that are not intact.
+    """
 
-    def __init__(self, out: str | Path, own: dict[str, type] | None = None):
-        self.found, written = {}, {}
+    def __init__(
+        self, out: str | Path, own: dict[str, type] | None = None, where: str | None = None
+    ):
+        self.found, self.damaged, written = {}, 0, {}
         for path in sorted((Path(out) / "runs").glob("*.json")):
             record, config = _read(path, own)
-            if record and record["backend"] == backend.current.name:
+            self.damaged += record is None
+            if record and record["backend"] == (where or backend.current.name):
                 code = record["code"]
                 self.found[config.hash, code] = record
                 written[code] = max(written.get(code, 0), path.stat().st_mtime_ns)

@@ -81,8 +81,8 @@ class Plan:
         self._choose(selection)
         return execute(self.configs), selection
 
-    def cells(self, records: list[dict]) -> list[Cell]:
-        """The tables, in the order of the parts."""
+    def cells(self, records: list[dict | None]) -> list[Cell]:
+        """The tables, in the order of the parts, without the runs whose record is None."""
         by_hash = {config.hash: r for config, r in zip(self.configs, records, strict=True)}
         groups = {}  # parts of the same task and kind share their tables
         for part in self.parts:
@@ -92,7 +92,7 @@ class Plan:
         cells = []
         for (_, equal, targets), configs in groups.items():
             configs = with_rates(list(dict.fromkeys(configs)), self.choices)
-            found = [by_hash[config.hash] for config in configs]
+            found = [r for config in configs if (r := by_hash[config.hash])]
             cells += summarise(found, equal, targets, self.choices, self.own)
         return cells
 

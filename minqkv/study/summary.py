@@ -326,7 +326,7 @@ def as_results(
         "left_out": list(impossible),
         "selection": _as_runs(selection, own),
         "runs": _as_runs(records, own),
-        "cells": _without_nan([asdict(cell) for cell in cells or summarise(records, own=own)]),
+        "cells": without_nan([asdict(cell) for cell in cells or summarise(records, own=own)]),
     }
 
 
@@ -370,12 +370,12 @@ def _lines(value):
     return json.dumps(value, ensure_ascii=False)
 
 
-def _without_nan(value):
+def without_nan(value):
     """JSON has no NaN: null instead."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

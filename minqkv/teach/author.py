@@ -288,6 +288,8 @@ About {total} minutes in all. Each lesson ends with a short exercise. `minqkv le
 it to `minqkv-work/`; `minqkv lesson check 6` runs your code on random cases and explains common
 mistakes; `minqkv lesson hint 6` helps.
 
+`minqkv lesson export --html DIR` writes all of them as web pages, to read or to link to.
+
 Each folder holds `lesson.py`, the exercise and its solution, known mistakes (`near_misses.py`), and
 what the check tries (`check.py`). [AUTHORS.md](AUTHORS.md) says how to write a lesson.
 

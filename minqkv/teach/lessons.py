@@ -102,6 +102,15 @@ class Lesson:
         """The lesson, cut at its code cells."""
         return _steps(self.text)
 
+    @property
+    def trains(self):
+        """Whether it trains for minutes: it imports `trained`."""
+        nodes = [node for node in ast.parse(self.text).body if isinstance(node, ast.ImportFrom)]
+        return any(
+            node.module == "minqkv.teach" and "trained" in [alias.name for alias in node.names]
+            for node in nodes
+        )
+
     def companion(self, kind):
         """The file beside it: exercise, solution, near_misses or check."""
         return self.path.with_name(f"{kind}.py")

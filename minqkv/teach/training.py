@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from .progress import WORK
 
 STEPS = "MINQKV_LESSON_STEPS"  # environment variable: train this many steps, and keep nothing
+BRIEF = 20  # that many in a lesson that is checked, or made into a page
 
 
 def trained(name, config):
@@ -47,7 +48,7 @@ def _train(config, folder, show=None):
 
 
 @contextmanager
-def brief(steps=20):
+def brief(steps=BRIEF):
     """`with`: lessons train only this many steps, so that they can be checked quickly."""
     before = os.environ.get(STEPS)
     os.environ[STEPS] = str(steps)
