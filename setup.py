@@ -51,7 +51,7 @@ setup(
     package_dir={"": "."},  # not a mapping: a clone's folder must not hide the package
     package_data={
         "minqkv": ["py.typed"],
-        "minqkv.study.published": ["*.csv"],
+        "minqkv.study.published": ["*.csv", "*.toml"],
         "minqkv.configs": ["*.toml"],
         "minqkv.render": ["*.css", "*.js"],
         "minqkv.tasks": ["builtin.jsonl"],

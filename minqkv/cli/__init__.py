@@ -15,7 +15,7 @@ import click
 
 from ..runtime.errors import Exit, MinqkvError
 from ..runtime.version import __version__
-from . import cache, data, evaluate, generate, info, lesson, report, run, study, text, trace
+from . import cache, data, evaluate, generate, info, lesson, paper, report, run, study, text, trace
 
 
 class Commands(click.Group):
@@ -49,7 +49,20 @@ def cli(ctx):
         lesson.start_page()
 
 
-for module in (lesson, trace, study, report, run, evaluate, generate, cache, text, data, info):
+for module in (
+    lesson,
+    trace,
+    study,
+    report,
+    paper,
+    run,
+    evaluate,
+    generate,
+    cache,
+    text,
+    data,
+    info,
+):
     for command in module.COMMANDS:
         cli.add_command(command)
 

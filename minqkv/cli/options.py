@@ -347,5 +347,6 @@ def cores():
 
 
 def command_line():
-    """The command as typed, for results files."""
-    return "minqkv " + shlex.join(sys.argv[1:])
+    """The command as typed, for results files; or as another command has made it up."""
+    made_up = click.get_current_context().find_root().obj
+    return "minqkv " + shlex.join(made_up or sys.argv[1:])

@@ -44,6 +44,11 @@ def say(console, text="", style=None):
     console.print(Text(text, style=style or ""))
 
 
+def command(console, text):
+    """A command, whose lines only the terminal itself wraps: so it can be copied."""
+    console.print(Text(text), soft_wrap=True)
+
+
 def table(console, title, columns, rows):
     """A table of strings. One that is too wide for the console comes in blocks of columns, each of
     which repeats the first column.

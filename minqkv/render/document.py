@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ..runtime import files
 from ..runtime.errors import EnvironmentFault
 from . import page
-from .console import say, table
+from .console import command, say, table
 from .layout import parts
 
 _STYLES = {"green": "good", "red": "bad", "bold": "strong"}  # of the terminal -> of a page
@@ -259,7 +259,7 @@ def _show(console, blocks):
             case Text(text):
                 say(console, text.replace("**", ""))
             case Code(text):
-                say(console, text)
+                command(console, text)
             case Items(items):
                 for item in items:
                     say(console, f"- {item.replace('**', '')}")

@@ -63,8 +63,27 @@ def differences(
     return [values[seed] - baseline[seed] for seed in shared]
 
 
+def unpaired(values: list[float], others: list[float]) -> Estimate:
+    """The mean of `values` minus that of `others`, which share no seeds. n counts the first.
+
+    The half-width is Welch's. A single number for `others` counts as one without an error; a single
+    value gives no interval.
+    """
+    mean = math.fsum(values) / len(values) - math.fsum(others) / len(others)
+    if len(values) < 2:
+        return Estimate(mean, math.nan, 1)
+    sides = [side for side in (values, others) if len(side) > 1]
+    parts = [spread(side) ** 2 / len(side) for side in sides]  # variances of the means
+    total = math.fsum(parts)
+    if not total:
+        return Estimate(mean, 0.0, len(values))
+    pairs = zip(parts, sides, strict=True)
+    freedom = total**2 / math.fsum(part**2 / (len(side) - 1) for part, side in pairs)
+    return Estimate(mean, t_quantile(freedom) * math.sqrt(total), len(values))
+
+
 @lru_cache
-def t_quantile(freedom: int, p: float = 0.975) -> float:
+def t_quantile(freedom: float, p: float = 0.975) -> float:
     """The p-quantile of Student's t with this many degrees of freedom, by bisection on its
     distribution function.
     """

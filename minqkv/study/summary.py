@@ -370,7 +370,7 @@ def _lines(value):
     return json.dumps(value, ensure_ascii=False)
 
 
-def without_nan(value):
+def without_nan(value: object) -> object:
     """JSON has no NaN: null instead."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}

@@ -12,6 +12,13 @@ the same size, on FineWeb-Edu.
 vision.csv: test accuracy on images and of the odd one out in a set (arXiv 2606.04032, section 4.2),
 one number for each variant and data set: `paper` is the paper's table, `re-run` the authors' later
 run of it. Empty: not published.
+
+paper.csv: the other numbers of the paper and its authors, as printed: table, group, row, source,
+value. Its sources: "paper", arXiv 2606.04032; "later", later models and scripts of the authors;
+"code", an analysis in their repository; "talk", the slides of their talk; "zero-shot" and
+"distilled", their conversions. paper.toml says what the tables are, and how ours are found.
+
+ours.csv: our committed results in short; see minqkv/study/measured.py.
 """
 
 import csv
@@ -45,8 +52,32 @@ def vision() -> dict[str, dict[str, list[float | None]]]:
     Fashion-MNIST, CIFAR-10, CIFAR-100, set anomaly, TinyImageNet.
     """
     found = {}
-    with open(Path(__file__).with_name("vision.csv"), encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            name, by = row.pop("variant"), row.pop("by")
-            found.setdefault(name, {})[by] = [float(v) if v else None for v in row.values()]
+    for row in _lines("vision.csv"):
+        name, by = row.pop("variant"), row.pop("by")
+        found.setdefault(name, {})[by] = [float(v) if v else None for v in row.values()]
     return found
+
+
+def printed() -> dict[str, dict[str, dict[str, dict[str, str]]]]:
+    """table -> group -> row -> source -> figure, as printed: paper.csv, vision.csv and
+    language_models.csv.
+    """
+    found = {"vision": {}, "lm-300m": {"perplexity": {}}}
+    for line in _lines("paper.csv"):
+        rows = found.setdefault(line["table"], {}).setdefault(line["group"], {})
+        rows.setdefault(line["row"], {})[line["source"]] = line["value"]
+    for line in _lines("vision.csv"):
+        variant, source = line.pop("variant"), line.pop("by")
+        for group, figure in line.items():
+            row = found["vision"].setdefault(group, {}).setdefault(variant, {})
+            row |= {source: figure} if figure else {}
+    for line in _lines("language_models.csv"):
+        figures = {"paper": line["padded"], "later": line["masked"]}
+        row = {source: figure for source, figure in figures.items() if figure}
+        found["lm-300m"]["perplexity"][line["variant"]] = row
+    return found
+
+
+def _lines(name):
+    with open(Path(__file__).with_name(name), encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
