@@ -63,6 +63,7 @@ setup(
         "oracle": ["torch"],
         "browser": ["playwright"],
         "lint": ["ruff==0.17.6"],
+        "images": ["pillow>=10"],
         "dask": ["distributed"],
         "mpi": ["mpi4py"],
         "cuda12": [f"cupy-cuda12x[ctk]{CUPY}"],

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .generation import generate
     from .models.gpt import GPT, GPTConfig
     from .models.tagger import Tagger, TaggerConfig
+    from .models.vit import ViT, ViTConfig
     from .optim import AdamW
     from .runs import load_run
     from .runtime import backend
@@ -48,6 +49,8 @@ _HOME = {  # public name -> the module it is in
     "GPTConfig": "models.gpt",
     "Tagger": "models.tagger",
     "TaggerConfig": "models.tagger",
+    "ViT": "models.vit",
+    "ViTConfig": "models.vit",
     "AdamW": "optim",
     "train_step": "train",
     "generate": "generation",

@@ -42,19 +42,22 @@ RANKS = [
     {"__main__"},
 ]
 
+IMAGES = {f"tasks/{name}.py" for name in (
+    "images", "imagesets", "imagefiles", "imagefolders", "bounded", "shapes")}  # fmt: skip
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
-    "the book": ({*BOOK, "runs"} - {"caches"}, 2740),
+    "the book": ({*BOOK, "runs"} - {"caches"}, 2830),
     "beside it, further kinds of cache": ({"caches"}, 400),
     "runtime": ({"runtime"}, 900),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "of it, several machines": ({"runtime/distributed.py"}, 60),
-    "tasks": ({"tasks"}, 1530),
-    "study": ({"study"}, 1620),
-    "analysis": ({"analysis"}, 780),
-    "render, teach": ({"render", "teach"}, 3550),
-    "cli, and the way in": ({"cli", "__main__", "__init__"}, 1910),
+    "tasks": ({"tasks"}, 2400),
+    "of it, images": (IMAGES, 740),
+    "study": ({"study"}, 1860),
+    "analysis": ({"analysis"}, 810),
+    "render, teach": ({"render", "teach"}, 4150),
+    "cli, and the way in": ({"cli", "__main__", "__init__"}, 2100),
 }
 LONGEST = 40  # code lines of a function in the book
 OF_THE_BOOK = [n for n in NAMES if n.split("/")[0].removesuffix(".py") in {*BOOK, "runs"}]
@@ -247,6 +250,7 @@ PLACES = {  # beside the standard library: what may be imported, and where
     "threadpoolctl": lambda name, inside: name in ("runtime/blas.py", "runtime/doctor.py"),
     "cupy": lambda name, inside: name == "runtime/backend.py" and inside,
     "dask": lambda name, inside: name == "study/executors.py" and inside,
+    "PIL": lambda name, inside: name == "tasks/imagefolders.py" and inside,
     "mpi4py": lambda name, inside: (
         name in ("study/executors.py", "runtime/distributed.py") and inside
     ),

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import re
 import resource
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -11,10 +13,12 @@ import pytest
 from commands import PATIENCE_S, run, start
 
 from minqkv.runtime.errors import EnvironmentFault, UsageError
+from minqkv.runtime.locks import locked
 from minqkv.tasks import corpus, downloads
-from minqkv.tasks.downloads import Download, fetch
+from minqkv.tasks.downloads import Collection, Download, fetch
 
 TEXT = b"".join(b"line %d: to be, or not to be\n" % i for i in range(5000))
+PARTS = {"one.gz": TEXT[:40_000], "two.gz": TEXT[40_000:50_000]}  # of a set of images
 COUNTED = ("documents", "tokens", "bytes")
 
 
@@ -22,7 +26,23 @@ class Handler(BaseHTTPRequestHandler):
     """Each path is answered in its own way."""
 
     def do_GET(self):
-        getattr(self, self.path.strip("/"))()
+        self.server.asked.append((self.path, self.headers.get("Range")))
+        name = self.path.strip("/")
+        if name in PARTS:
+            self.ranges(PARTS[name])
+        else:
+            getattr(self, name)()
+
+    def ranges(self, whole=TEXT):
+        """As most servers do: what was asked for, or all of it."""
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        if start >= len(whole):
+            self.answer(416)
+            return
+        extent = f"bytes {start}-{len(whole) - 1}/{len(whole)}"
+        about = [("Content-Range", extent)] if start else []
+        rest = whole[start:]
+        self.answer(206 if start else 200, *about, ("Content-Length", len(rest)), body=rest)
 
     def answer(self, code, *headers, body=b""):
         self.send_response(code)
@@ -79,7 +99,7 @@ def server():
     """Its address."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads, server.block_on_close = True, False
-        server.over, server.hung_up = threading.Event(), threading.Event()
+        server.over, server.hung_up, server.asked = threading.Event(), threading.Event(), []
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         server.url = f"http://127.0.0.1:{server.server_port}"
@@ -112,9 +132,29 @@ def text(monkeypatch, server):
     return found
 
 
+@pytest.fixture
+def digits(monkeypatch, server):
+    """A set of images of two files, called mnist."""
+    sums = {name: hashlib.md5(data, usedforsecurity=False) for name, data in PARTS.items()}
+    two = tuple(
+        Download(name, f"{server.url}/{name}", len(data), sums[name].hexdigest())
+        for name, data in PARTS.items()
+    )
+    monkeypatch.setitem(downloads.IMAGES, "mnist", Collection("Digits", two))
+    server.asked.clear()
+    return two
+
+
 def left(folder):
     """All files below a folder."""
     return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def kept(folder):
+    """The bytes of the part file below a folder; it is all that is there."""
+    (part,) = left(folder)
+    assert (part.name[0], part.suffix) == (".", ".part")
+    return part.read_bytes()
 
 
 # ---- downloads
@@ -142,7 +182,7 @@ def test_what_is_there_is_not_downloaded_again(server, text, tmp_path):
 
 FAULTS = {
     "missing": "Not Found",
-    "other": "it is another text than expected",
+    "other": "it is another file than expected: its SHA-256 differs",
     "cut": "it ended after 70,000 of",
     "loop": "redirect error",
     "local": "not allowed",
@@ -163,7 +203,11 @@ def test_a_download_that_fails(path, server, text, cache):
     assert "\n" not in str(caught.value)
     assert f"download {text.url} " in caught.value.hint
     assert "--text FILE" in caught.value.hint
-    assert not left(cache)
+    arrived = {"cut": TEXT[:70_000], "silent": b"a few bytes"}
+    if path in arrived:  # the next download goes on from there
+        assert kept(cache) == arrived[path]
+    else:
+        assert not left(cache)
 
 
 def test_an_endless_download_is_hung_up(server, text):
@@ -176,9 +220,10 @@ def test_an_endless_download_is_hung_up(server, text):
 def test_a_server_that_keeps_us_waiting(server, text, monkeypatch, cache):
     """A server that sends a few bytes now and then is too slow, even if each comes in time."""
     monkeypatch.setattr(downloads, "PATIENCE", 0)
+    monkeypatch.setattr(downloads, "SLOWEST", 1e12)
     with pytest.raises(EnvironmentFault, match="only 11 bytes came in 0 s"):
         fetch("shakespeare", f"{server.url}/silent", timeout=PATIENCE_S)
-    assert not left(cache)
+    assert kept(cache) == b"a few bytes"
 
 
 def test_nobody_answers(text, cache):
@@ -202,13 +247,134 @@ def test_a_malformed_address(url, cache):
     assert not left(cache)
 
 
-def test_an_interrupted_download_leaves_nothing(text, cache):
+def test_an_interrupted_download_leaves_what_has_arrived(text, cache):
     def interrupt(done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fetch("shakespeare", progress=interrupt)
+    assert TEXT.startswith(kept(cache))
+
+
+# ---- going on after an interruption
+
+
+def interrupted(server, cache):
+    """The beginning of the text has arrived."""
+    with pytest.raises(EnvironmentFault, match="it ended after 70,000"):
+        fetch("shakespeare", f"{server.url}/cut")
+    server.asked.clear()
+    return cache / "downloads" / "tinyshakespeare.txt"
+
+
+def test_a_download_goes_on_where_it_ended(server, text, cache):
+    found, seen = interrupted(server, cache), []
+    fetch("shakespeare", f"{server.url}/ranges", None, lambda *now: seen.append(now))
+    assert server.asked == [("/ranges", "bytes=70000-")]
+    assert seen[0][0] > 70_000
+    assert found.read_bytes() == TEXT
+    assert left(cache) == [found]
+
+
+@pytest.mark.parametrize("path", ["good", "moved", "unannounced"])
+def test_a_server_that_cannot_go_on_begins_again(path, server, text, cache):
+    found = interrupted(server, cache)
+    fetch("shakespeare", f"{server.url}/{path}")
+    assert server.asked[0] == (f"/{path}", "bytes=70000-")
+    assert found.read_bytes() == TEXT
+
+
+def test_a_part_of_another_file_is_thrown_away(server, text, cache):
+    found = interrupted(server, cache)
+    part = found.with_name(f".{found.name}.part")
+    part.write_bytes(b"X" * 70_000)
+    fetch("shakespeare", f"{server.url}/ranges")
+    assert server.asked == [("/ranges", "bytes=70000-"), ("/ranges", None)]
+    assert found.read_bytes() == TEXT
+    assert left(cache) == [found]
+
+
+@pytest.mark.parametrize("content", [TEXT, TEXT + b"more"])
+def test_a_part_that_is_complete_or_too_long(content, server, text, cache):
+    found = interrupted(server, cache)
+    found.with_name(f".{found.name}.part").write_bytes(content)
+    fetch("shakespeare", f"{server.url}/ranges")
+    assert server.asked == ([] if content == TEXT else [("/ranges", None)])
+    assert found.read_bytes() == TEXT
+
+
+def test_a_server_whose_file_has_become_shorter(server, text, cache):
+    """It answers 416: it has no such range."""
+    found = interrupted(server, cache)
+    found.with_name(f".{found.name}.part").write_bytes(b"X" * (len(TEXT) - 1))
+    whole, handler = Handler.ranges, lambda self: whole(self, TEXT[:100_000])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Handler, "ranges", handler)
+        with pytest.raises(EnvironmentFault, match="it ended after 100,000 of"):
+            fetch("shakespeare", f"{server.url}/ranges")
+    assert [ask for _, ask in server.asked] == [f"bytes={len(TEXT) - 1}-", None]
+    assert kept(cache) == TEXT[:100_000]
+
+
+def test_two_downloads_of_the_same(server, text, cache):
+    (cache / "downloads").mkdir(parents=True)
+    with (
+        locked(cache / "downloads", "download"),
+        pytest.raises(EnvironmentFault, match="this download is locked"),
+    ):
+        fetch("shakespeare")
+
+
+# ---- sets of images: several files
+
+
+def test_the_files_of_a_set(server, digits, cache):
+    seen = []
+    folder = fetch("mnist", progress=lambda *now: seen.append(now))
+    assert folder == cache / "downloads" / "mnist"
+    assert {path.name: path.read_bytes() for path in left(cache)} == PARTS
+    assert seen == sorted(seen)
+    assert seen[-1] == (50_000, 50_000)
+    assert downloads.is_complete("mnist")
+    fetch("mnist")
+    assert [path for path, _ in server.asked] == ["/one.gz", "/two.gz"]  # not again
+
+
+def test_a_set_whose_second_file_fails_keeps_the_first(server, digits, cache, monkeypatch):
+    bad = replace(digits[1], url=f"{server.url}/missing")
+    broken = Collection("Digits", (digits[0], bad))
+    with monkeypatch.context() as patched:
+        patched.setitem(downloads.IMAGES, "mnist", broken)
+        with pytest.raises(EnvironmentFault, match="missing: Not Found") as caught:
+            fetch("mnist")
+    assert f"put it into {cache / 'downloads' / 'mnist'}" in caught.value.hint
+    assert not downloads.is_complete("mnist")
+    server.asked.clear()
+    fetch("mnist")
+    assert [path for path, _ in server.asked] == ["/two.gz"]
+
+
+def test_another_address_is_for_a_single_file(digits):
+    with pytest.raises(UsageError, match="mnist has 2 files, and --url is the address of one"):
+        fetch("mnist", "http://localhost/mnist")
+
+
+def test_a_wrong_md5(server, digits, monkeypatch, cache):
+    wrong = replace(digits[0], checksum="0" * 32)
+    monkeypatch.setitem(downloads.IMAGES, "mnist", Collection("Digits", (wrong,)))
+    with pytest.raises(EnvironmentFault, match="another file than expected: its MD5 differs"):
+        fetch("mnist")
     assert not left(cache)
+
+
+def test_the_published_files():
+    """Each has an address that ends in its name, a size and a checksum; nothing is there twice."""
+    every = [file for name in downloads.IMAGES for file in downloads.collection(name).files]
+    assert len({(f.checksum, f.url) for f in every}) == len(every) == 10
+    for file in every:
+        assert file.url.endswith("/" + file.file)
+        assert re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", file.checksum)
+        assert file.n_bytes > 4000
 
 
 def test_where_a_download_cannot_be_written(text, tmp_path):
@@ -247,7 +413,7 @@ def test_fetch(cli, text, cache):
         "name": "shakespeare",
         "path": "plays.txt",
         "bytes": len(TEXT),
-        "sha256": text.sha256,
+        "sha256": text.checksum,
     }
     assert Path("plays.txt").read_bytes() == TEXT
 
@@ -261,6 +427,20 @@ def test_fetch_that_fails(cli, server, text):
     code, out, err = cli("data", "fetch", "shakespear")
     assert (code, out) == (2, "")
     assert "did you mean shakespeare?" in err
+
+
+def test_fetch_images(cli, digits, cache):
+    code, out, err = cli("data", "fetch", "mnist")
+    folder = cache / "downloads" / "mnist"
+    assert (code, out) == (0, f"Digits\n50,000 bytes, MD5 as expected: {folder}\n")
+    assert "mnist, bytes" in err
+    found = json.loads(cli("data", "fetch", "mnist", "--out", "here", "--json")[1])
+    sums = {file.file: {"md5": file.checksum} for file in digits}
+    assert found == {"name": "mnist", "path": "here", "bytes": 50_000, "files": sums}
+    assert Path("here", "two.gz").read_bytes() == PARTS["two.gz"]
+    out = cli("data", "list")[1]
+    assert f"downloaded: mnist, 48.8281 KiB, {folder}" in out
+    assert "to be had by `minqkv data fetch`: shakespeare, fashion, cifar10, cifar100" in out
 
 
 def test_prepare(cli, poem):
@@ -320,7 +500,9 @@ def test_wrong_input(args, code, message, cli, poem):
 
 
 def test_list(cli, text, poem, cache):
-    assert cli("data", "list")[1] == f"nothing is stored in {cache} yet\n"
+    out = cli("data", "list")[1]
+    assert out.startswith("to be had by `minqkv data fetch`: shakespeare, mnist, fashion, cifar10")
+    assert out.endswith(f"nothing is stored in {cache} yet\n")
     assert json.loads(cli("data", "list", "--json")[1]) == {
         "corpora": [],
         "downloads": [],

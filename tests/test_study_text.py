@@ -259,6 +259,7 @@ def test_accuracies_are_still_differences():
 def test_the_papers_models_stand_beside_language_models_alone(language, shakespeare, monkeypatch):
     """Whatever the name of the metric."""
     monkeypatch.setattr(Text, "language", language)
+    monkeypatch.setattr(Text, "published", "language" if language else None)
     cell = table(runs_of("qkv", BASE))
     text = printed(study, [cell], [""], 4)
     assert ("the paper's models with 300M parameters" in text) == language

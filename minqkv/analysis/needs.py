@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..models import GPT, PROTOCOLS, GPTConfig, TaggerConfig
+from ..models import GPT, PROTOCOLS, GPTConfig, TaggerConfig, ViTConfig
 from ..runs import RunConfig
 from ..runtime import backend
 from ..runtime.blas import blas_threads
@@ -41,6 +41,7 @@ class Needs:
     `gradients` counts the copy that the optimiser gathers, one for each shard, and the sum over
     earlier parts of a batch. `saving` counts the copies made while a checkpoint is written.
     `scoring` counts the examples of a score, and the forward passes that run at the same time.
+    `data` is what a task keeps in memory, such as all images.
     Activations, scoring and saving are never in memory together. Temporary arrays come on top.
     """
 
@@ -51,6 +52,7 @@ class Needs:
     activations: int
     scoring: int
     saving: int
+    data: int = 0
 
     @property
     def total(self) -> int:
@@ -60,7 +62,7 @@ class Needs:
     @property
     def fixed(self) -> int:
         """Bytes that are needed however few and short the sequences are."""
-        return self.weights + self.gradients + self.moments + self.saving
+        return self.weights + self.gradients + self.moments + self.saving + self.data
 
 
 def needs(config: RunConfig, ranks: int = 1) -> Needs:
@@ -77,36 +79,40 @@ def needs(config: RunConfig, ranks: int = 1) -> Needs:
     gradients = (1 + shards + before) * weights
     activations = activation_bytes(cfg, rows, cfg.block_size)
     saving = 6 * weights if backend.current.on_host else 0  # else on the host, which has room
-    scoring = _scoring(config, cfg, threads)
-    return Needs(n, weights, gradients, 2 * weights, activations, scoring, saving)
+    scoring = _scoring(config, own, cfg, threads)
+    moments, data = 2 * weights, config.task.data_bytes
+    return Needs(n, weights, gradients, moments, activations, scoring, saving, data)
 
 
-def _scoring(config, cfg, threads):
+def _scoring(config, own, cfg, threads):
     """Inputs, targets and predictions, all of a split; and forward passes, one a thread."""
     task, length = config.task, cfg.block_size
     splits = {config.split, "validation"} if config.recipe.watch else {config.split}
     n = max(map(task.n_scored, splits))
     rows = min(n, task.at_once)
     passes = min(threads, math.ceil(n / rows))
-    return 3 * 8 * n * length + passes * scoring_bytes(cfg, rows, length)
+    token = 4 * own.n_in if isinstance(own, ViTConfig) else 8  # a vector, or an id
+    return (token + 16) * n * length + passes * scoring_bytes(cfg, rows, length)
 
 
-def n_params(cfg: GPTConfig | TaggerConfig) -> int:
+def n_params(cfg: GPTConfig | TaggerConfig | ViTConfig) -> int:
     """Numbers in a model. An encoder has a bias after the embedding, a head that is not tied and,
-    by protocol 2023, a hidden layer before it.
+    by protocol 2023, a hidden layer before it; one of vectors may have a class token.
     """
     if isinstance(cfg, GPTConfig):
         return params(cfg)
     d, hidden = cfg.n_embd, cfg.protocol == "2023"
-    return params(_as_gpt(cfg)) + d + (d + 1) * cfg.n_class + hidden * (d + 1) * d
+    more = d + (d + 1) * cfg.n_class + hidden * (d + 1) * d
+    return params(_as_gpt(cfg)) + more + (getattr(cfg, "pool", None) == "class") * d
 
 
 def _as_gpt(cfg):
     """The configuration of a GPT of this size."""
     if isinstance(cfg, GPTConfig):
         return cfg
-    names = {field.name for field in fields(GPTConfig)}
-    shared = {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.name in names}
+    names = [field.name for field in fields(GPTConfig)]
+    shared = {name: getattr(cfg, name) for name in names if hasattr(cfg, name)}
+    shared |= {"vocab_size": cfg.n_in} if isinstance(cfg, ViTConfig) else {}  # of the embedding
     style = PROTOCOLS[cfg.protocol]
     return GPTConfig(**shared, d_ff=style.mlp_ratio * cfg.n_embd, dropout=style.dropout)
 

@@ -1,4 +1,4 @@
-"""`minqkv data fetch`, `prepare`, `list`: texts to train on."""
+"""`minqkv data fetch`, `prepare`, `list`: texts and images to train on."""
 
 import click
 
@@ -7,35 +7,39 @@ from .options import TOKENIZER_HELP, print_json, reports
 
 @click.group()
 def data():
-    """Download, prepare and list texts to train on."""
+    """Download, prepare and list what models are trained on."""
 
 
 @data.command()
 @click.argument("name")
-@click.option("--url", help="Another address of the same text.")
+@click.option("--url", help="Another address of the same file.")
 @click.option(
-    "--out", type=click.Path(), help="The file to write.  [default: one in the cache folder]"
+    "--out",
+    type=click.Path(),
+    help="The file to write, or the folder for images.  [default: one in the cache folder]",
 )
 @reports
 def fetch(name, url, out, as_json):
-    """Download the text NAME, such as shakespeare (1.1 MB).
+    """Download NAME: the text shakespeare (1.1 MB), or the images of mnist (12 MB), fashion
+    (31 MB), cifar10 (170 MB) or cifar100 (169 MB).
 
-    Its SHA-256 is verified. Then `minqkv train --text NAME` uses it.
+    Checksums are verified. Then `minqkv train --task text --text shakespeare` or `minqkv train
+    --task images --data mnist` uses it. After an interruption, repeat the command: it continues.
     """
     from ..render.progress import progress
-    from ..runtime.errors import unknown
-    from ..tasks.downloads import DOWNLOADS
-    from ..tasks.downloads import fetch as download
+    from ..tasks import downloads
 
-    if name not in DOWNLOADS:
-        raise unknown("text", name, DOWNLOADS)
-    text = DOWNLOADS[name]
-    with progress(f"{name}, bytes", text.n_bytes) as advance:
-        path = download(name, url, out, lambda done, total: advance(done))
+    wanted = downloads.collection(name)
+    n_bytes = sum(file.n_bytes for file in wanted.files)
+    with progress(f"{name}, bytes", n_bytes) as advance:
+        path = downloads.fetch(name, url, out, lambda done, total: advance(done))
     if as_json:
-        print_json({"name": name, "path": str(path), "bytes": text.n_bytes, "sha256": text.sha256})
+        sums = {f.file: {f.algorithm: f.checksum} for f in wanted.files}
+        found = {"name": name, "path": str(path), "bytes": n_bytes}
+        print_json(found | (sums.popitem()[1] if len(sums) == 1 else {"files": sums}))
         return
-    click.echo(f"{text.about}\n{text.n_bytes:,} bytes, SHA-256 as expected: {path}")
+    checked = " and ".join({downloads.ALGORITHMS[f.algorithm] for f in wanted.files})
+    click.echo(f"{wanted.about}\n{n_bytes:,} bytes, {checked} as expected: {path}")
 
 
 @data.command()
@@ -81,7 +85,7 @@ def prepare(source, tokenizer, as_json):
 @data.command("list")
 @reports
 def list_data(as_json):
-    """List the prepared and downloaded texts, with their sizes."""
+    """List what is prepared, what is downloaded, and what can be."""
     from ..runtime.errors import MinqkvError
     from ..tasks import corpus, downloads
 
@@ -91,10 +95,11 @@ def list_data(as_json):
             rows.append(_described(folder))
         except MinqkvError as error:
             faults.append(str(error))
+    names = (*downloads.DOWNLOADS, *downloads.IMAGES)
     fetched = [
-        {"name": name, "path": str(downloads.place(name)), "bytes": text.n_bytes}
-        for name, text in downloads.DOWNLOADS.items()
-        if downloads.is_whole(downloads.place(name), text)
+        {"name": name, "path": str(downloads.place(name)), "bytes": _size(name)}
+        for name in names
+        if downloads.is_complete(name)
     ]
     if as_json:
         print_json({"corpora": rows, "downloads": fetched, "faults": faults})
@@ -119,11 +124,21 @@ def list_data(as_json):
         click.echo(f"not readable: {fault}")
     for folder in corpus.unfinished():
         click.echo(f"unfinished, or left by a process that was killed: {folder}")
+    others = [name for name in names if name not in {row["name"] for row in fetched}]
+    if others:
+        click.echo(f"to be had by `minqkv data fetch`: {', '.join(others)}")
     where = corpus.cache_root()
     click.echo(f"stored in {where}" if rows or fetched else f"nothing is stored in {where} yet")
 
 
 _UNITS = ("documents", "tokens", "bytes")
+
+
+def _size(name):
+    """Bytes of a download."""
+    from ..tasks.downloads import collection
+
+    return sum(file.n_bytes for file in collection(name).files)
 
 
 def _described(folder):

@@ -54,25 +54,29 @@ def evaluate_run(run, own, split, n, wrong, show_padded, kind, best, as_json):
     misses = []
     if task.answers:
         items = task.mistakes(x, y, predictions)
-        misses = [item for item in items if item["expected"] != item["predicted"]]
-        score |= {"sequences_wrong": len(misses), "wrong": misses[:wrong]}
+        misses = [i for i, item in enumerate(items) if item["expected"] != item["predicted"]]
+        score |= {"sequences_wrong": len(misses), "wrong": [items[i] for i in misses[:wrong]]}
     score |= {"padded": padded} if padded else {}
     score |= {"rounding": _rounding(model, kind, x, y)} if kind is not None else {}
     if as_json:
         print_json(score)
         return
     what = f"{task.name} with {config.variant}, {split} split"
-    click.echo(f"{what}: {task.metric} {score[task.metric]:.4f} on {score['tokens']:,} tokens")
+    targets = task.unit if y.ndim == 1 else "tokens"
+    click.echo(f"{what}: {task.metric} {score[task.metric]:.4f} on {score['tokens']:,} {targets}")
     if task.answers:
-        click.echo(f"{len(misses):,} of {len(x):,} sequences have a mistake")
+        verdict = "are wrong" if y.ndim == 1 else "have a mistake"
+        click.echo(f"{len(misses):,} of {len(x):,} {task.unit} {verdict}")
     for name in further:
         click.echo(f"{name.replace('_', ' ')} {score[name]:.4f}")
     if padded:
         _show_padded(padded)
     if kind is not None:
         _show_rounding(score["rounding"], kind)
-    for item in misses[:wrong]:
-        _show(item)
+    for i in misses[:wrong]:
+        for line in task.picture(x[i]) or ():
+            click.echo(f"{'':10}  {line}")
+        _show(items[i])
 
 
 def loaded(run, own, best):

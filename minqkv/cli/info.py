@@ -132,11 +132,13 @@ def tasks(seq_len, seed, as_json):
     for name, about in TASKS.items():
         row = {"name": name, "about": about, "input": None, "target": None}
         cls = task_class(name)
-        size = {"seq_len": seq_len} if "seq_len" in field_names(cls) else {"pairs": 3, "keys": 5}
+        sizes = {"seq_len": seq_len, "pairs": 3, "keys": 5}
+        size = {field: sizes[field] for field in field_names(cls) if field in sizes}
         if not (name in RULES and RULES[name].even and seq_len % 2):  # else there is no example
             task = cls(name, **size)
             x, y = task.draw(seed, "test", 1)
             (shown,) = task.mistakes(x, y, y)
+            shown = {"input": [f"{x.shape[1]} patches"]} | shown  # an image has no ids
             row |= {"input": shown["input"], "target": shown["expected"]}
         rows.append(row)
     if as_json:

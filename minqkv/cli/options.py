@@ -61,6 +61,7 @@ SETTINGS = {  # name -> (type, help), of fields of tasks and recipes that have a
     "seq_len": (int, "Length T."),
     "text": (str, "A file, a folder, - (stdin) or a download.  [default: the built-in text]"),
     "tokenizer": (str, f"For texts: {either(TOKENIZERS)}.  [default: chars]"),
+    "data": (str, "For images: a folder of them, or a download.  [default: generated shapes]"),
     "alphabet": (int, "How many digits there are."),
     "form": (str, f"{either(FORMS)}: label each digit, or continue `input | output`."),
     "protocol": (str, f"{either(YEARS)}: data, blocks, optimiser."),
@@ -181,7 +182,7 @@ def prepared(name, own, given):
     from ..render.progress import patient
     from ..tasks.registry import task_class
 
-    with patient("prepare the text", 100) as advance:
+    with patient("prepare the data", 100) as advance:
         return task_class(name, own).prepared(given, advance)
 
 

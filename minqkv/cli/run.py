@@ -143,6 +143,8 @@ def _announce(config, comm):
     found = check_memory(config, comm.size if comm else 1)
     seconds = None if comm else run_seconds(config)  # a rank cannot compute a step alone
     click.echo(needs_line(found, seconds), err=True)
+    if about := config.task.about_data():
+        click.echo(about, err=True)
 
 
 def _config_to_train(task, out, resume, given):

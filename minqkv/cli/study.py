@@ -30,6 +30,8 @@ PRESETS = {  # name -> what it compares; the grids are in study/presets.py
     "recall": "accuracy against bytes, about 15 minutes",
     "recall-full": "the study of docs/recall.md, about two hours",
     "nano": "language models on tiny Shakespeare: docs/language-models.md, about two hours",
+    "mnist": "the paper's projections on MNIST, about an hour; --data says where it is",
+    "cifar10": "the same on CIFAR-10, about an hour",
     "quick-2026": "two of the paper's tasks, ten variants, the default of version 0.1.0",
     "paper": "the paper's whole synthetic grid, about 70 hours",
 }
@@ -129,7 +131,8 @@ def study(
         if not as_json:
             _dry_run(plan, line)
         return None
-    for text in (line, *(f"left out: {reason}" for reason in plan.impossible)):
+    data = dict.fromkeys(filter(None, (config.task.about_data() for config in plan.configs)))
+    for text in (line, *data, *(f"left out: {reason}" for reason in plan.impossible)):
         say(stderr(), text)
     began = time.perf_counter()
     try:
@@ -156,7 +159,7 @@ def _plan(preset, ablate, given):
 
     own = {name: own_task(name) for name in given.get("tasks", ()) if ":" in name}
     if not ablate:
-        with patient("prepare the text", 100) as advance:
+        with patient("prepare the data", 100) as advance:
             return plan(blocks(preset, given, own), own, advance)
     if given.keys() & {"variants", "lr"}:
         why = "--ablate plus chooses the variants itself, and trains all at one rate"

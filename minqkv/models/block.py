@@ -118,6 +118,7 @@ class Layered:
     """What configurations of models have in common."""
 
     window, sinks = None, 0  # no window, unless a configuration has these fields
+    sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")  # at least 1 each
 
     @property
     def bounded(self) -> bool:
@@ -135,7 +136,7 @@ def check_config(cfg) -> None:
 
     A variant is stored under its canonical name, and the width of a head as a number.
     """
-    for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+    for name in cfg.sizes:
         if not isinstance(getattr(cfg, name), int) or getattr(cfg, name) < 1:
             raise UsageError(
                 f"{name} must be a whole number of at least 1, not {getattr(cfg, name)!r}"
@@ -164,10 +165,10 @@ def checked_ids(ids, channels: bool = False) -> np.ndarray:
     return ids
 
 
-def check_end(end: int, cfg) -> None:
+def check_end(end: int, limit: int) -> None:
     """Raises UsageError if a sequence has more tokens than the model has positions."""
-    if end > cfg.block_size:
-        raise UsageError(f"{end} tokens, but this model has {cfg.block_size} positions")
+    if end > limit:
+        raise UsageError(f"{end} tokens, but this model has {limit} positions")
 
 
 def checked_pad(pad, ids: np.ndarray) -> np.ndarray | None:

@@ -115,7 +115,7 @@ class GPT(Module):
         ids = checked_ids(ids, channels=True)
         pad = None if pad is None else checked_pad(pad, ids)
         if cache is None:
-            check_end(ids.shape[1], self.config)
+            check_end(ids.shape[1], self.config.block_size)
             steps = next_positions(0, ids.shape[1], pad)
             x = self._forward(ids, steps, self._mask(steps), [None] * len(self.blocks))
             return self._logits(x, at)

@@ -80,7 +80,7 @@ class Tagger(Module):
     def forward(self, ids: np.ndarray) -> Tensor:
         """Logits for ids (B, T), integers on the host."""
         ids = checked_ids(ids)
-        check_end(ids.shape[1], self.config)
+        check_end(ids.shape[1], self.config.block_size)
         if self.config.hide_self and ids.shape[1] < 2:
             raise UsageError(TOO_SHORT_TO_HIDE)
         x = self.wpe(embedding(ids, self.embed.weight + self.embed.bias))  # (B, T, C)

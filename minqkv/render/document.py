@@ -14,6 +14,7 @@ from ..runtime import files
 from ..runtime.errors import EnvironmentFault
 from . import page
 from .console import command, say, table
+from .layout import parts
 
 _STYLES = {"green": "good", "red": "bad", "bold": "strong"}  # of the terminal -> of a page
 
@@ -214,8 +215,12 @@ def _plain(text):
 
 def _prose(text):
     """The same for prose, whose `code` and **strong** words stay."""
-    parts = re.split(r"(`[^`]+`|\*\*[^*]+\*\*)", text)
-    return "".join(part if i % 2 else _spaced(part) for i, part in enumerate(parts))
+    made = []
+    for part, style in parts(text):
+        if style == "strong":
+            part = f"**{_plain(part)}**"
+        made.append(part if style else _spaced(part))
+    return "".join(made)
 
 
 def _spaced(part):

@@ -16,7 +16,9 @@ from ..runtime.errors import EnvironmentFault
 from ..runtime.version import __version__
 from ..study import stats
 from ..study.claims import MARGIN, RELATIVE_MARGIN
+from ..study.stored import printable
 from ..study.summary import unresolved
+from ..tasks.registry import blaming
 from . import study as view
 from . import training
 from .console import duration
@@ -252,12 +254,14 @@ def read_run(path, own=None):
     config, metrics, result = load_config(path, own), read_metrics(path), None
     if (path / "result.json").exists():
         result = files.read_json(path / "result.json")
-        result = {name: value for name, value in result.items() if name not in ("config", "check")}
+        bound = ("config", "check")  # to the other files
+        result = {printable(name): v for name, v in result.items() if name not in bound}
     for i, line in enumerate(metrics):
-        if not isinstance(line, dict) or not _is_number(line.get("loss")):
+        needed = {"loss": None} | (line if isinstance(line, dict) else {})
+        if not all(_is_number(needed.get(name, 0)) for name in ("loss", "validation")):
             raise EnvironmentFault(f"{path / 'metrics.jsonl'} is damaged in line {i + 1}")
     model = load_run(path, own)[0] if (path / "checkpoint.npz").exists() else None
-    version = str(files.read_json(path / "config.json").get("version"))
+    version = printable(str(files.read_json(path / "config.json").get("version")))
     return Run(config, metrics, result, model, version)
 
 
@@ -313,24 +317,32 @@ def _settings(run):
 def attention(model, config):
     """The patterns of a trained model on examples of its validation split: the first unfolded."""
     task = config.task
-    x, y = task.draw(config.seed, "validation", EXAMPLES)
-    found = patterns(model, x)
+    try:
+        with blaming(task.name):
+            x, y = task.draw(config.seed, "validation", EXAMPLES)
+            found = patterns(model, x)
+            answers = [*_answers(task, model, x, y)] if task.answers else [""] * EXAMPLES
+    except EnvironmentFault as error:  # without its data, the rest of the report still stands
+        return [Text(f"There are no examples to show this on: {error}")]
     if not found:
         return [Text("This model has no attention that can be shown.")]
-    answers = _answers(task, model, x, y) if task.answers else [""] * EXAMPLES
-    blocks = [Text("A row is a query, a column a key. The weights of a row add up to 1.")]
+    maps = [(f"{_layer(name)}, head {j}", weights[:, j])
+            for name, weights in found.items() for j in range(weights.shape[1])]  # fmt: skip
+    blocks = [Text(_about(maps, x.shape[1]))]
     for i, answer in enumerate(answers):
-        maps = [
-            (layer, j, head[i, j]) for layer, head in found.items() for j in range(head.shape[1])
-        ]
-        labels = _labels(task, x[i], maps[0][2].shape[-1])
-        drawn = [Figure("", _map(f"{_layer(name)}, head {j}", w, labels))
-                 for name, j, w in maps[:MAPS]]  # fmt: skip
-        more = f" The first {MAPS} of {len(maps)} heads." if len(maps) > MAPS else ""
-        shown = [*([Text(answer + more)] if answer + more else []), Gallery(drawn)]
+        labels = _labels(task, x[i], maps[0][1].shape[-1])
+        drawn = [Figure(name, _map(name, weights[i], labels)) for name, weights in maps[:MAPS]]
+        shown = [*([Text(answer)] if answer else []), Gallery(drawn)]
         title = f"Example {i + 1} of the validation split"
         blocks.append(Fold(title, shown, unfolded=not i))
     return blocks
+
+
+def _about(maps, n):
+    """How to read the maps, and what of them is not shown."""
+    text = "A row is a query, a column a key. The weights of a whole row add up to 1."
+    text += f" Shown are the first {LONGEST} of {n} tokens." if n > LONGEST else ""
+    return text + (f" Shown are {MAPS} of {len(maps)} heads." if len(maps) > MAPS else "")
 
 
 def _answers(task, model, x, y):
@@ -338,7 +350,9 @@ def _answers(task, model, x, y):
     for item in task.mistakes(x, y, task.predict(model, x, y)["predictions"]):
         wrong = sum(a != b for a, b in zip(item["expected"], item["predicted"], strict=True))
         shown = [" ".join(map(str, item[n][:LONGEST])) for n in ("expected", "predicted")]
-        verdict = f"{wrong} of {len(item['expected'])} answers wrong" if wrong else "all right"
+        n = len(item["expected"])
+        verdict = f"{wrong} of {n} answers are wrong" if wrong and n > 1 else "wrong"
+        verdict = verdict if wrong else "right"
         yield f"Expected `{shown[0]}`, predicted `{shown[1]}`: {verdict}."
 
 

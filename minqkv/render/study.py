@@ -3,7 +3,7 @@
 import math
 
 from ..study import stats
-from ..study.published import language_models
+from ..study.published import language_models, vision
 from ..variants import VariantSpec
 from .console import say, table
 from .figures import Panel, Series, learning_curves
@@ -17,6 +17,7 @@ ARMS = {  # of the "+": heading -> the name of an arm, by variant
     "full +,\nfrom s₀ = −1": "{}+ (s₀ = -1)",
     "no +,\ndiagonal masked": "{} (diagonal masked)",
 }
+VISION = ("MNIST", "Fashion-\nMNIST", "CIFAR-10", "CIFAR-100", "set\nanomaly", "TinyImage-\nNet")
 
 
 def number(value, digits=3):
@@ -168,6 +169,23 @@ def published_table(console):
     what = "Perplexity per subword token. The first pair of columns is the paper's, which scores "
     what += "padding as if it were text; the second is from the authors' later models on another "
     what += "text. Changes with another text, tokenizer or size cannot be compared with these."
+    say(console, what)
+    console.print()
+
+
+def vision_table(console):
+    """The paper's results on images and sets, each beside the authors' later run."""
+    found = vision()
+    rows = []
+    for name, scores in found.items():
+        pairs = (f"{number(a)} / {number(b)}" for a, b in zip(*scores.values(), strict=True))
+        rows.append([name, *pairs])
+    columns = [("variant", "left"), *((name, "right") for name in VISION)]
+    table(
+        console, "Published: the paper's accuracy / that of the authors' later run", columns, rows
+    )
+    what = "One number each, without intervals, at other sizes of models and with more training "
+    what += "images. Compare the differences between variants, not the accuracies."
     say(console, what)
     console.print()
 
@@ -401,8 +419,11 @@ def study(console, cells, notes, itemsize, found=(), ablate=False):
         cell_tables(console, cell, note)
     if found:
         claims_table(console, found)
-    if any(cell.language for cell in cells):
+    kinds = {cell.published for cell in cells}
+    if "language" in kinds:
         published_table(console)
+    if "vision" in kinds:
+        vision_table(console)
     memory_table(console, cells)
     for group in _groups(cells):
         picture(console, *group)

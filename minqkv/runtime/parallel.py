@@ -139,7 +139,8 @@ def in_shards(model, x: np.ndarray, run: Callable) -> list | None:
     with a part that cannot be replicated. If a shard fails, no gradient is added. What `forward`
     stores in the model stays in the replica and is lost.
     """
-    work = sum(p.data.size for p in model.parameters()) * x.size
+    tokens = x.shape[0] * x.shape[1]  # each an id, or several, or a vector
+    work = sum(p.data.size for p in model.parameters()) * tokens
     n = min(backend.current.threads, len(x), work // SMALLEST)
     if n < 2 or _inside.get() or tracing.active is not None:
         return None

@@ -23,11 +23,13 @@ from ..runtime.errors import EnvironmentFault, UsageError
 from ..tasks.base import SHORT
 from .claims import Finding
 from .execute import Records
+from .grid import OF_AN_ARM
 from .plan import Part, Plan
 from .stats import Estimate
 from .summary import Cell, Row
 
 LARGEST = 1 << 28  # bytes of a file of results
+MOST_SEEDS = 10_000  # that choose a rate
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def _ended(path, values):
             findings=[_made(Finding, found) for found in values.get("contrasts", ())],
             versions=_texts(values["versions"]),
             recipes={_text(name): _texts(recipe) for name, recipe in recipes.items()},
-            seconds=_number(values["wall_seconds"]),
+            seconds=_seconds(values["wall_seconds"]),
             itemsize=_number(values["cache_itemsize"]),
             left_out=[_text(reason) for reason in values.get("left_out", ())],
             planned=len(records),
@@ -131,14 +133,14 @@ def _ended(path, values):
 
 def _run(run):
     """What figures need of an entry of `runs`, in the form of a record."""
-    diverged, reached, config = run["diverged"], run.get("reached"), run["config"]
+    diverged, config = run["diverged"], run["config"]
     recipe = config.get("recipe", config)  # in version 0.1.0, a configuration was flat
     kept = {"code": _text(run.get("code") or "")}
     kept |= {"config": {"recipe": {"steps": _number(recipe["steps"])}}}
     kept |= {"diverged": diverged and _text(diverged), "score": None if diverged else {}}
     kept |= {"losses": list(map(_number, run.get("losses", ())))}
     kept |= {"curve": [(_number(step), _number(score)) for step, score in run.get("curve", ())]}
-    return kept | {"reached": None if reached is None else _number(reached)}
+    return kept | {"reached": _number_or_none(run.get("reached"))}
 
 
 def _today(cell, values):
@@ -151,7 +153,8 @@ def _today(cell, values):
     for row in cell["rows"]:
         mine = [run for run in runs if run["arm"] == row["arm"]]
         about = {"variant": mine[0]["variant"], "lr": mine[0]["config"]["lr"], "reached": {}}
-        about |= {"score": row["accuracy"], "to_baseline": row["to_qkv"], "settings": {}}
+        about |= {"score": row["accuracy"], "to_baseline": row["to_qkv"]}
+        about |= {"settings": {name: mine[0]["config"].get(name) for name in OF_AN_ARM}}
         rows.append(row | about | {"runs": [hash_of(run["config"]) for run in mine]})
     title = "  ".join(f"{SHORT[n]} {v}" if n in SHORT else f"{v}" for n, v in size.items())
     about = {"task": cell["task"], "title": title, "metric": "accuracy", "better": "higher"}
@@ -166,19 +169,27 @@ def _cell(values, records):
     for n in (cell.equal or {}).values():
         _number(n)
     rows = [_row(row, records) for row in values["rows"]]
-    if cell.baseline not in (None, *(row.arm for row in rows)):
-        raise ValueError(f"no row is {cell.baseline}")
+    for row in rows:
+        if not row.settings.keys() >= {*OF_AN_ARM}:
+            raise ValueError(f"{row.arm} has no {' or '.join(OF_AN_ARM)}")
+        if row.to_baseline and cell.baseline not in [other.arm for other in rows]:
+            raise ValueError(f"no row is {cell.baseline}")
     return replace(cell, rows=tuple(rows))
 
 
 def _row(values, records):
     row = _made(Row, values)
-    scores, reached = ({int(seed): v if v is None else _number(v) for seed, v in found.items()}
+    scores, reached = ({int(seed): _number_or_none(v) for seed, v in found.items()}
                        for found in (row.by_seed, row.reached))  # fmt: skip
-    for value in (row.memory or {}).values():
-        _number(value or 0)
+    if row.memory:
+        for name in ("weights", "gradients", "moments", "activations"):
+            _number(row.memory[name])
+        _number_or_none(row.memory["activations_formula"])
+    settings = _texts(row.settings)
+    for name in settings.keys() & {"position", "rope_value"}:
+        _text(settings[name])
     known = tuple(name for name in row.runs if name in records)
-    return replace(row, by_seed=scores, reached=reached, settings=_texts(row.settings), runs=known)
+    return replace(row, by_seed=scores, reached=reached, settings=settings, runs=known)
 
 
 def _made(cls, values):
@@ -200,6 +211,8 @@ def _made(cls, values):
         if not of_kind or (isinstance(value, bool) and bool not in kinds):
             raise TypeError(f"{name} cannot be {value!r:.40}")
         made[name] = value
+    if cls is Estimate and not math.isfinite(made["mean"]):
+        raise TypeError("a mean is not finite")
     return cls(**made)
 
 
@@ -209,20 +222,35 @@ def _number(value):
     return value
 
 
+def _number_or_none(value):
+    return None if value is None else _number(value)
+
+
+def _seconds(value):
+    if not 0 <= _number(value) < math.inf:
+        raise ValueError(f"{value!r:.40} is no time")
+    return value
+
+
 def _text(value):
-    """A text without control characters: a terminal must not obey a file."""
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is not a text")
-    return "".join(c if c.isprintable() else "\ufffd" for c in value)
+    return printable(value)
+
+
+def printable(text: str) -> str:
+    """A text without control characters: a terminal must not obey a file."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _texts(values):
-    return {_text(name): value if isinstance(value, (int, float)) else _text(_plain(value))
-            for name, value in values.items()}  # fmt: skip
-
-
-def _plain(value):
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """Settings as numbers, texts or None; anything else as JSON."""
+    texts = {}
+    for name, value in values.items():
+        if not isinstance(value, (str, int, float, type(None))):
+            value = json.dumps(value, ensure_ascii=False)
+        texts[_text(name)] = _text(value) if isinstance(value, str) else value
+    return texts
 
 
 # ---- a study that has not ended
@@ -264,6 +292,9 @@ def _plan(values, own):
     parts = []
     for part in values["parts"]:
         configs = [config_from(config, own) for config in part["configs"]]
-        given = part | {"configs": configs, "rates": tuple(part["rates"])}
-        parts.append(Part(**given | {"targets": tuple(part["targets"])}))
+        rates, targets = (tuple(map(_number, part[name])) for name in ("rates", "targets"))
+        equal, n_seeds = part["equal"], _number(part["selection_seeds"])
+        if equal not in (None, "bytes", "params") or not configs or n_seeds > MOST_SEEDS:
+            raise ValueError("a part of it makes no sense")
+        parts.append(Part(configs, rates, equal, targets, n_seeds, bool(part["one_rate"])))
     return Plan(parts, own=own or {})

@@ -15,7 +15,7 @@ from typing import ClassVar, get_type_hints
 import numpy as np
 
 from ..attention import LARGEST
-from ..models import GPT, GPTConfig, Tagger, TaggerConfig
+from ..models import MODELS, GPTConfig, TaggerConfig, ViTConfig
 from ..nn import Module
 from ..runtime.errors import UsageError, unknown
 from ..runtime.rng import stream
@@ -74,8 +74,9 @@ class Task(ABC):
     lies within `limits`. With `sparse`, logits are computed only where a target counts. With
     `answers`, predictions are right or wrong, and an example with a wrong one is a mistake. With
     `relative`, a study compares ratios of scores, not differences. A study takes one value of each
-    field in `one_each`, from which `prepared` makes others. With `language`, a study shows the
-    paper's language models beside its tables.
+    field in `one_each`, from which `prepared` makes others. `published` is the table of the paper
+    that a study shows beside its own: "language", "vision", or none. With `language`, examples are
+    texts, and a study shows the speed of training. `unit` is what examples are called.
     """
 
     name: str = ""
@@ -98,6 +99,8 @@ class Task(ABC):
     relative: ClassVar[bool] = False
     one_each: ClassVar[tuple[str, ...]] = ()
     language: ClassVar[bool] = False
+    published: ClassVar[str | None] = None
+    unit: ClassVar[str] = "sequences"
 
     def __post_init__(self):
         check_types(self)
@@ -106,10 +109,12 @@ class Task(ABC):
 
     @abstractmethod
     def examples(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """n inputs and targets, (n, T) integers each; IGNORE where nothing is asked."""
+        """n inputs and targets, (n, T) integers each; IGNORE where nothing is asked. For a ViT,
+        inputs are vectors (n, N, n_in), and targets (n,) or (n, N).
+        """
 
     @abstractmethod
-    def config(self, variant: str) -> GPTConfig | TaggerConfig:
+    def config(self, variant: str) -> GPTConfig | TaggerConfig | ViTConfig:
         """The configuration of the model with this variant of attention."""
 
     @classmethod
@@ -118,6 +123,15 @@ class Task(ABC):
         `progress(done, total)` is called meanwhile.
         """
         return given
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of data that a run keeps in memory."""
+        return 0
+
+    def about_data(self) -> str | None:
+        """A sentence on where the examples come from; None for a task that makes them."""
+        return None
 
     def check_data(self) -> None:  # noqa: B027 - most tasks make their data
         """Refuse data that a run could not train or be scored on, before anything is written."""
@@ -134,10 +148,11 @@ class Task(ABC):
     def model(self, variant: str, seed: int) -> Module:
         """A fresh model."""
         cfg = self.config(variant)
-        if not isinstance(cfg, (GPTConfig, TaggerConfig)):
-            what = f"config gives {cfg!r}, not a GPTConfig or a TaggerConfig"
-            raise UsageError(f"{self.name}: {what}")
-        return (GPT if isinstance(cfg, GPTConfig) else Tagger)(cfg, seed)
+        for kind, model in MODELS.items():
+            if isinstance(cfg, kind):
+                return model(cfg, seed)
+        kinds = " or ".join(kind.__name__ for kind in MODELS)
+        raise UsageError(f"{self.name}: config gives {cfg!r}, not a {kinds}")
 
     def draw(self, seed: int, split: str, n: int) -> tuple[np.ndarray, np.ndarray]:
         """n examples of a split. Splits never share a stream."""
@@ -199,6 +214,10 @@ class Task(ABC):
             }
             for row, answer, found in zip(x, y, predicted, strict=True)
         ]
+
+    def picture(self, row: np.ndarray) -> list[str] | None:
+        """An input as lines of text, shown with a mistake; None where `mistakes` says all."""
+        return None
 
     def shown(self, row: np.ndarray) -> np.ndarray:
         """The part of an input that is shown with a mistake."""

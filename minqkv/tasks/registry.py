@@ -11,13 +11,14 @@ from ..nn import Module
 from ..runtime.errors import MinqkvError, UsageError, unknown
 from ..train import loss_and_gradients
 from .base import Task
+from .images import Images
 from .recall import Recall
-from .rules import RECALL, RULES, TASKS, TEXT
+from .rules import IMAGES, RECALL, RULES, TASKS, TEXT
 from .synthetic import Synthetic
 from .text import Text
 
 CLASSES = dict.fromkeys(RULES, Synthetic) | dict.fromkeys(RECALL, Recall)
-CLASSES |= dict.fromkeys(TEXT, Text)
+CLASSES |= dict.fromkeys(TEXT, Text) | dict.fromkeys(IMAGES, Images)
 
 
 def task_class(name: str, own: type | None = None) -> type:

@@ -47,7 +47,8 @@ RECALL = {
     "mqar": "recall: keys and values in turn, then keys alone; answer with their values",
 }
 TEXT = {"text": "a text: predict the next token"}
-TASKS = {name: rule.about for name, rule in RULES.items()} | RECALL | TEXT
+IMAGES = {"images": "an image, cut into patches: say what is shown"}
+TASKS = {name: rule.about for name, rule in RULES.items()} | RECALL | TEXT | IMAGES
 FORMS = ("encoder", "causal")
 SPLITS = ("train", "validation", "test")
 TOKENIZERS = {  # name of a kind, as --tokenizer takes it -> what its tokens are

@@ -138,6 +138,25 @@ def tagger(p, ids, variant, n_head, protocol="2026", hide_self=False):
     return linear(p, "head", norm(p, "ln_f", linear(p, "fc", x)).relu())
 
 
+def vit(p, x, variant, n_head, pool, position="learned", rope_value="raw"):
+    """Logits for vectors (B, N, n_in): (B, n_class), or with pool "each" for each token."""
+    x = linear(p, "embed", x)
+    if pool == "class":
+        x = torch.cat([p["cls"].expand(len(x), 1, -1), x], dim=1)
+    T = x.shape[1]
+    if position == "learned":
+        x = x + p["wpe.weight"][:T]
+    elif position == "sinusoidal":
+        x = x + sinusoids(T, x.shape[-1])
+    seen, rope = torch.ones(T, T, dtype=torch.bool), rope_value if position == "rope" else None
+    for i in range(layers(p)):
+        name, h = f"blocks.{i}", norm(p, f"blocks.{i}.ln_1", x)
+        x = x + attention(p, f"{name}.attn", h, variant, n_head, seen, rope)
+        x = x + mlp(p, f"{name}.mlp", norm(p, f"{name}.ln_2", x), gelu)
+    x = {"class": x[:, 0], "mean": x.mean(1), "each": x}[pool]
+    return linear(p, "head", norm(p, "ln_f", x))
+
+
 def loss(logits, targets):
     """Mean cross-entropy over the targets that are not -100."""
     return tF.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))

@@ -4,7 +4,7 @@ import numpy as np
 
 from minqkv import backend, variants
 from minqkv.functional import cross_entropy
-from minqkv.models import GPT, GPTConfig, Tagger, TaggerConfig
+from minqkv.models import GPT, GPTConfig, Tagger, TaggerConfig, ViT, ViTConfig
 from minqkv.runtime.rng import stream
 from minqkv.tensor import Tensor
 from minqkv.variants import variant_names
@@ -50,6 +50,12 @@ def design(name, **changes):
 def tagger(variant, **changes):
     """An encoder like it."""
     return scramble(Tagger(TaggerConfig(variant=variant, **SMALL | changes)))
+
+
+def vit(variant, **changes):
+    """An encoder of up to five vectors of six numbers, likewise."""
+    size = {"n_in": 6, "n_token": 5, "n_class": 3, "n_layer": 2, "n_head": 4, "n_embd": 16}
+    return scramble(ViT(ViTConfig(variant=variant, **size | {"dtype": "float64"} | changes)))
 
 
 def fresh_gpt(variant="qkv", seed=0, **changes):
