@@ -193,6 +193,6 @@ def _unclear(row):
         return "one seed gives no interval"
     if found and found.clear_of_zero:
         few = f"{row.ours.n} seeds are too few for a verdict, which takes {stats.SEEDS}"
-        why = few if row.p is None else f"the corrected p is {row.p:.2f}"
+        why = few if row.p is None else f"p, corrected, is {row.p:.2f}".replace("0.", ".")
         return f"the interval does not contain zero, but {why}"
     return ""
