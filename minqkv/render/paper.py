@@ -78,8 +78,8 @@ def _group(group, alone):
     """Rows with numbers of ours. What all rows share, state and reason, is said once."""
     rows, first = group.rows, group.rows[0]
     shared = len({(row.state, row.why) for row in rows}) == 1
-    parts = [] if alone else [group.title]
-    title = ": ".join([*parts, *([first.state] if shared or alone else [])])
+    parts = [] if alone and shared else [group.title]
+    title = ": ".join([*parts, *([first.state] if shared else [])])
     columns, lines = [("", "left")], [[row.name] for row in rows]
 
     def add(header, values, side="right"):
