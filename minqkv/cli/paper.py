@@ -90,7 +90,10 @@ def _plan(which, out, jobs, as_json):
         about = f"{cost['runs']} runs, {cost['recorded']} of them on record in {cost['out']}"
         say(stderr(), f"{name}: {about}; about {duration(cost['seconds'])}")
     seconds = sum(cost["seconds"] for cost in costs.values())
-    say(stderr(), f"All together: about {duration(seconds)}. Stopped, the command continues later.")
+    say(
+        stderr(),
+        f"All together: about {duration(seconds)}. If you stop it, repeat the command to continue.",
+    )
     if as_json:
         print_json({"studies": costs, "seconds": seconds})
     return plans
