@@ -543,7 +543,17 @@ def test_a_smaller_scale_gets_no_verdict():
                           "later": pytest.approx(21.28 / 20.82 - 1)}  # fmt: skip
     assert rows["qkv"].our_change is None
     assert {rows[name].state for name in ("mqa", "gqa-4")} == {"not run"}
-    assert group.relative
+    assert row.relative
+
+
+def test_a_terminal_does_not_obey_a_file():
+    """A text of this name would clear the screen."""
+    found = {}
+    for config, one in language({"qkv": [6.0, 6.1]}).items():
+        named = replace(config, task=replace(config.task, text="a\x1b[2Jb"))
+        found[named] = replace(one, config=named)
+    why = paper.tables(found, ("lm-300m",))[0].rows[0].why
+    assert "trained on a\ufffd[2Jb with" in why
 
 
 def test_where_nothing_is_published_ours_is_shown():

@@ -78,6 +78,7 @@ def _group(group, alone):
     """Rows with numbers of ours. What all rows share, state and reason, is said once."""
     rows, first = group.rows, group.rows[0]
     shared = len({(row.state, row.why) for row in rows}) == 1
+    relative = any(row.relative for row in rows)
     parts = [] if alone and shared else [group.title]
     title = ": ".join([*parts, *([first.state] if shared else [])])
     columns, lines = [("", "left")], [[row.name] for row in rows]
@@ -92,12 +93,12 @@ def _group(group, alone):
         add("", [(row.state, _COLOURS.get(row.state, "")) for row in rows], "left")
     for source in dict.fromkeys(source for row in rows for source in row.published):
         add(source, [_figure(row.published.get(source)) for row in rows])
-        add("change", [_change(row.change.get(source), group.relative) for row in rows])
+        add("change", [_change(row.change.get(source), relative) for row in rows])
     compared = any(row.difference for row in rows)
     add("ours", [_ours(row, brief=compared) for row in rows])
     add("n", [str(row.ours.n) if row.ours and row.ours.n else _NONE for row in rows])
-    add("ours, change\nfrom qkv", [with_sign(row.our_change, group.relative) for row in rows])
-    add("ours minus\npublished", [with_sign(row.difference, group.relative) for row in rows])
+    add("ours, change\nfrom qkv", [with_sign(row.our_change, relative) for row in rows])
+    add("ours minus\npublished", [with_sign(row.difference, relative) for row in rows])
     reasons = [(row.name, row.why) for row in rows if row.state != DIFFERENT]
     return [Table(title, columns, lines), *_reasons(reasons, shared)]
 

@@ -7,8 +7,8 @@ published/paper.toml. Published numbers come from the files beside it, ours from
 A row that compares the same thing is "the same" if the 95 % interval of the difference lies inside
 the margin of claims.py; "different" if, with at least eight seeds of ours, both the exact sign-flip
 test (which takes the published mean as exact) and Welch's test say so, corrected by Holm within the
-table; and else it "cannot be told". Figures that are computed are the same if they
-agree in all digits that were printed. Results of a "smaller scale" get no verdict.
+table; and else it "cannot be told". Figures that are computed are the same if they agree in all
+digits that were printed. Results of a "smaller scale" get no verdict.
 """
 
 import shlex
@@ -33,15 +33,12 @@ UNEXPLAINED = "No reason is known. The published figure may itself be one run, w
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of one kind, and the commands that make ours. With `relative`, changes and differences
-    are ratios minus 1.
-    """
+    """Rows of one kind, and the commands that make ours."""
 
     name: str
     title: str
     rows: tuple[Row, ...]
     commands: tuple[str, ...]
-    relative: bool
 
 
 @dataclass(frozen=True)
@@ -112,8 +109,7 @@ def _table(name, about, commands, results):
 
 def _group(title, spec, rows, commands):
     made_by = [*spec.get("commands", ()), *(commands[name] for name in spec.get("study", ()))]
-    relative = any(row.relative for row in rows)
-    return Group(spec["name"], title, tuple(rows), tuple(made_by), relative)
+    return Group(spec["name"], title, tuple(rows), tuple(made_by))
 
 
 def _corrected(drafts):
@@ -151,7 +147,7 @@ def _grand_means():
 
 def _judged(row, spec):
     """The row with its state, and why."""
-    state = _state(row, spec.get("expect"), row.relative)
+    state = _state(row, spec.get("expect"))
     why = {
         NOT_RUN: spec.get("why", ""),
         SMALLER: _scale(row, spec),
@@ -161,7 +157,7 @@ def _judged(row, spec):
     return replace(row, state=state, why=why.get(state, ""))
 
 
-def _state(row, expect, relative):
+def _state(row, expect):
     if row.ours is None and not row.lost:
         return NOT_RUN
     if row.smaller is not None:
@@ -170,7 +166,7 @@ def _state(row, expect, relative):
         return SAME if row.agrees else DIFFERENT
     if row.lost:
         return UNTOLD
-    margin = RELATIVE_MARGIN if relative else MARGIN
+    margin = RELATIVE_MARGIN if row.relative else MARGIN
     found = row.difference or row.ours
     inside = abs(found.mean) + found.half < margin
     certain = row.p is not None and row.p <= 0.05
@@ -180,8 +176,9 @@ def _state(row, expect, relative):
 
 
 def _scale(row, spec):
-    lost = f" Runs that diverged: {row.lost}." if row.lost else ""
-    return spec["scale"].format(**row.smaller) + lost if row.smaller else ""
+    text = spec["scale"].format(**row.smaller) if row.smaller else ""
+    text = "".join(c if c.isprintable() else "\ufffd" for c in text)  # it may quote a file
+    return f"{text} Runs that diverged: {row.lost}." if row.lost else text
 
 
 def _unclear(row):
