@@ -65,24 +65,30 @@ def results(**scores_of):
 # ---- every state, worked out again
 
 
-def quantile(freedom):
-    """The .975 quantile of Student's t, from a table of its distribution function."""
-    x = np.linspace(0, 40, 40_001)  # far beyond the quantile; steps of a thousandth
+def student(freedom):
+    """(x, P(T < x)) of Student's t, on a grid far beyond any quantile here."""
+    x = np.linspace(0, 400, 400_001)
     constant = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)
     density = np.exp(constant - (freedom + 1) / 2 * np.log1p(x * x / freedom))
     density /= math.sqrt(freedom * math.pi)
-    below = 0.5 + np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)]) * x[1]
+    return x, 0.5 + np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)]) * x[1]
+
+
+def quantile(freedom):
+    x, below = student(freedom)
     return float(np.interp(0.975, below, x))
 
 
 def welch(a, b):
-    """(difference of the means, half-width of its 95 % interval)"""
+    """(difference of the means, half-width of its 95 % interval, two-sided p)"""
     va, vb = statistics.variance(a) / len(a), statistics.variance(b) / len(b)
     mean = statistics.fmean(a) - statistics.fmean(b)
     if va + vb == 0:
-        return mean, 0.0
+        return mean, 0.0, float(mean == 0)
     freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
-    return mean, quantile(freedom) * math.sqrt(va + vb)
+    error = math.sqrt(va + vb)
+    p = 2 - 2 * float(np.interp(abs(mean) / error, *student(freedom)))
+    return mean, quantile(freedom) * error, p
 
 
 def one_sample(values):
@@ -99,19 +105,18 @@ def flips(values):
 
 def raw_scores():
     """(task, L, H, variant) -> seed -> accuracy of all committed runs at T 16, d 64, of protocol
-    2026, with nothing else changed.
+    2026, with nothing else changed. Where several folders have a run, the first counts; the others
+    differ from it in rounding, if they were made on another machine.
     """
     found = {}
     for path in sorted(RESULTS.glob("*/results.json")):
         for run in json.loads(path.read_text("utf-8"))["runs"]:
-            plain = run["task"] in ("reverse", "sort") and (run["seq_len"], run["n_embd"]) == (
-                16,
-                64,
-            )
-            if plain and run["arm"] == run["variant"]:
+            size = run.get("seq_len"), run["n_embd"]
+            plain = run["task"] in ("reverse", "sort") and run["arm"] == run["variant"]
+            if plain and size == (16, 64):
                 key = run["task"], run["n_layer"], run["n_head"], run["variant"]
-                seed, score = run["seed"], run["accuracy"]
-                assert found.setdefault(key, {}).setdefault(seed, score) == score
+                first = found.setdefault(key, {}).setdefault(run["seed"], run["accuracy"])
+                assert abs(first - run["accuracy"]) < 0.005, (key, run["seed"])
     return found
 
 
@@ -138,25 +143,26 @@ def test_the_cells(tables):
     for key in ours_.keys() & theirs.keys():
         if len(ours_[key]) >= 8:
             mean = statistics.fmean(theirs[key])
-            p_values[key] = flips([score - mean for score in ours_[key].values()])
+            mine = list(ours_[key].values())
+            p_values[key] = max(flips([of - mean for of in mine]), welch(mine, theirs[key])[2])
     adjusted, seen = holm(p_values), set()
     for group in tables["cells"].groups[:-1]:
         task, _, _, layers, heads = group.title.split("  ")
         for row in group.rows:
             key = task, int(layers[2:]), int(heads[2:]), row.name
             mine = list(ours_[key].values())
-            mean, half = welch(mine, theirs[key])
+            mean, half, _ = welch(mine, theirs[key])
             assert row.ours.n == len(mine)
             assert row.ours.mean == pytest.approx(statistics.fmean(mine))
             assert float(row.published["re-run"]) == round(statistics.fmean(theirs[key]), 3)
             assert (row.difference.mean, row.difference.half) == pytest.approx(
                 (mean, half), abs=1e-5
             )
-            assert row.p == (pytest.approx(adjusted[key]) if key in adjusted else None)
+            assert row.p == (pytest.approx(adjusted[key], abs=1e-4) if key in adjusted else None)
             state = "cannot be told"
             if abs(mean) + half < 0.02:
                 state = "the same"
-            elif adjusted.get(key, 1) <= 0.05 and abs(mean) > half:
+            elif adjusted.get(key, 1) <= 0.05:
                 state = "different"
             assert row.state == state, key
             seen.add(key)
@@ -176,7 +182,7 @@ def test_what_the_plus_adds(tables):
             gains = [pair[0][seed] - pair[1][seed] for seed in pair[0].keys() & pair[1].keys()]
             rows[group.name, row.name] = row, gains
             assert (row.ours.mean, row.ours.half) == pytest.approx(one_sample(gains), abs=1e-5)
-    published = {}
+    published, rough = {}, {}
     for (name, label), (row, gains) in rows.items():
         task, base = label.split()
         published[name, label] = 0.0
@@ -186,18 +192,18 @@ def test_what_the_plus_adds(tables):
             published[name, label] = statistics.fmean(differences)
             assert float(row.published["re-run"]) == round(published[name, label], 3)
             found = row.difference.mean, row.difference.half
-            assert found == pytest.approx(welch(gains, differences), abs=1e-5)
+            *expected, rough[name, label] = welch(gains, differences)
+            assert found == pytest.approx(tuple(expected), abs=1e-5)
     p_values = {
-        key: flips([gain - published[key] for gain in gains])
+        key: max(rough.get(key, 0), flips([gain - published[key] for gain in gains]))
         for key, (_, gains) in rows.items()
         if len(gains) >= 8
     }
     adjusted = holm(p_values)
     for key, (row, _) in rows.items():
-        assert row.p == (pytest.approx(adjusted[key]) if key in adjusted else None)
+        assert row.p == (pytest.approx(adjusted[key], abs=1e-4) if key in adjusted else None)
         of = row.difference or row.ours
         inside, certain = abs(of.mean) + of.half < 0.02, adjusted.get(key, 1) <= 0.05
-        certain = certain and abs(of.mean) > of.half
         if key[0] == "gain":
             state = "the same" if inside else "different" if certain else "cannot be told"
         else:  # what is published takes the positions to help
@@ -404,8 +410,11 @@ def test_the_spread_of_the_published_seeds_counts(monkeypatch):
     """The sign-flip test alone would call this different."""
     far = [0.5, 0.9, 0.1]
     monkeypatch.setitem(beside.synthetic_2026(), ("qkv", "reverse", 16, 64, 2, 4), far)
-    row = state(around(0.6, 0.01, 8), "qkv")
-    assert row.p == 2 / 256
+    mine = around(0.6, 0.01, 8)
+    assert flips([score - 0.5 for score in mine]) == 2 / 256
+    row = state(mine, "qkv")
+    assert row.p == pytest.approx(welch(mine, far)[2], abs=1e-4)
+    assert row.p > 0.5
     assert row.state == "cannot be told"
 
 
@@ -533,16 +542,21 @@ def test_a_sweep_counts_when_it_is_complete():
         config = configure("reverse", "qkv", protocol="2023", **named)
         found[config] = measured.Measured(config, {0: 0.5, 1: 0.7 + i / 100}, ("here",))
 
+    spec = paper.registered()["synthetic"] | {"title": "reverse", "tasks": ["reverse"]}
+    published = {"qkv": {"paper": ".698"}}
+
     def row():
-        return paper.tables(found, ("synthetic",))[0].groups[0].rows[0]
+        (only,) = beside.sweep(spec, published, found)
+        return only[1]
 
     assert row().ours.n == 2
     assert row().ours.mean == pytest.approx((0.5 + 0.7 + 7.5 / 100) / 2)
     assert row().difference.mean == pytest.approx(row().ours.mean - 0.698)
     found[config] = measured.Measured(config, {0: 0.5, 1: None}, ("here",))
-    assert row().state == "cannot be told"
+    assert (row().ours.n, row().lost) == (1, 1)
+    assert paper.tables(found, ("synthetic",))[0].rows[0].state == "cannot be told"
     del found[config]
-    assert row().state == "not run"
+    assert row().ours is None
 
 
 # ---- folders

@@ -249,7 +249,9 @@ def show(console, title, sections):
 
 
 def _show(console, blocks):
-    for block in blocks:
+    for before, block in zip([None, *blocks], blocks, strict=False):
+        if isinstance(before, Text) and isinstance(block, Table):
+            console.print()
         match block:
             case Section(title, within):
                 if not all(isinstance(one, Figure | Gallery) for one in within):

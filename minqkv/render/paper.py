@@ -7,9 +7,8 @@ from .study import number, with_interval, with_sign
 LEGEND = (
     "**The same**: the 95 % interval of the difference lies within ± .02 of accuracy or ± 1 % of "
     "perplexity; a figure that is computed agrees in all digits that were printed.",
-    "**Different**: with eight seeds or more, the exact sign-flip test says so after Holm's "
-    "correction, and the interval does not contain zero; or a figure that is computed is not what "
-    "was printed.",
+    "**Different**: with eight seeds or more, the exact sign-flip test and Welch's test say so "
+    "after Holm's correction; or a figure that is computed is not what was printed.",
     "**Cannot be told**: neither. The interval shows what this many seeds (n) leave open.",
     "**Smaller scale**: our runs are too small to be compared figure by figure.",
 )
@@ -30,7 +29,9 @@ def sections(tables):
         found.append(Section("Table by table", [_overview(tables)]))
     if different := [part for one in tables for part in _differences(one)]:
         found.append(Section("Different from the paper", different))
-    found += [Section(f"{one.title} [{one.name}]", _table(one)) for one in tables]
+    found.append(
+        Section("The tables", [Section(f"{t.title} [{t.name}]", _table(t)) for t in tables])
+    )
     return [*found, Section("What the states mean", [Items(list(LEGEND))])]
 
 
@@ -77,8 +78,8 @@ def _group(group, alone):
     """Rows with numbers of ours. What all rows share, state and reason, is said once."""
     rows, first = group.rows, group.rows[0]
     shared = len({(row.state, row.why) for row in rows}) == 1
-    parts = [] if alone else [group.title]
-    title = ": ".join([*parts, *([first.state] if shared or alone else [])])
+    parts = [] if alone and shared else [group.title]
+    title = ": ".join([*parts, *([first.state] if shared else [])])
     columns, lines = [("", "left")], [[row.name] for row in rows]
 
     def add(header, values, side="right"):

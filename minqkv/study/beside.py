@@ -46,7 +46,7 @@ class Row:
     our_change: stats.Estimate | None = None
     relative: bool = False
     gain: bool = False  # our figure is itself a difference, of two variants
-    p: float | None = None  # of the sign-flip test; corrected, once the table is complete
+    p: float | None = None  # with eight seeds or more; corrected, once the table is complete
     agrees: bool | None = None  # of a computed figure: in all digits that were printed
     smaller: dict | None = None  # the settings of runs of a smaller scale
     lost: int = 0  # runs that diverged
@@ -108,8 +108,7 @@ def pairs(spec: dict, published: dict, results: Results) -> Found:
             theirs = [a - b for a, b in zip(*both, strict=True)] if all(both) else [0.0]
             if all(both):
                 row = replace(row, published={"re-run": f"{fmean(theirs):+.3f}".replace("0.", ".")})
-                row = replace(row, difference=stats.unpaired(gains, theirs))
-            row = _tested(row, gains, fmean(theirs))
+            row = _compared(row, gains, theirs) if all(both) else _tested(row, gains)
         yield spec["title"], row
 
 
@@ -159,17 +158,28 @@ def _measured(row, one, theirs):
     row = replace(row, ours=stats.estimate(scores), lost=lost, folders=one.folders)
     if not scores or not theirs:
         return row
-    mean = fmean(theirs)
     if row.relative:
-        scores, theirs, mean = [s / mean for s in scores], [t / mean for t in theirs], 1.0
-    return _tested(replace(row, difference=stats.unpaired(scores, theirs)), scores, mean)
+        mean = fmean(theirs)
+        scores, theirs = [s / mean for s in scores], [t / mean for t in theirs]
+    return _compared(row, scores, theirs)
 
 
-def _tested(row, values, mean):
-    """The row with the p of the difference of our values from a mean, where they are enough."""
-    if len(values) < stats.SEEDS:
+def _compared(row, values, theirs):
+    """The row with the difference of our values from published ones. Its p is the larger of two:
+    the sign-flip test takes the published mean as exact, and Welch's test does not.
+    """
+    difference, p = stats.unpaired(values, theirs)
+    row = replace(row, difference=difference)
+    return _tested(row, [value - fmean(theirs) for value in values], p)
+
+
+def _tested(row, differences, p=0.0):
+    """The row with the p of the sign-flip test of these differences, if they are enough; at least
+    `p`.
+    """
+    if len(differences) < stats.SEEDS:
         return row
-    return replace(row, p=stats.sign_flip([value - mean for value in values[:TESTED]]))
+    return replace(row, p=max(p, stats.sign_flip(differences[:TESTED])))
 
 
 # ---- by formula

@@ -5,9 +5,9 @@ published/paper.toml. Published numbers come from the files beside it, ours from
 (measured.py) or from a formula (beside.py).
 
 A row that compares the same thing is "the same" if the 95 % interval of the difference lies inside
-the margin of claims.py; "different" if at least eight seeds of ours differ from the published mean
-by an exact sign-flip test, corrected by Holm within the table, and the interval of the difference
-does not contain zero; and else it "cannot be told". Figures that are computed are the same if they
+the margin of claims.py; "different" if, with at least eight seeds of ours, both the exact sign-flip
+test (which takes the published mean as exact) and Welch's test say so, corrected by Holm within the
+table; and else it "cannot be told". Figures that are computed are the same if they
 agree in all digits that were printed. Results of a "smaller scale" get no verdict.
 """
 
@@ -111,7 +111,7 @@ def _table(name, about, commands, results):
 
 
 def _group(title, spec, rows, commands):
-    made_by = [commands[name] for name in spec.get("study", ())] or spec.get("commands", ())
+    made_by = [*spec.get("commands", ()), *(commands[name] for name in spec.get("study", ()))]
     relative = any(row.relative for row in rows)
     return Group(spec["name"], title, tuple(rows), tuple(made_by), relative)
 
@@ -173,7 +173,7 @@ def _state(row, expect, relative):
     margin = RELATIVE_MARGIN if relative else MARGIN
     found = row.difference or row.ours
     inside = abs(found.mean) + found.half < margin
-    certain = row.p is not None and row.p <= 0.05 and found.clear_of_zero
+    certain = row.p is not None and row.p <= 0.05
     if expect == "more":  # what is published takes a difference: none refutes it
         inside, certain = certain and found.mean > 0, inside or (certain and found.mean < 0)
     return SAME if inside else DIFFERENT if certain else UNTOLD
@@ -192,7 +192,7 @@ def _unclear(row):
     if row.ours and row.ours.n == 1:
         return "one seed gives no interval"
     if found and found.clear_of_zero:
-        n = row.ours.n
-        few = f"{n} seeds are too few for a verdict; it takes {stats.SEEDS}"
-        return f"the interval does not contain zero, but {few if n < stats.SEEDS else 'p > .05'}"
+        few = f"{row.ours.n} seeds are too few for a verdict, which takes {stats.SEEDS}"
+        why = few if row.p is None else f"p, corrected, is {row.p:.2f}".replace("0.", ".")
+        return f"the interval does not contain zero, but {why}"
     return ""

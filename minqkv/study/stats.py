@@ -63,23 +63,24 @@ def differences(
     return [values[seed] - baseline[seed] for seed in shared]
 
 
-def unpaired(values: list[float], others: list[float]) -> Estimate:
-    """The mean of `values` minus that of `others`, which share no seeds. n counts the first.
+def unpaired(values: list[float], others: list[float]) -> tuple[Estimate, float]:
+    """The mean of `values` minus that of `others`, which share no seeds, by Welch's test: the
+    Estimate, whose n counts `values`, and the two-sided p.
 
-    The half-width is Welch's. A single number for `others` counts as one without an error; a single
-    value gives no interval.
+    A single number for `others` counts as one without an error. A single value tells nothing.
     """
     mean = math.fsum(values) / len(values) - math.fsum(others) / len(others)
     if len(values) < 2:
-        return Estimate(mean, math.nan, 1)
+        return Estimate(mean, math.nan, 1), 1.0
     sides = [side for side in (values, others) if len(side) > 1]
     parts = [spread(side) ** 2 / len(side) for side in sides]  # variances of the means
-    total = math.fsum(parts)
-    if not total:
-        return Estimate(mean, 0.0, len(values))
+    error = math.sqrt(math.fsum(parts))
+    if not error:
+        return Estimate(mean, 0.0, len(values)), float(not mean)
     pairs = zip(parts, sides, strict=True)
-    freedom = total**2 / math.fsum(part**2 / (len(side) - 1) for part, side in pairs)
-    return Estimate(mean, t_quantile(freedom) * math.sqrt(total), len(values))
+    freedom = error**4 / math.fsum(part**2 / (len(side) - 1) for part, side in pairs)
+    p = 2 - 2 * _t_cdf(abs(mean) / error, freedom)
+    return Estimate(mean, t_quantile(freedom) * error, len(values)), p
 
 
 @lru_cache
