@@ -54,7 +54,7 @@ BUDGETS = {
     "of it, several machines": ({"runtime/distributed.py"}, 60),
     "tasks": ({"tasks"}, 2650),
     "of it, images": (IMAGES, 740),
-    "study": ({"study"}, 1860),
+    "study": ({"study"}, 1880),
     "analysis": ({"analysis"}, 810),
     "render, teach": ({"render", "teach"}, 4150),
     "cli, and the way in": ({"cli", "__main__", "__init__"}, 2100),
