@@ -48,7 +48,7 @@ NANO = [  # docs/language-models-plan.md
 ]
 _SEEN = {"tasks": ("images",), "variants": PROJECTIONS, "seeds": tuple(range(5))}
 MNIST = [{**_SEEN, "data": ("mnist",), "patch": (7,), "steps": (8000,), "n_validation": (500,)}]
-CIFAR10 = [{**_SEEN, "data": ("cifar10",), "patch": (8,), "steps": (6000,), "n_validation": (500,)}]
+CIFAR10 = [{**_SEEN, "data": ("cifar10",), "patch": (4,), "steps": (1600,), "n_validation": (500,)}]
 QUICK_2026 = [{"tasks": ("reverse", "sort"), "variants": TEN, "seeds": (0, 1, 2), **_ONE_SIZE}]
 PRESETS = {
     "quick": QUICK,
