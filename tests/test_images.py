@@ -522,6 +522,56 @@ def test_without_pillow(tmp_path, monkeypatch):
     assert "[images]" in caught.value.hint
 
 
+# ---- anything
+
+
+def mutated(rng, data):
+    """Bytes of a file with some of them changed, lost or repeated."""
+    data = bytearray(data)
+    for _ in range(rng.integers(1, 4)):
+        at, n = int(rng.integers(0, min(len(data), 600))), int(rng.integers(1, 9))
+        kind = rng.integers(0, 4)
+        if kind == 0:
+            data[at : at + n] = rng.bytes(n)
+        elif kind == 1:
+            del data[at : at + n]
+        elif kind == 2:
+            data[at:at] = data[at : at + n]
+        else:
+            del data[rng.integers(1, len(data)) :]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["idx", "idx.gz", "cifar", "tar", "folders"])
+def test_whatever_a_file_holds_is_read_or_refused(kind, tmp_path, rng):
+    if kind.startswith("idx"):
+        write_idx(tmp_path, *blobs(40), packed=kind.endswith("gz"))
+    elif kind == "cifar":
+        for name, data in cifar_files()[0].items():
+            (tmp_path / name).write_bytes(data)
+    elif kind == "tar":
+        tar_gz(tmp_path / ARCHIVE, WHOLE)
+        packed = (tmp_path / ARCHIVE).read_bytes()
+    else:
+        tiny_image_net(tmp_path)
+    paths = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    refused = []
+    for i in range(40):
+        path = paths[i % len(paths)]
+        whole = path.read_bytes()
+        if kind == "tar" and i % 2:  # inside
+            path.write_bytes(gzip.compress(mutated(rng, gzip.decompress(packed)), 1))
+        else:
+            path.write_bytes(mutated(rng, whole))
+        try:
+            load(str(tmp_path))
+        except (EnvironmentFault, UsageError) as error:
+            refused.append(str(error))
+        path.write_bytes(whole)
+    assert refused
+    assert not [message for message in refused if "\n" in message]
+
+
 # ---- what --data names
 
 
