@@ -28,6 +28,7 @@ from minqkv.analysis.needs import needs
 from minqkv.runs import configure, train_run
 from minqkv.runtime.errors import EnvironmentFault, UsageError
 from minqkv.runtime.rng import stream
+from minqkv.study.published import vision
 from minqkv.tasks import bounded, downloads, images, shapes
 from minqkv.tasks.images import Images, shifted
 from minqkv.tasks.imagesets import load
@@ -701,6 +702,16 @@ def test_a_task_knows_its_images(digits):
     assert (cfg.n_in, cfg.n_token, cfg.n_class, cfg.block_size) == (4, 16, 4, 17)
 
 
+def test_patches_of_images_that_are_not_square(tmp_path):
+    pixels = np.zeros((30, 12, 20, 1), "uint8")
+    pixels[:, 0, 0, 0] = np.arange(30)
+    write_idx(tmp_path, pixels, np.arange(30) % 2)
+    task = Images("images", data=str(tmp_path))
+    assert (task.patch, task.crop) == (2, 1)
+    assert task.batch(0, 0, 8)[0].shape == (8, 60, 4)
+    assert len(task.picture(task.draw(0, "test")[0][0])) == 6
+
+
 def test_pixels_are_scaled_by_the_training_images(digits):
     task = Images("images", data=str(digits), n_train=20)
     x = task.tokens(task.images.splits["train"][0][:20])
@@ -804,7 +815,9 @@ def test_a_large_picture_fits_the_terminal(tmp_path):
         ({"patch": 3}, "patches of 3 × 3 do not fill images of 8 × 8"),
         ({"patch": 0}, "do not fill"),
         ({"pool": "sum"}, "unknown pool"),
-        ({"crop": -1}, "crop -1 at least 0"),
+        ({"crop": -1}, "crop -1 must be at least 0"),
+        ({"height": 0}, "height 0 must be"),
+        ({"digest": "x"}, "holds other images than"),
         ({"n_train": 0}, "n_train 0"),
         ({"n_validation": 0}, "n_validation 0"),
         ({"n_train": 37}, "n_train 37, but there are 36 training images"),
@@ -819,7 +832,7 @@ def test_fields_that_cannot_be(fields, says, digits):
         task.config("qkv")
         task.check_data()
 
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises((UsageError, EnvironmentFault), match=says):
         build()
 
 
@@ -949,6 +962,14 @@ def test_a_study(cli, digits):
     assert found["cells"][0]["published"] == "vision"
     code, out, err = cli(*args, "--seeds", "2", "--jobs", "1", "--out", "study")
     assert "4 of them on record" in err
+
+
+def test_the_papers_accuracies():
+    found = vision()
+    assert list(found) == ["qkv", "q=k-v", "q=k-v+", "q-k=v", "q=k=v", "q=k=v+"]
+    assert found["q=k=v"]["paper"] == [0.978, 0.877, 0.672, 0.376, 0.933, 0.266]
+    assert found["q-k=v"]["paper"][5] is None  # not published
+    assert {len(scores) for row in found.values() for scores in row.values()} == {6}
 
 
 def test_one_set_of_images_in_a_study(cli, digits):

@@ -21,9 +21,10 @@ from .base import Recipe, Task, check_split
 
 LARGEST = 1 << 21  # numbers of an array in a forward pass that scores: 8 MiB of float32
 RAMP = " .:-=+*#%@"  # from dark to light
+SIZES = ("height", "width", "channels", "n_class", "n_train")
+_of_shapes = (shapes.SIDE, shapes.SIDE, 1, len(shapes.SHAPES), 8 * shapes.N // 10)
 GENERATED = {  # what is known of the shapes before they are drawn
-    "digest": shapes.VERSION, "height": shapes.SIDE, "width": shapes.SIDE, "channels": 1,
-    "n_class": len(shapes.SHAPES), "n_train": 8 * shapes.N // 10,
+    "digest": shapes.VERSION, **dict(zip(SIZES, _of_shapes, strict=True))
 }  # fmt: skip
 _kept = {}  # (data, digest) -> the ImageSet that this process read last
 
@@ -63,15 +64,18 @@ class Images(Task):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.digest is None:
+        if any(getattr(self, name) is None for name in GENERATED):
             self._complete(**(_identity(_read(self.data), self.data) if self.data else GENERATED))
-        side = min(self.height, self.width)
-        quarter = side // 4 if side % 4 == 0 else 1
-        self._complete(patch=quarter, crop=side // 8, flip=self.channels == 3)
-        if self.n_train < 1 or self.n_validation < 1 or self.crop < 0:
-            sizes = f"n_train {self.n_train} and n_validation {self.n_validation}"
-            raise UsageError(f"{sizes} must be at least 1, and crop {self.crop} at least 0")
-        patchify(np.empty((0, self.height, self.width, 1)), self.patch)  # raises if they do not fit
+        sides = self.height, self.width
+        self._complete(crop=min(sides) // 8, flip=self.channels == 3)
+        for name in (*SIZES, "n_validation", "crop"):
+            least = 0 if name == "crop" else 1
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} {getattr(self, name)} must be at least {least}")
+        quarter = max(1, min(sides) // 4)
+        fits = [size for size in range(1, quarter + 1) if not any(side % size for side in sides)]
+        self._complete(patch=fits[-1])
+        patchify(np.empty((0, *sides, 1)), self.patch)  # raises if the patches do not fit
 
     def _complete(self, **defaults):
         """Set fields that were not given."""
@@ -249,9 +253,9 @@ def _read(data, progress=None):
 def _identity(found, data):
     """The fields of a task that identify its images."""
     images, _ = found.splits["train"]
-    n, height, width, channels = images.shape
-    sizes = {"height": height, "width": width, "channels": channels, "n_train": n}
-    return {"data": data, "digest": found.digest, "n_class": len(found.classes)} | sizes
+    n, *shape = images.shape
+    sizes = dict(zip(SIZES, (*shape, len(found.classes), n), strict=True))
+    return {"data": data, "digest": found.digest, **sizes}
 
 
 @lru_cache(maxsize=2)
