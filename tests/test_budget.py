@@ -52,7 +52,7 @@ BUDGETS = {
     "runtime": ({"runtime"}, 900),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "of it, several machines": ({"runtime/distributed.py"}, 60),
-    "tasks": ({"tasks"}, 2400),
+    "tasks": ({"tasks"}, 2650),
     "of it, images": (IMAGES, 740),
     "study": ({"study"}, 1860),
     "analysis": ({"analysis"}, 810),
