@@ -341,21 +341,16 @@ rows = [["always nothing", nothing], ["model", score["accuracy"]]]
 table("share of patches that are right", ["", "accuracy"], rows)
 
 # %% [markdown]
-# The same model reads other things as well. Leave out the positions, and it reads a **set**:
-# permute the items, and the answers are permuted with them. `minqkv tasks` lists what can be
-# trained: `images` names images, `segment` labels their patches, and `sets` looks for the odd one
-# out.
+# The same model reads other things as well. Leave out the positions, and it reads a **set**: permute
+# the items, and the answers are permuted with them. `minqkv tasks` lists what can be trained:
+# `images` names images, `segment` labels their patches, and `sets` looks for the odd one out.
 #
-# On images, sharing projections costs an encoder no cache, because there is none: all tokens are
-# there at once. What it saves is parameters. Whether it costs accuracy is a question for the table
-# with error bars (lesson 12): `minqkv study --tasks images`.
+# Sharing projections saves this model no cache, because it has none: all tokens are there at once.
+# It saves parameters. Whether it costs accuracy is a question for a table with error bars, as in
+# lesson 12: `minqkv study --preset sets`, or `--preset dense`.
 #
-# In this last exercise you write `patchify` and `unpatchify`, for a whole batch and without loops
-# if you like.
-#
-# That is the course. It began with one number that was used twice. To see a cache at work, let your
-# model of lesson 13 write, with `--show-cache`. To see which variant is worth its bytes on a text:
-# `minqkv study --preset nano`.
+# In this last exercise you write `patchify` and `unpatchify`, for a whole batch. That is the course.
+# It began with one number that was used twice.
 
 # %% Where it is done
 source(patchify)
