@@ -999,7 +999,7 @@ def test_wrong_flags(args, code, says, cli):
 def test_the_task_is_listed_with_an_example(cli):
     rows = json.loads(cli("tasks", "--json")[1])
     (row,) = [row for row in rows if row["name"] == "images"]
-    assert row["input"] == ["16 patches"]
+    assert row["input"] == ["16 tokens"]
     assert row["target"][0] in shapes.SHAPES
 
 

@@ -108,10 +108,13 @@ def test_mistakes_and_pictures(task):
     found = y.copy()
     found[1, [0, 5]] = 3, 4
     first, second = task.mistakes(x, y, found)
-    assert first == {"patch": [], "expected": [], "predicted": []}
-    assert second["patch"] == ["0,0", "1,1"]
-    assert second["expected"] == [NAMES[y[1, 0]], NAMES[y[1, 5]]]
-    assert second["predicted"] == ["square", "frame"]
+    assert first["expected"] == first["predicted"]
+    assert first["meaning"] == [".=background", f"{y[0].max() - 1}={NAMES[y[0].max()]}"]
+    signs = [*"".join(second["expected"])]
+    assert signs == ["." if i == 0 else str(i - 1) for i in y[1]]
+    signs[0], signs[5] = "2", "3"
+    assert second["predicted"] == ["".join(signs[i : i + 4]) for i in range(0, 16, 4)]
+    assert {"2=square", "3=frame"} <= set(second["meaning"])
     lines = task.picture(x[0])
     assert len(lines) == 16
     assert 16 < max(map(len, lines)) <= 32
@@ -212,9 +215,9 @@ def test_train_and_eval(cli):
     assert "on 320 tokens" in out
     assert "of 20 images have a mistake" in out
     assert "mean iou 0." in out
-    assert "background" in out
+    assert ".=background" in out
     found = json.loads(cli("eval", "runs/segment-q=k=v+-s0", "--wrong", "1", "--json")[1])
-    assert found["wrong"][0].keys() == {"patch", "expected", "predicted"}
+    assert found["wrong"][0].keys() == {"meaning", "expected", "predicted"}
     assert found["tokens"] == 320
 
 

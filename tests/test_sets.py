@@ -133,26 +133,38 @@ def test_embeddings_know_nothing_of_other_splits(task):
 
 
 def test_images_of_sets_are_not_those_that_trained_the_network(task, monkeypatch):
-    """The labels of the other half could be anything."""
+    """With wrong labels of the other half, the network becomes the same; and it is trained once."""
     seen, others = halves(task.n_train)
     pixels, labels = task.images.splits["train"]
     trained, real_trained = [], embeddings._trained
 
-    def noted(flat, pixels, labels, n_class):
-        trained.append((pixels, labels))
-        return real_trained(flat, pixels, labels, n_class)
+    def noted(*args):
+        trained.append(real_trained(*args))
+        return trained[-1]
 
     monkeypatch.setattr(embeddings, "_trained", noted)
     task.batch(0, 0, 4)
-    np.testing.assert_array_equal(trained[0][0], pixels[seen])
-    np.testing.assert_array_equal(trained[0][1], labels[seen])
+    task.draw(0, "test", 4)
+    assert len(trained) == 1
     there = np.bincount(labels[others], minlength=4)
     assert embedded(task.images, task.n_train).by_class["train"].shape == (4, there.min(), WIDTH)
-    assert len(trained) == 1  # and once only
+    labels = labels.copy()
+    labels[others] = np.roll(labels[others], 1)
+    task.images.splits["train"] = pixels, labels
+    embeddings._kept.clear()
+    task.batch(0, 0, 4)
+    one, two = (network.state_dict() for network in trained)
+    for name, array in one.items():
+        np.testing.assert_array_equal(two[name], array)
+    assert not set(seen) & set(others)
 
 
-def test_embeddings_do_not_depend_on_the_cores(task):
+def test_embeddings_do_not_depend_on_the_cores_nor_on_who_asks(task):
     before = embedded(task.images, task.n_train).by_class
+    embeddings._kept.clear()
+    with mq.no_grad():
+        after = embedded(task.images, task.n_train).by_class
+    np.testing.assert_array_equal(after["test"], before["test"])
     embeddings._kept.clear()
     try:
         parallel.set_threads(2)
@@ -209,9 +221,9 @@ def test_mistakes(task):
     x = np.zeros((2, 4, WIDTH), "float32")
     x[0, :, 0] = [1, 1, 9, 1]
     first, second = task.mistakes(x, np.array([2, 0]), np.array([1, 0]))
-    assert first == {"distance": [2.0, 2.0, 6.0, 2.0], "expected": [0, 0, 1, 0],
-                     "predicted": [0, 1, 0, 0]}  # fmt: skip
-    assert second["expected"] == second["predicted"] == [1, 0, 0, 0]
+    assert first == {"place": [0, 1, 2, 3], "distance": [2.0, 2.0, 6.0, 2.0], "expected": [2],
+                     "predicted": [1]}  # fmt: skip
+    assert second["expected"] == second["predicted"] == [0]
 
 
 @pytest.mark.parametrize("variant", EVERY)
@@ -370,7 +382,7 @@ def test_train_and_eval(cli, digits):
     assert "of 50 sets are wrong" in out
     assert out.count("distance") == out.count("expected") == 2
     found = json.loads(cli("eval", "runs/sets-q=k=v+-s0", "--wrong", "1", "--json")[1])
-    assert found["wrong"][0].keys() == {"distance", "expected", "predicted"}
+    assert found["wrong"][0].keys() == {"place", "distance", "expected", "predicted"}
     code, _, err = cli("generate", "runs/sets-q=k=v+-s0", "1 2")
     assert code == 2
     assert "generates nothing" in err

@@ -31,7 +31,7 @@
 #
 # The package can draw images of shapes. Size, place, angle and shade are random, and there are
 # stripes and noise. We take four kinds of shape and halve the images, so that they fit the screen.
-# `covered` says which share of a pixel the shape covers.
+# `covered` is the share of each pixel that the shape covers.
 
 # %% An image is numbers
 import numpy as np
@@ -68,9 +68,9 @@ predict(
 )
 
 # %% [markdown]
-# A pattern has a weight for each pair of tokens, so a token for each pixel is expensive. A
-# photograph has a hundred times as many pixels, which makes ten thousand times as many pairs. And a
-# single pixel says very little.
+# A pattern has a weight for each pair of tokens, so a token for each pixel is expensive. Even a
+# small photograph has a hundred times as many pixels, which makes ten thousand times as many pairs.
+# And a single pixel says very little.
 #
 # So we cut the image into squares, the **patches**, and make each patch a token. Patches are taken
 # from left to right and from top to bottom, like words on a page. The pixels in a patch are written
@@ -120,8 +120,8 @@ compare("cut and put back", unpatchify(x, P, 16, 16), "the images", images)
 #
 #     tokens = x @ W + b
 #
-# That is the whole difference between a model of text and a model of images. We scale the pixels
-# first, so that their mean is 0 and their standard deviation is 1.
+# So the rest of the model need not know that it reads an image. We scale the pixels first, so that
+# their mean is 0 and their standard deviation is 1.
 
 # %% A patch becomes a token
 n_train = len(x) - 300  # the other images are for the test
@@ -341,16 +341,17 @@ rows = [["always nothing", nothing], ["model", score["accuracy"]]]
 table("share of patches that are right", ["", "accuracy"], rows)
 
 # %% [markdown]
-# The same model reads other things as well. Leave out the positions, and it reads a **set**: permute
-# the items, and the answers are permuted with them. `minqkv tasks` lists what can be trained:
-# `images` names images, `segment` labels their patches, and `sets` looks for the odd one out.
+# The same model reads other things as well. Leave out the positions, and it reads a **set**:
+# permute the items, and the answers are permuted with them. `minqkv tasks` lists what can be
+# trained: `images` names images, `segment` labels their patches, and `sets` looks for the odd one
+# out.
 #
 # Sharing projections saves this model no cache, because it has none: all tokens are there at once.
 # It saves parameters. Whether it costs accuracy is a question for a table with error bars, as in
 # lesson 12: `minqkv study --preset sets`, or `--preset dense`.
 #
-# In this last exercise you write `patchify` and `unpatchify`, for a whole batch. That is the course.
-# It began with one number that was used twice.
+# In this last exercise you write `patchify` and `unpatchify`, for a whole batch. That is the
+# course. It began with one number that was used twice.
 
 # %% Where it is done
 source(patchify)

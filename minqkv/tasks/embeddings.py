@@ -5,6 +5,7 @@ classes.
 from __future__ import annotations
 
 import math
+from contextvars import Context
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +69,8 @@ def embedded(images: ImageSet, n: int) -> Embedded:
     if (images.digest, n) not in _kept:
         _kept.clear()
         with blas_threads(1):  # the same bits, however many cores there are
-            _kept[images.digest, n] = _embedded(images, n)
+            # In a context of its own, with gradients: the caller may have turned them off.
+            _kept[images.digest, n] = Context().run(_embedded, images, n)
     return _kept[images.digest, n]
 
 
@@ -81,32 +83,34 @@ def _embedded(images, n):
         x = x.reshape(len(x), -1)  # (n, n_in)
         return x * np.float32(NORM / math.sqrt(x.shape[1]))
 
-    def in_parts(function, pixels):
-        """What a function on the host makes of a thousand images at a time."""
-        parts = np.array_split(pixels, math.ceil(len(pixels) / 1000))
+    def in_parts(function, split, rows):
+        """What a function makes of these images, a thousand at a time, on the host."""
+        pixels, parts = images.splits[split][0], np.array_split(rows, math.ceil(len(rows) / 1000))
         with no_grad():
-            return np.concatenate([backend.to_host(function(flat(p)).data) for p in parts])
+            found = [function(flat(pixels[part])).data for part in parts]
+        return np.concatenate([backend.to_host(part) for part in found])
 
-    pixels, labels = images.splits["train"]
-    network = _trained(flat, pixels[seen], labels[seen], len(images.classes))
-    splits = images.splits | {"train": (pixels[others], labels[others])}
-    logits = in_parts(network, splits["validation"][0])  # (n, classes)
+    network = _trained(flat, *images.splits["train"], seen, len(images.classes))
     found = {}
     for split in SPLITS:
-        features = in_parts(network.features, splits[split][0])  # (n, WIDTH)
-        found[split] = _by_class(features, splits[split][1], len(images.classes))
+        labels = images.splits[split][1]
+        rows = others if split == "train" else np.arange(len(labels))
+        features = in_parts(network.features, split, rows)  # (n, WIDTH)
+        found[split] = _by_class(features, labels[rows], len(images.classes))
     centre, spread = found["train"].mean(), found["train"].std()
     scaled = {split: (features - centre) / spread for split, features in found.items()}
-    return Embedded(scaled, float((logits.argmax(axis=1) == splits["validation"][1]).mean()))
+    labels = images.splits["validation"][1]
+    answers = in_parts(network, "validation", np.arange(len(labels))).argmax(axis=1)  # (n,)
+    return Embedded(scaled, float((answers == labels).mean()))
 
 
-def _trained(flat, pixels, labels, n_class):
-    """A network trained by plain gradient descent: an Optimizer would share it among the ranks of
-    a run.
+def _trained(flat, pixels, labels, seen, n_class):
+    """A network that has learned the images at the places `seen`, by plain gradient descent: an
+    Optimizer would share it among the ranks of a run.
     """
     network, rate = Network(pixels[0].size, n_class), warmup_cosine(RATE, 10, STEPS)
     for step in range(STEPS):
-        rows = stream(0, "network", step).integers(0, len(pixels), BATCH)
+        rows = seen[stream(0, "network", step).integers(0, len(seen), BATCH)]
         network.zero_grad()
         cross_entropy(network(flat(pixels[rows])), labels[rows]).backward()
         for p in network.parameters():

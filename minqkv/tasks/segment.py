@@ -20,6 +20,7 @@ from .base import Recipe, Task
 from .images import in_characters
 
 NAMES = ("background", *shapes.SHAPES)  # what may cover a patch
+SIGNS = ".0123456789"
 
 
 @dataclass(frozen=True)
@@ -84,17 +85,15 @@ class Segment(Task):
         return found | {"mean_iou": mean_iou(found["predictions"], y)}
 
     def mistakes(self, x, y, predicted):
-        """For each image: the patches that are wrong, by row and column."""
-        columns = shapes.SIDE // self.patch
-        return [
-            {
-                "patch": [f"{i // columns},{i % columns}" for i in wrong],
-                "expected": [NAMES[i] for i in right[wrong]],
-                "predicted": [NAMES[i] for i in found[wrong]],
-            }
-            for right, found in zip(y, predicted, strict=True)
-            for wrong in [np.flatnonzero(right != found)]
-        ]
+        """For each image: row by row, a character for each patch, and what they stand for."""
+        items = []
+        for right, found in zip(y, predicted, strict=True):
+            seen = np.union1d(right, found)
+            items.append({"meaning": [f"{SIGNS[i]}={NAMES[i]}" for i in seen]})
+            for name, labels in (("expected", right), ("predicted", found)):
+                rows = labels.reshape(-1, shapes.SIDE // self.patch)  # (rows, columns) of patches
+                items[-1][name] = ["".join(SIGNS[i] for i in row) for row in rows]
+        return items
 
     def picture(self, row):
         """An image as lines of characters."""

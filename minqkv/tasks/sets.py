@@ -108,14 +108,14 @@ class Sets(OfImages):
         return self.n_validation if split == "validation" else self.n_test
 
     def mistakes(self, x, y, predicted):
-        """For each set: how far each image is from the mean of all, and a 1 for the odd one."""
+        """For each set: how far each image is from the mean of all, and where the odd one is."""
         distances = np.linalg.norm(x - x.mean(axis=1, keepdims=True), axis=-1)  # (n, set_size)
-        places = np.arange(self.set_size)
         return [
             {
+                "place": list(range(self.set_size)),
                 "distance": [round(value, 1) for value in row.tolist()],
-                "expected": (places == right).astype(int).tolist(),
-                "predicted": (places == found).astype(int).tolist(),
+                "expected": [int(right)],
+                "predicted": [int(found)],
             }
             for row, right, found in zip(distances, y, predicted, strict=True)
         ]
