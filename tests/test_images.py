@@ -964,6 +964,17 @@ def test_a_study(cli, digits):
     assert "4 of them on record" in err
 
 
+def test_a_report_does_not_need_the_images(cli, digits):
+    args = ("study", "--tasks", "images", "--data", digits, "--variants", "qkv,q-k=v", *SMALL)
+    assert cli(*args, "--seeds", "2", "--jobs", "1", "--out", "study")[0] == 0
+    digits.rename(digits.with_name("gone"))
+    images._kept.clear()
+    code, out, err = cli("report", "study", "--markdown")
+    assert code == 0, err
+    assert "36 training images" in out
+    assert "minus qkv" in out
+
+
 def test_the_papers_accuracies():
     found = vision()
     assert list(found) == ["qkv", "q=k-v", "q=k-v+", "q-k=v", "q=k=v", "q=k=v+"]
