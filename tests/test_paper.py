@@ -304,6 +304,36 @@ def test_every_difference_has_a_reason(tables):
                 assert row.why, (table.name, row.name)
 
 
+def test_what_the_page_says(tables):
+    """docs/results.md"""
+    text = " ".join((ROOT / "docs/results.md").read_text("utf-8").split())
+
+    def short(value):
+        return f"{abs(value):.3f}".removeprefix("0")
+
+    states = [row.state for row in tables["cells"].rows]
+    same, untold = states.count("the same"), states.count("cannot be told")
+    assert states.count("different") == 0
+    told = (
+        f"Of the {same + untold} configurations of the synthetic tasks that both sides have run, "
+    )
+    assert f"{told}{same} are the same and none is different. The other {untold} cannot" in text
+    rows = {(g.name, r.name): r.ours for g in tables["plus"].groups for r in g.rows}
+    for name in ("sort q=k-v", "sort q=k=v", "reverse q=k=v"):
+        of = rows["temperature", name]
+        assert of.n == 12
+        assert f"{short(of.mean)} ± {short(of.half)}" in text.partition("row by row")[2]
+    found = {(g.title, r.name): r.ours for g in tables["cells"].groups for r in g.rows}
+    four = found["reverse  T 16  d 64  L 4  H 4", "q=k=v"]
+    assert f"{short(four.mean)} ± {short(four.half)} at L 4, H 4" in text
+    exact = [r for n in ("params", "macs") for g in tables[n].groups for r in g.rows
+             if g.name != "overhead"]  # fmt: skip
+    assert {row.state for row in exact} == {"the same"}
+    saved = [r for n in ("cache-300m", "cache-1-2b", "deployment") for g in tables[n].groups
+             for r in g.rows if g.name == "saved"]  # fmt: skip
+    assert [row.state for row in saved].count("different") == 1
+
+
 # ---- what is registered
 
 
