@@ -28,6 +28,7 @@ from minqkv.analysis.needs import needs
 from minqkv.runs import configure, train_run
 from minqkv.runtime.errors import EnvironmentFault, UsageError
 from minqkv.runtime.rng import stream
+from minqkv.study.published import vision
 from minqkv.tasks import bounded, downloads, images, shapes
 from minqkv.tasks.images import Images, shifted
 from minqkv.tasks.imagesets import load
@@ -522,12 +523,62 @@ def test_without_pillow(tmp_path, monkeypatch):
     assert "[images]" in caught.value.hint
 
 
+# ---- anything
+
+
+def mutated(rng, data):
+    """Bytes of a file with some of them changed, lost or repeated."""
+    data = bytearray(data)
+    for _ in range(rng.integers(1, 4)):
+        at, n = int(rng.integers(0, min(len(data), 600))), int(rng.integers(1, 9))
+        kind = rng.integers(0, 4)
+        if kind == 0:
+            data[at : at + n] = rng.bytes(n)
+        elif kind == 1:
+            del data[at : at + n]
+        elif kind == 2:
+            data[at:at] = data[at : at + n]
+        else:
+            del data[rng.integers(1, len(data)) :]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["idx", "idx.gz", "cifar", "tar", "folders"])
+def test_whatever_a_file_holds_is_read_or_refused(kind, tmp_path, rng):
+    if kind.startswith("idx"):
+        write_idx(tmp_path, *blobs(40), packed=kind.endswith("gz"))
+    elif kind == "cifar":
+        for name, data in cifar_files()[0].items():
+            (tmp_path / name).write_bytes(data)
+    elif kind == "tar":
+        tar_gz(tmp_path / ARCHIVE, WHOLE)
+        packed = (tmp_path / ARCHIVE).read_bytes()
+    else:
+        tiny_image_net(tmp_path)
+    paths = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    refused = []
+    for i in range(40):
+        path = paths[i % len(paths)]
+        whole = path.read_bytes()
+        if kind == "tar" and i % 2:  # inside
+            path.write_bytes(gzip.compress(mutated(rng, gzip.decompress(packed)), 1))
+        else:
+            path.write_bytes(mutated(rng, whole))
+        try:
+            load(str(tmp_path))
+        except (EnvironmentFault, UsageError) as error:
+            refused.append(str(error))
+        path.write_bytes(whole)
+    assert refused
+    assert not [message for message in refused if "\n" in message]
+
+
 # ---- what --data names
 
 
 def test_a_folder_without_images(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="holds no images that can be read: IDX files") as caught:
+    with pytest.raises(UsageError, match=r"holds no images that can be read \(IDX files") as caught:
         load(str(tmp_path))
     assert "minqkv data fetch" in caught.value.hint
 
@@ -651,6 +702,16 @@ def test_a_task_knows_its_images(digits):
     assert (cfg.n_in, cfg.n_token, cfg.n_class, cfg.block_size) == (4, 16, 4, 17)
 
 
+def test_patches_of_images_that_are_not_square(tmp_path):
+    pixels = np.zeros((30, 12, 20, 1), "uint8")
+    pixels[:, 0, 0, 0] = np.arange(30)
+    write_idx(tmp_path, pixels, np.arange(30) % 2)
+    task = Images("images", data=str(tmp_path))
+    assert (task.patch, task.crop) == (2, 1)
+    assert task.batch(0, 0, 8)[0].shape == (8, 60, 4)
+    assert len(task.picture(task.draw(0, "test")[0][0])) == 6
+
+
 def test_pixels_are_scaled_by_the_training_images(digits):
     task = Images("images", data=str(digits), n_train=20)
     x = task.tokens(task.images.splits["train"][0][:20])
@@ -754,7 +815,9 @@ def test_a_large_picture_fits_the_terminal(tmp_path):
         ({"patch": 3}, "patches of 3 × 3 do not fill images of 8 × 8"),
         ({"patch": 0}, "do not fill"),
         ({"pool": "sum"}, "unknown pool"),
-        ({"crop": -1}, "crop -1 at least 0"),
+        ({"crop": -1}, "crop -1 must be at least 0"),
+        ({"height": 0}, "height 0 must be"),
+        ({"digest": "x"}, "holds other images than"),
         ({"n_train": 0}, "n_train 0"),
         ({"n_validation": 0}, "n_validation 0"),
         ({"n_train": 37}, "n_train 37, but there are 36 training images"),
@@ -769,7 +832,7 @@ def test_fields_that_cannot_be(fields, says, digits):
         task.config("qkv")
         task.check_data()
 
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises((UsageError, EnvironmentFault), match=says):
         build()
 
 
@@ -901,6 +964,25 @@ def test_a_study(cli, digits):
     assert "4 of them on record" in err
 
 
+def test_a_report_does_not_need_the_images(cli, digits):
+    args = ("study", "--tasks", "images", "--data", digits, "--variants", "qkv,q-k=v", *SMALL)
+    assert cli(*args, "--seeds", "2", "--jobs", "1", "--out", "study")[0] == 0
+    digits.rename(digits.with_name("gone"))
+    images._kept.clear()
+    code, out, err = cli("report", "study", "--markdown")
+    assert code == 0, err
+    assert "36 training images" in out
+    assert "minus qkv" in out
+
+
+def test_the_papers_accuracies():
+    found = vision()
+    assert list(found) == ["qkv", "q=k-v", "q=k-v+", "q-k=v", "q=k=v", "q=k=v+"]
+    assert found["q=k=v"]["paper"] == [0.978, 0.877, 0.672, 0.376, 0.933, 0.266]
+    assert found["q-k=v"]["paper"][5] is None  # not published
+    assert {len(scores) for row in found.values() for scores in row.values()} == {6}
+
+
 def test_one_set_of_images_in_a_study(cli, digits):
     code, _, err = cli("study", "--tasks", "images", "--set", f"data={digits},mnist")
     assert code == 2
@@ -928,7 +1010,7 @@ def test_wrong_flags(args, code, says, cli):
 def test_the_task_is_listed_with_an_example(cli):
     rows = json.loads(cli("tasks", "--json")[1])
     (row,) = [row for row in rows if row["name"] == "images"]
-    assert row["input"] == ["16 patches"]
+    assert row["input"] == ["16 tokens"]
     assert row["target"][0] in shapes.SHAPES
 
 

@@ -236,6 +236,19 @@ def test_the_one_rate_of_the_language_models():
         assert f"{mean:.3f}" in page
 
 
+def test_images():
+    """Each variant, each seed, and its difference from qkv."""
+    page = (ROOT / "docs/images.md").read_text("utf-8")
+    for _, row in rows("cifar10"):
+        each = " ".join(number(value) for value in row["by_seed"].values())
+        change = minus_or_plus(row["to_baseline"]) if row["to_baseline"] else "–"
+        start = f"| `{row['variant']}` | {with_half(row['score'])} | {each} | {change} |"
+        assert f"{start} {row['params']:,} | {row['cache_measured']:,} |" in page
+        assert (
+            not row["to_baseline"] or abs(row["to_baseline"]["mean"]) < row["to_baseline"]["half"]
+        )
+
+
 def test_cache_measured_is_the_formula():
     for _, row in rows("study-quick"):
         assert row["cache_measured"] == row["cache_formula"]

@@ -12,7 +12,7 @@ import pytest
 from records import record_of
 from rich.console import Console
 
-from minqkv.render.study import cell_tables, claims_table, curves, figure, published_table, study
+from minqkv.render.study import cell_tables, claims_table, curves, figure, language_table, study
 from minqkv.runs import configure
 from minqkv.runtime.errors import EnvironmentFault, UsageError
 from minqkv.study.claims import CONTRASTS, Contrast, as_data, findings
@@ -302,7 +302,7 @@ def test_the_published_figures_are_the_papers():
         "mqa": "1.6", "q-gqa-4": "4.1", "q-mqa": "4.9",
     }  # fmt: skip
     assert [name for name, v in found.items() if "masked" in v] == ["qkv", "q-k=v"]
-    text = printed(published_table)
+    text = printed(language_table)
     line = next(line for line in text.splitlines() if line.startswith("q-k=v"))
     assert line.split() == ["q-k=v", "5.27", "+3.1", "%", "21.28", "+2.2", "%"]
     for part in ("+25.4 %", "+.8 %", "one seed", "padding counted", "subword"):

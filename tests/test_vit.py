@@ -49,11 +49,22 @@ def test_patches_that_are_no_image(shape):
         unpatchify(np.zeros(shape), 2, 4, 4)
 
 
+SHAPES = {"class": (2, 3), "mean": (2, 3), "each": (2, 5, 3), "choice": (2, 5)}  # of five tokens
+
+
+def answers(pool, rng):
+    """Two right answers for each shape of logits."""
+    if pool == "choice":
+        return rng.integers(0, 5, 2)
+    return rng.integers(0, 3, SHAPES[pool][:-1])
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_the_shape_of_an_answer(pool, backend, rng):
     model, x = vit("q-k=v", pool=pool), rng.standard_normal((2, 5, 6))
-    assert model(x).shape == ((2, 5, 3) if pool == "each" else (2, 3))
-    assert model(x[:, :3]).shape == ((2, 3, 3) if pool == "each" else (2, 3))
+    assert model(x).shape == SHAPES[pool]
+    fewer = {"each": (2, 3, 3), "choice": (2, 3)}
+    assert model(x[:, :3]).shape == fewer.get(pool, SHAPES[pool])
     assert model.config.block_size == (6 if pool == "class" else 5)
     assert ("cls" in model.state_dict()) == (pool == "class")
 
@@ -70,6 +81,23 @@ def test_what_a_pool_reads(rng):
     np.testing.assert_allclose(host(mean(x)), host(expected), rtol=0, atol=1e-13)
 
 
+def test_a_choice_is_one_answer_of_each_token(rng):
+    """With a head of one class, and a bias that changes no softmax."""
+    model, x = vit("q-k=v", pool="choice"), rng.standard_normal((2, 5, 6))
+    assert "head.bias" not in model.state_dict()
+    each = vit("q-k=v", pool="each", n_class=1)
+    each.load_state_dict({**model.state_dict(), "head.bias": np.array([4.0])})
+    np.testing.assert_allclose(host(each(x))[..., 0], host(model(x)) + 4, rtol=0, atol=1e-13)
+
+
+def test_features_are_what_the_head_reads(rng):
+    for pool, shape in SHAPES.items():
+        model, x = vit("qkv", pool=pool), rng.standard_normal((2, 5, 6))
+        features = model.features(x)
+        assert features.shape == (2, 5, 16) if pool in ("each", "choice") else (2, 16)
+        np.testing.assert_array_equal(model.head(features).data.reshape(shape), model(x).data)
+
+
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("variant", EVERY)
 def test_without_positions_order_does_not_matter(variant, pool, rng):
@@ -77,7 +105,7 @@ def test_without_positions_order_does_not_matter(variant, pool, rng):
     model = vit(variant.rstrip("+"), pool=pool, position="none")
     x, order = rng.standard_normal((2, 5, 6)), np.array([3, 0, 4, 1, 2])
     plain, permuted = host(model(x)), host(model(x[:, order]))
-    plain = plain[:, order] if pool == "each" else plain
+    plain = plain[:, order] if pool in ("each", "choice") else plain
     np.testing.assert_allclose(permuted, plain, rtol=0, atol=1e-12)
 
 
@@ -107,7 +135,7 @@ def test_equals_pytorch(variant, pool, position, rope_value, rng):
 
     model = vit(variant, pool=pool, position=position, rope_value=rope_value)
     x = rng.standard_normal((2, 5, 6))
-    y = rng.integers(0, 3, (2, 5) if pool == "each" else 2)
+    y = answers(pool, rng)
     p = twin.parameters(model.state_dict())
     expected = twin.vit(p, torch.tensor(x), variant, 4, pool, position, rope_value)
     logits = model(x)
@@ -123,7 +151,7 @@ def test_equals_pytorch(variant, pool, position, rope_value, rng):
 @pytest.mark.parametrize("variant", EVERY)
 def test_numpy_and_strict_agree(variant, pool, rng):
     found, x = [], rng.standard_normal((2, 5, 6))
-    y = rng.integers(0, 3, (2, 5) if pool == "each" else 2)
+    y = answers(pool, rng)
     for name in ("numpy", "strict"):
         with backends.use_backend(name):
             model = vit(variant, pool=pool)
@@ -212,6 +240,7 @@ def test_what_is_refused(x, says, backend):
         ({"n_in": 0}, "n_in must be a whole number of at least 1"),
         ({"n_token": 2.0}, "n_token must be"),
         ({"n_class": 0}, "n_class must be"),
+        ({"pool": "choice", "n_class": 3}, "one score: n_class 3 must be 1"),
         ({"n_head": 3}, "not divisible"),
         ({"position": "here"}, "unknown position scheme"),
         ({"plus_start": 1.0}, "qkv has none"),
@@ -226,5 +255,5 @@ def test_configurations_that_cannot_be(values, says):
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("variant", EVERY)
 def test_its_parameters_are_counted_without_building_it(variant, pool):
-    cfg = ViTConfig(6, 5, 3, 2, 4, 16, variant, pool, position="learned")
-    assert n_params(cfg) == ViT(cfg).n_params
+    model = vit(variant, pool=pool)
+    assert n_params(model.config) == model.n_params

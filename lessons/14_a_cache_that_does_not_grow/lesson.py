@@ -445,12 +445,12 @@ table(f"after {T} tokens", ["cache", "bytes", "formula", "loss"], rows)
 # number. Each may make the model worse, and only a measurement on your model and your text shows by
 # how much.
 #
-# In this last exercise you write `positions`: which position each slot of a ring holds, given how
-# many tokens were read. A ring makes its masks from this.
+# In the exercise you write `positions`: which position each slot of a ring holds, given how many
+# tokens were read. A ring makes its masks from this.
 #
-# That is the course. It began with one number that was used twice. To see a cache at work, let your
-# model of lesson 13 write, with `--show-cache`. To see which variant is worth its bytes on a text:
-# `minqkv study --preset nano`.
+# To see a cache at work, let your model of lesson 13 write, with `--show-cache`. To see which
+# variant is worth its bytes on a text: `minqkv study --preset nano`. The last lesson leaves texts:
+# the same blocks read images.
 
 # %% Where it is done
 source(causal_mask)

@@ -97,13 +97,14 @@ def _scoring(config, own, cfg, threads):
 
 def n_params(cfg: GPTConfig | TaggerConfig | ViTConfig) -> int:
     """Numbers in a model. An encoder has a bias after the embedding, a head that is not tied and,
-    by protocol 2023, a hidden layer before it; one of vectors may have a class token.
+    by protocol 2023, a hidden layer before it; one of vectors may have a class token, or no bias in
+    its head.
     """
     if isinstance(cfg, GPTConfig):
         return params(cfg)
-    d, hidden = cfg.n_embd, cfg.protocol == "2023"
+    d, hidden, pool = cfg.n_embd, cfg.protocol == "2023", getattr(cfg, "pool", None)
     more = d + (d + 1) * cfg.n_class + hidden * (d + 1) * d
-    return params(_as_gpt(cfg)) + more + (getattr(cfg, "pool", None) == "class") * d
+    return params(_as_gpt(cfg)) + more + d * (pool == "class") - (pool == "choice")
 
 
 def _as_gpt(cfg):

@@ -138,7 +138,7 @@ def tasks(seq_len, seed, as_json):
             task = cls(name, **size)
             x, y = task.draw(seed, "test", 1)
             (shown,) = task.mistakes(x, y, y)
-            shown = {"input": [f"{x.shape[1]} patches"]} | shown  # an image has no ids
+            shown = {"input": [f"{x.shape[1]} tokens"]} | shown  # an image has no ids
             row |= {"input": shown["input"], "target": shown["expected"]}
         rows.append(row)
     if as_json:

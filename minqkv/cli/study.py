@@ -32,6 +32,8 @@ PRESETS = {  # name -> what it compares; the grids are in study/presets.py
     "nano": "language models on tiny Shakespeare: docs/language-models.md, about two hours",
     "mnist": "the paper's projections on MNIST, about an hour; --data says where it is",
     "cifar10": "the same on CIFAR-10, about an hour",
+    "sets": "the same, finding the odd one out in a set, about 20 minutes",
+    "dense": "the same, labelling the patches of generated shapes, about 20 minutes",
     "quick-2026": "two of the paper's tasks, ten variants, the default of version 0.1.0",
     "paper": "the paper's whole synthetic grid, about 70 hours",
 }

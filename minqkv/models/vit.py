@@ -21,6 +21,7 @@ POOLS = {
     "class": "a learned token, put before the others, from which the answer is read",
     "mean": "the mean of all tokens",
     "each": "an answer for each token",
+    "choice": "a score for each token: the answer is one of them",
 }
 
 
@@ -83,6 +84,8 @@ class ViTConfig(Layered):
     def __post_init__(self):
         if self.pool not in POOLS:
             raise unknown("pool", self.pool, POOLS)
+        if self.pool == "choice" and self.n_class != 1:
+            raise UsageError(f"a choice gives a token one score: n_class {self.n_class} must be 1")
         check_config(self)
 
     @property
@@ -92,7 +95,8 @@ class ViTConfig(Layered):
 
 
 class ViT(Module):
-    """An encoder of vectors (B, N, n_in) -> logits (B, n_class); with pool "each", (B, N, n_class).
+    """An encoder of vectors (B, N, n_in) -> logits (B, n_class); with pool "each", (B, N, n_class);
+    with pool "choice", (B, N).
 
     Every token sees every other. Without positions it does not know their order: permuted tokens
     give permuted answers. `seed` sets the start of the parameters.
@@ -111,10 +115,16 @@ class ViT(Module):
             for i, spec in enumerate(cfg.specs)
         ]
         self.ln_f = LayerNorm(d, init / "ln_f")
-        self.head = Linear(d, cfg.n_class, init / "head")
+        # What is added to all scores of a choice changes no softmax: there is no bias.
+        self.head = Linear(d, cfg.n_class, init / "head", bias=cfg.pool != "choice")
 
     def forward(self, x: np.ndarray) -> Tensor:
         """Logits for vectors x (B, N, n_in), numbers on the host; N is at most `n_token`."""
+        logits = self.head(self.features(x))  # (B, n_class), or (B, N, n_class)
+        return logits[..., 0] if self.config.pool == "choice" else logits
+
+    def features(self, x: np.ndarray) -> Tensor:
+        """What the head reads: (B, n_embd), or (B, N, n_embd) where each token has an answer."""
         pool = self.config.pool
         x = self.embed(self._uploaded(x))  # (B, N, C)
         if pool == "class":
@@ -123,9 +133,9 @@ class ViT(Module):
         x = self.wpe(x)
         for block in self.blocks:
             x = block(x)
-        if pool != "each":
+        if pool in ("class", "mean"):
             x = x[:, 0] if pool == "class" else x.mean(axis=1)  # (B, C)
-        return self.head(self.ln_f(x))  # (B, n_class), or (B, N, n_class)
+        return self.ln_f(x)
 
     def _uploaded(self, x):
         """Vectors as a Tensor of this model's dtype. Raises UsageError for other shapes and kinds

@@ -2,6 +2,8 @@
 
 from .console import bytes_text, say, stdout, table
 
+LONGEST = 60  # characters of an example of a task
+
 
 def variant_table(rows, cfg, config, context, dtype):
     """The paper's table, by the closed forms."""
@@ -39,6 +41,8 @@ def task_table(rows):
         example = "even lengths only"
         if row["input"]:
             example = f"{_digits(row['input'])} → {_digits(row['target'])}"
+        if len(example) > LONGEST:
+            example = f"{_digits(row['input'])} → an answer for each"
         lines.append([row["name"], row["about"], example])
     table(stdout(), None, columns, lines)
 

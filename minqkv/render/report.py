@@ -181,11 +181,7 @@ def _tables(stored):
     sheet = Sheet()
     if any("+temperature" in row.arm for cell in cells for row in cell.rows):
         view.ablation_table(sheet, cells)
-    kinds = {cell.published for cell in cells}
-    if "language" in kinds:
-        view.published_table(sheet)
-    if "vision" in kinds:
-        view.vision_table(sheet)
+    view.published_tables(sheet, cells)
     view.memory_table(sheet, cells)
     view.formulas(sheet, cells, stored.itemsize)
     return [*blocks, *sheet.blocks]

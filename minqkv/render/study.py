@@ -152,7 +152,16 @@ def memory_table(console, cells):
         table(console, title, columns, list(rows.values()))
 
 
-def published_table(console):
+def published_tables(console, cells):
+    """The tables of the paper that belong beside these."""
+    kinds = {cell.published for cell in cells}
+    if "language" in kinds:
+        language_table(console)
+    if "vision" in kinds:
+        vision_table(console)
+
+
+def language_table(console):
     """The paper's language models with 300M parameters, and how not to compare them."""
     found = language_models()
     rows = []
@@ -419,11 +428,7 @@ def study(console, cells, notes, itemsize, found=(), ablate=False):
         cell_tables(console, cell, note)
     if found:
         claims_table(console, found)
-    kinds = {cell.published for cell in cells}
-    if "language" in kinds:
-        published_table(console)
-    if "vision" in kinds:
-        vision_table(console)
+    published_tables(console, cells)
     memory_table(console, cells)
     for group in _groups(cells):
         picture(console, *group)

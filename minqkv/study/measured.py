@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from ..runs import RunConfig, config_from, configure
@@ -105,13 +105,14 @@ def _score(value, config):
 
 
 def as_rows(results: Results) -> list[dict]:
-    """What `in_short` reads: of each configuration what is not its task's default, and its scores
-    as seed:score.
+    """What `in_short` reads: of each configuration what is not the default of a field, and its
+    scores as seed:score.
     """
     rows = []
     for config, one in results.items():
-        usual = configure(config.task.name)
-        given = _flat(config).items() - _flat(usual).items()
+        usual = {f.name: f.default for f in fields(config.task)} | {"name": config.task.name}
+        usual |= asdict(configure(config.task.name).recipe)
+        given = _flat(config).items() - usual.items()
         scores = (f"{seed}:{'' if s is None else repr(s)}" for seed, s in one.scores.items())
         about = {"folders": " ".join(one.folders), "task": config.task.name}
         about |= {"variant": config.variant, "settings": json.dumps(dict(sorted(given)))}

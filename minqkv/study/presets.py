@@ -49,6 +49,8 @@ NANO = [  # docs/language-models-plan.md
 _SEEN = {"tasks": ("images",), "variants": PROJECTIONS, "seeds": tuple(range(5))}
 MNIST = [{**_SEEN, "data": ("mnist",), "patch": (7,), "steps": (5000,), "n_validation": (500,)}]
 CIFAR10 = [{**_SEEN, "data": ("cifar10",), "patch": (4,), "steps": (1600,)}]
+SETS = [{"tasks": ("sets",), "variants": PROJECTIONS, "seeds": tuple(range(5))}]
+DENSE = [{"tasks": ("segment",), "variants": PROJECTIONS, "seeds": tuple(range(5))}]
 QUICK_2026 = [{"tasks": ("reverse", "sort"), "variants": TEN, "seeds": (0, 1, 2), **_ONE_SIZE}]
 PRESETS = {
     "quick": QUICK,
@@ -57,6 +59,8 @@ PRESETS = {
     "nano": NANO,
     "mnist": MNIST,
     "cifar10": CIFAR10,
+    "sets": SETS,
+    "dense": DENSE,
     "quick-2026": QUICK_2026,
     "paper": [_PAPER],
 }

@@ -16,6 +16,7 @@ from ..analysis.memory import training_memory
 from ..optim import Adam
 from ..runs import RunConfig, config_from, configure
 from ..runtime import backend, files
+from ..runtime.errors import MinqkvError
 from ..runtime.version import __version__, code_version
 from ..tasks.base import Task
 from ..variants import formula
@@ -47,7 +48,7 @@ class Row:
     params: int
     cache_measured: int
     cache_formula: int
-    memory: dict | None  # bytes of a training step; None where loss or model are the task's own
+    memory: dict | None  # bytes of a training step; None if loss or model are the task's own
     settings: dict  # of OF_AN_ARM
     runs: tuple  # hashes of their configurations
     lifted: bool = False  # not trained: a qkv model in the form of K = V
@@ -214,7 +215,10 @@ def _memory(config):
     task = config.task
     if type(task).loss is not Task.loss or type(task).model is not Task.model:
         return None
-    x, y = task.batch(config.seed, 0, config.recipe.batch)
+    try:
+        x, y = task.batch(config.seed, 0, config.recipe.batch)
+    except MinqkvError:  # the data is gone: tables are made from the records alone
+        return None
     return training_memory(config.build(), x, y, task.sparse)
 
 

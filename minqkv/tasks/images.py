@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,23 +22,21 @@ from .base import Recipe, Task, check_split
 
 LARGEST = 1 << 21  # numbers of an array in a forward pass that scores: 8 MiB of float32
 RAMP = " .:-=+*#%@"  # from dark to light
+SIZES = ("height", "width", "channels", "n_class", "n_train")
+_of_shapes = (shapes.SIDE, shapes.SIDE, 1, len(shapes.SHAPES), 8 * shapes.N // 10)
 GENERATED = {  # what is known of the shapes before they are drawn
-    "digest": shapes.VERSION, "height": shapes.SIDE, "width": shapes.SIDE, "channels": 1,
-    "n_class": len(shapes.SHAPES), "n_train": 8 * shapes.N // 10,
+    "digest": shapes.VERSION, **dict(zip(SIZES, _of_shapes, strict=True))
 }  # fmt: skip
 _kept = {}  # (data, digest) -> the ImageSet that this process read last
 
 
 @dataclass(frozen=True)
-class Images(Task):
-    """Examples are images, cut into squares of `patch` pixels; targets are their classes.
+class OfImages(Task):
+    """What tasks have in common whose examples come from a set of images.
 
     `data` is the argument of `imagesets.load`. A task made from it alone reads the images; from
     then on `digest` identifies them, and their sizes are known. `n_train` training images are used,
-    all of them unless given, and at most `n_validation` and `n_test` of the other splits. `crop` is
-    the width of the frame of black pixels in which an image is shifted, an eighth of its side
-    unless given; `flip` mirrors half of the images, by default those in colour. `pool`: see
-    models.vit.POOLS.
+    all of them unless given.
     """
 
     data: str = ""
@@ -47,37 +46,30 @@ class Images(Task):
     channels: int | None = None
     n_class: int | None = None
     n_train: int | None = None
-    patch: int | None = None
-    crop: int | None = None
-    flip: bool | None = None
-    pool: str = "class"
-    n_validation: int = 1000
-    _: KW_ONLY
-    n_test: int = 10_000
 
     solved = None
     learned = None
     one_each = ("data",)
     published = "vision"
-    unit = "images"
+    n_steps: ClassVar[int]  # unless told otherwise
 
     def __post_init__(self):
         super().__post_init__()
-        if self.digest is None:
+        if any(getattr(self, name) is None for name in GENERATED):
             self._complete(**(_identity(_read(self.data), self.data) if self.data else GENERATED))
-        side = min(self.height, self.width)
-        quarter = side // 4 if side % 4 == 0 else 1
-        self._complete(patch=quarter, crop=side // 8, flip=self.channels == 3)
-        if self.n_train < 1 or self.n_validation < 1 or self.crop < 0:
-            sizes = f"n_train {self.n_train} and n_validation {self.n_validation}"
-            raise UsageError(f"{sizes} must be at least 1, and crop {self.crop} at least 0")
-        patchify(np.empty((0, self.height, self.width, 1)), self.patch)  # raises if they do not fit
+        self._at_least(1, *SIZES)
 
     def _complete(self, **defaults):
         """Set fields that were not given."""
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+
+    def _at_least(self, least, *names):
+        """Raise UsageError for a field below `least`."""
+        for name in names:
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} {getattr(self, name)} must be at least {least}")
 
     @classmethod
     def prepared(cls, given, progress=None):
@@ -99,14 +91,10 @@ class Images(Task):
         return _kept[self.data, self.digest]
 
     def title(self, without=()):
-        """With the name of the data, and the size of the patches."""
-        hidden = ("data", "digest", "height", "width", "channels", "n_class", "n_train", "patch")
-        size = super().title((*without, *hidden, "crop", "flip", "n_validation"))
-        name = Path(self.data).name or "shapes"
-        images = f"{name}, {self.n_train:,} training images"
-        patches = self.height * self.width // self.patch**2
-        squares = f"{patches} patches of {self.patch} × {self.patch}"
-        return size.replace(self.name, f"{self.name}: {images}, {squares}", 1)
+        """With the name of the data."""
+        size = super().title((*without, "data", "digest", *SIZES, "n_validation"))
+        images = f"{Path(self.data).name or 'shapes'}, {self.n_train:,} training images"
+        return size.replace(self.name, f"{self.name}: {images}", 1)
 
     @property
     def data_bytes(self):
@@ -116,6 +104,60 @@ class Images(Task):
     def about_data(self):
         """Where the images and their splits come from."""
         return self.images.about
+
+    def recipe(self, steps=None):
+        """Adam at the paper's rate, with a warm-up of a twentieth of the steps."""
+        steps = steps or self.n_steps
+        twentieth, tenth = max(1, steps // 20), max(1, steps // 10)
+        return Recipe(steps, warmup=twentieth, clip=1.0, watch=tenth)
+
+    def check_data(self):
+        """The images are there, are those of this task, and are enough."""
+        there, *shape = self.images.splits["train"][0].shape
+        if shape != [self.height, self.width, self.channels]:
+            raise UsageError(f"these images have {' × '.join(map(str, shape))} numbers each")
+        if self.n_train > there:
+            raise UsageError(f"n_train {self.n_train:,}, but there are {there:,} training images")
+
+
+@dataclass(frozen=True)
+class Images(OfImages):
+    """Examples are images, cut into squares of `patch` pixels; targets are their classes.
+
+    Of the validation and test images, at most `n_validation` and `n_test` are scored. `crop` is the
+    width of the frame of black pixels in which an image is shifted, an eighth of its side unless
+    given; `flip` mirrors half of the images, by default those in colour. `pool`: see
+    models.vit.POOLS.
+    """
+
+    patch: int | None = None
+    crop: int | None = None
+    flip: bool | None = None
+    pool: str = "class"
+    n_validation: int = 1000
+    _: KW_ONLY
+    n_test: int = 10_000
+
+    unit = "images"
+    n_steps = 1500
+
+    def __post_init__(self):
+        super().__post_init__()
+        sides = self.height, self.width
+        self._complete(crop=min(sides) // 8, flip=self.channels == 3)
+        self._at_least(1, "n_validation")
+        self._at_least(0, "crop")
+        quarter = max(1, min(sides) // 4)
+        fits = [size for size in range(1, quarter + 1) if not any(side % size for side in sides)]
+        self._complete(patch=fits[-1])
+        patchify(np.empty((0, *sides, 1)), self.patch)  # raises if the patches do not fit
+
+    def title(self, without=()):
+        """With the name of the data, and the size of the patches."""
+        size = super().title((*without, "patch", "crop", "flip"))
+        patches = self.height * self.width // self.patch**2
+        squares = f"{patches} patches of {self.patch} × {self.patch}"
+        return size.replace("training images", f"training images, {squares}", 1)
 
     @property
     def chance(self):
@@ -129,12 +171,6 @@ class Images(Task):
         size["n_in"] = self.patch**2 * self.channels
         size["n_token"] = self.height * self.width // self.patch**2
         return ViTConfig(**size, variant=variant)
-
-    def recipe(self, steps=None):
-        """Adam at the paper's rate, with a warm-up of a twentieth of the steps."""
-        steps = steps or 1500
-        twentieth, tenth = max(1, steps // 20), max(1, steps // 10)
-        return Recipe(steps, warmup=twentieth, clip=1.0, watch=tenth)
 
     def examples(self, rng, n):
         """n random training images, cropped and mirrored."""
@@ -169,14 +205,6 @@ class Images(Task):
     @property
     def _scale(self):
         return self.images.scale(self.n_train)
-
-    def check_data(self):
-        """The images are there, are those of this task, and are enough."""
-        there, *shape = self.images.splits["train"][0].shape
-        if shape != [self.height, self.width, self.channels]:
-            raise UsageError(f"these images have {' × '.join(map(str, shape))} numbers each")
-        if self.n_train > there:
-            raise UsageError(f"n_train {self.n_train:,}, but there are {there:,} training images")
 
     def n_scored(self, split):
         """How many images are scored: fewer of the validation split, which is scored often."""
@@ -215,12 +243,19 @@ class Images(Task):
         mean, deviation = self._scale
         pixels = row.reshape(1, len(row), -1, self.channels) * deviation + mean
         pixels = pixels.reshape(1, len(row), -1)  # (1, N, n_in)
-        image = unpatchify(pixels, self.patch, self.height, self.width)[0].mean(axis=-1)
-        step = -(-self.width // 64)  # of larger images, every second column, or third ...
-        image = image[: self.height // (2 * step) * 2 * step, ::step]
-        lines = image.reshape(-1, 2 * step, image.shape[1]).mean(axis=1)  # (lines, columns)
-        shades = np.clip(lines * len(RAMP) / 256, 0, len(RAMP) - 1).astype(int)
-        return ["".join(RAMP[shade] for shade in line).rstrip() for line in shades]
+        return in_characters(unpatchify(pixels, self.patch, self.height, self.width)[0])
+
+
+def in_characters(image: np.ndarray) -> list[str]:
+    """An image (height, width, C) of numbers from 0 to 255 as lines of characters, two rows of
+    pixels in a line.
+    """
+    height, width, _ = image.shape
+    step = -(-width // 64)  # of larger images, every second column, or third ...
+    image = image[: height // (2 * step) * 2 * step, ::step].mean(axis=-1)  # (rows, columns)
+    lines = image.reshape(-1, 2 * step, image.shape[1]).mean(axis=1)  # (lines, columns)
+    shades = np.clip(lines * len(RAMP) / 256, 0, len(RAMP) - 1).astype(int)
+    return ["".join(RAMP[shade] for shade in line).rstrip() for line in shades]
 
 
 def shifted(images: np.ndarray, corners: np.ndarray, frame: int) -> np.ndarray:
@@ -249,9 +284,9 @@ def _read(data, progress=None):
 def _identity(found, data):
     """The fields of a task that identify its images."""
     images, _ = found.splits["train"]
-    n, height, width, channels = images.shape
-    sizes = {"height": height, "width": width, "channels": channels, "n_train": n}
-    return {"data": data, "digest": found.digest, "n_class": len(found.classes)} | sizes
+    n, *shape = images.shape
+    sizes = dict(zip(SIZES, (*shape, len(found.classes), n), strict=True))
+    return {"data": data, "digest": found.digest, **sizes}
 
 
 @lru_cache(maxsize=2)

@@ -87,7 +87,7 @@ def load(data: str, progress: Callable[[int, int], None] | None = None) -> Image
         raise EnvironmentFault(f"cannot read {folder}: {error.strerror}") from error
     if not found:
         why = f"{data} holds no images that can be read"
-        raise UsageError(f"{why}: {LAYOUTS}", "minqkv data fetch mnist gets some")
+        raise UsageError(f"{why} ({LAYOUTS})", "minqkv data fetch mnist gets some")
     if len(found) > 1:
         why = f"{data} holds IDX files and CIFAR files"
         raise UsageError(why, "name a folder with one of them")

@@ -13,12 +13,14 @@ from ..train import loss_and_gradients
 from .base import Task
 from .images import Images
 from .recall import Recall
-from .rules import IMAGES, RECALL, RULES, TASKS, TEXT
+from .rules import RECALL, RULES, TASKS, TEXT
+from .segment import Segment
+from .sets import Sets
 from .synthetic import Synthetic
 from .text import Text
 
 CLASSES = dict.fromkeys(RULES, Synthetic) | dict.fromkeys(RECALL, Recall)
-CLASSES |= dict.fromkeys(TEXT, Text) | dict.fromkeys(IMAGES, Images)
+CLASSES |= dict.fromkeys(TEXT, Text) | {"images": Images, "segment": Segment, "sets": Sets}
 
 
 def task_class(name: str, own: type | None = None) -> type:

@@ -47,7 +47,11 @@ RECALL = {
     "mqar": "recall: keys and values in turn, then keys alone; answer with their values",
 }
 TEXT = {"text": "a text: predict the next token"}
-IMAGES = {"images": "an image, cut into patches: say what is shown"}
+IMAGES = {
+    "images": "an image, cut into patches: say what is shown",
+    "segment": "a generated image: say of each patch what covers it",
+    "sets": "ten images: say which one is of another class than the rest",
+}
 TASKS = {name: rule.about for name, rule in RULES.items()} | RECALL | TEXT | IMAGES
 FORMS = ("encoder", "causal")
 SPLITS = ("train", "validation", "test")

@@ -139,7 +139,9 @@ def tagger(p, ids, variant, n_head, protocol="2026", hide_self=False):
 
 
 def vit(p, x, variant, n_head, pool, position="learned", rope_value="raw"):
-    """Logits for vectors (B, N, n_in): (B, n_class), or with pool "each" for each token."""
+    """Logits for vectors (B, N, n_in): (B, n_class), or with pool "each" for each token; with pool
+    "choice" one for each token, (B, N).
+    """
     x = linear(p, "embed", x)
     if pool == "class":
         x = torch.cat([p["cls"].expand(len(x), 1, -1), x], dim=1)
@@ -153,8 +155,9 @@ def vit(p, x, variant, n_head, pool, position="learned", rope_value="raw"):
         name, h = f"blocks.{i}", norm(p, f"blocks.{i}.ln_1", x)
         x = x + attention(p, f"{name}.attn", h, variant, n_head, seen, rope)
         x = x + mlp(p, f"{name}.mlp", norm(p, f"{name}.ln_2", x), gelu)
-    x = {"class": x[:, 0], "mean": x.mean(1), "each": x}[pool]
-    return linear(p, "head", norm(p, "ln_f", x))
+    x = {"class": x[:, 0], "mean": x.mean(1)}.get(pool, x)
+    logits = linear(p, "head", norm(p, "ln_f", x))
+    return logits[..., 0] if pool == "choice" else logits
 
 
 def loss(logits, targets):

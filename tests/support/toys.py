@@ -53,8 +53,11 @@ def tagger(variant, **changes):
 
 
 def vit(variant, **changes):
-    """An encoder of up to five vectors of six numbers, likewise."""
-    size = {"n_in": 6, "n_token": 5, "n_class": 3, "n_layer": 2, "n_head": 4, "n_embd": 16}
+    """An encoder of up to five vectors of six numbers, likewise: of three classes, unless it
+    chooses one of the vectors.
+    """
+    size = {"n_in": 6, "n_token": 5, "n_layer": 2, "n_head": 4, "n_embd": 16}
+    size["n_class"] = 1 if changes.get("pool") == "choice" else 3
     return scramble(ViT(ViTConfig(variant=variant, **size | {"dtype": "float64"} | changes)))
 
 
