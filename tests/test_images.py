@@ -22,6 +22,7 @@ from pictures import (
     write_folders,
     write_idx,
 )
+from trained import same_bits_after_a_kill
 
 import minqkv as mq
 from minqkv.analysis.needs import needs
@@ -921,20 +922,7 @@ def test_a_run_is_resumed_with_the_same_images_only(cli, digits, tmp_path):
 
 def test_a_killed_run_ends_with_the_same_bits(digits, tmp_path):
     config = configure("images", "q=k=v+", data=str(digits), **QUICK | {"steps": 8, "batch": 10})
-    expected = train_run(config)[0].state_dict()
-
-    class Killed(Exception):
-        pass
-
-    def kill(step):
-        if step.done == 5:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train_run(config, tmp_path / "run", progress=kill)
-    found = train_run(config, tmp_path / "run", resume=True)[0].state_dict()
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
+    same_bits_after_a_kill(config, tmp_path / "run", after=5)
 
 
 def test_settings_can_be_shown_and_read_again(cli, digits):

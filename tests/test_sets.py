@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from pictures import blobs, real, write_idx
 from toys import EVERY, host, scramble
+from trained import same_bits_after_a_kill, same_gradients_in_parts
 
 import minqkv as mq
-from minqkv import optim
 from minqkv.models import ViT
 from minqkv.runs import configure, train_run
 from minqkv.runtime import parallel
@@ -22,7 +22,6 @@ from minqkv.tasks.embeddings import WIDTH, embedded, halves
 from minqkv.tasks.rules import SPLITS
 from minqkv.tasks.sets import Sets
 from minqkv.tensor import Tensor
-from minqkv.train import loss_and_gradients
 
 SMALL = {"set_size": 4, "n_layer": 1, "n_head": 2, "n_embd": 16, "n_test": 50, "n_validation": 20}
 EVEN = [name for name in EVERY if not name.endswith("+")]  # without a bias for each place
@@ -325,41 +324,13 @@ def test_it_learns(digits):
 
 
 def test_shards_and_parts_change_nothing_but_rounding(task, monkeypatch):
-    monkeypatch.setattr(parallel, "SMALLEST", 1)
-    x, y = task.batch(0, 0, 24)
-    found = []
-    try:
-        for threads, accumulate in ((1, 1), (2, 1), (1, 3)):
-            parallel.set_threads(threads)
-            model = task.model("q-k=v", 0)
-            optim.Adam(model.parameters())
-            loss = loss_and_gradients(model, x, y, task.loss, task.weight, accumulate)
-            found.append((loss, [host(p.grad) for p in model.parameters()]))
-    finally:
-        parallel.set_threads(1)
-    for loss, grads in found[1:]:
-        assert loss == pytest.approx(found[0][0], rel=1e-6)
-        for one, two in zip(found[0][1], grads, strict=True):
-            np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)
+    same_gradients_in_parts(task, monkeypatch)
 
 
 def test_a_killed_run_ends_with_the_same_bits(digits, tmp_path):
-    config = run_of(digits)
-    expected = train_run(config)[0].state_dict()
-
-    class Killed(Exception):
-        pass
-
-    def kill(step):
-        if step.done == 4:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train_run(config, tmp_path / "run", progress=kill)
-    embeddings._kept.clear()  # another process would compute them again
-    found = train_run(config, tmp_path / "run", resume=True)[0].state_dict()
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
+    """Another process would compute the embeddings again."""
+    between = embeddings._kept.clear
+    same_bits_after_a_kill(run_of(digits), tmp_path / "run", 4, between)
 
 
 def test_how_long_it_will_take(digits):
