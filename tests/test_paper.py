@@ -9,6 +9,7 @@ import math
 import statistics
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import numpy as np
@@ -881,3 +882,20 @@ def test_the_command_of_a_study_is_its_own(cli, monkeypatch):
 def test_usage_errors_are_ours():
     with pytest.raises(UsageError):
         paper.tables({}, ("nix",))
+
+
+@pytest.mark.parametrize(
+    ("size", "figure"),
+    [
+        ({"name": "images", "data": "data/CIFAR-10"}, ".663"),
+        ({"name": "sets", "data": "mnist"}, ".942"),
+        ({"name": "text"}, "5.11"),
+        ({"name": "images", "data": "holidays"}, None),
+        ({"name": "images", "data": ""}, None),
+        ({"name": "segment"}, None),
+        ({"task": "sort"}, None),
+    ],
+)
+def test_what_the_paper_has_of_the_same_data(size, figure):
+    _, found = paper.of_same_data(SimpleNamespace(size=size))
+    assert found.get("qkv", {}).get("paper") == figure

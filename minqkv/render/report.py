@@ -181,7 +181,6 @@ def _tables(stored):
     sheet = Sheet()
     if any("+temperature" in row.arm for cell in cells for row in cell.rows):
         view.ablation_table(sheet, cells)
-    view.published_tables(sheet, cells)
     view.memory_table(sheet, cells)
     view.formulas(sheet, cells, stored.itemsize)
     return [*blocks, *sheet.blocks]
