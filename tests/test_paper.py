@@ -19,6 +19,8 @@ from pages import Page
 
 from bench import ours
 from minqkv.cli import study as study_command
+from minqkv.render import paper as view
+from minqkv.render.document import Section, Table
 from minqkv.runs import configure
 from minqkv.runtime.errors import UsageError
 from minqkv.study import beside, measured, paper, stats
@@ -899,3 +901,14 @@ def test_usage_errors_are_ours():
 def test_what_the_paper_has_of_the_same_data(size, figure):
     _, found = paper.of_same_data(SimpleNamespace(size=size))
     assert found.get("qkv", {}).get("paper") == figure
+
+
+def test_every_column_has_a_heading(tables):
+    """On a page it is a button that sorts."""
+    blocks = view.sections(list(tables.values()))
+    while blocks:
+        block = blocks.pop()
+        if isinstance(block, Section):
+            blocks += block.blocks
+        elif isinstance(block, Table):
+            assert all(heading for heading, _ in block.columns), block.title

@@ -81,7 +81,7 @@ def _group(group, alone):
     relative = any(row.relative for row in rows)
     parts = [] if alone and shared else [group.title]
     title = ": ".join([*parts, *([first.state] if shared else [])])
-    columns, lines = [("", "left")], [[row.name] for row in rows]
+    columns, lines = [("row", "left")], [[row.name] for row in rows]
 
     def add(header, values, side="right"):
         if any(value != _NONE for value in values):
@@ -90,7 +90,7 @@ def _group(group, alone):
                 line.append(value)
 
     if not shared:
-        add("", [(row.state, _COLOURS.get(row.state, "")) for row in rows], "left")
+        add("state", [(row.state, _COLOURS.get(row.state, "")) for row in rows], "left")
     for source in dict.fromkeys(source for row in rows for source in row.published):
         add(source, [_figure(row.published.get(source)) for row in rows])
         add("change", [change(row.change.get(source), relative) for row in rows])
@@ -105,7 +105,7 @@ def _group(group, alone):
 
 def _matrix(names, groups, alone):
     """What is published of groups of which we have nothing: a column for each group and source."""
-    columns, lines, several = [("", "left")], [[name] for name in names], len(groups) > 1
+    columns, lines, several = [("row", "left")], [[name] for name in names], len(groups) > 1
     for group in groups:
         for source in dict.fromkeys(source for row in group.rows for source in row.published):
             columns.append((f"{group.title}\n{source}" if several else source, "right"))
