@@ -8,6 +8,7 @@ import os
 import struct
 import tarfile
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from minqkv.runs import configure, train_run
 from minqkv.runtime.errors import EnvironmentFault, UsageError
 from minqkv.runtime.rng import stream
 from minqkv.study.published import vision
-from minqkv.tasks import bounded, downloads, images, shapes
+from minqkv.tasks import bounded, downloads, imagefolders, images, shapes
 from minqkv.tasks.images import Images, shifted
 from minqkv.tasks.imagesets import load
 from minqkv.tasks.rules import SPLITS
@@ -190,6 +191,28 @@ def test_a_gzip_bomb(tmp_path):
             file.write(bytes(784_000))
     assert path.stat().st_size < 10_000
     check_fault(tmp_path, r"it unpacks to more than [\d,]+ bytes", path.name)
+
+
+def test_a_bomb_called_a_png(tmp_path):
+    """A part of it that Pillow would skip is 64 MB long, but packed."""
+    write_folders(tmp_path, *blobs(8))
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBBI", 13, b"IHDR", 8, 8, 8, 0, 0, 0, 0, 0)
+    with gzip.open(tmp_path / "a" / "x.png", "wb") as file:
+        file.write(start[:-4] + struct.pack(">I", zlib.crc32(start[12:-4])))
+        file.write(struct.pack(">I4s", 64 << 20, b"zzZz"))
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+    check_fault(tmp_path, "it unpacks to more than", "x.png")
+
+
+def test_files_that_are_far_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(imagefolders, "FILE_BYTES", 1000)
+    tiny_image_net(tmp_path)
+    listing, png = tmp_path / "val" / "val_annotations.txt", tmp_path / "train" / "n00" / "x.png"
+    for path in (listing, png):
+        path.write_bytes(bytes(1001))
+        check_fault(tmp_path, "it holds more than 1,000 bytes", path.name)
+        listing.unlink(missing_ok=True)
 
 
 def test_a_file_is_missing(tmp_path):
