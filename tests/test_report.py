@@ -259,6 +259,20 @@ def test_committed_studies(folder):
     assert "\n| q" in to_markdown("Report", sections)
 
 
+@pytest.mark.parametrize("lost", ["seed", "arm"])
+def test_a_lifted_model_without_the_one_it_was_made_of(lost, tmp_path):
+    (folder,) = (path for path in COMMITTED if path.name == "study-default-again")
+    results = json.loads((folder / "results.json").read_text("utf-8"))
+    row = results["cells"][0]["rows"][0]
+    if lost == "seed":
+        row["by_seed"].popitem()
+    else:
+        row["arm"] = "q-k=v"
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(EnvironmentFault, match="scores of seeds that were not trained"):
+        read_study(tmp_path)
+
+
 def test_an_unfinished_study(tmp_path, records):
     wanted = configs()
     out = started(tmp_path / "s", wanted, list(zip(records[:4], wanted, strict=False)))
@@ -333,8 +347,12 @@ ODD = (
     "<script>",
     "\x1b[31m",
     10**30,
+    10**400,
     float("nan"),
+    float("inf"),
+    "\udcff",
 )
+GONE = object()
 
 
 def places(value, path=()):
@@ -354,6 +372,8 @@ def changed(value, path, new):
     for key in path[:-1]:
         inside = inside[key]
     inside[path[-1]] = new
+    if new is GONE:
+        del inside[path[-1]]
     return copy
 
 
@@ -373,8 +393,8 @@ def test_whatever_a_file_holds_there_is_a_page_or_one_clear_line(file, tmp_path,
         (out / "plan.json").unlink()
         (out / file).write_bytes((finished / file).read_bytes())
     whole = json.loads((out / file).read_text("utf-8"))
-    for path in rng.sample(list(places(whole)), 150):
-        (out / file).write_text(json.dumps(changed(whole, path, rng.choice(ODD))))
+    for path in rng.choices(list(places(whole))[1:], k=250):
+        (out / file).write_text(json.dumps(changed(whole, path, rng.choice((*ODD, GONE)))))
         text, said = made_or_said(out)
         if said:
             assert "\n" not in said
@@ -456,10 +476,13 @@ def test_a_run_without_a_checkpoint(run, tmp_path):
 
 def test_damaged_metrics_of_a_run(run, tmp_path):
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
-    for line in ('{"step": 0, "loss": "<b>"}', "[1]", '{"loss": 1, "validation": [2]}', "{}"):
+    huge = f'{{"loss": 1{"0" * 400}}}'
+    for line in ('{"loss": "<b>"}', "[1]", '{"loss": 1, "validation": [2]}', "{}", huge):
         (tmp_path / "metrics.jsonl").write_text(line + "\n")
         with pytest.raises(EnvironmentFault, match=r"metrics\.jsonl is damaged in line 1"):
             read_run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("[" * 100_000)  # as if it were cut short
+    assert read_run(tmp_path).metrics == []
 
 
 def test_without_the_data_the_rest_of_a_report_stands(run, monkeypatch):

@@ -169,7 +169,11 @@ def _cell(values, records):
     for n in (cell.equal or {}).values():
         _number(n)
     rows = [_row(row, records) for row in values["rows"]]
+    scored = {row.arm: {s for s, v in row.by_seed.items() if v is not None} for row in rows}
     for row in rows:
+        trained = scored.get(row.arm.partition(", lifted")[0], set())
+        if row.lifted and not scored[row.arm] <= trained:
+            raise ValueError(f"{row.arm} has scores of seeds that were not trained")
         if not row.settings.keys() >= {*OF_AN_ARM}:
             raise ValueError(f"{row.arm} has no {' or '.join(OF_AN_ARM)}")
         if row.to_baseline and cell.baseline not in [other.arm for other in rows]:
@@ -235,12 +239,7 @@ def _seconds(value):
 def _text(value):
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is not a text")
-    return printable(value)
-
-
-def printable(text: str) -> str:
-    """A text without control characters: a terminal must not obey a file."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return files.printable(value)
 
 
 def _texts(values):
