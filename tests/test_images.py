@@ -929,6 +929,39 @@ def test_train_and_eval(cli, digits):
     assert found["wrong"][0].keys() == {"image", "expected", "predicted"}
 
 
+@pytest.mark.parametrize("name", ["b\x07", "b\x9b2J", "b\u202ed", "b\nd"])
+def test_a_terminal_does_not_obey_names(name, cli, tmp_path):
+    """Of folders and files; what is printed and what is refused."""
+    root = tmp_path / f"set {name}"
+    pixels, labels = blobs(60)
+    for i, (image, label) in enumerate(zip(pixels, labels % 2, strict=True)):
+        folder = root / ("a", name)[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.pgm").write_bytes(ppm(image))
+    said = cli("train", "--task", "images", "--data", root, *SMALL, "--out", "run")
+    assert said[0] == 0
+    assert "set b\ufffd" in said[2]
+    said += cli("eval", "run", "--wrong", "9")
+    assert "b\ufffd" in said[4]
+    said += cli("report", "run")
+    (folder / "0.pgm").write_bytes(b"")
+    images._kept.clear()
+    code, _, err = cli("eval", "run")
+    assert code == 3
+    assert err.count("\n") == 2
+    said = "".join(text for text in (*said, err) if isinstance(text, str))
+    assert not [c for c in said if not c.isprintable() and c != "\n"]
+
+
+def test_a_name_that_is_not_utf_8(cli, digits):
+    folder = digits.rename(digits.with_name("digits \udcff"))
+    code, _, err = cli("train", "--task", "images", "--data", folder, *SMALL, "--out", "run")
+    assert code == 0, err
+    assert cli("train", "--resume", "--out", "run")[0] == 0
+    assert cli("report", "run", "--html", "page.html")[0] == 0
+    assert cli("eval", "run")[0] == 0
+
+
 def test_a_run_is_resumed_with_the_same_images_only(cli, digits, tmp_path):
     args = ("train", "--task", "images", *SMALL, "--out", "run")
     assert cli(*args, "--data", digits)[0] == 0
