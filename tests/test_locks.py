@@ -106,7 +106,7 @@ def test_a_second_process_is_told_about_the_first(owner, tmp_path):
     assert first["pid"] == owner.pid
     who = f"pid {owner.pid} on {socket.gethostname()} since {first['since'][:19]}"
     assert str(caught.value) == f"this study is locked by {who}: {tmp_path}"
-    assert caught.value.hint == "wait until it ends, or choose another folder with --out"
+    assert caught.value.hint == "wait until it ends, or choose another folder"
     assert caught.value.code == Exit.ENVIRONMENT
     assert content(tmp_path) == first
     owner.communicate("\n", timeout=PATIENCE_S)

@@ -123,7 +123,7 @@ def _alive(pid):
     return True
 
 
-def _in_use(path, what, owner, cure="wait until it ends, or choose another folder with --out"):
+def _in_use(path, what, owner, cure="wait until it ends, or choose another folder"):
     who = "another process"
     if owner:
         who = f"pid {owner['pid']} on {owner['host']} since {owner['since']:.19}"
