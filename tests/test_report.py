@@ -430,7 +430,7 @@ def test_hostile_names_stay_text(tmp_path, finished, cli):
 
 
 def test_a_file_that_is_too_large(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("minqkv.study.stored.LARGEST", 1000)
+    monkeypatch.setattr("minqkv.runtime.files.LARGEST", 1000)
     with pytest.raises(EnvironmentFault, match="is larger than"):
         read_study(finished)
 
@@ -675,7 +675,7 @@ def test_folders_that_hold_nothing(cli, tmp_path):
 def test_places_that_cannot_be_written(cli, finished, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
-    (tmp_path / "old.html").write_text("old")
+    (tmp_path / "old.html").write_text("<old")
     for place in ("file/r.html", "folder", "/dev/full"):
         if Path(place).is_absolute() and not Path(place).exists():
             continue  # no such device on this system
@@ -690,8 +690,21 @@ def test_places_that_cannot_be_written(cli, finished, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", full)
     code, _, err = cli("report", finished, "--html", "old.html")
     assert (code, "No space left" in err) == (3, True)
-    assert (tmp_path / "old.html").read_text() == "old"
+    assert (tmp_path / "old.html").read_text() == "<old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder", "old.html"]
+
+
+@pytest.mark.parametrize("file", ["results.json", "figure.svg", "new.html", "empty"])
+def test_a_page_takes_no_place_of_another_kind_of_file(file, cli, finished, tmp_path):
+    (tmp_path / "results.json").write_bytes(before := (finished / "results.json").read_bytes())
+    (tmp_path / "figure.svg").write_text("<svg>")
+    (tmp_path / "empty").write_text("")
+    code, _, err = cli("report", ".", "--html", file)
+    assert code == (2 if file == "results.json" else 0), err
+    assert (tmp_path / "results.json").read_bytes() == before
+    code, _, err = cli("trace", "forward", "--svg", "results.json")
+    assert (code, "results.json is another kind of file" in err) == (2, True)
+    assert (tmp_path / "results.json").read_bytes() == before
 
 
 def test_study_and_train_write_pages_too(cli, tmp_path):

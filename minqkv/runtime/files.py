@@ -9,7 +9,9 @@ import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import EnvironmentFault
+from .errors import EnvironmentFault, UsageError
+
+LARGEST = 1 << 26  # bytes of a JSON file, which may take 25 times as many in memory
 
 
 @contextmanager
@@ -78,7 +80,14 @@ def cannot_write(path, error):
 
 
 def write_text(path, text):
-    """Replace a text file."""
+    """Replace a text file. A page or a figure takes no place of another kind of file, such as one
+    of a run that was named by mistake.
+    """
+    if text[:1] == "<" and Path(path).is_file():
+        with open(path, "rb") as file:
+            if file.read(1) not in b"<":
+                why = f"{path} is another kind of file, which would be lost"
+                raise UsageError(why, "choose another name, or remove that file first")
     with replacing(path, "w") as file:
         file.write(text)
 
@@ -94,6 +103,8 @@ def read_json(path):
     """
     try:
         with opened(path) as file:
+            if os.fstat(file.fileno()).st_size > LARGEST:
+                raise EnvironmentFault(f"{path} is larger than {LARGEST:,} bytes")
             value = json.loads(file.read().decode("utf-8"), parse_int=_integer)
     except OSError as error:
         raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error

@@ -11,7 +11,6 @@ no code is imported because a file names it.
 
 import json
 import math
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -28,7 +27,6 @@ from .plan import Part, Plan
 from .stats import Estimate
 from .summary import Cell, Row
 
-LARGEST = 1 << 28  # bytes of a file of results
 MOST_SEEDS = 10_000  # that choose a rate
 
 
@@ -87,18 +85,12 @@ def read_study(path: str | Path, own: dict[str, type] | None = None) -> Stored:
         if (path / "runs").is_dir():
             cure = "continue that study: repeat its command"
         raise EnvironmentFault(f"{path} holds no results of a study (no results.json)", cure)
-    found = _ended(path, _read(results)) if results.exists() else None
+    found = _ended(path, files.read_json(results)) if results.exists() else None
     if plan.exists():
-        begun = _begun(path, _read(plan), own)
+        begun = _begun(path, files.read_json(plan), own)
         if found is None or begun.planned > len(found.records):
             return begun
     return found
-
-
-def _read(path):
-    if path.exists() and os.stat(path).st_size > LARGEST:
-        raise EnvironmentFault(f"{path} is larger than {LARGEST >> 20} MiB: no study wrote it")
-    return files.read_json(path)
 
 
 def _damaged(path, error):
