@@ -840,6 +840,7 @@ def test_a_large_picture_fits_the_terminal(tmp_path):
         ({"patch": 0}, "do not fill"),
         ({"pool": "sum"}, "unknown pool"),
         ({"crop": -1}, "crop -1 must be at least 0"),
+        ({"crop": 9}, "crop 9 is more than the image's side of 8"),
         ({"height": 0}, "height 0 must be"),
         ({"digest": "x"}, "holds other images than"),
         ({"n_train": 0}, "n_train 0"),

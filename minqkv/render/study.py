@@ -257,9 +257,9 @@ def figure(cells, columns=2):
     """Score against bytes: a curve for each kind of arm where tables are at equal bytes, else a
     point for each variant. SVG text.
     """
-    panels = []
+    panels, whole = [], any(cell.equal for cell in cells)
     for title, what, metric, series in _groups(cells):
-        limits = (0, 1) if metric == "accuracy" else None
+        limits = (0, 1) if whole and metric == "accuracy" else None
         panels.append(Panel(title, what, metric, series, x_log=True, y_range=limits))
     n = sorted({len(row.by_seed) for cell in cells for row in cell.rows})
     seeds = f"{n[0]} to {n[-1]} seeds" if len(n) > 1 else f"{n[0]} seed{'s' if n[0] > 1 else ''}"
@@ -359,7 +359,7 @@ def curves(cells, records, columns=2):
         if series:
             what = f"validation {cell.metric}" if watched else "training loss"
             title = name_of(cell)
-            limits = (0, 1) if watched and cell.metric == "accuracy" else None
+            limits = (0, 1) if watched and cell.equal and cell.metric == "accuracy" else None
             steps = f"steps ({cell.task})"
             panels.append(Panel(title, steps, what, tuple(series), y_range=limits))
     columns = min(columns, len(panels))
