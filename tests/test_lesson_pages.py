@@ -262,8 +262,10 @@ def test_an_earlier_export_is_replaced_and_other_files_stay(few, tmp_path, made)
     mark = json.loads((tmp_path / export.PAGES.mark).read_text())
     outside = tmp_path.parent / "outside.html"
     outside.write_text("not ours")
-    odd = ["source/minqkv.old.html", "../outside.html", "CNAME", "gone.html", 3]
-    (tmp_path / export.PAGES.mark).write_text(json.dumps({**mark, "pages": [*mark["pages"], *odd]}))
+    odd = ["source/minqkv.old.html", "../outside.html", "CNAME", "gone.html"]
+    (tmp_path / export.PAGES.mark).write_text(
+        json.dumps({**mark, "pages": mark["pages"] | dict.fromkeys(odd)})
+    )
     export.export(tmp_path)
     assert names_in(tmp_path) == {*made, export.PAGES.mark, "CNAME"}
     assert (tmp_path / "index.html").read_text("utf-8") == made["index.html"]

@@ -1,6 +1,7 @@
 """The course as pages or notebooks in a folder: every lesson is run, and what it shows is kept."""
 
 import hashlib
+import json
 import os
 import re
 from collections import defaultdict
@@ -61,7 +62,7 @@ def export_notebooks(folder, advance=lambda done, note="": None):
 
 def _export(folder, kind, play, render, advance):
     lessons, chapters = course(), []
-    _refuse_foreign(folder, kind)
+    _refuse_foreign(folder, kind, [f"{lesson.name}.ipynb" for lesson in lessons])
     for done, lesson in enumerate(lessons):
         advance(done, lesson.title)
         chapters.append(play(lesson))
@@ -123,9 +124,9 @@ def write(folder, pages, kind=PAGES):
     """Put pages (name -> text) into the folder. They are written aside, then moved all at once, and
     pages of an earlier export that are no longer made are removed.
     """
-    stale = _refuse_foreign(folder, kind) - pages.keys()
+    stale = _refuse_foreign(folder, kind, pages) - pages.keys()
     make_folder(folder)
-    hashes = {name: _hash(pages[name].encode()) for name in sorted(pages)}
+    hashes = {name: _written(pages[name], kind) for name in sorted(pages)}
     try:
         with TemporaryDirectory(prefix=_ASIDE, dir=folder) as aside:
             write_json(Path(aside, kind.mark), {"minqkv": __version__, "pages": hashes})
@@ -141,12 +142,23 @@ def write(folder, pages, kind=PAGES):
             (folder / name).unlink()
 
 
-def _hash(data):
-    return hashlib.sha256(data).hexdigest()
+def _written(text, kind):
+    """A hash of what people write in a file: of a notebook the sources of its cells, since Jupyter
+    changes the rest when it runs or saves one. None for what is no notebook.
+    """
+    if kind.edited:
+        try:
+            cells = json.loads(text)["cells"]
+            text = json.dumps([[cell["cell_type"], "".join(cell["source"])] for cell in cells])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _refuse_foreign(folder, kind):
-    """The names of files of an earlier export. Raises UsageError where something else is there."""
+def _refuse_foreign(folder, kind, made):
+    """The names of files of an earlier export. Raises UsageError where something else is there, or
+    somebody's work would be replaced by one of those that are `made`.
+    """
     if not folder.exists():
         return set()
     other = f"choose another folder, which may be new, for instance: {kind.example}"
@@ -161,11 +173,11 @@ def _refuse_foreign(folder, kind):
     if kind.mark not in found:
         raise UsageError(f"{folder} holds other files, and {kind.what} might replace them", other)
     stored = read_json(folder / kind.mark).get("pages")
-    stored = stored if isinstance(stored, (dict, list)) else []  # anyone may have changed it
-    names = {n for n in stored if isinstance(n, str) and re.fullmatch(kind.names, n)}
-    for name in sorted(names) if kind.edited else ():
+    stored = stored if isinstance(stored, dict) else {}  # a file that anyone may have changed
+    names = {name for name in stored if re.fullmatch(kind.names, name)}
+    for name in sorted(names.union(made)) if kind.edited else ():
         path = folder / name
-        if path.exists() and not (isinstance(stored, dict) and _hash(_read(path)) == stored[name]):
+        if path.exists() and _written(_read(path), kind) != stored.get(name):
             raise UsageError(f"{path} has changed since it was exported; it is not replaced", other)
     return names
 
@@ -173,6 +185,6 @@ def _refuse_foreign(folder, kind):
 def _read(path):
     try:
         with opened(path) as file:
-            return file.read()
+            return file.read().decode("utf-8", "replace")
     except OSError as error:
         raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
