@@ -62,6 +62,7 @@ setup(
         "test": ["pytest>=8", "pytest-xdist>=3.5"],
         "oracle": ["torch"],
         "browser": ["playwright"],
+        "notebook": ["nbclient", "ipykernel"],
         "lint": ["ruff==0.17.6"],
         "images": ["pillow>=10"],
         "dask": ["distributed"],

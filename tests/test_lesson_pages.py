@@ -19,6 +19,7 @@ from commands import wait_until
 from pages import Page
 
 from minqkv.render import course as pages
+from minqkv.render.drawn import Events, highlighted
 from minqkv.render.layout import _LAYOUTS, number
 from minqkv.runtime.errors import EnvironmentFault, UsageError
 from minqkv.runtime.locks import locked
@@ -160,7 +161,7 @@ def test_the_same_lesson_gives_the_same_page(chapters, made):
 
 def test_every_kind_of_event_has_a_look():
     for kind in _LAYOUTS.keys() - {"step", "answer"}:
-        assert hasattr(pages._Page, f"_{kind}"), kind
+        assert hasattr(Events, f"_{kind}"), kind
 
 
 def test_a_brief_training_is_said(chapters):
@@ -175,7 +176,7 @@ def test_a_brief_training_is_said(chapters):
 
 def shown(array, kind="show", **options):
     """The part of a page that an array makes."""
-    text = pages._arrays(array_event(kind, "a <b>", array, **options))
+    text = Events()._show(array_event(kind, "a <b>", array, **options))
     return text, Page(f"<body>{text}</body>")
 
 
@@ -225,7 +226,7 @@ def test_code_keeps_every_character_and_no_mark_crosses_a_line():
     source = (
         'def f(x):\n    """Two\n    lines & <tags>."""\n\n    return f"{x!r}\\n" if x else 0x1f\n'
     )
-    text = pages.highlighted(source)
+    text = highlighted(source)
     assert html.unescape(re.sub(r"<[^>]*>", "", text)) == source.rstrip()
     for row in text.split("\n"):
         Page(f"<pre>{row}</pre>")
@@ -245,7 +246,7 @@ def test_the_command(few, cli, tmp_path, made):
     assert (code, out) == (0, f"{len(made)} pages in pages/course; the first is "
                               "pages/course/index.html\n")  # fmt: skip
     assert "lessons" in err
-    assert names_in(folder) == {*made, export.MARK}
+    assert names_in(folder) == {*made, export.PAGES.mark}
     assert (folder / "index.html").read_text("utf-8") == made["index.html"]
     assert [path.name for path in tmp_path.iterdir()] == ["pages"]
 
@@ -259,13 +260,15 @@ def test_an_earlier_export_is_replaced_and_other_files_stay(few, tmp_path, made)
     (tmp_path / "CNAME").write_text("teacher's")
     (tmp_path / "source/minqkv.old.html").write_text("old")
     (tmp_path / "index.html").write_text("changed")
-    mark = json.loads((tmp_path / export.MARK).read_text())
+    mark = json.loads((tmp_path / export.PAGES.mark).read_text())
     outside = tmp_path.parent / "outside.html"
     outside.write_text("not ours")
-    odd = ["source/minqkv.old.html", "../outside.html", "CNAME", "gone.html", 3]
-    (tmp_path / export.MARK).write_text(json.dumps({**mark, "pages": [*mark["pages"], *odd]}))
+    odd = ["source/minqkv.old.html", "../outside.html", "CNAME", "gone.html"]
+    (tmp_path / export.PAGES.mark).write_text(
+        json.dumps({**mark, "pages": mark["pages"] | dict.fromkeys(odd)})
+    )
     export.export(tmp_path)
-    assert names_in(tmp_path) == {*made, export.MARK, "CNAME"}
+    assert names_in(tmp_path) == {*made, export.PAGES.mark, "CNAME"}
     assert (tmp_path / "index.html").read_text("utf-8") == made["index.html"]
     assert outside.read_text() == "not ours"
 
@@ -283,10 +286,10 @@ def test_a_folder_with_other_files_is_refused_before_anything_runs(cli, tmp_path
 
 
 def test_a_damaged_mark(few, tmp_path):
-    (tmp_path / export.MARK).write_text('{"pages"')
+    (tmp_path / export.PAGES.mark).write_text('{"pages"')
     with pytest.raises(EnvironmentFault, match="not valid JSON"):
         export.export(tmp_path)
-    (tmp_path / export.MARK).write_text('{"pages": "index.html"}')
+    (tmp_path / export.PAGES.mark).write_text('{"pages": "index.html"}')
     export.export(tmp_path)
 
 

@@ -49,7 +49,8 @@ for variant in ("qkv", "q-k=v"):
     model(prompt, cache=caches[variant])
 
 two, one = caches["qkv"], caches["q-k=v"]
-predict(f"With qkv the five tokens take {two.nbytes} bytes. And with q-k=v?", one.nbytes)
+held = two.nbytes, one.nbytes
+predict(f"With qkv the five tokens take {held[0]} bytes. And with q-k=v?", held[1])
 row = backend.upload(np.ones((1, 2, 1, 4), np.float32))  # (B, h, T, d)
 rows = one.layers[0].append(row)  # all that is stored so far: one array
 keys, values = model.blocks[0].attn.read(rows)  # (B, h, S, d) each

@@ -260,35 +260,42 @@ def reset(name, as_json):
     click.echo(f"Lesson {chosen.number} starts over.{moved}")
 
 
+_FOLDER = "The folder: a new or empty one, or that of an earlier export, which is replaced."
+
+
 @lesson.command("export")
+@click.option("--html", "pages", type=click.Path(), metavar="DIR", help=f"Web pages. {_FOLDER}")
 @click.option(
-    "--html",
-    "folder",
-    required=True,
+    "--notebook",
+    "notebooks",
     type=click.Path(),
     metavar="DIR",
-    help="The folder: a new or empty one, or that of an earlier export, which is replaced.",
+    help="Jupyter notebooks. The same, but a notebook that has been changed is never replaced.",
 )
 @reports
-def export_pages(folder, as_json):
-    """Write the lessons as web pages, one for each.
+def export_course(pages, notebooks, as_json):
+    """Write the lessons as web pages or as notebooks, one for each.
 
     They need no network. Each lesson is run for its arrays and numbers, which takes about a minute;
     where one trains a model, it trains for a few steps only.
     """
     from ..render.progress import progress
-    from ..teach.export import export
+    from ..teach.export import export, export_notebooks
     from ..teach.lessons import course
 
+    if (pages is None) == (notebooks is None):
+        raise UsageError("give either --html DIR or --notebook DIR", "--html course, for instance")
+    folder = pages if notebooks is None else notebooks
     try:
         with progress("lessons", len(course())) as advance:
-            pages = export(folder, advance)
+            files = (export if notebooks is None else export_notebooks)(folder, advance)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing was written") from None
     if as_json:
-        print_json({"folder": folder, "pages": pages})
+        print_json({"folder": folder, "pages" if notebooks is None else "notebooks": files})
         return
-    click.echo(f"{len(pages)} pages in {folder}; the first is {folder}/index.html")
+    what, first = ("pages", "index.html") if notebooks is None else ("notebooks", files[0])
+    click.echo(f"{len(files)} {what} in {folder}; the first is {folder}/{first}")
 
 
 @lesson.group()

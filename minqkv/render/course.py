@@ -1,34 +1,12 @@
 """The course as pages: the events of a lesson as HTML, its exercise, an index, and the source files
 that lessons point to.
-
-A prediction is a fold-out. It holds the answer and what the lesson shows after it, up to the next
-question: those arrays would give the answer away.
 """
 
 import re
 from dataclasses import dataclass
 
-from . import figures, svg
-from .layout import compared, number, paragraphs
-from .page import (
-    Markup,
-    anchor,
-    array,
-    code,
-    figure,
-    fold,
-    gallery,
-    heading,
-    inline,
-    joined,
-    link,
-    page,
-    paragraph,
-    table,
-    tag,
-)
-
-WIDEST, MOST = 16, 1000  # columns of an array that is a table, and numbers of a table
+from .drawn import Events, highlighted
+from .page import Markup, anchor, code, fold, heading, joined, link, page, paragraph, tag
 
 
 @dataclass(frozen=True)
@@ -69,7 +47,7 @@ def lesson_page(chapter, chapters, made_by):
     return _Page(chapter, chapters).whole(made_by)
 
 
-class _Page:
+class _Page(Events):
     """A page in the making."""
 
     def __init__(self, chapter, chapters):
@@ -143,21 +121,25 @@ class _Page:
         return joined(*made)
 
     def step(self, name, step, events):
-        """A section: what comes before the first question, then a fold-out for each of them."""
-        made = into = [heading(f"{step['number']}. {step['title']}", 2, name)]
-        for event in events:
-            if event["event"] == "answer":
-                into = [tag("p", self.linked(event["answer"]))]
-                made.append(into)
-            else:
-                (made if event["event"] == "predict" else into).append(self.drawn(event))
-        made = [self.folded(part) if isinstance(part, list) else part for part in made]
+        """A section of the page."""
+        made = [heading(f"{step['number']}. {step['title']}", 2, name), *self.told(events)]
         return tag("section", *made, aria_labelledby=name)
 
-    def folded(self, answer):
-        """The fold-out of an answer, and of what is shown with it."""
-        summary = "The answer, and what the lesson shows next" if answer[1:] else "The answer"
-        return fold(summary, *answer, class_="answer")
+    def words(self, text):
+        """Plain words; "lesson 05" is a link."""
+        made = re.split(r"([Ll]esson \d+)", text)
+        for i in range(1, len(made), 2):
+            number = int(made[i].split()[1])
+            if number in self.files and number != self.chapter.lesson.number:
+                made[i] = link(made[i], self.files[number])
+        return joined(*made)
+
+    def place(self, event):
+        """File and line, with a link where it is the package's."""
+        where = super().place(event)
+        if event["file"].startswith("minqkv/"):
+            where = link(where, f"{module_page(event['file'])}#L{event['line']}")
+        return where
 
     def exercise(self):
         """The task, the file to begin with, hints, and the solution."""
@@ -183,165 +165,6 @@ class _Page:
         made = [heading("Exercise", 2, "exercise"), tag("p", "Write ", names, "."), task]
         made += [code(highlighted(chapter.stub)), *hints, solved]
         return tag("section", *made, aria_labelledby="exercise")
-
-    # -- events
-
-    def drawn(self, event):
-        """Any event but a step and an answer, as Markup."""
-        return getattr(self, f"_{event['event']}")(event)
-
-    def linked(self, text):
-        """Text with `code`, **strong** words, and links where another lesson is named."""
-        return inline(text, self.lessons_linked)
-
-    def lessons_linked(self, text):
-        """Plain words; "lesson 05" is a link."""
-        made = re.split(r"([Ll]esson \d+)", text)
-        for i in range(1, len(made), 2):
-            number = int(made[i].split()[1])
-            if number in self.files and number != self.chapter.lesson.number:
-                made[i] = link(made[i], self.files[number])
-        return joined(*made)
-
-    def prose(self, text):
-        """Paragraphs, lists and formulas."""
-        made = []
-        for group in paragraphs(text):
-            items = []
-            for kind, words in group:
-                if kind == "formula":
-                    made.append(tag("pre", words, class_="formula", tabindex="0"))
-                elif kind == "item":
-                    items.append(tag("li", self.linked(words.removeprefix("- "))))
-                else:
-                    made.append(paragraph(self.linked(words)))
-            made.append(tag("ul", *items) if items else None)
-        return joined(*made)
-
-    def _prose(self, event):
-        return self.prose(event["text"])
-
-    def _code(self, event):
-        return code(highlighted(event["source"]))
-
-    def _say(self, event):
-        rows = [self.linked(row) for row in event["text"].split("\n")]
-        return paragraph(joined(*rows, between="<br>"), "say")
-
-    def _predict(self, event):
-        options = [tag("li", self.linked(option)) for option in event["options"] or ()]
-        asked = tag("p", tag("strong", "Predict: "), self.linked(event["question"]))
-        return tag("div", asked, tag("ol", *options, type="a") if options else None, class_="ask")
-
-    def _compare(self, event):
-        return paragraph(self.linked(compared(event)), "good" if event["equal"] else "bad")
-
-    def _source(self, event):
-        name, where = event["name"], f"{event['file']}:{event['line']}"
-        if event["file"].startswith("minqkv/"):
-            where = link(where, f"{module_page(event['file'])}#L{event['line']}")
-        return tag("p", "In the package: ", tag("code", name), ", ", where, class_="source")
-
-    def _table(self, event):
-        rows = [[number(cell) for cell in row] for row in event["rows"]]
-        words = [any(isinstance(row[j], str) for row in event["rows"])
-                 for j in range(len(event["columns"]))]  # fmt: skip
-        sides = ["left" if is_word or not j else "right" for j, is_word in enumerate(words)]
-        columns = list(zip(event["columns"], sides, strict=True))
-        return table(event["title"], columns, rows, sortable=False)
-
-    def _curve(self, event):
-        series = [
-            figures.Series(name, [(i, y, None, ()) for i, y in enumerate(ys)], marked=False)
-            for name, ys in event["series"].items()
-        ]
-        ends = [f"{name}: starts at {ys[0]:.3g}, ends at {ys[-1]:.3g}"
-                for name, ys in event["series"].items()]  # fmt: skip
-        label = f"{event['x']} ({max(map(len, event['series'].values()))} values)"
-        panel = figures.Panel("", label, "", series, y_log=event["log"])
-        title = event["title"] + (" (logarithmic)" if event["log"] else "")
-        return figure(figures.figure(title, [panel], 1), caption="; ".join(ends))
-
-    def _show(self, event):
-        return _arrays(event)
-
-    _heat = _show
-
-
-# ---- arrays
-
-
-def _arrays(event):
-    """A number, or a table for each matrix of an array; drawings where it is too large for that."""
-    name, shape, values = event["name"], event["shape"], event["values"]
-    if not shape:
-        return tag("p", tag("strong", name), f" = {number(values, event['digits'])}")
-    each = [("", values)] if len(shape) == 2 else [("", [values])]  # one row: (1, n)
-    if len(shape) > 2:
-        each = [*_matrices(values, len(shape) - 2)]
-    count = sum(len(row) for _, matrix in each for row in matrix)
-    if count > MOST:
-        return _map(event, each)
-    rows = [""] if len(shape) == 1 else event["rows"]
-    looks = {"digits": event["digits"], "shaded": event["dtype"].startswith("float")}
-    tables = [
-        array(f"{name}{index} {_size(shape[-2:])}", matrix, rows, event["columns"], **looks)
-        for index, matrix in each
-    ]
-    if shape[-1] > WIDEST:
-        return joined(_map(event, each), fold("The numbers", *tables))
-    return gallery(tables) if len(tables) > 1 else tables[0]
-
-
-def _size(shape):
-    """A shape as text that no line breaks."""
-    return str(tuple(shape)).replace(" ", "\u00a0")
-
-
-def _matrices(values, depth, index=""):
-    """("[0, 1]", matrix) of everything above the last two axes."""
-    if not depth:
-        yield f"[{index.removeprefix(', ')}]", values
-        return
-    for i, part in enumerate(values):
-        yield from _matrices(part, depth - 1, f"{index}, {i}")
-
-
-def _map(event, each):
-    """A drawing of each matrix below the others; its words say what the values are."""
-    drawn = [(index, [[None if isinstance(v, str) else v for v in row] for row in matrix])
-             for index, matrix in each]  # fmt: skip
-    rows = event["rows"] or range(len(each[0][1]))
-    columns = event["columns"] or range(len(each[0][1][0]))
-    known = [v for _, matrix in drawn for row in matrix for v in row if svg.placeable(v)]
-    told = f"An array {_size(event['shape'])}."
-    if known:
-        least, most, mean = min(known), max(known), sum(known) / len(known)
-        told += f" Its values are from {least:.3g} to {most:.3g}, and {mean:.3g} on average."
-    return figure(figures.heat_map(event["name"], drawn, rows, columns, 1), caption=told)
-
-
-# ---- code
-
-
-def highlighted(source):
-    """Python as Markup: comments, strings, keywords, numbers and names of definitions are marked.
-    No mark goes over the end of a line.
-    """
-    from pygments.lexers import PythonLexer
-    from pygments.token import Comment, Keyword, Name, Number, Operator, String
-
-    classes = {
-        Comment: "c", String: "s", Keyword: "k", Operator.Word: "k", Number: "m",
-        Name.Function: "d", Name.Class: "d", Name.Decorator: "d",
-    }  # fmt: skip
-    made = []
-    for token, text in PythonLexer(stripnl=False, ensurenl=False).get_tokens(source.rstrip()):
-        class_ = next((name for kind, name in classes.items() if token in kind), None)
-        pieces = [tag("span", row, class_=class_) if class_ and row.strip() else row
-                  for row in text.split("\n")]  # fmt: skip
-        made.append(joined(*pieces, between="\n"))
-    return joined(*made)
 
 
 def source_page(file, text, chapters, made_by):

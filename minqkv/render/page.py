@@ -18,7 +18,8 @@ from importlib.resources import files
 from . import svg
 from .layout import number, parts
 
-_EMPTY = {"br", "link", "meta"}  # elements that have no end
+_EMPTY = {"br", "img", "link", "meta"}  # elements that have no end
+_ABOVE, _BELOW = "31,95,191", "179,71,0"  # shades of numbers: --k0 and --k1 of svg.py, light
 _ABSENT = "–"  # how a table says that there is no value
 
 
@@ -165,8 +166,10 @@ def array(caption, values, rows=None, columns=None, digits=3, shaded=True):
 
     def cell(v):
         known = shaded and not isinstance(v, str) and svg.placeable(v)
-        looks = {"style": f"--h:{svg.number(abs(v) / limit)}"} if known else {}
-        return tag("td", number(v, digits), **looks, class_="below" if known and v < 0 else None)
+        if not known:
+            return tag("td", number(v, digits))
+        shade = f"{_BELOW if v < 0 else _ABOVE},{svg.number(0.45 * abs(v) / limit)}"
+        return tag("td", number(v, digits), style=f"background-color:rgba({shade})")
 
     heads = [tag("th", text, scope="col") for text in ("", *columns)]
     heads[0] = tag("td")  # the corner names nothing

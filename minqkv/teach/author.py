@@ -277,8 +277,7 @@ _README = """\
 # Lessons
 
 Type `minqkv` in a terminal: it says where you are and what comes next. `minqkv learn` continues
-from there. Each lesson is also a plain file: read it here, run it with `python`, or open it as a
-notebook (it has percent cells).
+from there. Each lesson is also a plain file: read it here, or run it with `python`.
 
 | | lesson | question | needs | minutes |
 |---|---|---|---|---|
@@ -288,7 +287,8 @@ About {total} minutes in all. Each lesson ends with a short exercise. `minqkv le
 it to `minqkv-work/`; `minqkv lesson check 6` runs your code on random cases and explains common
 mistakes; `minqkv lesson hint 6` helps.
 
-`minqkv lesson export --html DIR` writes all of them as web pages, to read or to link to.
+`minqkv lesson export --html DIR` writes all of them as web pages, to read or to link to;
+`--notebook DIR` as Jupyter notebooks, in which the exercises can be written and checked.
 
 Each folder holds `lesson.py`, the exercise and its solution, known mistakes (`near_misses.py`), and
 what the check tries (`check.py`). [AUTHORS.md](AUTHORS.md) says how to write a lesson.

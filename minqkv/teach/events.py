@@ -36,10 +36,14 @@ def on(stage):
 
 
 def stage():
-    """The stage in use; outside the runner a plain one on stdout, which asks only on a terminal."""
+    """The stage in use. Outside the runner it is the notebook's, or a plain one on stdout, which
+    asks only on a terminal.
+    """
     global _stage
     if _stage is None:
-        _stage = choose(plain=True)
+        from ..render.notebook import kernel  # here, because other stages need no figures
+
+        _stage = kernel() or choose(plain=True)
     return _stage
 
 

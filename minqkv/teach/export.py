@@ -1,27 +1,48 @@
-"""The course as pages in a folder: every lesson is run, and what it shows is written as HTML."""
+"""The course as pages or notebooks in a folder: every lesson is run, and what it shows is kept."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
 from collections import defaultdict
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..render.course import Chapter, index_page, lesson_page, module_page, source_page
 from ..render.lesson import Recorder
+from ..render.notebook import notebook
 from ..runtime.errors import EnvironmentFault, UsageError
-from ..runtime.files import cannot_write, make_folder, read_json, write_json, write_text
+from ..runtime.files import cannot_write, make_folder, opened, read_json, write_json, write_text
 from ..runtime.locks import locked
 from ..runtime.version import __version__
 from .checks import Check
 from .lessons import course
+from .notebook import performed
 from .runner import Player
 from .training import BRIEF, brief
 
-MARK = "minqkv-course.json"  # in the folder of an export: the names of its pages
-_ASIDE = ".minqkv-course-"  # where pages are while they are written
+_ASIDE = ".minqkv-course-"  # where files are while they are written
 _MADE_BY = f"Made by `minqkv lesson export --html DIR`, minqkv {__version__}."
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an export consists of: `mark` is a file in its folder with the names of the others and
+    their hashes, and those that `edited` are not replaced once they have changed.
+    """
+
+    mark: str
+    what: str
+    names: str
+    example: str
+    edited: bool = False
+
+
+PAGES = Kind("minqkv-course.json", "pages", r"(source/)?[\w.]+\.html", "--html course")
+NOTEBOOKS = Kind("minqkv-notebooks.json", "notebooks", r"\w+\.ipynb", "--notebook notebooks", True)
 
 
 def export(folder, advance=lambda done, note="": None):
@@ -31,15 +52,26 @@ def export(folder, advance=lambda done, note="": None):
     Nothing is written before the last lesson has run. `advance(done, title)` is called before each.
     Raises UsageError for a folder that holds anything but an earlier export.
     """
-    folder, lessons, chapters = Path(folder), course(), []
-    _refuse_foreign(folder)
+    return _export(Path(folder), PAGES, played, render, advance)
+
+
+def export_notebooks(folder, advance=lambda done, note="": None):
+    """`export` as a notebook for each lesson. Raises UsageError where one of an earlier export has
+    been changed: somebody's work is in it.
+    """
+    return _export(Path(folder), NOTEBOOKS, as_cells, notebooks, advance)
+
+
+def _export(folder, kind, play, render, advance):
+    lessons, chapters = course(), []
+    _refuse_foreign(folder, kind, [f"{lesson.name}.ipynb" for lesson in lessons])
     for done, lesson in enumerate(lessons):
         advance(done, lesson.title)
-        chapters.append(played(lesson))
+        chapters.append(play(lesson))
     advance(len(lessons))
-    pages = render(chapters)
-    write(folder, pages)
-    return list(pages)
+    files = render(chapters)
+    write(folder, files, kind)
+    return list(files)
 
 
 def played(lesson):
@@ -73,23 +105,38 @@ def render(chapters):
     return pages
 
 
+def as_cells(lesson):
+    """(Chapter without events, its cells as `performed` gives them)."""
+    return chapter(lesson, []), performed(lesson)
+
+
+def notebooks(chapters):
+    """Name -> text of every notebook, given (Chapter, cells) of each."""
+    every = [one for one, _ in chapters]
+    return {
+        f"{one.lesson.name}.ipynb": notebook(one, every, cells, __version__)
+        for one, cells in chapters
+    }
+
+
 # ---- the folder
 
 
-def write(folder, pages):
+def write(folder, pages, kind=PAGES):
     """Put pages (name -> text) into the folder. They are written aside, then moved all at once, and
     pages of an earlier export that are no longer made are removed.
     """
-    stale = _refuse_foreign(folder) - pages.keys()
+    stale = _refuse_foreign(folder, kind, pages) - pages.keys()
     make_folder(folder)
+    hashes = {name: _written(pages[name], kind) for name in sorted(pages)}
     try:
         with locked(folder, "course"), TemporaryDirectory(prefix=_ASIDE, dir=folder) as aside:
             for left in set(folder.glob(f"{_ASIDE}*")) - {Path(aside)}:  # by one that was killed
                 shutil.rmtree(left, ignore_errors=True)
-            write_json(Path(aside, MARK), {"minqkv": __version__, "pages": sorted(pages)})
+            write_json(Path(aside, kind.mark), {"minqkv": __version__, "pages": hashes})
             for name, text in pages.items():
                 write_text(Path(aside, name), text)
-            for name in (MARK, *pages):
+            for name in (kind.mark, *pages):
                 (folder / name).parent.mkdir(exist_ok=True)
                 os.replace(Path(aside, name), folder / name)
     except OSError as error:
@@ -99,11 +146,26 @@ def write(folder, pages):
             (folder / name).unlink()
 
 
-def _refuse_foreign(folder):
-    """The names of pages of an earlier export. Raises UsageError where something else is there."""
+def _written(text, kind):
+    """A hash of what people write in a file: of a notebook the sources of its cells, since Jupyter
+    changes the rest when it runs or saves one. None for what is no notebook.
+    """
+    if kind.edited:
+        try:
+            cells = json.loads(text)["cells"]
+            text = json.dumps([[cell["cell_type"], "".join(cell["source"])] for cell in cells])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _refuse_foreign(folder, kind, made):
+    """The names of files of an earlier export. Raises UsageError where something else is there, or
+    somebody's work would be replaced by one of those that are `made`.
+    """
     if not folder.exists():
         return set()
-    other = "choose another folder, which may be new, for instance: --html course"
+    other = f"choose another folder, which may be new, for instance: {kind.example}"
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder", other)
     try:
@@ -112,8 +174,21 @@ def _refuse_foreign(folder):
         raise EnvironmentFault(f"cannot read {folder}: {error.strerror}", other) from error
     if not found:
         return set()
-    if MARK not in found:
-        raise UsageError(f"{folder} holds other files, and pages might replace them", other)
-    names = read_json(folder / MARK).get("pages")
-    names = names if isinstance(names, list) else []  # a file that anyone may have changed
-    return {n for n in names if isinstance(n, str) and re.fullmatch(r"(source/)?[\w.]+\.html", n)}
+    if kind.mark not in found:
+        raise UsageError(f"{folder} holds other files, and {kind.what} might replace them", other)
+    stored = read_json(folder / kind.mark).get("pages")
+    stored = stored if isinstance(stored, dict) else {}  # a file that anyone may have changed
+    names = {name for name in stored if re.fullmatch(kind.names, name)}
+    for name in sorted(names.union(made)) if kind.edited else ():
+        path = folder / name
+        if path.exists() and _written(_read(path), kind) != stored.get(name):
+            raise UsageError(f"{path} has changed since it was exported; it is not replaced", other)
+    return names
+
+
+def _read(path):
+    try:
+        with opened(path) as file:
+            return file.read().decode("utf-8", "replace")
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error

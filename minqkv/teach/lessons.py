@@ -8,6 +8,7 @@ import re
 import tomllib
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 from ..runtime.errors import EnvironmentFault, MinqkvError, UsageError, unknown
@@ -56,16 +57,26 @@ class Step:
     @property
     def shown(self):
         """The code without what only speaks: calls of the event functions, and their import."""
+        return _parted(self.code)[0]
+
+    @property
+    def pieces(self):
+        """The code as [(what computes, what only speaks)], to be run in this order.
+
+        Mostly it is one pair. Another begins where speaking first would change what is said: at a
+        statement that speaks amid its work, such as a loop, or that binds a name spoken of before.
+        """
+        cuts, spoken = [0], set()
+        body = ast.parse(self.code).body
+        for before, node in pairwise(body):
+            if _speaks(before):
+                spoken |= _names(before, ast.Load)
+            amid = not _speaks(node) and any(map(_is_event, ast.walk(node)))
+            if amid or spoken & _names(node, ast.Store):
+                cuts.append(before.end_lineno)
+                spoken = set()
         rows = self.code.split("\n")
-        for node in ast.parse(self.code).body:
-            call = getattr(node, "value", None)
-            name = getattr(getattr(call, "func", None), "id", None)  # of a plain call, else None
-            speaks = isinstance(node, ast.Expr) and name in EVENTS
-            if speaks or getattr(node, "module", None) == "minqkv.teach":
-                hidden = slice(node.lineno - 1, node.end_lineno)
-                rows[hidden] = [None] * len(rows[hidden])
-        text = "\n".join(row for row in rows if row is not None)
-        return re.sub(r"\n{3,}", "\n\n", text).strip("\n")
+        return [_parted("\n".join(rows[a:b])) for a, b in pairwise([*cuts, None])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,13 +114,16 @@ class Lesson:
         return _steps(self.text)
 
     @property
+    def calls(self):
+        """The names it imports from minqkv.teach."""
+        nodes = [node for node in ast.parse(self.text).body if isinstance(node, ast.ImportFrom)]
+        teach = [node for node in nodes if node.module == "minqkv.teach"]
+        return [alias.name for node in teach for alias in node.names]
+
+    @property
     def trains(self):
         """Whether it trains for minutes: it imports `trained`."""
-        nodes = [node for node in ast.parse(self.text).body if isinstance(node, ast.ImportFrom)]
-        return any(
-            node.module == "minqkv.teach" and "trained" in [alias.name for alias in node.names]
-            for node in nodes
-        )
+        return "trained" in self.calls
 
     def companion(self, kind):
         """The file beside it: exercise, solution, near_misses or check."""
@@ -204,6 +218,32 @@ def read(path):
         why = f"metadata missing, unknown or of the wrong type: {', '.join(faults)}"
         raise MinqkvError(f"{where}: {why}")
     return Lesson(path, **fields)
+
+
+def _is_event(node):
+    return isinstance(node, ast.Call) and getattr(node.func, "id", None) in EVENTS
+
+
+def _speaks(node):
+    return isinstance(node, ast.Expr) and _is_event(node.value)
+
+
+def _names(node, context):
+    """Names that a statement reads (ast.Load) or binds (ast.Store)."""
+    found = [part for part in ast.walk(node) if isinstance(part, ast.Name)]
+    return {name.id for name in found if isinstance(name.ctx, context)}
+
+
+def _parted(code):
+    """(what computes, what only speaks) of some code; the import of event functions is left out."""
+    rows, spoken = code.split("\n"), []
+    for node in ast.parse(code).body:
+        if _speaks(node) or getattr(node, "module", None) == "minqkv.teach":
+            hidden = slice(node.lineno - 1, node.end_lineno)
+            spoken += rows[hidden] if _speaks(node) else []
+            rows[hidden] = [None] * len(rows[hidden])
+    text = "\n".join(row for row in rows if row is not None)
+    return re.sub(r"\n{3,}", "\n\n", text).strip("\n"), "\n".join(spoken)
 
 
 def _steps(text):
