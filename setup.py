@@ -57,7 +57,7 @@ setup(
         "minqkv.tasks": ["builtin.jsonl"],
     },
     cmdclass={"build_py": BuildWithLessons},
-    install_requires=["numpy>=2.0", "click>=8.1", "rich>=14.3", "threadpoolctl>=3.1"],
+    install_requires=["numpy>=2.0", "click>=8.1,!=8.3.0", "rich>=14.3", "threadpoolctl>=3.1"],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.5"],
         "oracle": ["torch"],
