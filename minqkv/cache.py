@@ -139,7 +139,7 @@ class LayerCache:
         tracing.probe("cache.v", stored[-self.per_row])
         dtype, n = q.data.dtype, stored[0].shape[2]
         one = n <= online.BLOCK or q.data.shape[2] > online.FEW or stored[0].dtype == dtype
-        if one or grad_wanted(q) or tracing.active is not None:
+        if one or grad_wanted(q) or tracing.active() is not None:
             rows = [Tensor(row) for row in self.unpack(stored, dtype)]
             return attention.attend(q, rows, at, mask)
         return online.answer(self.part(attention, q.data, stored, at, mask))
