@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from .functional import cross_entropy
-from .nn import Module
+from .nn import Module, one_step
 from .optim import Optimizer
 from .runtime import backend, distributed
 from .runtime.claims import decoding, training
@@ -93,6 +93,8 @@ def train_step(
     trains this model or decodes with it.
     """
     with training(model):
+        if {*map(id, optimizer.parameters)}.isdisjoint(map(id, model.parameters())):
+            raise UsageError("this optimiser moves no parameter of this model")
         model.train(optimizer.steps)
         optimizer.zero_grad()
         found = loss_and_gradients(model, x, y, loss, weight, accumulate)
@@ -138,9 +140,10 @@ def loss_and_gradients(
         return run(x, y, model, slice(None)) if losses is None else sum(losses)
 
     found = 0.0
-    for begin, end in pairwise(len(x) * i // accumulate for i in range(accumulate + 1)):
-        with distributed.own_rows(begin, end) as rows:  # all, unless ranks share the batch
-            found += part(x[rows], y[rows])
+    with one_step(model):
+        for begin, end in pairwise(len(x) * i // accumulate for i in range(accumulate + 1)):
+            with distributed.own_rows(begin, end) as rows:  # all, unless ranks share the batch
+                found += part(x[rows], y[rows])
     return distributed.total(found)
 
 
