@@ -19,6 +19,7 @@ import minqkv as mq
 from minqkv import Tensor, nn, no_grad, reference
 from minqkv import backend as backends
 from minqkv import functional as F
+from minqkv.analysis.quantised import rounded
 from minqkv.attention import Attention, Plus
 from minqkv.cache import KVCache
 from minqkv.caches.branch import BranchCache
@@ -710,6 +711,15 @@ def traced():
     with trace() as t:
         fresh_gpt()(IDS)
     return len(t.all("blocks.0.attn.q"))
+
+
+def test_rounding_is_of_its_thread():
+    model = fresh_gpt()
+    exact = model(IDS).data
+    with rounded(model, Int8Cache):
+        assert not np.array_equal(model(IDS).data, exact)
+        np.testing.assert_array_equal(in_a_thread(lambda: model(IDS).data), exact)
+    np.testing.assert_array_equal(model(IDS).data, exact)
 
 
 def test_a_trace_records_all_batches_of_an_evaluation():

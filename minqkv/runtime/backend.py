@@ -112,7 +112,8 @@ class Backend:
         """`a` where `mask` holds, else 0. Of finite numbers that is their product, which is many
         times faster than np.where.
         """
-        out = a * mask
+        with np.errstate(invalid="ignore"):  # 0 times infinity
+            out = a * mask
         return out if np.isfinite(out).all() else np.where(mask, a, a.dtype.type(0))
 
     def visible(self, mask: Array) -> int:
@@ -155,8 +156,9 @@ class Backend:
         if n <= 512:  # a small vocabulary: one product with the one-hot matrix
             onehot = np.zeros((len(ids), n), rows.dtype)
             onehot[np.arange(len(ids)), ids] = 1
-            out = onehot.T @ rows  # (n, N) @ (N, d)
-            if np.isfinite(out).all():  # else 0 times infinity
+            with np.errstate(invalid="ignore"):  # 0 times infinity
+                out = onehot.T @ rows  # (n, N) @ (N, d)
+            if np.isfinite(out).all():
                 return out
         order = np.argsort(ids, kind="stable")
         present, starts = np.unique(ids[order], return_index=True)
