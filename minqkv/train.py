@@ -35,6 +35,7 @@ def _logits(model, x, y, sparse):
     """Logits and targets, of all positions or of those whose target counts."""
     if not sparse:
         return model(x), y  # (B, T, V), (B, T)
+    y = np.asarray(y)
     at = y != IGNORE
     return model(x, at=at), y[at]  # (N, V), (N,)
 
@@ -155,6 +156,7 @@ def evaluate(
     Without dropout, whatever the model's mode. `sparse`: see token_loss; predictions elsewhere are
     IGNORE. Raises UsageError when no target counts.
     """
+    x, y = np.asarray(x), np.asarray(y)
     counted = y != IGNORE
     if not counted.any():
         raise UsageError("evaluate: every target is ignored")

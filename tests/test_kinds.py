@@ -616,6 +616,9 @@ def test_parts_that_count_for_nothing():
     expected = evaluate(model, x, y)["loss"]
     for batch in (1, 2, 3):
         assert evaluate(model, x, y, batch)["loss"] == pytest.approx(expected, abs=1e-6)
+    assert evaluate(model, x.tolist(), y.tolist())["loss"] == expected
+    sparse = token_loss(model, x.tolist(), y.tolist(), sparse=True)
+    assert sparse.item() == pytest.approx(expected, abs=1e-6)
     for parts in (1, 2, 4, 7):  # of which some are empty
         assert loss_and_gradients(model, x, y, accumulate=parts) == pytest.approx(
             expected, abs=1e-6

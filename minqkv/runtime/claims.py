@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from weakref import WeakSet
 
 from .errors import UsageError
-from .scoped import scoped
 
 evaluating = ContextVar("evaluating", default=False)  # dropout is off in here, whatever the mode
 _lock = threading.Lock()
@@ -26,7 +26,7 @@ class Claim:
     """What a `with` block holds."""
 
 
-@scoped
+@contextmanager
 def training(model) -> Iterator[None]:
     """For one training step. Raises UsageError while the model is in use."""
     claim = Claim()
@@ -43,7 +43,7 @@ def training(model) -> Iterator[None]:
             _forget(_training, model, claim)
 
 
-@scoped
+@contextmanager
 def decoding(model) -> Iterator[None]:
     """For one step of decoding or scoring. Raises UsageError while the model is being trained."""
     claim, before = Claim(), evaluating.get()
