@@ -731,6 +731,8 @@ def test_a_trace_records_all_batches_of_an_evaluation():
     try:
         with trace() as t:
             evaluate(model, x, np.roll(x, -1, axis=1), batch=2)
+            where = backends.each(lambda part: threading.get_ident(), range(4))
+            assert set(where) == {threading.get_ident()}  # names of two threads would be mixed
     finally:
         mq.set_threads(1)
     assert {name.rpartition(".")[0] for name in t} == {f"blocks.{i}.attn" for i in (0, 1)}
