@@ -731,8 +731,8 @@ def test_a_trace_records_all_batches_of_an_evaluation(monkeypatch):
     model, x = fresh_gpt(), np.repeat(IDS, 4, axis=0)
     mq.set_threads(2)
     try:
-        monkeypatch.setattr(parallel, "_pool", "asked for nothing")
-        with trace() as t:
+        with monkeypatch.context() as patch, trace() as t:
+            patch.setattr(parallel, "_pool", "asked for nothing")
             evaluate(model, x, np.roll(x, -1, axis=1), batch=2)
     finally:
         mq.set_threads(1)
