@@ -42,7 +42,7 @@ def within(at: slice | np.ndarray, n: int) -> slice | np.ndarray:
         (at.start, at.stop) if isinstance(at, slice) else (int(at.min()), int(at.max()) + 1)
     )
     if first < -isinstance(at, np.ndarray) or end > n:  # -1 is padding: any row will do
-        raise UsageError(f"positions {first} to {end - 1}: there are tables of 0 to {n - 1} only")
+        raise UsageError(f"positions {first} to {end - 1}, but the tables hold 0 to {n - 1}")
     return at
 
 

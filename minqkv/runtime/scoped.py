@@ -35,11 +35,11 @@ class Scoped:
 
 def scoped(manager):
     """contextlib.contextmanager, but as a decorator it refuses what runs only later."""
-    begin = contextmanager(manager)
+    begin, signature = contextmanager(manager), inspect.signature(manager)
 
     @wraps(manager)
     def scope(*args, **kwargs):
-        inspect.signature(manager).bind(*args, **kwargs)  # now, not when the block begins
+        signature.bind(*args, **kwargs)  # now, not when the block begins
         return Scoped(partial(begin, *args, **kwargs))
 
     return scope
