@@ -43,9 +43,7 @@ class Node:
 
     def __reduce__(self):
         if self.vjp is not None:  # a copy would send its gradient to the leaves of the original
-            raise TypeError(
-                "only leaves can be copied, not the results of operations; use detach()"
-            )
+            raise TypeError("only leaves can be copied, not results of operations: use detach()")
         return Node, (self.dtype,), (None, {"grad": self.grad, "owned": self.owned})
 
 
@@ -413,9 +411,8 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 def _kept(shape, axis):
     """The shape a reduction over `axis` would have with keepdims=True."""
-    axes = (
-        range(len(shape)) if axis is None else [i % (len(shape) or 1) for i in np.atleast_1d(axis)]
-    )
+    n = len(shape)
+    axes = range(n) if axis is None else [i % (n or 1) for i in np.atleast_1d(axis)]
     return tuple(1 if i in axes else n for i, n in enumerate(shape))
 
 

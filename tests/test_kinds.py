@@ -568,6 +568,14 @@ def test_recomputed_blocks_have_the_masks_of_the_forward(change):
         np.testing.assert_array_equal(plain, again)
 
 
+def test_recomputed_blocks_notice_another_mode():
+    model = fresh_gpt(dropout=0.5, recompute=True)
+    loss = token_loss(model, IDS, TARGETS)
+    model.eval()
+    with pytest.raises(RuntimeError, match="between forward and backward"):
+        loss.backward()
+
+
 # ---- sums that overflow though the answer does not
 
 
@@ -847,6 +855,9 @@ def test_what_is_no_size_is_refused_by_all_configs(value):
         lambda: mq.VariantSpec(kv_heads=value),
         lambda: KVCache([[(2, 4)]], value, 8),
         lambda: KVCache([[(2, 4)]], 1, value),
+        lambda: BranchCache(KVCache([[(2, 4)]], 1, 8), value),
+        lambda: RingCache([[(2, 4)]], 1, 8, window=value),
+        lambda: Attention("qkv", 8, 2, 8, head_dim=value),
     ):
         with pytest.raises(UsageError):
             make()

@@ -116,7 +116,7 @@ class BranchCache(KVCache):
         if isinstance(cache, (RingCache, BranchCache)):
             raise UsageError(f"a {type(cache).__name__} cannot have branches", "cache.clone(rows)")
         n, capacity = plain(n), plain(capacity)
-        if not isinstance(n, int) or n < 1:
+        if type(n) is not int or n < 1:
             raise UsageError(f"at least 1 branch of each sequence is needed, not {n}")
         if capacity is not None and capacity < len(cache):
             raise UsageError(f"a capacity of {capacity} is less than the prefix of {len(cache)}")

@@ -184,8 +184,15 @@ class GPT(Module):
     def _block(self, block, x, mask, cache, steps):
         if not self.config.recompute:
             return block(x, mask, cache, steps)
+        training = block.training
+
+        def again(x):
+            if block.training != training:  # other dropout, and so the gradient of another function
+                raise RuntimeError("train() or eval() was called between forward and backward")
+            return block(x, mask, cache, steps)
+
         with one_step(block):  # so both times the same
-            return recomputed(lambda x: block(x, mask, cache, steps), x)
+            return recomputed(again, x)
 
     def _rows(self, x, at):
         if isinstance(at, slice):
