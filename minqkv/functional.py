@@ -368,8 +368,7 @@ def _check_attention(q, k, v, mask, temperature, bias):
     if q[0] != k[0] or q[3] != k[3] or k[:3] != v[:3] or q[1] % k[1]:
         raise UsageError(f"attention: q {q} does not fit k {k} and v {v}")
     shapes = (q[2], k[2]), (q[0], 1, q[2], k[2])
-    known = mask is None or (isinstance(mask, backend.ndarray) and mask.dtype == bool)
-    if not known or (mask is not None and mask.shape not in shapes):
+    if mask is not None and (getattr(mask, "dtype", None) != "bool" or mask.shape not in shapes):
         raise UsageError(f"attention: a mask is boolean, of shape {shapes[0]} or {shapes[1]}")
     if temperature is not None:
         _of_shape(temperature, (), "attention: a temperature")

@@ -8,6 +8,7 @@ import os
 import struct
 import tarfile
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,8 @@ from minqkv.analysis.needs import needs
 from minqkv.runs import configure, train_run
 from minqkv.runtime.errors import EnvironmentFault, UsageError
 from minqkv.runtime.rng import stream
-from minqkv.study.published import vision
-from minqkv.tasks import bounded, downloads, images, shapes
+from minqkv.study.published import printed
+from minqkv.tasks import bounded, downloads, imagefolders, images, shapes
 from minqkv.tasks.images import Images, shifted
 from minqkv.tasks.imagesets import load
 from minqkv.tasks.rules import SPLITS
@@ -190,6 +191,28 @@ def test_a_gzip_bomb(tmp_path):
             file.write(bytes(784_000))
     assert path.stat().st_size < 10_000
     check_fault(tmp_path, r"it unpacks to more than [\d,]+ bytes", path.name)
+
+
+def test_a_bomb_called_a_png(tmp_path):
+    """A part of it that Pillow would skip is 64 MB long, but packed."""
+    write_folders(tmp_path, *blobs(8))
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBBI", 13, b"IHDR", 8, 8, 8, 0, 0, 0, 0, 0)
+    with gzip.open(tmp_path / "a" / "x.png", "wb") as file:
+        file.write(start[:-4] + struct.pack(">I", zlib.crc32(start[12:-4])))
+        file.write(struct.pack(">I4s", 64 << 20, b"zzZz"))
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+    check_fault(tmp_path, "it unpacks to more than", "x.png")
+
+
+def test_files_that_are_far_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(imagefolders, "FILE_BYTES", 1000)
+    tiny_image_net(tmp_path)
+    listing, png = tmp_path / "val" / "val_annotations.txt", tmp_path / "train" / "n00" / "x.png"
+    for path in (listing, png):
+        path.write_bytes(bytes(1001))
+        check_fault(tmp_path, "it holds more than 1,000 bytes", path.name)
+        listing.unlink(missing_ok=True)
 
 
 def test_a_file_is_missing(tmp_path):
@@ -817,6 +840,7 @@ def test_a_large_picture_fits_the_terminal(tmp_path):
         ({"patch": 0}, "do not fill"),
         ({"pool": "sum"}, "unknown pool"),
         ({"crop": -1}, "crop -1 must be at least 0"),
+        ({"crop": 9}, "crop 9 is more than the image's side of 8"),
         ({"height": 0}, "height 0 must be"),
         ({"digest": "x"}, "holds other images than"),
         ({"n_train": 0}, "n_train 0"),
@@ -906,6 +930,39 @@ def test_train_and_eval(cli, digits):
     assert found["wrong"][0].keys() == {"image", "expected", "predicted"}
 
 
+@pytest.mark.parametrize("name", ["b\x07", "b\x9b2J", "b\u202ed", "b\nd"])
+def test_a_terminal_does_not_obey_names(name, cli, tmp_path):
+    """Of folders and files; what is printed and what is refused."""
+    root = tmp_path / f"set {name}"
+    pixels, labels = blobs(60)
+    for i, (image, label) in enumerate(zip(pixels, labels % 2, strict=True)):
+        folder = root / ("a", name)[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.pgm").write_bytes(ppm(image))
+    said = cli("train", "--task", "images", "--data", root, *SMALL, "--out", "run")
+    assert said[0] == 0
+    assert "set b\ufffd" in said[2]
+    said += cli("eval", "run", "--wrong", "9")
+    assert "b\ufffd" in said[4]
+    said += cli("report", "run")
+    (folder / "0.pgm").write_bytes(b"")
+    images._kept.clear()
+    code, _, err = cli("eval", "run")
+    assert code == 3
+    assert err.count("\n") == 2
+    said = "".join(text for text in (*said, err) if isinstance(text, str))
+    assert not [c for c in said if not c.isprintable() and c != "\n"]
+
+
+def test_a_name_that_is_not_utf_8(cli, digits):
+    folder = digits.rename(digits.with_name("digits \udcff"))
+    code, _, err = cli("train", "--task", "images", "--data", folder, *SMALL, "--out", "run")
+    assert code == 0, err
+    assert cli("train", "--resume", "--out", "run")[0] == 0
+    assert cli("report", "run", "--html", "page.html")[0] == 0
+    assert cli("eval", "run")[0] == 0
+
+
 def test_a_run_is_resumed_with_the_same_images_only(cli, digits, tmp_path):
     args = ("train", "--task", "images", *SMALL, "--out", "run")
     assert cli(*args, "--data", digits)[0] == 0
@@ -943,11 +1000,10 @@ def test_a_study(cli, digits):
     assert "digits: 36 train" in err
     assert "images: digits, 36 training images" in out
     assert "minus qkv" in out
-    assert ".981 / .984" in out  # the paper's accuracy of qkv on MNIST
+    assert "ublished" not in out  # these are not the images of the paper
     assert "perplexity" not in out
     found = json.loads(Path("study/results.json").read_text("utf-8"))
     assert {run["task"] for run in found["runs"]} == {"images"}
-    assert found["cells"][0]["published"] == "vision"
     code, out, err = cli(*args, "--seeds", "2", "--jobs", "1", "--out", "study")
     assert "4 of them on record" in err
 
@@ -964,11 +1020,26 @@ def test_a_report_does_not_need_the_images(cli, digits):
 
 
 def test_the_papers_accuracies():
-    found = vision()
-    assert list(found) == ["qkv", "q=k-v", "q=k-v+", "q-k=v", "q=k=v", "q=k=v+"]
-    assert found["q=k=v"]["paper"] == [0.978, 0.877, 0.672, 0.376, 0.933, 0.266]
-    assert found["q-k=v"]["paper"][5] is None  # not published
-    assert {len(scores) for row in found.values() for scores in row.values()} == {6}
+    found = printed()["vision"]
+    for group in found.values():
+        assert list(group) == ["qkv", "q=k-v", "q=k-v+", "q-k=v", "q=k=v", "q=k=v+"]
+    figures = [group["q=k=v"]["paper"] for group in found.values()]
+    assert figures == [".978", ".877", ".672", ".376", ".933", ".266"]
+    assert list(found["tinyimagenet"]["q-k=v"]) == ["re-run"]  # the paper has none
+
+
+def test_a_column_of_published_accuracies(cli, digits):
+    """Of images that have the name of the paper's; sets have a table of their own."""
+    digits.rename(digits.with_name("MNIST"))
+    args = ("study", "--data", "MNIST", "--variants", "qkv,q-k=v,mqa", "--seeds", "1")
+    code, out, err = cli(*args, *SMALL, "--tasks", "images", "--jobs", "1", "--out", "a")
+    assert code == 0, err
+    assert "paper / re-run" in out
+    shown = {line.split("  ")[0]: line for line in reversed(out.splitlines())}
+    assert ".981 / .984" in shown["qkv"]
+    assert ".976 / .979" in shown["q-k=v"]
+    assert " / " not in shown["mqa"]
+    assert "Published: Table 2;" in out
 
 
 def test_one_set_of_images_in_a_study(cli, digits):

@@ -9,6 +9,7 @@ import math
 import statistics
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import numpy as np
@@ -18,7 +19,10 @@ from pages import Page
 
 from bench import ours
 from minqkv.cli import study as study_command
+from minqkv.render import paper as view
+from minqkv.render.document import Section, Table
 from minqkv.runs import configure
+from minqkv.runtime import files
 from minqkv.runtime.errors import UsageError
 from minqkv.study import beside, measured, paper, stats
 from minqkv.study.claims import MARGIN
@@ -701,10 +705,10 @@ def test_no_folder_no_results_or_too_many(cli, tmp_path):
         assert f"{name} holds no results.json" in err
         assert "name the folder of a study that has ended" in err
     with open(tmp_path / "empty" / "results.json", "wb") as file:
-        file.truncate(measured.LARGEST + 1)
+        file.truncate(files.LARGEST + 1)
     code, _, err = cli("paper", "empty")
     assert code == 3
-    assert "too large" in err
+    assert "is larger than 67,108,864 bytes" in err
 
 
 def test_names(cli):
@@ -881,3 +885,31 @@ def test_the_command_of_a_study_is_its_own(cli, monkeypatch):
 def test_usage_errors_are_ours():
     with pytest.raises(UsageError):
         paper.tables({}, ("nix",))
+
+
+@pytest.mark.parametrize(
+    ("size", "figure"),
+    [
+        ({"name": "images", "data": "data/CIFAR-10"}, ".663"),
+        ({"name": "sets", "data": "mnist"}, ".942"),
+        ({"name": "text"}, "5.11"),
+        ({"name": "images", "data": "holidays"}, None),
+        ({"name": "images", "data": ""}, None),
+        ({"name": "segment"}, None),
+        ({"task": "sort"}, None),
+    ],
+)
+def test_what_the_paper_has_of_the_same_data(size, figure):
+    _, found = paper.of_same_data(SimpleNamespace(size=size))
+    assert found.get("qkv", {}).get("paper") == figure
+
+
+def test_every_column_has_a_heading(tables):
+    """On a page it is a button that sorts."""
+    blocks = view.sections(list(tables.values()))
+    while blocks:
+        block = blocks.pop()
+        if isinstance(block, Section):
+            blocks += block.blocks
+        elif isinstance(block, Table):
+            assert all(heading for heading, _ in block.columns), block.title

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from minqkv.study import stats
-from minqkv.study.published import language_models as published
+from minqkv.study.published import printed
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = sorted((ROOT / "bench/results").rglob("*.json"))
 PAGES = [ROOT / "README.md", *(ROOT / f"docs/{n}.md" for n in ("results", "recall"))]
+IMAGES = (ROOT / "docs/images.md").read_text("utf-8")
 LANGUAGE = ROOT / "docs/language-models.md"
 LINES = [line for page in PAGES if page.exists() for line in page.read_text("utf-8").splitlines()]
 TEXT = " ".join(" ".join(p.read_text("utf-8").split()) for p in PAGES if p.exists())
@@ -169,10 +170,10 @@ def language_models():
 
 def test_the_published_language_models():
     page = LANGUAGE.read_text("utf-8")
-    for name, found in published().items():
-        padded = found["padded"]
+    for name, found in printed()["lm-300m"]["perplexity"].items():
+        padded = float(found["paper"])
         more = f"+{100 * (padded / 5.11 - 1):.1f} %".replace("+0.", "+.") if padded > 5.11 else "–"
-        assert f"| `{name}` | {padded:.2f} | {more} | {found.get('masked', '–')} |" in page
+        assert f"| `{name}` | {padded:.2f} | {more} | {found.get('later', '–')} |" in page
 
 
 def test_the_language_models():
@@ -236,17 +237,58 @@ def test_the_one_rate_of_the_language_models():
         assert f"{mean:.3f}" in page
 
 
-def test_images():
-    """Each variant, each seed, and its difference from qkv."""
-    page = (ROOT / "docs/images.md").read_text("utf-8")
-    for _, row in rows("cifar10"):
+@pytest.mark.parametrize("study", ["mnist", "cifar10", "sets"])
+def test_images(study):
+    """Each variant, each seed, and its difference from qkv, none of which is clear of zero."""
+    for _, row in rows(study):
         each = " ".join(number(value) for value in row["by_seed"].values())
-        change = minus_or_plus(row["to_baseline"]) if row["to_baseline"] else "–"
-        start = f"| `{row['variant']}` | {with_half(row['score'])} | {each} | {change} |"
-        assert f"{start} {row['params']:,} | {row['cache_measured']:,} |" in page
-        assert (
-            not row["to_baseline"] or abs(row["to_baseline"]["mean"]) < row["to_baseline"]["half"]
-        )
+        start = f"| `{row['variant']}` | {with_half(row['score'])} | {each} |"
+        assert f"{start} {change(row['to_baseline'])} | {sizes(row)} |" in IMAGES
+        assert not row["to_baseline"] or not clear(row["to_baseline"])
+
+
+def change(estimate):
+    return minus_or_plus(estimate) if estimate else "–"
+
+
+def clear(estimate):
+    """Whether the interval does not contain zero."""
+    return abs(estimate["mean"]) > estimate["half"]
+
+
+def sizes(row):
+    return f"{row['params']:,} | {row['cache_measured']:,}"
+
+
+def test_labels_of_patches():
+    """Accuracy, and the mean intersection over union, which is lower with the "+"."""
+    runs = json.loads((ROOT / "bench/results/dense/results.json").read_text("utf-8"))["runs"]
+    unions = {}
+    for run in runs:
+        unions.setdefault(run["arm"], []).append(run["mean_iou"])
+    for _, row in rows("dense"):
+        found = unions[row["arm"]]
+        union = vars(stats.estimate(found))
+        moved = vars(stats.estimate([a - b for a, b in zip(found, unions["qkv"], strict=True)]))
+        line = f"| `{row['variant']}` | {with_half(row['score'])} | {change(row['to_baseline'])} |"
+        line += f" {with_half(union)} | {change(row['to_baseline'] and moved)} |"
+        assert f"{line} {sizes(row)} |" in IMAGES
+        assert not row["to_baseline"] or not clear(row["to_baseline"])
+        assert clear(moved) == row["variant"].endswith("+")
+
+
+def test_what_is_said_of_sets_and_patches():
+    """The paper's gain from the "+" is above both intervals; elsewhere all are within .02."""
+    found = {row["variant"]: row["to_baseline"] for _, row in rows("sets")}
+    paper = {v: float(by["paper"]) for v, by in printed()["vision"]["anomaly"].items()}
+    for variant in ("q=k-v+", "q=k=v+"):
+        gain = paper[variant] - paper["qkv"]
+        assert f"`{variant}`" in IMAGES
+        assert f"{number(gain)}" in IMAGES
+        assert found[variant]["mean"] + found[variant]["half"] < gain
+    for _, row in [*rows("mnist"), *rows("dense")]:
+        moved = row["to_baseline"] or {"mean": 0, "half": 0}
+        assert abs(moved["mean"]) + moved["half"] < 0.02
 
 
 def test_cache_measured_is_the_formula():

@@ -386,6 +386,7 @@ def test_a_dry_run_runs_nothing(cli, tmp_path, monkeypatch):
     code, text, _ = cli(*SMALL, "--dry-run")
     assert code == 0
     assert "8 runs, 0 of them on record" in text
+    assert " ".join(text.split()).endswith("n_head 2 steps 8 lr 0.001")
     code, text, _ = cli(*SMALL, "--dry-run", "--json", "--out", "there")
     expected = {"runs": 8, "recorded": 0, "out": "there"}
     assert json.loads(text).items() >= expected.items()

@@ -134,6 +134,16 @@ def test_lifted_models_are_in_the_caption_alone():
     assert "Lifted" not in Drawing(figure(cells_of(runs("qkv", 2, [0.5])))).about
 
 
+def test_the_axis_of_accuracy_is_whole_only_at_equal_bytes():
+    """Differences of a few images would not be seen on a scale from 0 to 1."""
+    equal = cells_of(runs("qkv", 2, [0.9, 0.92]), runs("q-k=v", 4, [0.94, 0.95]))
+    assert equal[0].equal
+    for cells, whole in ((equal, True), ([replace(cell, equal=None) for cell in equal], False)):
+        texts = Drawing(figure(cells)).of_class("text", "soft")
+        ticks = {float(e.text) for e in texts if e.text.replace(".", "").isdigit()}
+        assert ({0, 1} <= ticks) == whole
+
+
 def test_without_a_finished_run_there_is_no_figure():
     diverged = [runs("qkv", 2, [None, None]), runs("q-k=v", 4, [None, None])]
     assert figure(cells_of(*diverged)) == ""

@@ -263,8 +263,9 @@ def _dry_run(plan, line, mark=""):
         values = {"task": [c.task.name for c in part.configs], "variant": arms}
         values["seed"] = [c.seed for c in part.configs]
         prepared = dict.fromkeys(name for c in part.configs for name in c.task.one_each)
-        for name in (*prepared, "seq_len", "n_embd", "n_layer", "n_head"):
+        for name in (*prepared, "patch", "seq_len", "n_embd", "n_layer", "n_head"):
             values[name] = [getattr(c.task, name) for c in part.configs if hasattr(c.task, name)]
+        values["steps"] = [c.recipe.steps for c in part.configs]
         rates = "one lr" if part.one_rate else "lr"
         values[rates] = part.rates or [c.recipe.lr for c in part.configs]
         for name, found in values.items():

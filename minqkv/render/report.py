@@ -16,7 +16,6 @@ from ..runtime.errors import EnvironmentFault
 from ..runtime.version import __version__
 from ..study import stats
 from ..study.claims import MARGIN, RELATIVE_MARGIN
-from ..study.stored import printable
 from ..study.summary import unresolved
 from ..tasks.registry import blaming
 from . import study as view
@@ -148,7 +147,7 @@ def differences(cells):
     for cell in cells:
         rows = [_difference(row, cell.relative) for row in cell.rows if row.to_baseline]
         if rows:
-            heading = f"{view.name_of(cell)}, against {cell.baseline}"
+            heading = f"{_spoken(view.name_of(cell))}, against {cell.baseline}"
             groups.setdefault((cell.metric, cell.relative), []).append((heading, rows))
     for (metric, relative), found in groups.items():
         label = f"{metric}: the arm {'against' if relative else 'minus'} the baseline"
@@ -181,7 +180,6 @@ def _tables(stored):
     sheet = Sheet()
     if any("+temperature" in row.arm for cell in cells for row in cell.rows):
         view.ablation_table(sheet, cells)
-    view.published_tables(sheet, cells)
     view.memory_table(sheet, cells)
     view.formulas(sheet, cells, stored.itemsize)
     return [*blocks, *sheet.blocks]
@@ -202,7 +200,7 @@ def _cannot_tell(cells):
     if len(known) > 1:
         said.append(
             f"There are {len(known)} intervals of differences. If no arm differed from another, by "
-            f"chance about {max(1, round(len(known) / 20))} of them would still not contain zero."
+            "chance about one in 20 such intervals would still not contain zero."
         )
     said.append(
         "The seeds vary the initial weights and the examples. Other sizes, tasks, training lengths "
@@ -254,18 +252,19 @@ def read_run(path, own=None):
     if (path / "result.json").exists():
         result = files.read_json(path / "result.json")
         bound = ("config", "check")  # to the other files
-        result = {printable(name): v for name, v in result.items() if name not in bound}
+        result = {files.printable(name): v for name, v in result.items() if name not in bound}
     for i, line in enumerate(metrics):
         needed = {"loss": None} | (line if isinstance(line, dict) else {})
         if not all(_is_number(needed.get(name, 0)) for name in ("loss", "validation")):
             raise EnvironmentFault(f"{path / 'metrics.jsonl'} is damaged in line {i + 1}")
     model = load_run(path, own)[0] if (path / "checkpoint.npz").exists() else None
-    version = printable(str(files.read_json(path / "config.json").get("version")))
+    version = files.printable(str(files.read_json(path / "config.json").get("version")))
     return Run(config, metrics, result, model, version)
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether it is one that can be drawn; no bool."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 1 << 64)
 
 
 def run_sections(run, commands):
@@ -340,6 +339,7 @@ def attention(model, config):
 def _about(maps, n):
     """How to read the maps, and what of them is not shown."""
     text = "A row is a query, a column a key. The weights of a whole row add up to 1."
+    text += " The scale of each map ends at its largest weight."
     text += f" Shown are the first {LONGEST} of {n} tokens." if n > LONGEST else ""
     return text + (f" Shown are {MAPS} of {len(maps)} heads." if len(maps) > MAPS else "")
 
@@ -362,7 +362,7 @@ def _layer(name):
 
 def _map(name, weights, labels):
     rows = [[None if np.isnan(w) else float(w) for w in row] for row in weights]
-    return heat_map(name, [("", rows)], labels[: len(rows)], labels, 1)
+    return heat_map(name, [("", rows)], labels[: len(rows)], labels, 1, least_scale=0)
 
 
 def _labels(task, row, n):

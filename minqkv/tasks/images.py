@@ -50,7 +50,6 @@ class OfImages(Task):
     solved = None
     learned = None
     one_each = ("data",)
-    published = "vision"
     n_steps: ClassVar[int]  # unless told otherwise
 
     def __post_init__(self):
@@ -147,6 +146,8 @@ class Images(OfImages):
         self._complete(crop=min(sides) // 8, flip=self.channels == 3)
         self._at_least(1, "n_validation")
         self._at_least(0, "crop")
+        if self.crop > min(sides):
+            raise UsageError(f"crop {self.crop:,} is more than the image's side of {min(sides)}")
         quarter = max(1, min(sides) // 4)
         fits = [size for size in range(1, quarter + 1) if not any(side % size for side in sides)]
         self._complete(patch=fits[-1])
