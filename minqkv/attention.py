@@ -14,10 +14,9 @@ from .nn import Init, Linear, Module
 from .runtime import backend, tracing
 from .runtime.backend import Array
 from .runtime.errors import UsageError, unknown
+from .runtime.fields import LARGEST, plain
 from .tensor import Tensor
 from .variants import POSITIONS, ROPE_VALUES, VariantSpec
-
-LARGEST = 2**31 - 1  # of a size: no larger array can be addressed
 
 
 def sinusoids(n: int, channels: int, width: int | None = None, dtype="float32") -> np.ndarray:
@@ -35,6 +34,16 @@ def rope_table(n: int, d_head: int, dtype="float32", base: float = 10_000.0) -> 
     frequency = base ** (-2 * np.arange(d_head // 2) / d_head)
     angle = np.arange(n)[:, None] * frequency  # (n, d_head/2)
     return backend.upload(np.cos(angle).astype(dtype)), backend.upload(np.sin(angle).astype(dtype))
+
+
+def within(at: slice | np.ndarray, n: int) -> slice | np.ndarray:
+    """Positions `at`. Raises UsageError if a table of n positions does not have all of them."""
+    first, end = (
+        (at.start, at.stop) if isinstance(at, slice) else (int(at.min()), int(at.max()) + 1)
+    )
+    if first < -isinstance(at, np.ndarray) or end > n:  # -1 is padding: any row will do
+        raise UsageError(f"positions {first} to {end - 1}, but the tables hold 0 to {n - 1}")
+    return at
 
 
 def lengthened(tables: tuple[Array, ...], end: int, make) -> tuple[Array, ...]:
@@ -102,7 +111,7 @@ class Plus(Module):
         if self.kind == "temperature":
             return temperature, None
         column_weights = self.weight[self.m_row :].reshape(-1, 1)  # (m_column, 1)
-        bias = self.columns[at] @ column_weights  # (S, 1), or (B, S, 1)
+        bias = self.columns[within(at, len(self.columns))] @ column_weights  # (S, 1), or (B, S, 1)
         shape = (-1,) if bias.ndim == 2 else (len(bias), 1, 1, -1)
         return temperature, bias.reshape(shape)
 
@@ -139,7 +148,7 @@ class Attention(Module):
         sinks: int = 0,
     ):
         init = init or Init()
-        check_window(window, sinks)
+        window, sinks = check_window(window, sinks)
         spec = VariantSpec.parse(spec).for_heads(n_head)
         d_qk, d_v = spec.widths(checked_head_dim(n_embd, n_head, head_dim))
         check_positions([spec], d_v, position, rope_value)
@@ -246,6 +255,7 @@ class Attention(Module):
         """Rotary positions `at` on (B, h, T, d_h)."""
         if self.angles is None:
             return x
+        at = within(at, len(self.angles[0]))
         at = at if isinstance(at, slice) else backend.upload(at)
         cos, sin = (table[at] for table in self.angles)  # (T, d_h/2), or (B, T, d_h/2)
         if cos.ndim == 3:
@@ -258,19 +268,22 @@ def checked_head_dim(n_embd: int, n_head: int, head_dim: int | None) -> int:
     if head_dim is None and n_embd % n_head:
         why = f"n_embd {n_embd} is not divisible by n_head {n_head}"
         raise UsageError(why, "a width of heads of its own is --head-dim")
-    if head_dim is not None and (not isinstance(head_dim, int) or head_dim < 1):
+    head_dim = plain(head_dim)
+    if head_dim is not None and (type(head_dim) is not int or head_dim < 1):
         raise UsageError(f"head_dim must be a whole number of at least 1, not {head_dim!r}")
     return n_embd // n_head if head_dim is None else head_dim
 
 
-def check_window(window: int | None, sinks: int) -> None:
-    """Raises UsageError if there can be no such window."""
-    if window is not None and (not isinstance(window, int) or not 1 <= window <= LARGEST):
+def check_window(window: int | None, sinks: int) -> tuple[int | None, int]:
+    """The two as Python's numbers. Raises UsageError if there can be no such window."""
+    window, sinks = plain(window), plain(sinks)
+    if window is not None and (type(window) is not int or not 1 <= window <= LARGEST):
         raise UsageError(f"window must be a whole number from 1 to {LARGEST:,}, not {window!r}")
-    if not isinstance(sinks, int) or not 0 <= sinks <= LARGEST:
+    if type(sinks) is not int or not 0 <= sinks <= LARGEST:
         raise UsageError(f"sinks must be a whole number from 0 to {LARGEST:,}, not {sinks!r}")
     if sinks and window is None:
         raise UsageError(f"{sinks} sinks without a window: every token sees them anyway")
+    return window, sinks
 
 
 def check_positions(specs, head_dim: int, position: str, rope_value: str) -> None:

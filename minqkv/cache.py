@@ -21,6 +21,7 @@ from .attention import Attention, causal_mask
 from .runtime import backend, tracing
 from .runtime.backend import Array
 from .runtime.errors import UsageError
+from .runtime.fields import plain
 from .tensor import Tensor, grad_wanted
 
 
@@ -139,7 +140,7 @@ class LayerCache:
         tracing.probe("cache.v", stored[-self.per_row])
         dtype, n = q.data.dtype, stored[0].shape[2]
         one = n <= online.BLOCK or q.data.shape[2] > online.FEW or stored[0].dtype == dtype
-        if one or grad_wanted(q) or tracing.active is not None:
+        if one or grad_wanted(q) or tracing.active() is not None:
             rows = [Tensor(row) for row in self.unpack(stored, dtype)]
             return attention.attend(q, rows, at, mask)
         return online.answer(self.part(attention, q.data, stored, at, mask))
@@ -183,13 +184,13 @@ class LayerCache:
         Raises UsageError, before anything is changed, if they do not fit.
         """
         at = self.next(rows[0].shape[2]) if at is None else at
-        self.check(rows, last(at) + 1)
+        self.check(rows, at)
         self.write(self.pack(rows, self.dtype), at)
         self.ends = self.after(at)
         return self.rows
 
-    def check(self, rows: tuple[Array, ...], end: int) -> None:
-        """Raises UsageError if new rows, the last at position end - 1, do not fit."""
+    def check(self, rows: tuple[Array, ...], at: slice | np.ndarray) -> None:
+        """Raises UsageError if new rows at positions `at` do not fit."""
         if len(rows) != len(self.stored):
             n = len(self.stored)
             kept = f"{n} array{'s' if n > 1 else ''} per token"
@@ -199,6 +200,11 @@ class LayerCache:
             if row.shape != (B, h, n_new, width):
                 kept = f"{B} x {h} heads of {width} numbers"
                 raise UsageError(f"the cache stores {kept} per position; {row.shape} does not fit")
+        pad = None if isinstance(at, slice) else (at < 0).sum(axis=1)
+        due = self.next(n_new, pad)
+        if at != due if isinstance(at, slice) and isinstance(due, slice) else (at != due).any():
+            raise UsageError(f"the next positions of this cache are {due}, not {at}")
+        end = last(at) + 1
         if end > self.capacity:
             why = f"the cache holds {self.capacity} positions; {end} are needed"
             raise UsageError(why, "ask for a larger capacity")
@@ -261,9 +267,21 @@ class LayerCache:
         return sum(buffer.nbytes for buffer in self.buffers)
 
 
+def chosen(rows: Sequence[int] | None, batch: int) -> np.ndarray:
+    """Sequences of a batch, (n,), all of them unless given. Raises UsageError for others."""
+    rows = np.asarray(range(batch) if rows is None else rows)
+    backend.upload_ids(rows, batch, "clone")
+    if rows.ndim != 1:
+        raise UsageError(f"clone: sequences are a list of numbers, not {rows.tolist()}")
+    return rows
+
+
 def last(at: slice | np.ndarray) -> int:
     """The largest of these positions."""
     return at.stop - 1 if isinstance(at, slice) else int(at.max())
+
+
+DTYPES = "float16", "float32", "float64"  # what can hold keys and values
 
 
 class KVCache:
@@ -285,17 +303,20 @@ class KVCache:
     def __init__(
         self, stored: list[list[tuple]], batch: int, capacity: int, dtype="float32", **options
     ):
-        sizes = [size for layer in stored for shape in layer for size in shape]
-        if not all(stored) or min([len(stored), batch, capacity, *sizes]) < 1:
+        batch, capacity = plain(batch), plain(capacity)
+        sizes = [batch, capacity, *(plain(n) for layer in stored for shape in layer for n in shape)]
+        if not stored or not all(stored) or any(type(n) is not int or n < 1 for n in sizes):
             what = f"layers of (heads, width) {list(stored)}, batch {batch}, {capacity} positions"
-            raise UsageError(f"the sizes of a cache must be at least 1: {what}")
-        if np.dtype(dtype).kind != "f":
-            why = f"a cache stores floating-point numbers, not {np.dtype(dtype)}"
-            raise UsageError(why, "float16, float32 or float64")
+            raise UsageError(f"the sizes of a cache must be at least 1, and whole numbers: {what}")
+        name = getattr(dtype, "__name__", str(dtype))
+        if name not in DTYPES:
+            why = f"a cache stores floating-point numbers, not {name}"
+            raise UsageError(why, ", ".join(DTYPES))
         self.stored, self.batch, self.capacity = tuple(stored), batch, capacity
-        self.dtype, self.options = np.dtype(dtype), options
-        sizes = [(batch, layer, capacity, dtype) for layer in stored]
-        self.layers = [self.layer_kind(*size, **options) for size in sizes]
+        self.dtype = np.dtype(name)
+        self.options = {option: plain(value) for option, value in options.items()}
+        sizes = [(batch, layer, capacity, self.dtype) for layer in stored]
+        self.layers = [self.layer_kind(*size, **self.options) for size in sizes]
 
     def __len__(self) -> int:
         """The length of the longest sequence. The last layer is the last to grow."""
@@ -338,9 +359,8 @@ class KVCache:
 
         `rows`: only these sequences of the batch (integers on the host, repeats allowed).
         """
-        rows = np.asarray(range(self.batch) if rows is None else rows)
+        rows = chosen(rows, self.batch)
         twin = type(self)(self.stored, len(rows), self.capacity, self.dtype, **self.options)
-        backend.upload_ids(rows, self.batch, "clone")
         for mine, theirs in zip(self.layers, twin.layers, strict=True):
             theirs.take(mine, rows)
         return twin
@@ -367,6 +387,8 @@ class KVCache:
 
     def grow(self, n: int) -> None:
         """Count n more positions, after views have written them for all sequences."""
+        if type(n) is not int or not 0 <= n <= self.capacity - len(self):
+            raise UsageError(f"grow({n}): {self.capacity - len(self)} positions are free")
         for layer in self.layers:
             layer.ends += n
 

@@ -14,7 +14,7 @@ import numpy as np
 from .runtime import backend, tracing
 from .runtime.backend import Array
 from .runtime.errors import UsageError
-from .tensor import Tensor, grad_wanted, make
+from .tensor import Tensor, array_of, grad_wanted, make
 
 # isort: off
 # fmt: off
@@ -27,11 +27,11 @@ from .tensor import neg, pow, reshape, sqrt, sub, sum, tanh, transpose, where  #
 
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """x @ w + b over the last axis: (..., n) @ (n, m) + (m,) -> (..., m)."""
-    shape, weight = x.data.shape, w.data
-    flat = x.data.reshape(-1, shape[-1])  # (N, n)
+    shape, weight = x.shape, array_of(w)
+    flat = array_of(x).reshape(-1, shape[-1])  # (N, n)
     y = flat @ weight  # (N, m)
     if b is not None:
-        y += b.data
+        y += _of_shape(b, weight.shape[1:], "linear: a bias")
 
     def vjp(g, wanted):
         g = g.reshape(-1, g.shape[-1])  # (N, m)
@@ -39,7 +39,15 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         dw = flat.T @ g if wanted[1] else None  # (n, m)
         return dx, dw, backend.column_sum(g) if wanted[2] else None
 
-    return make(y.reshape(*shape[:-1], -1), (x, w, b), vjp)
+    return make(y.reshape(*shape[:-1], weight.shape[1]), (x, w, b), vjp)
+
+
+def _of_shape(x, shape, what):
+    """The array behind x; UsageError for a shape that would be stretched, its gradient with it."""
+    array = array_of(x)
+    if array.shape != shape:
+        raise UsageError(f"{what} is of shape {shape}, not {array.shape}")
+    return array
 
 
 def embedding(ids: np.ndarray, w: Tensor) -> Tensor:
@@ -52,13 +60,14 @@ def embedding(ids: np.ndarray, w: Tensor) -> Tensor:
     def vjp(g, wanted):
         return (backend.add_rows(ids.reshape(-1), g.reshape(-1, d), n),)
 
-    return make(w.data[ids], (w,), vjp)
+    return make(array_of(w)[ids], (w,), vjp)
 
 
 def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float = 1e-5) -> Tensor:
     """Each row to mean 0 and variance 1, then times w plus b: (..., d), (d,), (d,) -> (..., d)."""
-    weight, d = w.data, x.data.shape[-1]
-    unit = x.data - backend.row_sum(x.data) * (1 / d)  # (..., d), of mean 0 ...
+    data, d = array_of(x), x.shape[-1]
+    weight, bias = (_of_shape(p, (d,), "layer_norm: a weight or bias") for p in (w, b))
+    unit = data - backend.row_sum(data) * (1 / d)  # (..., d), of mean 0 ...
     # 1 / √(variance + eps), the variance being row_dot / d; √d is taken out of the root.
     inv_std = math.sqrt(d) / backend.xp.sqrt(backend.row_dot(unit, unit) + d * eps)  # (..., 1)
     unit *= inv_std  # ... and of variance 1
@@ -80,14 +89,15 @@ def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float = 1e-5) -> Tensor:
         return dx.reshape(unit.shape), dw, db
 
     y = unit * weight
-    y += b.data
+    y += bias
     return make(y, (x, w, b), vjp)
 
 
 def relu(x: Tensor) -> Tensor:
     """max(x, 0)."""
-    positive = x.data > 0
-    return make(x.data * positive, (x,), lambda g, wanted: (g * positive,))
+    on = ~(array_of(x) <= 0)  # also what is not a number, which stays that
+    y = backend.xp.maximum(array_of(x), 0)
+    return make(y, (x,), lambda g, wanted: (backend.masked(g, on),))
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -98,15 +108,17 @@ def gelu(x: Tensor) -> Tensor:
     x² to 2 u' and Φ + 2 x u' Φ (1 - Φ), the derivative. All these
     passes are made over one piece of the array at a time, which stays in the processor's cache.
     """
-    y, slope = backend.xp.empty(x.shape, x.dtype), None
+    data = array_of(x)
+    y, slope = backend.xp.empty(data.shape, data.dtype), None
     if grad_wanted(x):  # computed now, so that backward is one product
-        slope = backend.xp.empty(x.shape, x.dtype)
-    backend.in_pieces(_gelu, x.data, y, slope)
+        slope = backend.xp.empty(data.shape, data.dtype)
+    backend.in_pieces(_gelu, data, y, slope)
     return make(y, (x,), lambda g, wanted: (g * slope,))
 
 
 def _gelu(data, y, slope):
     a, c = 0.044715, math.sqrt(2 / math.pi)
+    whole, data = data, backend.xp.clip(data, -1e4, 1e4)  # Φ is 0 or 1 beyond; squares overflow
     square = backend.xp.multiply(data, data, out=slope)
     backend.xp.multiply(square, a * c, out=y)
     y += c
@@ -121,14 +133,14 @@ def _gelu(data, y, slope):
         slope *= y
         slope *= data
         slope += y
-    y *= data
+    y *= backend.xp.maximum(whole, -1e4, out=data)  # 0 times -∞ is not a number
 
 
 def softmax(x: Tensor) -> Tensor:
     """exp(x) over its sum, along the last axis, shifted by the row maximum so that nothing
     overflows.
     """
-    y = x.data - x.data.max(axis=-1, keepdims=True)
+    y = array_of(x) - array_of(x).max(axis=-1, keepdims=True)
     backend.xp.exp(y, out=y)
     y /= backend.row_sum(y)  # (..., n) / (..., 1)
 
@@ -148,7 +160,9 @@ def dropout(x: Tensor, rate: float, rng: np.random.Generator) -> Tensor:
         raise UsageError(f"dropout rate {rate} is outside [0, 1)")
     kept = backend.upload(rng.random(x.shape, dtype=np.float32) >= rate)
     scale = 1 / (1 - float(rate))
-    return make(x.data * kept * scale, (x,), lambda g, wanted: (g * kept * scale,))
+
+    y = backend.masked(array_of(x), kept) * scale
+    return make(y, (x,), lambda g, wanted: (backend.masked(g, kept) * scale,))
 
 
 def rotate(x: Tensor, cos: Array, sin: Array) -> Tensor:
@@ -158,28 +172,32 @@ def rotate(x: Tensor, cos: Array, sin: Array) -> Tensor:
     Rotary positions in the "halves" convention. The gradient turns back.
     """
 
+    half = x.shape[-1] // 2
+    for table in (cos, sin):
+        if table.shape[-2:] != (x.shape[-2], half) or x.shape[-1] % 2:
+            raise UsageError(f"rotate: angles {table.shape} do not fit {x.shape}")
+
     def turn(a, sin):
-        half = a.shape[-1] // 2
         first, second = a[..., :half], a[..., half:]  # (..., T, n/2) each
         out = backend.xp.empty(a.shape, a.dtype)
         out[..., :half] = first * cos - second * sin
         out[..., half:] = second * cos + first * sin
         return out
 
-    return make(turn(x.data, sin), (x,), lambda g, wanted: (turn(g, -sin),))
+    return make(turn(array_of(x), sin), (x,), lambda g, wanted: (turn(g, -sin),))
 
 
 def split_heads(x: Tensor, n: int) -> Tensor:
     """A row of n heads as n rows: (B, T, n·d_h) -> (B, n, T, d_h)."""
-    B, T, C = x.data.shape
-    y = x.data.reshape(B, T, n, -1).transpose(0, 2, 1, 3)  # (B, n, T, d_h)
+    B, T, C = x.shape
+    y = array_of(x).reshape(B, T, n, -1).transpose(0, 2, 1, 3)  # (B, n, T, d_h)
     return make(y, (x,), lambda g, wanted: (g.transpose(0, 2, 1, 3).reshape(B, T, C),))
 
 
 def merge_heads(x: Tensor) -> Tensor:
     """The other way: (B, n, T, d_h) -> (B, T, n·d_h)."""
-    B, n, T, _ = x.data.shape
-    y = x.data.transpose(0, 2, 1, 3).reshape(B, T, -1)  # (B, T, n·d_h)
+    B, n, T, _ = x.shape
+    y = array_of(x).transpose(0, 2, 1, 3).reshape(B, T, -1)  # (B, T, n·d_h)
     return make(y, (x,), lambda g, wanted: (g.reshape(B, T, n, -1).transpose(0, 2, 1, 3),))
 
 
@@ -201,8 +219,8 @@ def scaled_dot_product_attention(
 
     q (B, H, T, d_k), k (B, h, S, d_k), v (B, h, S, d_v) with h dividing H: query head i reads
     stored head ⌊i / (H/h)⌋. q, k and v may be the same Tensor. `mask` is a boolean array (T, S),
-    or (B, 1, T, S) where the rows of a batch differ, True where a key may be seen; each query must
-    see at least one. `scale` is 1/√d_k unless given. `temperature` () and `bias` (S,) or
+    or (B, 1, T, S) where the rows of a batch differ, True where a key may be seen; a query that
+    sees none gets zeros. `scale` is 1/√d_k unless given. `temperature` () and `bias` (S,) or
     (B, 1, 1, S), Tensors, are what survives the softmax of the paper's "+".
     Returns (B, H, T, d_v). Raises UsageError for shapes that do not fit. (Paper, section 3.)
 
@@ -210,13 +228,13 @@ def scaled_dot_product_attention(
     causal mask halves the work. Beyond KEEP, backward computes the weights of each block again, so
     that no (T, S) array of all heads exists at any time.
     """
-    q_shape, k_shape, v_shape = q.data.shape, k.data.shape, v.data.shape
-    _check_attention(q_shape, k_shape, v_shape, mask)
+    q_shape, k_shape, v_shape = q.shape, k.shape, v.shape
+    _check_attention(q_shape, k_shape, v_shape, mask, temperature, bias)
     T, S = q_shape[2], k_shape[2]
     scale = 1 / math.sqrt(q_shape[3]) if scale is None else float(scale)
-    strength = scale if temperature is None else temperature.data * scale
-    traced, needed = tracing.active is not None, grad_wanted(q, k, v, temperature, bias)
-    call = _Attention(q.data * strength, k.data, v.data, mask, bias)
+    strength = scale if temperature is None else array_of(temperature) * scale
+    traced, needed = tracing.active() is not None, grad_wanted(q, k, v, temperature, bias)
+    call = _Attention(array_of(q) * strength, array_of(k), array_of(v), mask, bias)
     blocks = _blocks(T, S, mask, T if traced else BLOCK)  # traced arrays are shown in one piece
     keep = needed and (traced or T * S <= KEEP)
     kept, out = [], _heads_last(call.q, v_shape[3])  # (B, H, T, d_v)
@@ -224,7 +242,10 @@ def scaled_dot_product_attention(
         weights, inv_sum = call.weights(rows, end)
         call.mix(weights, inv_sum, end, out[:, :, rows])
         kept.append((weights, inv_sum) if keep else None)
-    unscaled, prefix = None if temperature is None else q.data, tracing.here() if traced else None
+    unscaled, prefix = (
+        None if temperature is None else array_of(q),
+        tracing.here() if traced else None,
+    )
 
     def vjp(g, wanted):
         dk = dv = db = None
@@ -253,7 +274,7 @@ class _Attention:
 
     def __init__(self, q, k, v, mask, bias):
         self.q, self.k, self.v, self.mask = q, k, v, mask
-        self.bias = None if bias is None else bias.data  # (S,), or (B, 1, 1, S)
+        self.bias = None if bias is None else array_of(bias)  # (S,), or (B, 1, 1, S)
         # Scores that cannot overflow need no shift by their maximum. To find out, each query and
         # key is read once, which pays where there are more queries than numbers in a key.
         few = q.shape[2] < q.shape[3]
@@ -285,10 +306,14 @@ class _Attention:
             number = scores.dtype.type  # Python's numbers would make a float64 mask
             scores += backend.xp.where(self.mask[..., rows, :end], number(0), number(-math.inf))
         if self.shift:
-            scores -= scores.max(axis=-1, keepdims=True)
+            peak = scores.max(axis=-1, keepdims=True)
+            # Of a query that sees nothing it is -∞, and -∞ - (-∞) is not a number.
+            scores -= backend.xp.maximum(peak, np.finfo(scores.dtype).min)
         weights = backend.xp.exp(scores, out=scores)
-        inv_sum = 1 / backend.row_sum(weights)  # (B, H, t, 1)
-        if tracing.active is not None:
+        total = backend.row_sum(weights)  # (B, H, t, 1)
+        total += total == 0  # a query that sees nothing: all weights are 0
+        inv_sum = 1 / total
+        if tracing.active() is not None:
             tracing.probe("pattern", weights * inv_sum)
         return weights, inv_sum
 
@@ -335,7 +360,7 @@ class _Attention:
         return d_scores.sum(axis=(1, 2), keepdims=True)  # (B, 1, 1, end)
 
 
-def _check_attention(q, k, v, mask):
+def _check_attention(q, k, v, mask, temperature, bias):
     if len(q) != 4 or len(k) != 4 or len(v) != 4:
         raise UsageError(f"attention: q {q}, k {k} and v {v} need four axes")
     if 0 in q or 0 in k:
@@ -343,8 +368,12 @@ def _check_attention(q, k, v, mask):
     if q[0] != k[0] or q[3] != k[3] or k[:3] != v[:3] or q[1] % k[1]:
         raise UsageError(f"attention: q {q} does not fit k {k} and v {v}")
     shapes = (q[2], k[2]), (q[0], 1, q[2], k[2])
-    if mask is not None and (mask.shape not in shapes or mask.dtype != bool):
+    if mask is not None and (getattr(mask, "dtype", None) != "bool" or mask.shape not in shapes):
         raise UsageError(f"attention: a mask is boolean, of shape {shapes[0]} or {shapes[1]}")
+    if temperature is not None:
+        _of_shape(temperature, (), "attention: a temperature")
+    if bias is not None and bias.shape != (q[0], 1, 1, k[2]):
+        _of_shape(bias, (k[2],), "attention: a bias that all sequences share")
 
 
 def _blocks(T, S, mask, step):
@@ -395,7 +424,7 @@ def cross_entropy(logits: Tensor, targets: np.ndarray, ignore_index: int = -100)
     if not len(kept):
         raise UsageError("cross_entropy: every target is ignored")
     rows, columns = backend.upload(kept), backend.upload_ids(targets[kept], vocab, "targets")
-    flat = logits.data.reshape(-1, vocab)  # (N, V)
+    flat = array_of(logits).reshape(-1, vocab)  # (N, V)
     if len(kept) < len(targets):
         flat = flat[rows]  # (n, V)
     p = flat - flat.max(axis=-1, keepdims=True)  # (n, V)

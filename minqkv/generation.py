@@ -15,6 +15,7 @@ from .models.gpt import GPT, LAST
 from .runtime import backend
 from .runtime.claims import decoding
 from .runtime.errors import UsageError
+from .runtime.fields import check_types
 from .runtime.rng import stream
 from .tensor import no_grad
 
@@ -43,6 +44,7 @@ class Sampling:
     first_row: int = 0
 
     def __post_init__(self):
+        check_types(self)
         if not 0 <= self.temperature < math.inf:
             why = f"temperature {self.temperature} must be finite and not negative"
             raise UsageError(why, "0 is greedy, 1 draws from what the model predicts")

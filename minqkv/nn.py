@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from . import functional as F
 from .runtime import backend
 from .runtime.claims import evaluating
 from .runtime.errors import UsageError
-from .runtime.rng import first_row, skip, stream
+from .runtime.rng import Step, first_row, skip, step, stream
 from .tensor import Tensor
 
 
@@ -85,32 +86,44 @@ class Init:
 class Module:
     """A tree of modules with parameters at its leaves, found by attribute name.
 
-    A module in a list is named by its index.
+    What is in a list, tuple or dict is named by its index or key. A part with several names has the
+    first of them.
     """
 
     training = True
-    step = 0  # of training: it selects dropout masks
+    step = 0  # of training: it selects the dropout masks of the next forward pass
 
     def __call__(self, *args, **kwargs):
-        return self.forward(*args, **kwargs)
+        if not self.training or step.get() is not None:
+            return self.forward(*args, **kwargs)
+        with one_step(self):
+            return self.forward(*args, **kwargs)
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """(name, module) of the modules directly below."""
-        for name, value in vars(self).items():
-            if isinstance(value, Module):
-                yield name, value
-            elif isinstance(value, list):
-                for i, item in enumerate(value):
-                    if isinstance(item, Module):
-                        yield f"{name}.{i}", item
+        return _parts(self, Module)
+
+    def named_modules(self, prefix: str = "", seen=None) -> Iterator[tuple[str, Module]]:
+        """(full name and a dot, module) of this module and all below it."""
+        seen = set() if seen is None else seen
+        if self not in seen:
+            seen.add(self)
+            yield prefix, self
+            for name, child in self.children():
+                yield from child.named_modules(f"{prefix}{name}.", seen)
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-        """(full name, Parameter), in a fixed order; K = V, or Q = K, is one module."""
-        for name, value in vars(self).items():
-            if isinstance(value, Parameter):
-                yield prefix + name, value
-        for name, child in self.children():
-            yield from child.named_parameters(f"{prefix}{name}.")
+        """(full name, Parameter), in a fixed order. Raises UsageError if two have one name."""
+        found, seen = set(), set()
+        for before, module in self.named_modules(prefix):
+            for name, parameter in _parts(module, Parameter):
+                if id(parameter) in seen:
+                    continue
+                if before + name in found:
+                    raise UsageError(f"two parameters are named {before + name}")
+                found.add(before + name)
+                seen.add(id(parameter))
+                yield before + name, parameter
 
     def parameters(self) -> list[Parameter]:
         """The Parameters, in the order of `named_parameters`."""
@@ -126,18 +139,19 @@ class Module:
         for p in self.parameters():
             p.zero_grad()
 
-    def train(self, step: int = 0) -> Module:
-        """Training mode: dropout on. `step` selects its masks."""
-        return self._set(training=True, step=step)
+    def train(self, step: int | None = None) -> Module:
+        """Training mode: dropout on. `step` selects the masks of the next forward pass; each pass
+        that draws masks goes one step further. Unless it is given, the steps go on.
+        """
+        return self._set(training=True, **({} if step is None else {"step": step}))
 
     def eval(self) -> Module:
         """Evaluation mode: dropout off."""
         return self._set(training=False)
 
     def _set(self, **values):
-        vars(self).update(values)
-        for _, child in self.children():
-            child._set(**values)
+        for _, module in self.named_modules():
+            vars(module).update(values)
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -152,12 +166,40 @@ class Module:
         faults = [f"{name} is missing" for name in mine.keys() - state.keys()]
         faults += [f"{name} is unknown" for name in state.keys() - mine.keys()]
         for name in mine.keys() & state.keys():
-            if mine[name].shape != state[name].shape:
-                faults.append(f"{name} is {state[name].shape}, not {mine[name].shape}")
+            if mine[name].shape != np.shape(state[name]):
+                faults.append(f"{name} is {np.shape(state[name])}, not {mine[name].shape}")
         if faults:
             raise UsageError("state does not fit the model: " + "; ".join(sorted(faults)))
-        for name, p in mine.items():
-            p.data[...] = backend.upload(state[name], p.dtype)
+        arrays = [Tensor(state[name], dtype=p.dtype).data for name, p in mine.items()]
+        for p, array in zip(mine.values(), arrays, strict=True):
+            p.data[...] = array
+
+
+def _parts(value, kind, name=""):
+    """(name, part) of all Modules, or Parameters, directly in a module or in a container."""
+    inside = vars(value) if isinstance(value, Module) else value
+    for key, part in inside.items() if isinstance(inside, dict) else enumerate(inside):
+        if isinstance(part, kind):
+            yield f"{name}{key}", part
+        elif isinstance(part, (list, tuple, dict)):
+            yield from _parts(part, kind, f"{name}{key}.")
+        elif isinstance(part, (set, frozenset)) and any(_parts(list(part), (Module, Parameter))):
+            raise UsageError(f"{name}{key} is a set, which has no order: use a list or a dict")
+
+
+@contextmanager
+def one_step(model: Module) -> Iterator[None]:
+    """`with`: all forward passes inside have the dropout masks of one step, the model's next."""
+    if step.get() is not None or not model.training:
+        yield
+        return
+    now = Step(model.step)
+    token = step.set(now)
+    try:
+        yield
+    finally:
+        step.reset(token)
+    model.step += now.drawn
 
 
 class Linear(Module):
@@ -202,7 +244,9 @@ class LayerNorm(Module):
 
 
 class Dropout(Module):
-    """Dropout whose mask depends on the seed, this module's name, the training step and the row."""
+    """Dropout whose mask depends on the seed, this module's name, the row, and the step
+    (Module.train): modules of one name have one mask.
+    """
 
     def __init__(self, rate: float, init: Init | None = None):
         init = init or Init()
@@ -211,7 +255,9 @@ class Dropout(Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.rate or not self.training or evaluating.get():
             return x
-        rng = stream(self.seed, "dropout", self.name, self.step)
+        now = step.get() or Step(self.step)
+        now.drawn = True
+        rng = stream(self.seed, "dropout", self.name, now.n)
         skip(rng, first_row.get() * math.prod(x.shape[1:]))  # what the rows before these draw
         return F.dropout(x, self.rate, rng)
 

@@ -65,7 +65,7 @@ def merge(a: Part, b: Part) -> Part:
 def answer(found: Part) -> Tensor:
     """The output of attention from all parts, merged: (B, H, T, d_v), a constant."""
     mixed, total, _ = found
-    return Tensor(mixed / total)
+    return Tensor(mixed / (total + (total == 0)))  # zeros for a query that sees nothing
 
 
 def in_blocks(

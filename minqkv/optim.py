@@ -10,10 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
+import numpy as np
+
 from .nn import Parameter
 from .runtime import backend, distributed
 from .runtime.backend import Array
 from .runtime.errors import UsageError
+from .runtime.fields import plain
+from .tensor import Tensor
+
+
+def large(dtype) -> float:
+    """Half the size at which the square of a number overflows."""
+    return math.sqrt(np.finfo(dtype).max) / 2
 
 
 class Optimizer:
@@ -32,14 +41,23 @@ class Optimizer:
         self.data = backend.empty((size,), self.parameters[0].dtype)  # (N,)
         backend.xp.concatenate([p.data.reshape(-1) for p in self.parameters], out=self.data)
         self.n_decayed = sum(p.size for p in self.parameters if p.ndim >= 2)
+        self._move_in()
+        self.gradient = backend.xp.zeros_like(self.data)
+        for name in self.slots:
+            setattr(self, name, backend.xp.zeros_like(self.data))
+
+    def _move_in(self):
         start = 0
         for p in self.parameters:
             p.data = self.data[start : start + p.size].reshape(p.shape)
             start += p.size
         self.views = [p.data for p in self.parameters]
-        self.gradient = backend.xp.zeros_like(self.data)
-        for name in self.slots:
-            setattr(self, name, backend.xp.zeros_like(self.data))
+
+    def __setstate__(self, state):
+        # Of a copy: what were views of the buffer are now arrays of their own.
+        vars(self).update(state)
+        if all(p.data is view for p, view in zip(self.parameters, self.views, strict=True)):
+            self._move_in()
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -78,13 +96,19 @@ class Optimizer:
         return {"steps": self.steps, **arrays}
 
     def load_state_dict(self, state: dict) -> None:
-        """Overwrite step count and state arrays. Raises UsageError when they do not fit."""
+        """Overwrite step count and state arrays. Raises UsageError when they do not fit, before any
+        change.
+        """
         for name in self.slots:
-            if name not in state or state[name].shape != self.data.shape:
+            if name not in state or np.shape(state[name]) != self.data.shape:
                 raise UsageError(f"optimiser state {name!r} does not fit these parameters")
-        self.steps = int(state["steps"])
-        for name in self.slots:
-            getattr(self, name)[...] = backend.upload(state[name], self.data.dtype)
+        steps = plain(state.get("steps"))
+        if type(steps) is not int or steps < 0:
+            raise UsageError(f"optimiser state 'steps' is a whole number, not {steps!r}")
+        arrays = [Tensor(state[name], dtype=self.data.dtype).data for name in self.slots]
+        self.steps = steps
+        for name, array in zip(self.slots, arrays, strict=True):
+            getattr(self, name)[...] = array
 
 
 class SGD(Optimizer):
@@ -128,6 +152,8 @@ class Adam(Optimizer):
 
     def _update(self, data, m, v, g):
         beta1, beta2 = self.betas
+        limit = large(g.dtype)  # the square of more would be infinite, and stay so
+        backend.xp.clip(g, -limit, limit, out=g)
         m *= beta1
         m += g * (1 - beta1)
         v *= beta2
@@ -160,9 +186,13 @@ def clip(gradient: Array, max_norm: float) -> Array:
     """Scale a flat gradient, in place, so that its norm is at most `max_norm`; returns the norm
     before, a 0-d array.
     """
+    peak = backend.xp.maximum(gradient.max(), -gradient.min())
+    too_large = peak > large(peak.dtype) / 2**20  # the sum of squares may overflow
+    unit = backend.xp.where(too_large, peak, peak.dtype.type(1))
+    gradient /= unit
     row = gradient.reshape(1, -1)
-    norm = backend.xp.sqrt(backend.row_dot(row, row)).reshape(())
-    gradient *= backend.xp.minimum(max_norm / (norm + 1e-6), 1.0)
+    norm = backend.xp.sqrt(backend.row_dot(row, row)).reshape(()) * unit
+    gradient *= backend.xp.minimum(max_norm / (norm + 1e-6), 1.0) * unit
     return norm
 
 

@@ -39,7 +39,7 @@ def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float = 1e-5) -> Tensor:
 
 def relu(x: Tensor) -> Tensor:
     """max(x, 0)."""
-    return where(x.data > 0, x, 0.0)
+    return where(x.data <= 0, 0.0, x)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def softmax(x: Tensor) -> Tensor:
 def dropout(x: Tensor, rate: float, rng: np.random.Generator) -> Tensor:
     """x times a random 0 or 1 / (1 - rate)."""
     kept = rng.random(x.shape, dtype=np.float32) >= rate
-    return x * Tensor(kept / (1 - rate), dtype=x.dtype)
+    return where(kept, x, 0.0) * (1 / (1 - rate))
 
 
 def rotate(x: Tensor, cos: Array, sin: Array) -> Tensor:
@@ -98,8 +98,11 @@ def scaled_dot_product_attention(
     scores = q @ k.transpose(0, 1, 3, 2) * scale  # (B, H, T, d_h) @ (B, H, d_h, S) -> (B, H, T, S)
     scores = scores if temperature is None else scores * temperature
     scores = scores if bias is None else scores + bias
-    scores = scores if mask is None else where(mask, scores, -math.inf)
-    return softmax(scores) @ v  # (B, H, T, d_h)
+    if mask is not None:
+        sees = mask.any(-1, keepdims=True)  # (T, 1); a query that sees nothing is answered by zeros
+        scores = where(mask | ~sees, scores, -math.inf)
+    z = softmax(scores) @ v  # (B, H, T, d_h)
+    return z if mask is None else where(sees, z, 0.0)
 
 
 def literal_plus(scores, w, b, row_channels, column_channels):

@@ -42,10 +42,11 @@ from .optim import Adam, warmup_cosine
 from .runtime import distributed, files
 from .runtime.blas import blas_threads
 from .runtime.errors import Diverged, EnvironmentFault, UsageError, unknown
+from .runtime.fields import check_types
 from .runtime.locks import locked
 from .runtime.parallel import set_threads
 from .runtime.version import __version__
-from .tasks.base import Recipe, Task, check_split, check_types
+from .tasks.base import Recipe, Task, check_split
 from .tasks.registry import blaming, check_score, field_names, task_class, try_out
 from .train import fit
 from .variants import layer_specs, layered_name

@@ -10,10 +10,10 @@ reverse order of creation. The small operations stand below; functional.py has t
 from __future__ import annotations
 
 import itertools
+import math
 import numbers
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy as np
 from .runtime import backend, debug, tracing
 from .runtime.backend import Array
 from .runtime.errors import UsageError
+from .runtime.scoped import scoped
 
 _sequence = itertools.count()
 _grad_on = ContextVar("grad", default=True)  # of each thread; parts of a batch copy the caller's
@@ -30,31 +31,38 @@ DEBUG = os.environ.get("MINQKV_DEBUG", "0") not in ("", "0")
 class Node:
     """One vertex of the graph: its inputs, how to send a gradient back, the gradient so far."""
 
-    __slots__ = ("grad", "owned", "parents", "seq", "vjp")
+    __slots__ = ("dtype", "grad", "owned", "parents", "seq", "vjp")
 
-    def __init__(self, parents=(), vjp=None):
+    def __init__(self, dtype, parents=(), vjp=None):
+        self.dtype = dtype  # of the Tensor, and so of its gradient
         self.parents = parents  # a Node for each input, None where no gradient is wanted
         self.vjp = vjp  # None for a leaf
         self.grad = None
         self.owned = False  # whether `grad` is ours to add to in place
         self.seq = next(_sequence)
 
+    def __reduce__(self):
+        if self.vjp is not None:  # a copy would send its gradient to the leaves of the original
+            raise TypeError("only leaves can be copied, not results of operations: use detach()")
+        return Node, (self.dtype,), (None, {"grad": self.grad, "owned": self.owned})
+
 
 class Tensor:
     """An array that remembers how it was made.
 
     `data` is the array, `node` its place in the graph (None: a constant), `grad` the gradient of a
-    leaf after `backward`. Lists and integers become float32; floating arrays keep their dtype.
+    leaf after `backward`. Lists and integers become float32; arrays of float32 and float64 keep
+    their dtype. Raises TypeError for other kinds of numbers: float16 is for storage, as in a cache.
     """
 
     __slots__ = ("data", "node")
     __array_ufunc__ = None  # `numpy_array * tensor` comes to Tensor.__rmul__ as a whole
 
     def __init__(self, data, node=None, *, requires_grad: bool = False, dtype=None):
-        if not isinstance(data, backend.ndarray) or dtype is not None or data.dtype.kind != "f":
+        if type(data) is not backend.ndarray or dtype is not None or data.dtype not in FLOATS:
             data = _as_float(data, dtype)
         self.data = data
-        self.node = Node() if requires_grad and node is None else node
+        self.node = Node(data.dtype) if requires_grad and node is None else node
 
     requires_grad = property(lambda self: self.node is not None)
     shape = property(lambda self: self.data.shape)
@@ -74,7 +82,7 @@ class Tensor:
     def add_gradient(self, g: Array) -> None:
         """Add `g` to the gradient of a leaf, which takes ownership: do not use `g` afterwards."""
         if self.node.grad is None:
-            self.node.grad, self.node.owned = g, True
+            self.node.grad, self.node.owned = g.astype(self.dtype, copy=False), True
         else:
             _accumulate(self.node, g)
 
@@ -105,11 +113,11 @@ class Tensor:
                 why = f"a tensor of shape {self.shape} needs an explicit cotangent of that shape"
                 raise RuntimeError(f"backward: {why}")
             grad = backend.xp.ones(self.shape, self.dtype)
-        grad = grad.data if isinstance(grad, Tensor) else grad
+        grad = array_of(grad)
         if grad.shape != self.shape:
             why = f"cotangent of shape {grad.shape} for a tensor of shape {self.shape}"
             raise RuntimeError(f"backward: {why}")
-        _run_backward(self.node, grad.astype(self.dtype, copy=False))
+        _run_backward(self.node, grad)
 
     def __len__(self):
         return self.shape[0]
@@ -118,10 +126,27 @@ class Tensor:
         return f"Tensor({backend.to_host(self.data)!r}, requires_grad={self.requires_grad})"
 
 
+FLOATS = np.dtype("float32"), np.dtype("float64")
+
+
 def _as_float(data, dtype):
-    array = backend.upload(data, dtype)
-    keep = dtype is not None or (array.dtype.kind == "f" and hasattr(data, "dtype"))
-    return array if keep else array.astype("float32")
+    array = backend.upload(data)
+    keep = array.dtype.kind == "f" and hasattr(data, "dtype")
+    wanted = np.dtype(dtype or (array.dtype.newbyteorder("=") if keep else "float32"))
+    if array.dtype.kind not in "fiub" or wanted not in FLOATS or hasattr(data, "mask"):
+        given = f"{type(data).__name__} of {array.dtype}" + (f", as {wanted}" if dtype else "")
+        raise TypeError(f"a Tensor holds real numbers, in float32 or float64, not {given}")
+    return array.astype(wanted, copy=False)
+
+
+def array_of(value: Tensor | Array) -> Array:
+    """The array behind an operand; an array, as a constant, counts like a Tensor."""
+    if isinstance(value, Tensor):
+        return value.data
+    if not isinstance(value, backend.ndarray):
+        known = f"a Tensor, a number or an array of the {backend.current.name} backend"
+        raise TypeError(f"expected {known}, not {type(value).__name__}")
+    return Tensor(value).data
 
 
 def grad_wanted(*inputs) -> bool:
@@ -142,7 +167,8 @@ def make(data: Array, inputs: Sequence, vjp: Callable | None) -> Tensor:
     if _grad_on.get():
         parents = tuple([getattr(x, "node", None) for x in inputs])
         if any(parents):
-            out.node = Node(parents, debug.guard(vjp, data, inputs) if DEBUG else vjp)
+            vjp = debug.guard(vjp, data, inputs) if DEBUG else vjp
+            out.node = Node(data.dtype, parents, vjp)
     return out
 
 
@@ -154,7 +180,7 @@ def _run_backward(root, grad):
     for node in order:
         if node.grad is None:  # its consumers had no gradient to send
             continue
-        if tracing.active is not None:
+        if tracing.active() is not None:
             tracing.saw_gradient(node, node.grad)
         if node.vjp is None:
             if not node.owned:  # a leaf's gradient is its own: no two `.grad` share memory
@@ -184,6 +210,8 @@ def _accumulate(node, g):
     A vjp may hand one array, or a read-only view, to several inputs. So the first gradient is only
     referenced; the second makes an array of our own, and later ones add into it.
     """
+    if g.dtype != node.dtype:  # it comes from an operation with numbers of another dtype
+        g = g.astype(node.dtype)
     if node.grad is None:
         node.grad, node.owned = g, False
     elif not node.owned:
@@ -198,7 +226,7 @@ def _freed(g, wanted):
     raise RuntimeError(f"backward: {why}")
 
 
-@contextmanager
+@scoped
 def no_grad() -> Iterator[None]:
     """`with no_grad():` (or `@no_grad()`): no graph is built inside, by this thread."""
     before = _grad_on.get()
@@ -217,7 +245,7 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     both calls see the same context variables. Under a trace, under MINQKV_DEBUG, or if x needs no
     gradient, `function` is simply called.
     """
-    if DEBUG or tracing.active is not None or not grad_wanted(x):
+    if DEBUG or tracing.active() is not None or not grad_wanted(x):
         return function(x)
     context, data = copy_context(), x.data
     with no_grad():
@@ -260,12 +288,15 @@ def _operands(a, b):
         if isinstance(value, Tensor):
             value = value.data
         elif isinstance(value, numbers.Real):
-            value = value.item() if isinstance(value, np.generic) else value
-        elif not isinstance(value, backend.ndarray):
-            known = f"a Tensor, a number or an array of the {backend.current.name} backend"
-            raise TypeError(f"expected {known}, not {type(value).__name__}")
+            value = _number(value)
+        elif type(value) is not backend.ndarray or value.dtype.kind not in "iu":
+            value = array_of(value)  # integers may be too large for float32: as they are
         data.append(value)
     return *data, *(getattr(d, "shape", ()) for d in data)
+
+
+def _number(value):
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def add(a: Operand, b: Operand) -> Tensor:
@@ -319,15 +350,14 @@ def div(a: Operand, b: Operand) -> Tensor:
 
 def neg(a: Tensor) -> Tensor:
     """-a."""
-    return make(-a.data, (a,), lambda g, wanted: (-g,))
+    return make(-array_of(a), (a,), lambda g, wanted: (-g,))
 
 
 def pow(a: Tensor, exponent: float) -> Tensor:
     """a ** exponent, for a number as exponent."""
     if not isinstance(exponent, numbers.Real):
         raise TypeError("pow: the exponent is a number; for a Tensor write exp(b * log(a))")
-    exponent = exponent.item() if isinstance(exponent, np.generic) else exponent
-    x = a.data
+    exponent, x = _number(exponent), array_of(a)
 
     def vjp(g, wanted):
         if not exponent:  # a constant: at zero, 0 · 0⁻¹ would be NaN
@@ -339,41 +369,41 @@ def pow(a: Tensor, exponent: float) -> Tensor:
 
 def exp(a: Tensor) -> Tensor:
     """e ** a."""
-    y = backend.xp.exp(a.data)
+    y = backend.xp.exp(array_of(a))
     return make(y, (a,), lambda g, wanted: (g * y,))
 
 
 def log(a: Tensor) -> Tensor:
     """The natural logarithm."""
-    x = a.data
+    x = array_of(a)
     return make(backend.xp.log(x), (a,), lambda g, wanted: (g / x,))
 
 
 def tanh(a: Tensor) -> Tensor:
     """The hyperbolic tangent."""
-    y = backend.xp.tanh(a.data)
+    y = backend.xp.tanh(array_of(a))
     return make(y, (a,), lambda g, wanted: (g * (1 - y * y),))
 
 
 def sqrt(a: Tensor) -> Tensor:
     """The square root."""
-    y = backend.xp.sqrt(a.data)
+    y = backend.xp.sqrt(array_of(a))
     return make(y, (a,), lambda g, wanted: (g / (2 * y),))
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """(..., n, k) @ (..., k, m) -> (..., n, m); the leading axes broadcast. At least two axes."""
-    x, y = a.data, b.data
-    if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2]:
-        shapes = f"{x.shape} and {y.shape}"
+    x, y, x_shape, y_shape = _operands(a, b)
+    if len(x_shape) < 2 or len(y_shape) < 2 or x_shape[-1] != y_shape[-2]:
+        shapes = f"{x_shape} and {y_shape}"
         raise UsageError(f"matmul: shapes {shapes} do not fit (..., n, k) @ (..., k, m)")
 
     def vjp(g, wanted):  # g (..., n, m)
         da = db = None
         if wanted[0]:
-            da = unbroadcast(backend.bmm(g, y.swapaxes(-1, -2)), x.shape)  # (..., n, k)
+            da = unbroadcast(backend.bmm(g, y.swapaxes(-1, -2)), x_shape)  # (..., n, k)
         if wanted[1]:
-            db = unbroadcast(backend.bmm(x.swapaxes(-1, -2), g), y.shape)  # (..., k, m)
+            db = unbroadcast(backend.bmm(x.swapaxes(-1, -2), g), y_shape)  # (..., k, m)
         return da, db
 
     return make(backend.bmm(x, y), (a, b), vjp)
@@ -381,57 +411,60 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 def _kept(shape, axis):
     """The shape a reduction over `axis` would have with keepdims=True."""
-    axes = range(len(shape)) if axis is None else [i % len(shape) for i in np.atleast_1d(axis)]
+    n = len(shape)
+    axes = range(n) if axis is None else [i % (n or 1) for i in np.atleast_1d(axis)]
     return tuple(1 if i in axes else n for i, n in enumerate(shape))
 
 
 def sum(a: Tensor, axis=None, keepdims: bool = False) -> Tensor:
     """The sum over `axis` (an int, a tuple, or None for all)."""
-    shape = a.shape
+    x, shape = array_of(a), a.shape
     kept = _kept(shape, axis)
 
     def vjp(g, wanted):
         return (backend.xp.broadcast_to(g.reshape(kept), shape),)
 
-    return make(a.data.sum(axis=axis, keepdims=keepdims), (a,), vjp)
+    return make(x.sum(axis=axis, keepdims=keepdims), (a,), vjp)
 
 
 def mean(a: Tensor, axis=None, keepdims: bool = False) -> Tensor:
     """The mean over `axis` (an int, a tuple, or None for all)."""
     total = sum(a, axis, keepdims)
-    return mul(total, total.size / a.size)
+    return mul(total, total.size / a.size if a.size else math.nan)
 
 
 def max(a: Tensor, axis=None, keepdims: bool = False) -> Tensor:
     """The maximum over `axis`; where several elements share it, they share its gradient equally."""
-    x = a.data
+    x = array_of(a)
     kept = _kept(x.shape, axis)
     y = x.max(axis=axis, keepdims=True)
 
     def vjp(g, wanted):
-        hit = (x == y).astype(x.dtype)
-        return (g.reshape(kept) * hit / hit.sum(axis=axis, keepdims=True),)
+        hit = x == y
+        share = g.reshape(kept) / hit.sum(axis=axis, keepdims=True, dtype=x.dtype)
+        return (backend.xp.where(hit, share, 0),)
 
     return make(x.max(axis=axis, keepdims=keepdims), (a,), vjp)
 
 
 def reshape(a: Tensor, *shape) -> Tensor:
     """The same elements, in order, under another shape; one entry may be -1."""
-    before = a.shape
-    shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
-    return make(a.data.reshape(shape), (a,), lambda g, wanted: (g.reshape(before),))
+    x = array_of(a)
+    shape = tuple(shape[0]) if len(shape) == 1 and np.ndim(shape[0]) else shape
+    before = x.shape
+    return make(x.reshape(shape), (a,), lambda g, wanted: (g.reshape(before),))
 
 
 def transpose(a: Tensor, *axes) -> Tensor:
     """The axes in a new order; without arguments, reversed."""
-    axes = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple) else axes
+    axes = tuple(axes[0]) if len(axes) == 1 and np.ndim(axes[0]) else axes
     axes = axes or tuple(reversed(range(a.ndim)))
 
     def vjp(g, wanted):
         order = [i % g.ndim for i in axes]
         return (g.transpose([order.index(i) for i in range(g.ndim)]),)
 
-    return make(a.data.transpose(axes), (a,), vjp)
+    return make(array_of(a).transpose(axes), (a,), vjp)
 
 
 def getitem(a: Tensor, index) -> Tensor:
@@ -439,7 +472,7 @@ def getitem(a: Tensor, index) -> Tensor:
 
     Rows that are taken twice add their gradients.
     """
-    x = a.data
+    x = array_of(a)
     index, fancy = _device_index(index, x.shape)
 
     def vjp(g, wanted):
@@ -453,22 +486,28 @@ def getitem(a: Tensor, index) -> Tensor:
     return make(x[index], (a,), vjp)
 
 
+SEQUENCES = list, tuple, range, np.ndarray
+
+
 def _device_index(index, shape):
     parts = index if isinstance(index, tuple) else (index,)
     if any(isinstance(p, backend.ndarray) and not isinstance(p, np.ndarray) for p in parts):
         why = "index arrays stay on the host: they are range-checked, then uploaded"
         raise UsageError(f"getitem: {why}")
-    fancy = any(isinstance(part, (list, np.ndarray)) for part in parts)
+    fancy = any(isinstance(part, SEQUENCES) for part in parts)
     if not fancy:
         return index, False
+    if len(parts) > len(shape):
+        raise IndexError(f"too many indices: {len(parts)} for a tensor of {len(shape)} axes")
     if any(part is None or part is Ellipsis for part in parts):
         raise UsageError("getitem: an index array cannot be mixed with None or ...")
     checked = []
     for part, n in zip(parts, shape, strict=False):
-        if isinstance(part, (list, np.ndarray)):
-            part = np.asarray(part)
-            if part.dtype.kind in "iu":  # anything else is refused by upload_ids
-                part = np.where(part < 0, part.astype(np.int64) + n, part)
+        if isinstance(part, SEQUENCES):
+            part = np.asarray(part, None if np.size(part) else np.int64)
+            if part.dtype.kind == "i":  # from the end; what is out of range is left to upload_ids
+                part = part.astype(np.int64)
+                part = np.where((part < 0) & (part >= -n), part + n, part)
             part = backend.upload_ids(part, n, "getitem")
         checked.append(part)
     return tuple(checked), True
@@ -482,12 +521,16 @@ def concat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
         parts = backend.xp.split(g, ends[:-1], axis=axis)
         return [part if want else None for part, want in zip(parts, wanted, strict=True)]
 
-    return make(backend.xp.concatenate([t.data for t in tensors], axis=axis), tensors, vjp)
+    return make(backend.xp.concatenate([array_of(t) for t in tensors], axis=axis), tensors, vjp)
 
 
 def where(condition: Array, a: Operand, b: Operand) -> Tensor:
-    """a where the boolean array `condition` holds, b elsewhere."""
+    """a where `condition` holds, b elsewhere: booleans, or integers, of which all but 0 hold."""
     x, y, x_shape, y_shape = _operands(a, b)
+    condition = backend.xp.asarray(condition)
+    if condition.dtype.kind not in "biu":
+        raise TypeError(f"where: a condition is boolean, not {condition.dtype}")
+    condition = condition.astype(bool, copy=False)
 
     def chosen(g, here):  # not g * here: an infinity in the branch not taken would become NaN
         return backend.xp.where(here, g, backend.xp.zeros_like(g))
@@ -505,7 +548,8 @@ Tensor.__add__ = Tensor.__radd__ = add
 Tensor.__sub__, Tensor.__rsub__ = sub, lambda a, b: sub(b, a)
 Tensor.__mul__ = Tensor.__rmul__ = mul
 Tensor.__truediv__, Tensor.__rtruediv__ = div, lambda a, b: div(b, a)
-Tensor.__neg__, Tensor.__pow__, Tensor.__matmul__, Tensor.__getitem__ = neg, pow, matmul, getitem
+Tensor.__matmul__, Tensor.__rmatmul__ = matmul, lambda a, b: matmul(b, a)
+Tensor.__neg__, Tensor.__pow__, Tensor.__getitem__ = neg, pow, getitem
 Tensor.sum, Tensor.mean, Tensor.max = sum, mean, max
 Tensor.exp, Tensor.log, Tensor.tanh, Tensor.sqrt = exp, log, tanh, sqrt
 Tensor.reshape, Tensor.transpose = reshape, transpose

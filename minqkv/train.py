@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from .functional import cross_entropy
-from .nn import Module
+from .nn import Module, one_step
 from .optim import Optimizer
 from .runtime import backend, distributed
 from .runtime.claims import decoding, training
@@ -35,6 +35,7 @@ def _logits(model, x, y, sparse):
     """Logits and targets, of all positions or of those whose target counts."""
     if not sparse:
         return model(x), y  # (B, T, V), (B, T)
+    y = np.asarray(y)
     at = y != IGNORE
     return model(x, at=at), y[at]  # (N, V), (N,)
 
@@ -93,6 +94,8 @@ def train_step(
     trains this model or decodes with it.
     """
     with training(model):
+        if {*map(id, optimizer.parameters)}.isdisjoint(map(id, model.parameters())):
+            raise UsageError("this optimiser moves no parameter of this model")
         model.train(optimizer.steps)
         optimizer.zero_grad()
         found = loss_and_gradients(model, x, y, loss, weight, accumulate)
@@ -138,9 +141,10 @@ def loss_and_gradients(
         return run(x, y, model, slice(None)) if losses is None else sum(losses)
 
     found = 0.0
-    for begin, end in pairwise(len(x) * i // accumulate for i in range(accumulate + 1)):
-        with distributed.own_rows(begin, end) as rows:  # all, unless ranks share the batch
-            found += part(x[rows], y[rows])
+    with one_step(model):
+        for begin, end in pairwise(len(x) * i // accumulate for i in range(accumulate + 1)):
+            with distributed.own_rows(begin, end) as rows:  # all, unless ranks share the batch
+                found += part(x[rows], y[rows])
     return distributed.total(found)
 
 
@@ -152,6 +156,7 @@ def evaluate(
     Without dropout, whatever the model's mode. `sparse`: see token_loss; predictions elsewhere are
     IGNORE. Raises UsageError when no target counts.
     """
+    x, y = np.asarray(x), np.asarray(y)
     counted = y != IGNORE
     if not counted.any():
         raise UsageError("evaluate: every target is ignored")

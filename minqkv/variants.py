@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from .runtime.errors import UsageError, unknown
+from .runtime.fields import check_types
 
 if TYPE_CHECKING:
     from .models import GPTConfig
@@ -68,6 +69,7 @@ class VariantSpec:
     key_width: int | None = None
 
     def __post_init__(self):
+        check_types(self)
         if self.streams not in (1, 2):
             raise UsageError(f"streams is 1 (K = V) or 2, not {self.streams}")
         if self.kv_heads is not None and self.kv_heads < 1:

@@ -47,9 +47,9 @@ IMAGES = {f"tasks/{name}.py" for name in (
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
-    "the book": ({*BOOK, "runs"} - {"caches"}, 2830),
+    "the book": ({*BOOK, "runs"} - {"caches"}, 2990),
     "beside it, further kinds of cache": ({"caches"}, 400),
-    "runtime": ({"runtime"}, 920),
+    "runtime": ({"runtime"}, 1000),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "of it, several machines": ({"runtime/distributed.py"}, 60),
     "tasks": ({"tasks"}, 2650),

@@ -61,6 +61,35 @@ DEBUG = {
     "writing to an input": ("""
         y = x.exp()
         x.data *= 2""", ["ValueError", "read-only"]),
+    "a step between forward and backward": ("""
+        model = mq.GPT(mq.GPTConfig(5, 4, 1, 1, 4, recompute=True))
+        optimizer = mq.AdamW(model.parameters())
+        ids = np.array([[1, 2], [3, 4]])
+        first, second = (F.cross_entropy(model(ids), ids) for _ in range(2))
+        first.backward()
+        optimizer.step()
+        second.backward()""", ["has changed since the forward pass", "its forward ran"]),
+    "a constant that was changed": ("""
+        a = np.ones(2)
+        y = (x * a).sum()
+        a[0] = 0
+        y.backward()""", ["backward of mul", "has changed since the forward pass"]),
+    "ids that were changed": ("""
+        ids = np.array([[0, 1]])
+        y = F.embedding(ids, x.reshape(2, 1)).sum()
+        ids[:] = 0
+        y.backward()""", ["backward of embedding", "has changed since the forward pass"]),
+    "a mask that was changed": ("""
+        q, mask = x.reshape(1, 1, 2, 1), np.tri(2, dtype=bool)
+        y = F.scaled_dot_product_attention(q, q, q, mask).sum()
+        mask[:] = True
+        y.backward()""", ["scaled_dot_product_attention", "has changed since the forward pass"]),
+    "an array behind a view": ("""
+        base = np.arange(6.0)
+        w = Tensor(base[::2], requires_grad=True)
+        y = (w * w).sum()
+        base += 1
+        y.backward()""", ["backward of mul", "has changed since the forward pass"]),
     "too few gradients": ("""
         def forgetful(x, y):
             return make(x.data * y.data, (x, y), lambda g, wanted: (g,))
@@ -103,6 +132,15 @@ def test_debug_lets_what_is_right_pass_and_unlocks_it():
                     optimizer = mq.AdamW(model.parameters())
                     for _ in range(2):
                         train_step(model, optimizer, np.zeros((2, 4), int), np.ones((2, 4), int))
+        w = Tensor(np.ones(2, "float32"), requires_grad=True)
+        (w * x).sum().backward()  # of two dtypes
+        assert w.grad.dtype == "float32"
+        x.zero_grad()
+        (x + w).sum().backward()  # what no gradient depends on may change
+        base = np.arange(2.0)
+        y = Tensor(base[:], requires_grad=True) + 1
+        base += 1
+        y.sum().backward()
         y = x.reshape(2, 1).transpose()[0] * x
         y.sum().backward()
         x.data *= 2

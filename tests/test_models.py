@@ -93,7 +93,7 @@ def test_an_mlp_can_be_left_out(rng):
     block, x = model.blocks[0], model.wpe(model.wte(ids))
     np.testing.assert_array_equal(host(block(x)), host(x + block.attn(block.ln_1(x))))
     for d_ff in (-1, 1.5, "8"):
-        with pytest.raises(UsageError, match="d_ff must be a whole number, 0 or more"):
+        with pytest.raises(UsageError, match="d_ff must be "):
             gpt("qkv", d_ff=d_ff)
 
 

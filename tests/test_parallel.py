@@ -234,7 +234,6 @@ def test_what_cannot_be_replicated_is_trained_in_one_piece(monkeypatch):
     for odd in (
         Box(hidden),
         lambda x: x * hidden,
-        {hidden},
         hidden * 2,
         bound,
         partial(max, hidden),

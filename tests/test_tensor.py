@@ -38,10 +38,12 @@ def calls(monkeypatch):
     class Counted(Node):
         __slots__ = ()
 
-        def __init__(self, parents=(), vjp=None):
+        def __init__(self, dtype, parents=(), vjp=None):
             log["made"] += vjp is not None
             super().__init__(
-                parents, vjp and (lambda *a: (log["run"].append(vjp.__qualname__), vjp(*a))[1])
+                dtype,
+                parents,
+                vjp and (lambda *a: (log["run"].append(vjp.__qualname__), vjp(*a))[1]),
             )
 
     monkeypatch.setattr(tensor, "Node", Counted)

@@ -355,7 +355,7 @@ def test_more_layers_than_anybody_builds_are_refused():
 
 @pytest.mark.parametrize("head_dim", [0, -2, 2.0, "4"])
 def test_a_head_without_a_width_is_refused(head_dim):
-    with pytest.raises(UsageError, match="head_dim must be a whole number of at least 1"):
+    with pytest.raises(UsageError, match="head_dim must be "):
         GPTConfig(**SMALL, head_dim=head_dim)
 
 

@@ -324,4 +324,4 @@ say(
 source(mq.tensor.unbroadcast)
 source(mq.Tensor.__mul__, at="unbroadcast(g * y")
 source(mq.Tensor.sum, at="broadcast_to")
-source(mq.tensor._operands, at="np.generic")
+source(mq.tensor._operands, at="_number(value)")

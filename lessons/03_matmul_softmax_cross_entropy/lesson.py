@@ -328,7 +328,7 @@ with np.errstate(divide="ignore"):
 careful = F.cross_entropy(mq.Tensor(lost), np.array([0])).item()
 say(f"minus the logarithm of the share: {careless}; from the scores: {careful}")
 source(mq.tensor.matmul, at="unbroadcast(backend.bmm(g")
-source(F.softmax, at="x.data.max")
+source(F.softmax, at=".max(axis=-1")
 source(F.softmax, at="dx = g -")
 source(F.cross_entropy, at="p[index] -= 1")
 source(mq.gradcheck, at="rng.standard_normal(out")

@@ -7,9 +7,11 @@ separately; "keys and values" is what the cache does.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from ..runtime.errors import UsageError
 from ..tensor import Tensor, no_grad
 from ..train import IGNORE
 
+_rounding = ContextVar("rounding", default=False)  # of this thread
 USES = {"keys": (True, False), "values": (False, True), "keys and values": (True, True)}
 
 
@@ -77,7 +80,7 @@ def rounded(
     values: bool = True,
 ) -> Iterator[None]:
     """`with`: without a cache, attention reads keys, values or both as this kind of cache, of this
-    dtype, would store them.
+    dtype, would store them, in this thread.
     """
     dtype = dtype or model.config.dtype
     with ExitStack() as stack:
@@ -91,6 +94,8 @@ def _rounded(attention, layer, dtype, keys, values):
     exact_attend, exact_read = attention.attend, attention.read
 
     def attend(q, rows, at, mask=None):
+        if not _rounding.get():  # another thread
+            return exact_attend(q, rows, at, mask)
         kept = layer.pack([row.data for row in rows], dtype)
         kept = [Tensor(row) for row in layer.unpack(kept, q.data.dtype)]
 
@@ -99,14 +104,14 @@ def _rounded(attention, layer, dtype, keys, values):
             _, v = exact_read(kept if values else rows, at)
             return k, v
 
-        attention.read = read
-        try:
-            return exact_attend(q, rows, at, mask)
-        finally:
-            del attention.read
+        twin = copy.copy(attention)
+        twin.read = read
+        return type(twin).attend(twin, q, rows, at, mask)
 
     attention.attend = attend
+    token = _rounding.set(True)
     try:
         yield
     finally:
+        _rounding.reset(token)
         del attention.attend

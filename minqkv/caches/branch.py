@@ -14,9 +14,10 @@ import numpy as np
 
 from .. import online
 from ..attention import causal_mask
-from ..cache import KVCache, LayerCache, agreed
+from ..cache import KVCache, LayerCache, agreed, chosen
 from ..runtime import backend
 from ..runtime.errors import UsageError
+from ..runtime.fields import plain
 from .ring import RingCache, as_array
 
 
@@ -114,7 +115,8 @@ class BranchCache(KVCache):
     def __init__(self, cache: KVCache, n: int, capacity: int | None = None):
         if isinstance(cache, (RingCache, BranchCache)):
             raise UsageError(f"a {type(cache).__name__} cannot have branches", "cache.clone(rows)")
-        if not isinstance(n, int) or n < 1:
+        n, capacity = plain(n), plain(capacity)
+        if type(n) is not int or n < 1:
             raise UsageError(f"at least 1 branch of each sequence is needed, not {n}")
         if capacity is not None and capacity < len(cache):
             raise UsageError(f"a capacity of {capacity} is less than the prefix of {len(cache)}")
@@ -141,8 +143,7 @@ class BranchCache(KVCache):
 
     def clone(self, rows: Sequence[int] | None = None):
         """See KVCache; the prefix stays shared. With several prompts, `rows` must be all rows."""
-        rows = np.asarray(range(self.batch) if rows is None else rows)
-        backend.upload_ids(rows, self.batch, "clone")
+        rows = chosen(rows, self.batch)
         prefixes = [layer.prefix for layer in self.layers]
         prompts = len(prefixes[0].lengths)
         if not len(rows) or (prompts > 1 and not np.array_equal(rows, np.arange(self.batch))):

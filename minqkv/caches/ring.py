@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..attention import causal_mask, check_window
-from ..cache import KVCache, LayerCache, last
+from ..cache import KVCache, LayerCache
 from ..runtime import backend
 from ..runtime.errors import UsageError
 
@@ -23,7 +23,7 @@ class RingLayer(LayerCache):
     """
 
     def __init__(self, batch, stored, capacity, dtype="float32", window=None, sinks=0):
-        check_window(window, sinks)
+        window, sinks = check_window(window, sinks)
         if window is None:
             raise UsageError("a ring needs a window", "new_cache(kind=RingCache, window=256)")
         slots = min(capacity, sinks + window)
@@ -53,7 +53,7 @@ class RingLayer(LayerCache):
             if single:
                 stored, keys = self.append(*arrays, at=at), self.positions
             else:
-                self.check(arrays, last(at) + 1)
+                self.check(arrays, at)
                 stored, keys = self._beside(arrays), beside(self.positions, at)
             all_seen = single and isinstance(at, slice)
             mask = None if all_seen else self._mask(at, keys)

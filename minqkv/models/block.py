@@ -13,6 +13,7 @@ from ..attention import (
     checked_head_dim,
     reach_sinusoids,
     sinusoids,
+    within,
 )
 from ..cache import LayerCache
 from ..nn import MLP, Dropout, LayerNorm, Module
@@ -110,7 +111,7 @@ class Positions(Module):
     def forward(self, x: Tensor, at: slice | np.ndarray | None = None) -> Tensor:
         if self.weight is None:
             return x
-        at = slice(0, x.shape[1]) if at is None else at
+        at = within(slice(0, x.shape[1]) if at is None else at, len(self.weight))
         return x + self.weight[at]  # (T, C), which broadcasts over B, or (B, T, C)
 
 
@@ -137,10 +138,8 @@ def check_config(cfg) -> None:
     A variant is stored under its canonical name, and the width of a head as a number.
     """
     for name in cfg.sizes:
-        if not isinstance(getattr(cfg, name), int) or getattr(cfg, name) < 1:
-            raise UsageError(
-                f"{name} must be a whole number of at least 1, not {getattr(cfg, name)!r}"
-            )
+        if (size := getattr(cfg, name)) < 1:
+            raise UsageError(f"{name} must be a whole number of at least 1, not {size}")
     head_dim = checked_head_dim(cfg.n_embd, cfg.n_head, cfg.head_dim)
     object.__setattr__(cfg, "head_dim", head_dim)
     object.__setattr__(cfg, "variant", layered_name(cfg.specs))

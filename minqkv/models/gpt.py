@@ -11,10 +11,11 @@ import numpy as np
 from ..attention import causal_mask
 from ..cache import KVCache, last, next_positions
 from ..functional import embedding, linear, transpose
-from ..nn import Embedding, Init, LayerNorm, Module
+from ..nn import Embedding, Init, LayerNorm, Module, one_step
 from ..runtime import backend
 from ..runtime.claims import decoding
 from ..runtime.errors import UsageError
+from ..runtime.fields import check_types
 from ..tensor import Tensor, no_grad, recomputed
 from .block import (
     PROTOCOLS,
@@ -63,15 +64,13 @@ class GPTConfig(Layered):
     plus_channels = PROTOCOLS["2026"].plus_channels
 
     def __post_init__(self):
+        check_types(self)
         if self.d_ff is None:
             object.__setattr__(self, "d_ff", 4 * self.n_embd)
-        if not isinstance(self.d_ff, int) or self.d_ff < 0 or not isinstance(self.bias, bool):
-            why = f"not {self.d_ff!r} and {self.bias!r}"
-            raise UsageError(f"d_ff must be a whole number, 0 or more, bias true or false, {why}")
-        if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout must be in [0, 1), not {self.dropout!r}")
-        if not isinstance(self.recompute, bool):
-            raise UsageError(f"recompute must be true or false, not {self.recompute!r}")
+        if self.d_ff < 0:
+            raise UsageError(f"d_ff must be a whole number, 0 or more, not {self.d_ff}")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout must be in [0, 1), not {self.dropout}")
         check_config(self)
 
 
@@ -185,11 +184,20 @@ class GPT(Module):
     def _block(self, block, x, mask, cache, steps):
         if not self.config.recompute:
             return block(x, mask, cache, steps)
-        return recomputed(lambda x: block(x, mask, cache, steps), x)
+        training = block.training
+
+        def again(x):
+            if block.training != training:  # other dropout, and so the gradient of another function
+                raise RuntimeError("train() or eval() was called between forward and backward")
+            return block(x, mask, cache, steps)
+
+        with one_step(block):  # so both times the same
+            return recomputed(again, x)
 
     def _rows(self, x, at):
         if isinstance(at, slice):
             return x[:, at]  # (B, n, C)
+        at = np.asarray(at)
         if at.shape != x.shape[:2]:
             raise UsageError(f"positions {at.shape} do not fit ids {x.shape[:2]}")
         return embedding(np.flatnonzero(at), x.reshape(-1, x.shape[2]))  # (N, C)

@@ -10,6 +10,7 @@ from ..functional import embedding, relu
 from ..nn import Dropout, Init, LayerNorm, Linear, Module
 from ..runtime import backend
 from ..runtime.errors import UsageError, unknown
+from ..runtime.fields import check_types
 from ..tensor import Tensor
 from .block import PROTOCOLS, Block, Layered, Positions, check_config, check_end, checked_ids
 
@@ -43,6 +44,7 @@ class TaggerConfig(Layered):
     head_dim: int | None = None
 
     def __post_init__(self):
+        check_types(self)
         if self.protocol not in PROTOCOLS:
             raise unknown("protocol", self.protocol, PROTOCOLS)
         if self.position is None:

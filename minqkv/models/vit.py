@@ -14,6 +14,7 @@ from ..functional import concat
 from ..nn import Init, LayerNorm, Linear, Module
 from ..runtime import backend
 from ..runtime.errors import UsageError, unknown
+from ..runtime.fields import check_types
 from ..tensor import Tensor
 from .block import PROTOCOLS, Block, Layered, Positions, check_config, check_end
 
@@ -82,6 +83,7 @@ class ViTConfig(Layered):
     sizes = ("n_in", "n_token", "n_class", "n_layer", "n_head", "n_embd")
 
     def __post_init__(self):
+        check_types(self)
         if self.pool not in POOLS:
             raise unknown("pool", self.pool, POOLS)
         if self.pool == "choice" and self.n_class != 1:

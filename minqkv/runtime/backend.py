@@ -14,12 +14,13 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import numpy as np
 
 from .errors import EnvironmentFault, UsageError, unknown
+from .scoped import scoped
 
 Array = np.ndarray  # in type hints: an array of the backend in use, so cupy.ndarray on a GPU
 
@@ -107,6 +108,14 @@ class Backend:
             return np.einsum("...i,...i->...", a, b)[..., None]
         return np.vecdot(a, b, keepdims=True)
 
+    def masked(self, a: Array, mask: Array) -> Array:
+        """`a` where `mask` holds, else 0. Of finite numbers that is their product, which is many
+        times faster than np.where.
+        """
+        with np.errstate(invalid="ignore"):  # 0 times infinity
+            out = a * mask
+        return out if np.isfinite(out).all() else np.where(mask, a, a.dtype.type(0))
+
     def visible(self, mask: Array) -> int:
         """How many columns of a boolean mask (t, S) matter: up to the last that is ever True."""
         return mask.shape[1] - int(mask.any(axis=0)[::-1].argmax())
@@ -147,7 +156,10 @@ class Backend:
         if n <= 512:  # a small vocabulary: one product with the one-hot matrix
             onehot = np.zeros((len(ids), n), rows.dtype)
             onehot[np.arange(len(ids)), ids] = 1
-            return onehot.T @ rows  # (n, N) @ (N, d)
+            with np.errstate(invalid="ignore"):  # 0 times infinity
+                out = onehot.T @ rows  # (n, N) @ (N, d)
+            if np.isfinite(out).all():
+                return out
         order = np.argsort(ids, kind="stable")
         present, starts = np.unique(ids[order], return_index=True)
         out = np.zeros((n, rows.shape[1]), rows.dtype)
@@ -220,6 +232,9 @@ class GpuBackend(Backend):
     def row_dot(self, a: Array, b: Array) -> Array:
         return (a * b).sum(-1, keepdims=True)
 
+    def masked(self, a: Array, mask: Array) -> Array:
+        return self.xp.where(mask, a, a.dtype.type(0))
+
     def visible(self, mask: Array) -> int:
         return mask.shape[1]  # to know better, the host would have to wait
 
@@ -275,7 +290,7 @@ def set_backend(name: str) -> None:
     _use(_makers[name]())
 
 
-@contextmanager
+@scoped
 def use_backend(name: str) -> Iterator[Backend]:
     """`with use_backend("cupy"): ...`; the one before comes back at the end."""
     before = current

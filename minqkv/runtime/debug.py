@@ -2,12 +2,13 @@
 
 The first NaN names the operation that made it; each gradient's shape and dtype is checked; an error
 in backward shows where its forward ran; arrays a vjp has captured are read-only until it has run or
-is dropped (NumPy only).
+is dropped, and a change to them by another name is noticed when it runs (NumPy only).
 """
 
 import traceback
 import weakref
 from contextlib import suppress
+from types import CellType
 
 import numpy as np
 
@@ -24,12 +25,16 @@ def guard(vjp, data, inputs):
     locked = [a for a in arrays if isinstance(a, np.ndarray) and a.flags.writeable]
     for array in locked:
         array.flags.writeable = False
+    captured = _captured(vjp)
+    before = [hash(array.tobytes()) for array in captured]
     expected = [None if x is None else (x.data.shape, x.data.dtype) for x in tensors]
 
     def guarded(g, wanted):
         try:
+            if [hash(array.tobytes()) for array in captured] != before:
+                raise RuntimeError("an array that it needs has changed since the forward pass")
             grads = vjp(g, wanted)
-            _check(name, grads, expected, stack)
+            _check(name, grads, expected, data.dtype, stack)
         except FloatingPointError:
             raise
         except Exception as error:
@@ -46,17 +51,30 @@ def guard(vjp, data, inputs):
     return guarded
 
 
+def _captured(thing, depth=4):
+    """The NumPy arrays that a function has captured, also in containers and objects."""
+    if isinstance(thing, np.ndarray):
+        return [thing]
+    cells = getattr(thing, "__closure__", None) or ()
+    inside = [cell.cell_contents for cell in cells if cell != CellType()]  # one may be empty
+    if isinstance(thing, (list, tuple)):
+        inside = thing
+    elif not callable(thing):
+        inside = getattr(thing, "__dict__", {}).values()
+    return [array for part in inside if depth for array in _captured(part, depth - 1)]
+
+
 def _unlock(arrays):
     for array in reversed(arrays):
         with suppress(ValueError):  # a view whose base another operation still holds locked
             array.flags.writeable = True
 
 
-def _check(name, grads, expected, stack):
+def _check(name, grads, expected, dtype, stack):
     for i, (grad, want) in enumerate(zip(grads, expected, strict=True)):
         if grad is None or want is None:
             continue
-        if (grad.shape, grad.dtype) != want:
+        if grad.shape != want[0] or grad.dtype not in (want[1], dtype):
             raise TypeError(
                 f"gradient {i} is {grad.shape} {grad.dtype}, its input {want[0]} {want[1]}"
             )

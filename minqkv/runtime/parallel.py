@@ -54,7 +54,7 @@ def each(function: Callable, items: Iterable) -> list:
     """
     items, pool = list(items), _pool
     parts = [partial(copy_context().run, _part, function, item) for item in items]
-    if pool is None or len(items) < 2 or _inside.get():
+    if pool is None or len(items) < 2 or _inside.get() or tracing.active() is not None:
         return [part() for part in parts]
     start, futures = Start(), []
     with blas_threads(1):
@@ -101,7 +101,7 @@ class Start:
 def shares(n: int) -> list[slice] | None:
     """n rows in slices, one for each thread; None where one piece is best."""
     parts = min(backend.current.threads, n)
-    if parts < 2 or _inside.get() or tracing.active is not None:
+    if parts < 2 or _inside.get() or tracing.active() is not None:
         return None
     return _slices(n, parts)
 
@@ -142,7 +142,7 @@ def in_shards(model, x: np.ndarray, run: Callable) -> list | None:
     tokens = x.shape[0] * x.shape[1]  # each an id, or several, or a vector
     work = sum(p.data.size for p in model.parameters()) * tokens
     n = min(backend.current.threads, len(x), work // SMALLEST)
-    if n < 2 or _inside.get() or tracing.active is not None:
+    if n < 2 or _inside.get() or tracing.active() is not None:
         return None
     rows, leaves = _slices(len(x), n), [[] for _ in range(n)]
     try:
@@ -188,7 +188,7 @@ def _replica(value, twins, leaves):
         if value.node.vjp is not None:
             raise Irreplicable("the result of an operation, kept in the model")
         twin = object.__new__(kind)
-        twin.data, twin.node = value.data, type(value.node)()  # gradients of its own
+        twin.data, twin.node = value.data, type(value.node)(value.dtype)  # gradients of its own
         leaves.append((value, twin))
     elif kind in (list, tuple):
         twin = kind([_replica(item, twins, leaves) for item in value])

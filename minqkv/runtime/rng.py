@@ -12,7 +12,15 @@ from contextvars import ContextVar
 
 import numpy as np
 
+step = ContextVar("step", default=None)  # the Step of the forward pass at hand; None outside
 first_row = ContextVar("first_row", default=0)  # of a batch: where the shard at hand begins
+
+
+class Step:
+    """A step of training: its number, and whether dropout has drawn masks for it."""
+
+    def __init__(self, n: int):
+        self.n, self.drawn = n, False
 
 
 def stream(seed: int, *key: str | int) -> np.random.Generator:

@@ -5,21 +5,24 @@
     t["blocks.0.attn.pattern"]        # (B, H, T, S), a NumPy copy
     t.all("blocks.0.attn.pattern")    # one per call, for instance one per decoded token
 
-Without an active trace, a probe costs one `is None` test. Names: `q k v scores pattern z out`,
-`cache.k cache.v`, `grad.<any of them>`.
+A trace is of its thread alone. Without one, a probe costs one `is None` test. Names:
+`q k v scores pattern z out`, `cache.k cache.v`, `grad.<any of them>`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 
 import numpy as np
 
 from . import backend
 from .backend import Array
+from .scoped import scoped
 
-active = None  # the Trace being recorded, or None
+_active = ContextVar("trace", default=None)  # the Trace that this thread records, or None
+active = _active.get
 _nothing = nullcontext()
 
 
@@ -49,50 +52,52 @@ class Trace:
         self.seen.setdefault(name, []).append(backend.to_host(array).copy())
 
 
-@contextmanager
+@scoped
 def trace() -> Iterator[Trace]:
-    """Record every probe inside the `with` block."""
-    global active
-    before, active = active, Trace()
+    """Record every probe inside the `with` block, in this thread."""
+    before, t = active(), Trace()
+    _active.set(t)
     try:
-        yield active
+        yield t
     finally:
-        active = before
+        _active.set(before)
 
 
 def scope(name: str) -> AbstractContextManager:
     """`with scope(name):` prefixes the probes inside with `name.`; modules use their own name."""
-    return _nothing if active is None or not name else _inside(name)
+    return _nothing if active() is None or not name else _inside(name)
 
 
 @contextmanager
 def _inside(name):
-    active.scopes.append(name)
+    scopes = active().scopes
+    scopes.append(name)
     try:
         yield
     finally:
-        active.scopes.pop()
+        scopes.pop()
 
 
 def here() -> str:
     """The prefix in force, for a backward that will run later: "" outside any scope."""
-    return "".join(f"{name}." for name in active.scopes) if active is not None else ""
+    return "" if active() is None else "".join(f"{name}." for name in active().scopes)
 
 
 def probe(name: str, value, prefix: str | None = None) -> None:
     """Show `value` (an array or a Tensor) to the trace being recorded, if there is one."""
-    if active is None:
+    t = active()
+    if t is None:
         return
     name = (here() if prefix is None else prefix) + name
     if hasattr(value, "node"):
         if value.node is not None:
-            active.watched.setdefault(value.node, []).append(name)
+            t.watched.setdefault(value.node, []).append(name)
         value = value.data
-    active.record(name, value)
+    t.record(name, value)
 
 
 def saw_gradient(node, gradient):
     """Called by backward for each node as its gradient is complete."""
-    for name in active.watched.get(node, ()):
+    for name in active().watched.get(node, ()):
         head, dot, last = name.rpartition(".")
-        active.record(f"{head}{dot}grad.{last}", gradient)
+        active().record(f"{head}{dot}grad.{last}", gradient)

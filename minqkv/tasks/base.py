@@ -10,14 +10,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import ClassVar, get_type_hints
+from typing import ClassVar
 
 import numpy as np
 
-from ..attention import LARGEST
 from ..models import MODELS, GPTConfig, TaggerConfig, ViTConfig
 from ..nn import Module
 from ..runtime.errors import UsageError, unknown
+from ..runtime.fields import check_types
 from ..runtime.rng import stream
 from ..tensor import Tensor
 from ..train import IGNORE, counted_targets, evaluate, token_loss
@@ -268,19 +268,3 @@ def check_split(split: str) -> str:
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     return split
-
-
-def check_types(value) -> None:
-    """Refuse a field of a dataclass whose value is not of its type, or a size that no array can
-    have. Raises UsageError.
-    """
-    hints = get_type_hints(type(value))
-    for field in fields(value):
-        found, hint = getattr(value, field.name), hints[field.name]
-        kinds = getattr(hint, "__args__", (hint,))  # int | None
-        kinds = (*kinds, int) if float in kinds else kinds
-        if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
-            wanted = " or ".join("none" if k is type(None) else k.__name__ for k in kinds)
-            raise UsageError(f"{field.name} must be {wanted}, not {found!r}")
-        if isinstance(found, int) and found > LARGEST and field.name != "seed":
-            raise UsageError(f"{field.name} {found} is too large", f"at most {LARGEST:,}")

@@ -25,7 +25,9 @@ POSITIONS = [  # a scheme, and what K = V does under rotary ones
 ]
 FRESH = ["qkv", "q=k-v", "q-k=v", "q=k=v", "q=k=v+", "gqa-2", "q-mqa"]  # one of each kind
 # What tensor.py holds beside operations.
-NOT_OPERATIONS = {"Node", "Tensor", "grad_wanted", "make", "no_grad", "recomputed", "unbroadcast"}
+NOT_OPERATIONS = {"Node", "Tensor", "array_of", "grad_wanted", "make", "no_grad", "recomputed"} | {
+    "unbroadcast"
+}
 IDS = np.array([[1, 4, 0, 2, 2], [3, 3, 1, 0, 4]])
 SMALL = {
     "vocab_size": 11,
