@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,8 +55,13 @@ def answered(tmp_path, monkeypatch, source):
 
 def living(mark):
     """How many processes have this word in their command line."""
-    rows = subprocess.run(["ps", "-A", "-o", "stat=,args="], capture_output=True, text=True).stdout
-    return sum(mark in row and row[0] != "Z" for row in rows.splitlines())
+    return sum(mark in row and row[0] != "Z" for row in table("stat=,args="))
+
+
+def table(columns):
+    """Rows of ps, however wide they are."""
+    command = ["ps", "-A", "-ww", "-o", columns]
+    return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
 
 
 # ---- limits, and other ends
@@ -68,7 +74,7 @@ HOSTILE = {
         "memory: a check allows 1 GB line 5 (in attend)",
     ),
     "files kept": (
-        f"held = []\n{ATTEND}    while True:\n        held.append(open('/dev/null'))\n",
+        f"held = []\n{ATTEND}    while len(held) < 100:\n        held.append(open('/dev/null'))\n",
         "too many files: a check allows 64 line 4 (in attend)",
     ),
     "prints without end": (
@@ -184,6 +190,28 @@ def test_all_ends_with_a_parent_that_is_killed(where, tmp_path):
     assert parent.returncode == -signal.SIGKILL
     wait_until(lambda: not living(mark) and not living(f"{tmp_path}/temporary"))
     assert not list((tmp_path / "temporary").iterdir())
+
+
+@linux
+def test_all_ends_with_a_guard_that_is_killed(tmp_path, monkeypatch):
+    """By others: where it can be, by the kernel at once, which the code itself can tell."""
+    mark = f"600.{random.randrange(10**9):09}"
+    source = f"{strays(mark)}import time\nif os.getpid() != 1:\n    os._exit(77)\n"
+
+    def kill_guard():
+        wait_until(lambda: living(f"sleep {mark}") == 2)
+        for row in table("pid=,args="):
+            if guard.__file__ in row and str(tmp_path / "temporary") in row:
+                os.kill(int(row.split()[0]), signal.SIGKILL)
+
+    thread = threading.Thread(target=kill_guard)
+    thread.start()
+    _, text = answered(tmp_path, monkeypatch, f"{source}while True:\n    pass\n")
+    thread.join()
+    wait_until(lambda: not living(mark))
+    if "exit code 77" in text:
+        pytest.skip("no numbering of processes of one's own is permitted here")
+    assert "ended the check (it was killed)" in text
 
 
 # ---- the guard's own parts
