@@ -185,13 +185,21 @@ def start(name, as_json):
 @click.option("--plain", is_flag=True, help="No colour.")
 @reports
 def check(name, as_json, watch=False, plain=False):
-    """Check your answer on random cases."""
+    """Check your answer on random cases.
+
+    It runs in a process of its own, with limits on time, memory, output, open files and processes.
+    What it starts ends with the check.
+    """
     from ..render.lesson import choose
     from ..teach import desk
     from ..teach.progress import next_thing
 
     chosen, progress = _chosen(name)
     stage = choose(plain, as_json)
+    if not desk.guard.HERE:
+        click.echo(
+            "On this system a check limits time, but not memory, output or processes.", err=True
+        )
 
     def draw(events):
         for event in events:

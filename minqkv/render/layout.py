@@ -215,7 +215,7 @@ def _breaks(source):
     try:
         ast.parse(textwrap.dedent(source))
         tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-    except (SyntaxError, ValueError, tokenize.TokenError):
+    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError):
         return defaultdict(lambda: None)
     found, depth, quoted, before = defaultdict(dict), 0, 0, None
     opens, closes = (getattr(tokenize, f"FSTRING_{end}", -1) for end in ("START", "END"))

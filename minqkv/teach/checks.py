@@ -7,8 +7,10 @@ which may be the learner's, the solution's or a near miss's. Nothing here knows 
 
 import contextlib
 import copy
+import errno
 import inspect
 import io
+import os
 import runpy
 import time
 import traceback
@@ -20,9 +22,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from . import guard
 from .events import array_event, said
 
 CASES = 30
+PRINTED, MESSAGE = 3000, 1000  # characters that are kept: printed in a case, of an exception
 PATIENCE_S = 1.0  # a comparison of costs that takes longer is left out
 
 
@@ -111,7 +115,7 @@ def namespace(path):
 def attempt(check, learner, seed):
     """Run the learner's code on one case and compare."""
     args = check.case(seed)
-    given, printed = copy.deepcopy(args), io.StringIO()
+    given, printed = copy.deepcopy(args), Printed()
     outcome = Outcome(seed, args)
     try:
         with (
@@ -121,8 +125,8 @@ def attempt(check, learner, seed):
         ):
             outcome.result = check.use(learner, *given)
     except (Exception, SystemExit) as error:
-        outcome.error, outcome.fault = error, _in_words(error, check)
-    outcome.printed = printed.getvalue()
+        outcome.error, outcome.fault = error, in_words(error, check)
+    outcome.printed = printed.getvalue()[: PRINTED + 1]
     if outcome.error is not None:
         return outcome
     outcome.expected = check.expected(seed)
@@ -136,14 +140,30 @@ def attempt(check, learner, seed):
     return outcome
 
 
-def _in_words(error, check):
-    if isinstance(error, NotImplementedError):
+class Printed(io.StringIO):
+    """What is printed, up to the size that a file may have."""
+
+    def write(self, text):
+        if self.tell() + len(text) > guard.OUTPUT:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        return super().write(text)
+
+
+def in_words(error, check=None):
+    """An exception that the learner's code raised, in one line."""
+    if limit := guard.limit_met(error):
+        return guard.TOO_MUCH[limit]
+    if isinstance(error, NotImplementedError) and check:
         last = traceback.extract_tb(error.__traceback__)[-1].name
         name = last if last in check.names else " and ".join(check.names)
         return f"{name}: not written yet (NotImplementedError)"
-    if isinstance(error, SystemExit):
+    if isinstance(error, SystemExit) and check:
         return "your code calls exit(); a function returns its result instead"
-    return f"{type(error).__name__}: {error}"
+    try:
+        text = str(error)[:MESSAGE]
+    except BaseException:  # its own __str__ is the learner's code as well
+        text = "(its message cannot be shown)"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def difference(found, expected, tolerance, what="the result"):
@@ -222,8 +242,13 @@ def diagnose(check, outcomes):
 
 
 def judge(check, learner, cases=CASES):
-    """The Outcome of each seed from 0."""
-    return [attempt(check, learner, seed) for seed in range(cases)]
+    """The Outcome of each seed from 0, up to one that met a limit."""
+    outcomes = []
+    for seed in range(cases):
+        outcomes.append(attempt(check, learner, seed))
+        if guard.limit_met(outcomes[-1].error):
+            break
+    return outcomes
 
 
 def size(outcome):
@@ -276,7 +301,7 @@ def cost(check, learner, cases=CASES):
                 tracemalloc.start()
             began = time.perf_counter()
             try:
-                with contextlib.redirect_stdout(io.StringIO()):
+                with contextlib.redirect_stdout(Printed()):
                     for args in given:
                         function(*args)
             except (Exception, SystemExit):
