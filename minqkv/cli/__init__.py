@@ -1,7 +1,7 @@
 """The command line: parse, call, render. Nothing here computes, and `--help` imports no NumPy.
 
 Results go to stdout, progress and errors to stderr. An error is one line that says what happened
-and why; where something mends it, a second line says what. Exit codes: errors.Exit.
+and why; if something fixes it, a second line says what. Exit codes: errors.Exit.
 """
 
 import os

@@ -73,7 +73,7 @@ class Backend:
 
     def converted(self, a: Array, dtype) -> Array:
         """An array in another dtype. From float16 to float32 this is several times faster than
-        NumPy's own conversion: the bits of a number are moved to their places in float32, and a
+        NumPy's own conversion. The bits of a number are moved to their places in float32, and a
         factor of 2^112 corrects the exponent, whose bias is 15 in float16 and 127 in float32.
         """
         if a.dtype != "float16" or dtype != "float32":
@@ -323,7 +323,7 @@ def upload_ids(ids, limit: int, what: str, ignore: int | None = None) -> Array:
 def tame_allocator() -> bool:
     """Keep freed memory in the process instead of giving it back to the kernel (glibc only).
 
-    Large temporaries are otherwise mapped and page-faulted anew at every use, which can double the
+    Otherwise large temporaries are mapped and page-faulted again at every use, which can double the
     time of a step. `set_threads` calls this. Returns whether it took effect.
     """
     if platform.libc_ver()[0] != "glibc":

@@ -1,8 +1,8 @@
 """`MINQKV_DEBUG=1`: every operation watched. Slow, and worth it when a gradient is wrong.
 
-The first NaN names the operation that made it; each gradient's shape and dtype is checked; an error
-in backward shows where its forward ran; arrays a vjp has captured are read-only until it has run or
-is dropped (NumPy only).
+The first NaN names the operation that made it. Each gradient's shape and dtype is checked. An error
+in backward shows where its forward ran. Arrays that a vjp has captured are read-only until it has
+run or is dropped (NumPy only).
 """
 
 import traceback

@@ -58,7 +58,7 @@ def make_folder(path):
 
 
 def cannot_write(path, error):
-    """An OSError met while writing, as an error with a cure."""
+    """An OSError met while writing, as an error that says what to do."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     cure = "choose another place: with --out, or from another folder"
     cure = f"free some space, or {cure}" if full else cure

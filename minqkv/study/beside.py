@@ -62,7 +62,7 @@ Found = Iterator[tuple[str, Row]]  # rows, each with the title of its group
 
 
 def cells(spec: dict, published: dict, results: Results) -> Found:
-    """Each size that the authors ran and we ran too, by itself."""
+    """Each size that the authors ran and we ran too, one at a time."""
     ours = {}
     for config, one in results.items():
         if theirs := published_accuracies(config):

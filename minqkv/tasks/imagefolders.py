@@ -159,7 +159,7 @@ def _plain(file):
     start = file.read(HEADER_BYTES)
     header = HEADER.match(start)
     if not header:
-        raise ValueError("it is no binary PGM or PPM file (P5 or P6)")
+        raise ValueError("it is not a binary PGM or PPM file (P5 or P6)")
     width, height, largest = (int(number) for number in header.groups()[1:])
     channels = 1 if header[1] == b"P5" else 3
     if largest != 255:
@@ -192,5 +192,5 @@ def _by_pillow(file, name):
             f"it is far too large; at most {MOST_SIDE} pixels a side are read"
         ) from error
     except (UnidentifiedImageError, SyntaxError) as error:  # the latter for a broken PNG
-        raise ValueError("it is no PNG or JPEG file, or a damaged one") from error
+        raise ValueError("it is not a PNG or JPEG file, or it is damaged") from error
     return pixels.reshape(height, width, -1)

@@ -92,7 +92,7 @@ class NearMiss:
 
 @dataclass
 class Outcome:
-    """What came of one case; `fault` says in words what is wrong with it, None when nothing is."""
+    """The outcome of one case; `fault` says in words what is wrong with it, None if nothing is."""
 
     seed: int
     args: tuple
