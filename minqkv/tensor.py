@@ -210,7 +210,7 @@ def no_grad() -> Iterator[None]:
 
 
 def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """function(x), of which only x is kept: backward computes the rest again, and then uses it.
+    """function(x), keeping only x: backward computes the rest again, and then uses it.
 
     This costs another forward pass and saves the memory of all arrays inside. The gradients, also
     those of parameters inside, have the same bits if `function` gives the same result both times;

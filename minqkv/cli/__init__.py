@@ -42,8 +42,8 @@ class Commands(click.Group):
 def cli(ctx):
     """Attention with shared projections: train it, compare it, measure its cache.
 
-    `minqkv` alone says where you are in the course; `minqkv learn` continues it.
-    `minqkv study` compares variants at equal cache bytes: about a minute on two recent cores.
+    `minqkv` alone shows where you are in the course; `minqkv learn` continues it. `minqkv study`
+    compares variants at equal cache bytes: about a minute on two recent cores.
     """
     if ctx.invoked_subcommand is None:
         lesson.start_page()

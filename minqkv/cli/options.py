@@ -97,7 +97,7 @@ def settings(listed=False):
         for name, (kind, about) in reversed(SETTINGS.items()):
             flag = "--" + name.replace("_", "-")
             if listed and name == "lr":
-                about += " Of several, one is chosen for each arm."
+                about += " If several are given, one is chosen for each arm."
             of_type = {"is_flag": True, "default": None} if kind is bool else {"type": kind}
             if listed:
                 of_type = {"type": Listed(kind)}

@@ -55,8 +55,8 @@ class Backend:
         return np.asarray(array, dtype)
 
     def empty(self, shape: tuple, dtype) -> Array:
-        """An array for what is read again and again: it begins at a cache line, so its rows lie in
-        as few as they can.
+        """An array that will be read many times: it begins at a cache line, so that its rows span
+        as few cache lines as possible.
         """
         size = math.prod(shape) * np.dtype(dtype).itemsize
         whole = np.empty(size + 64, np.uint8)
@@ -112,8 +112,8 @@ class Backend:
         return mask.shape[1] - int(mask.any(axis=0)[::-1].argmax())
 
     def bounded(self, a: Array, b: Array) -> bool:
-        """Whether exp of the inner products of rows of a and b keeps to half the range of
-        exponents: by their lengths.
+        """Whether, judging by their lengths, exp of the inner products of rows of a and b stays
+        within half the range of exponents.
         """
         limit = math.log(np.finfo(a.dtype).max) / 2
         return bool(self.row_dot(a, a).max() * self.row_dot(b, b).max() <= limit**2)
@@ -277,7 +277,7 @@ def set_backend(name: str) -> None:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[Backend]:
-    """`with use_backend("cupy"): ...`; the one before comes back at the end."""
+    """`with use_backend("cupy"): ...`; the previous one is restored at the end."""
     before = current
     set_backend(name)
     try:

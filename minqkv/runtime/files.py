@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside, flushed to disk, then renamed over the old one."""
+"""Files that are whole or absent: written under another name, flushed to disk, then renamed."""
 
 import errno
 import io
@@ -50,7 +50,7 @@ def _special(path, mode):
 
 
 def make_folder(path):
-    """The folder, made if need be. Raises EnvironmentFault where that fails."""
+    """The folder, made if it does not exist. Raises EnvironmentFault if that fails."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:

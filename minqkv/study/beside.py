@@ -1,4 +1,4 @@
-"""How our number beside a published one is found: from runs, or from a formula.
+"""How our counterpart of a published number is found: from runs, or from a formula.
 
 OURS names the ways, for published/paper.toml. Each takes what is registered of a group, what is
 published of it (row -> source -> figure as printed) and our results, and gives rows, each with the

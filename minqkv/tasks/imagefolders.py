@@ -70,7 +70,7 @@ def _by_class(top):
 
 
 def _entries(folder):
-    """What is in a folder, sorted, without hidden things; nothing if it is none."""
+    """The contents of a folder, sorted, without hidden files; empty if it is not a folder."""
     try:
         with os.scandir(folder) as found:
             return sorted((e for e in found if e.name[0] != "."), key=lambda e: e.name)
@@ -113,7 +113,7 @@ def _annotated(folder, listing, classes):
 
 
 def _is_name(text):
-    """Whether a text names an image, and no path to somewhere else."""
+    """Whether a text is the name of an image, not a path to somewhere else."""
     return text == os.path.basename(text) and text.lower().endswith((*PLAIN, *PILLOW))
 
 

@@ -264,7 +264,7 @@ def _value_events(name, value):
 
 def cost(check, learner, cases=CASES):
     """Who -> (seconds, the best of three; peak bytes), of the learner's code and of the package's
-    on the same cases; None where that takes too long, or where the learner's code works no longer.
+    on the same cases; None if that takes too long, or if the learner's code no longer works.
     """
     rows = {}
     both = {"yours": lambda *args: check.use(learner, *args), "the package": check.reference}
