@@ -349,9 +349,9 @@ predict(
 say(f"And after zero_grad: {a.grad}. There is none, until the next backward.")
 
 # %% [markdown]
-# Why believe all this? Because nudging is slow, but needs no graph: where the two agree, the
-# backward is right. For `a * a * a` a nudge is no longer exact, because the slope changes along the
-# way. We nudge in both directions and make the step smaller and smaller.
+# Why believe all this? Nudging is slow, but it needs no graph: where the two agree, the backward is
+# right. For `a * a * a` a nudge is no longer exact, because the slope changes along the way. We
+# nudge in both directions and make the step smaller and smaller.
 
 # %% Believing it
 x = mq.Tensor(here["a"], dtype="float64", requires_grad=True)

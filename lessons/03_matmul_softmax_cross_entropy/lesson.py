@@ -256,8 +256,8 @@ say(
 # %% [markdown]
 # Why do random vectors find the mistake? A mistake is a difference between two matrices, with `u`
 # on one side of it and `v` on the other. If the difference is not zero, only special vectors give
-# zero. For a softmax, a vector of ones is one of these in every test; random vectors almost never
-# are.
+# zero. For many mistakes in a softmax, a vector of ones is one of these; random vectors almost
+# never are.
 #
 # This is a **gradient check**, and `mq.gradcheck` is the package's. It wants float64: in float32
 # the difference of two nudged results would be mostly rounding error. We give it the real softmax,
