@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from minqkv.study import stats
-from minqkv.study.published import language_models as published
-from minqkv.study.published import vision
+from minqkv.study.published import printed
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = sorted((ROOT / "bench/results").rglob("*.json"))
@@ -171,10 +170,10 @@ def language_models():
 
 def test_the_published_language_models():
     page = LANGUAGE.read_text("utf-8")
-    for name, found in published().items():
-        padded = found["padded"]
+    for name, found in printed()["lm-300m"]["perplexity"].items():
+        padded = float(found["paper"])
         more = f"+{100 * (padded / 5.11 - 1):.1f} %".replace("+0.", "+.") if padded > 5.11 else "–"
-        assert f"| `{name}` | {padded:.2f} | {more} | {found.get('masked', '–')} |" in page
+        assert f"| `{name}` | {padded:.2f} | {more} | {found.get('later', '–')} |" in page
 
 
 def test_the_language_models():
@@ -254,7 +253,7 @@ def test_images(study):
 def test_what_is_said_of_sets_and_patches():
     """The paper's gain from the "+" is above both intervals; on patches all are within .02."""
     found = {row["variant"]: row["to_baseline"] for _, row in rows("sets")}
-    paper = {variant: by["paper"][4] for variant, by in vision().items()}
+    paper = {v: float(by["paper"]) for v, by in printed()["vision"]["anomaly"].items()}
     for variant in ("q=k-v+", "q=k=v+"):
         gain = paper[variant] - paper["qkv"]
         assert f"`{variant}`" in IMAGES
