@@ -9,6 +9,7 @@ import math
 import statistics
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import numpy as np
@@ -18,6 +19,8 @@ from pages import Page
 
 from bench import ours
 from minqkv.cli import study as study_command
+from minqkv.render import paper as view
+from minqkv.render.document import Section, Table
 from minqkv.runs import configure
 from minqkv.runtime.errors import UsageError
 from minqkv.study import beside, measured, paper, stats
@@ -881,3 +884,31 @@ def test_the_command_of_a_study_is_its_own(cli, monkeypatch):
 def test_usage_errors_are_ours():
     with pytest.raises(UsageError):
         paper.tables({}, ("nix",))
+
+
+@pytest.mark.parametrize(
+    ("size", "figure"),
+    [
+        ({"name": "images", "data": "data/CIFAR-10"}, ".663"),
+        ({"name": "sets", "data": "mnist"}, ".942"),
+        ({"name": "text"}, "5.11"),
+        ({"name": "images", "data": "holidays"}, None),
+        ({"name": "images", "data": ""}, None),
+        ({"name": "segment"}, None),
+        ({"task": "sort"}, None),
+    ],
+)
+def test_what_the_paper_has_of_the_same_data(size, figure):
+    _, found = paper.of_same_data(SimpleNamespace(size=size))
+    assert found.get("qkv", {}).get("paper") == figure
+
+
+def test_every_column_has_a_heading(tables):
+    """On a page it is a button that sorts."""
+    blocks = view.sections(list(tables.values()))
+    while blocks:
+        block = blocks.pop()
+        if isinstance(block, Section):
+            blocks += block.blocks
+        elif isinstance(block, Table):
+            assert all(heading for heading, _ in block.columns), block.title

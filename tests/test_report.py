@@ -37,7 +37,7 @@ from minqkv.render.document import (
 )
 from minqkv.render.figures import bars
 from minqkv.render.forest import NARROW, WIDE, Difference, forest
-from minqkv.render.report import read_run, run_sections, study_sections
+from minqkv.render.report import differences, read_run, run_sections, study_sections
 from minqkv.runs import configure, train_run
 from minqkv.runtime import files
 from minqkv.runtime.errors import EnvironmentFault, MinqkvError
@@ -442,6 +442,10 @@ def test_the_page_of_a_run(run):
     assert [("open" in a) for a in made.all("details")] == [True, False, False]
     assert len(made.all("svg")) == 2 + 3 * 4
     assert "minqkv study --tasks reverse --variants qkv,q-k=v --seeds 5" in words
+    assert "ends at its largest weight" in words
+    tops = re.findall(r"0 to ([\d.]+) \(masked", made.text("html"))
+    assert len(set(tops)) > 1, "weights that have hardly been trained are far below 1"
+    assert all(1 / 6 <= float(top) < 1 for top in tops)
 
 
 def test_a_run_without_a_checkpoint(run, tmp_path):
@@ -765,3 +769,12 @@ def test_one_of_two_drawings_is_shown(browser, pages):
                 "all => all.filter((e) => e.checkVisibility()).map((e) => e.classList[0])"
             )
             assert set(kinds) == set(shown)
+
+
+def test_five_intervals_promise_no_false_one():
+    stored = read_study(Path(__file__).parents[1] / "bench/results/cifar10")
+    text = " ".join(to_markdown("t", study_sections(stored, "")).split())
+    assert "There are 5 intervals" in text
+    assert "by chance about one in 20 such intervals would still not contain zero" in text
+    assert "steps, against qkv" in "".join(forests[0] for forests in differences(stored.cells))
+    assert "4 × 4, d 64, L 2" in "".join(forests[0] for forests in differences(stored.cells))

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from minqkv.study import stats
-from minqkv.study.published import language_models as published
+from minqkv.study.published import printed
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = sorted((ROOT / "bench/results").rglob("*.json"))
 PAGES = [ROOT / "README.md", *(ROOT / f"docs/{n}.md" for n in ("results", "recall"))]
+IMAGES = (ROOT / "docs/images.md").read_text("utf-8")
 LANGUAGE = ROOT / "docs/language-models.md"
 LINES = [line for page in PAGES if page.exists() for line in page.read_text("utf-8").splitlines()]
 TEXT = " ".join(" ".join(p.read_text("utf-8").split()) for p in PAGES if p.exists())
@@ -169,10 +170,10 @@ def language_models():
 
 def test_the_published_language_models():
     page = LANGUAGE.read_text("utf-8")
-    for name, found in published().items():
-        padded = found["padded"]
+    for name, found in printed()["lm-300m"]["perplexity"].items():
+        padded = float(found["paper"])
         more = f"+{100 * (padded / 5.11 - 1):.1f} %".replace("+0.", "+.") if padded > 5.11 else "–"
-        assert f"| `{name}` | {padded:.2f} | {more} | {found.get('masked', '–')} |" in page
+        assert f"| `{name}` | {padded:.2f} | {more} | {found.get('later', '–')} |" in page
 
 
 def test_the_language_models():
@@ -236,17 +237,31 @@ def test_the_one_rate_of_the_language_models():
         assert f"{mean:.3f}" in page
 
 
-def test_images():
-    """Each variant, each seed, and its difference from qkv."""
-    page = (ROOT / "docs/images.md").read_text("utf-8")
-    for _, row in rows("cifar10"):
+@pytest.mark.parametrize("study", ["cifar10", "sets", "dense"])
+def test_images(study):
+    """Each variant, each seed, and its difference from qkv, none of which is clear of zero."""
+    for _, row in rows(study):
         each = " ".join(number(value) for value in row["by_seed"].values())
         change = minus_or_plus(row["to_baseline"]) if row["to_baseline"] else "–"
         start = f"| `{row['variant']}` | {with_half(row['score'])} | {each} | {change} |"
-        assert f"{start} {row['params']:,} | {row['cache_measured']:,} |" in page
-        assert (
-            not row["to_baseline"] or abs(row["to_baseline"]["mean"]) < row["to_baseline"]["half"]
+        assert f"{start} {row['params']:,} | {row['cache_measured']:,} |" in IMAGES
+        assert not row["to_baseline"] or row["to_baseline"]["half"] > abs(
+            row["to_baseline"]["mean"]
         )
+
+
+def test_what_is_said_of_sets_and_patches():
+    """The paper's gain from the "+" is above both intervals; on patches all are within .02."""
+    found = {row["variant"]: row["to_baseline"] for _, row in rows("sets")}
+    paper = {v: float(by["paper"]) for v, by in printed()["vision"]["anomaly"].items()}
+    for variant in ("q=k-v+", "q=k=v+"):
+        gain = paper[variant] - paper["qkv"]
+        assert f"`{variant}`" in IMAGES
+        assert f"{number(gain)}" in IMAGES
+        assert found[variant]["mean"] + found[variant]["half"] < gain
+    for _, row in rows("dense"):
+        change = row["to_baseline"] or {"mean": 0, "half": 0}
+        assert abs(change["mean"]) + change["half"] < 0.02
 
 
 def test_cache_measured_is_the_formula():

@@ -12,14 +12,14 @@ import pytest
 from records import record_of
 from rich.console import Console
 
-from minqkv.render.study import cell_tables, claims_table, curves, figure, language_table, study
+from minqkv.render.study import cell_tables, claims_table, curves, figure
 from minqkv.runs import configure
 from minqkv.runtime.errors import EnvironmentFault, UsageError
 from minqkv.study.claims import CONTRASTS, Contrast, as_data, findings
 from minqkv.study.execute import run_one
 from minqkv.study.grid import arm, blocks, grid
 from minqkv.study.plan import plan
-from minqkv.study.published import language_models
+from minqkv.study.published import printed as published
 from minqkv.study.rates import candidates, choose, choose_one
 from minqkv.study.stats import Estimate
 from minqkv.study.summary import as_results, summarise, unresolved
@@ -189,7 +189,14 @@ SMALL = ("study", "--tasks", "text", "--text", "shakespeare", "--tokenizer", "by
 def test_the_study_on_the_command_line(shakespeare, cli):
     code, text, _ = cli(*SMALL, "--jobs", 1)
     assert code == 0
-    for part in ("perplexity", "against qkv,", "bits per", "tokens/s", "one seed", "21.28"):
+    for part in (
+        "perplexity",
+        "against qkv,",
+        "bits per",
+        "tokens/s",
+        "Table 4",
+        "published change",
+    ):
         assert part in text
     assert "steps to" not in text
     found = json.loads((shakespeare / "here/results.json").read_text("utf-8"))
@@ -256,13 +263,12 @@ def test_accuracies_are_still_differences():
 
 
 @pytest.mark.parametrize("language", [True, False])
-def test_the_papers_models_stand_beside_language_models_alone(language, shakespeare, monkeypatch):
+def test_the_speed_of_training_is_shown_of_language_models_alone(
+    language, shakespeare, monkeypatch
+):
     """Whatever the name of the metric."""
     monkeypatch.setattr(Text, "language", language)
-    monkeypatch.setattr(Text, "published", "language" if language else None)
     cell = table(runs_of("qkv", BASE))
-    text = printed(study, [cell], [""], 4)
-    assert ("the paper's models with 300M parameters" in text) == language
     assert (cell.rows[0].tokens_per_second is not None) == language
 
 
@@ -295,18 +301,29 @@ def test_tokens_per_second_are_of_the_median_run(shakespeare):
 
 
 def test_the_published_figures_are_the_papers():
-    found = language_models()
-    changes = {name: f"{100 * (v['padded'] / 5.11 - 1):.1f}" for name, v in found.items()}
+    found = published()["lm-300m"]["perplexity"]
+    changes = {name: f"{100 * (float(v['paper']) / 5.11 - 1):.1f}" for name, v in found.items()}
     assert changes == {
         "qkv": "0.0", "q-k=v": "3.1", "q=k-v": "4.9", "q=k=v": "25.4", "gqa-4": "0.8",
         "mqa": "1.6", "q-gqa-4": "4.1", "q-mqa": "4.9",
     }  # fmt: skip
-    assert [name for name, v in found.items() if "masked" in v] == ["qkv", "q-k=v"]
-    text = printed(language_table)
-    line = next(line for line in text.splitlines() if line.startswith("q-k=v"))
-    assert line.split() == ["q-k=v", "5.27", "+3.1", "%", "21.28", "+2.2", "%"]
-    for part in ("+25.4 %", "+.8 %", "one seed", "padding counted", "subword"):
-        assert part in text
+    assert [name for name, v in found.items() if "later" in v] == ["qkv", "q-k=v"]
+
+
+def test_a_column_of_published_changes(shakespeare):
+    """Of plain variants: not of the baseline, nor of an arm whose heads are of another width."""
+    runs = [runs_of(name, BASE) for name in ("qkv", "q-k=v", "mqa", "gqa-2")]
+    text = printed(cell_tables, table(*runs, runs_of("q-k=v", BASE, 16)), "")
+    assert "published change" in text
+    assert "paper / later" in text
+    shown = {line.split("  ")[0]: line for line in reversed(text.splitlines())}
+    assert "+3.1 % / +2.2 %" in shown["q-k=v"]
+    assert "+1.6 % / –" in shown["mqa"]
+    for name in ("qkv", "gqa-2", "q-k=v (d_h 16)"):
+        assert " / " not in shown[name]
+    assert "padding scored as if it were text" in text
+    cell = table([record_of(configure("sort", "qkv"), 0.5)])
+    assert "Published" not in printed(cell_tables, cell, "")
 
 
 # ---- contrasts

@@ -323,16 +323,16 @@ def _notes(panels, axes, left_out):
 # ---- heat maps
 
 
-def heat_map(title, maps, row_labels, column_labels, columns=2, caption=""):
+def heat_map(title, maps, row_labels, column_labels, columns=2, caption="", least_scale=1):
     """Heat maps side by side, as SVG text. `maps` holds (title, rows of values); a cell is empty
     where its value is None or not finite.
 
-    The scale is 0 to 1, or to the largest value. With a negative value among them it is symmetric:
-    blue above zero, orange with a minus below. Every cell shows its value on hover.
+    The scale is 0 to `least_scale`, or to the largest value. With a negative value among them it is
+    symmetric: blue above zero, orange with a minus below. Every cell shows its value on hover.
     """
     values = [v for _, rows in maps for row in rows for v in row if placeable(v)]
     least, most = min(values, default=0), max(values, default=0)
-    limit = max(-least, most, 1e-9) if least < 0 else max(1, most)
+    limit = max(-least, most, 1e-9) if least < 0 else max(least_scale, most, 1e-9)
     cell = min(CELL, (svg.BLOCK - 90) / len(column_labels))
     names = [[svg.cut(str(t), 80) for t in texts] for texts in (row_labels, column_labels)]
     left, above = (6 + max(map(svg.text_width, labels)) for labels in names)

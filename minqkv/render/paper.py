@@ -2,7 +2,7 @@
 
 from ..study.paper import DIFFERENT, STATES, summary
 from .document import Code, Items, Section, Table, Text
-from .study import number, with_interval, with_sign
+from .study import change, number, with_interval, with_sign
 
 LEGEND = (
     "**The same**: the 95 % interval of the difference lies within ± .02 of accuracy or ± 1 % of "
@@ -81,7 +81,7 @@ def _group(group, alone):
     relative = any(row.relative for row in rows)
     parts = [] if alone and shared else [group.title]
     title = ": ".join([*parts, *([first.state] if shared else [])])
-    columns, lines = [("", "left")], [[row.name] for row in rows]
+    columns, lines = [("row", "left")], [[row.name] for row in rows]
 
     def add(header, values, side="right"):
         if any(value != _NONE for value in values):
@@ -90,10 +90,10 @@ def _group(group, alone):
                 line.append(value)
 
     if not shared:
-        add("", [(row.state, _COLOURS.get(row.state, "")) for row in rows], "left")
+        add("state", [(row.state, _COLOURS.get(row.state, "")) for row in rows], "left")
     for source in dict.fromkeys(source for row in rows for source in row.published):
         add(source, [_figure(row.published.get(source)) for row in rows])
-        add("change", [_change(row.change.get(source), relative) for row in rows])
+        add("change", [change(row.change.get(source), relative) for row in rows])
     compared = any(row.difference for row in rows)
     add("ours", [_ours(row, brief=compared) for row in rows])
     add("n", [str(row.ours.n) if row.ours and row.ours.n else _NONE for row in rows])
@@ -105,7 +105,7 @@ def _group(group, alone):
 
 def _matrix(names, groups, alone):
     """What is published of groups of which we have nothing: a column for each group and source."""
-    columns, lines, several = [("", "left")], [[name] for name in names], len(groups) > 1
+    columns, lines, several = [("row", "left")], [[name] for name in names], len(groups) > 1
     for group in groups:
         for source in dict.fromkeys(source for row in group.rows for source in row.published):
             columns.append((f"{group.title}\n{source}" if several else source, "right"))
@@ -149,11 +149,3 @@ def _figure(text):
     if text is None:
         return _NONE
     return f"{int(text):,}" if text.isdecimal() and len(text) > 4 else text
-
-
-def _change(value, relative):
-    if value is None:
-        return _NONE
-    sign = "+" if value > 0 else "−" if value < 0 else ""
-    size = f"{number(abs(100 * value), 1)} %" if relative else number(abs(value))
-    return f"{sign}{size}"

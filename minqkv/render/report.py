@@ -148,7 +148,7 @@ def differences(cells):
     for cell in cells:
         rows = [_difference(row, cell.relative) for row in cell.rows if row.to_baseline]
         if rows:
-            heading = f"{view.name_of(cell)}, against {cell.baseline}"
+            heading = f"{_spoken(view.name_of(cell))}, against {cell.baseline}"
             groups.setdefault((cell.metric, cell.relative), []).append((heading, rows))
     for (metric, relative), found in groups.items():
         label = f"{metric}: the arm {'against' if relative else 'minus'} the baseline"
@@ -181,7 +181,6 @@ def _tables(stored):
     sheet = Sheet()
     if any("+temperature" in row.arm for cell in cells for row in cell.rows):
         view.ablation_table(sheet, cells)
-    view.published_tables(sheet, cells)
     view.memory_table(sheet, cells)
     view.formulas(sheet, cells, stored.itemsize)
     return [*blocks, *sheet.blocks]
@@ -202,7 +201,7 @@ def _cannot_tell(cells):
     if len(known) > 1:
         said.append(
             f"There are {len(known)} intervals of differences. If no arm differed from another, by "
-            f"chance about {max(1, round(len(known) / 20))} of them would still not contain zero."
+            "chance about one in 20 such intervals would still not contain zero."
         )
     said.append(
         "The seeds vary the initial weights and the examples. Other sizes, tasks, training lengths "
@@ -340,6 +339,7 @@ def attention(model, config):
 def _about(maps, n):
     """How to read the maps, and what of them is not shown."""
     text = "A row is a query, a column a key. The weights of a whole row add up to 1."
+    text += " The scale of each map ends at its largest weight."
     text += f" The first {LONGEST} of {n} tokens are shown." if n > LONGEST else ""
     return text + (f" {MAPS} of {len(maps)} heads are shown." if len(maps) > MAPS else "")
 
@@ -362,7 +362,7 @@ def _layer(name):
 
 def _map(name, weights, labels):
     rows = [[None if np.isnan(w) else float(w) for w in row] for row in weights]
-    return heat_map(name, [("", rows)], labels[: len(rows)], labels, 1)
+    return heat_map(name, [("", rows)], labels[: len(rows)], labels, 1, least_scale=0)
 
 
 def _labels(task, row, n):

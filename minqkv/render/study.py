@@ -3,7 +3,8 @@
 import math
 
 from ..study import stats
-from ..study.published import language_models, vision
+from ..study.beside import changes
+from ..study.paper import of_same_data
 from ..variants import VariantSpec
 from .console import say, table
 from .figures import Panel, Series, learning_curves
@@ -17,7 +18,6 @@ ARMS = {  # of the "+": heading -> the name of an arm, by variant
     "full +,\nfrom s₀ = −1": "{}+ (s₀ = -1)",
     "no +,\ndiagonal masked": "{} (diagonal masked)",
 }
-VISION = ("MNIST", "Fashion-\nMNIST", "CIFAR-10", "CIFAR-100", "set\nanomaly", "TinyImage-\nNet")
 
 
 def number(value, digits=3):
@@ -43,6 +43,15 @@ def with_sign(difference, relative):
         return with_interval(difference, sign=True)
     percent = stats.Estimate(100 * difference.mean, 100 * difference.half, difference.n)
     return f"{with_interval(percent, sign=True, digits=2)} %"
+
+
+def change(value, relative):
+    """ "+.003", or "+3.1 %" of a relative one; "–" where there is none."""
+    if value is None:
+        return "–"
+    sign = "+" if value > 0 else "−" if value < 0 else ""
+    size = f"{number(abs(100 * value), 1)} %" if relative else number(abs(value))
+    return f"{sign}{size}"
 
 
 def cell_tables(console, cell, note):
@@ -74,6 +83,10 @@ def cell_tables(console, cell, note):
     of = "against" if cell.relative else "minus"
     add(f"{of} {cell.baseline},\npaired, 95 % interval", [_against(row, cell) for row in rows])
     add("published\nmean ± sd", [_published(row) for row in rows])
+    where, figures = of_same_data(cell)
+    sources = tuple(dict.fromkeys(source for of in figures.values() for source in of))
+    what = "published change" if cell.relative else "published"
+    add(f"{what},\n{' / '.join(sources)}", [_of_paper(row, cell, figures, sources) for row in rows])
     rates = [f"{row.lr:g}{' !' if row.at_the_edge else ''}" for row in rows]
     chosen = any(row.lr_was_chosen for row in rows)
     add("learning\nrate", rates if chosen or len(set(rates)) > 1 else [])
@@ -86,6 +99,9 @@ def cell_tables(console, cell, note):
     add("tokens/s,\ntraining", ["–" if speed is None else f"{speed:,.0f}" for speed in speeds])
     table(console, cell.title, columns, filled)
     say(console, note)
+    if figures:
+        what = "One number each, without an interval, of other models with more data. Compare only "
+        say(console, f"Published: {where}. {what}which variants are better or worse.")
     if any(speeds):
         say(console, "tokens/s: the median run on the machine of this study, scoring included.")
     if any(row.at_the_edge for row in rows):
@@ -121,6 +137,17 @@ def _published(row):
     return f"{number(row.published.mean)} ± {number(row.published_spread)}"
 
 
+def _of_paper(row, cell, published, sources):
+    """What the paper has of an arm that is a plain variant: a figure by each source, or, with
+    `relative`, its change from qkv.
+    """
+    figures = published.get(row.variant, {}) if row.arm == row.variant else {}
+    if cell.relative:
+        found = changes(row.variant, published, relative=True) if figures else {}
+        figures = {source: change(value, relative=True) for source, value in found.items()}
+    return " / ".join(figures.get(source, "–") for source in sources) if figures else "–"
+
+
 def _difference_style(estimate, better):
     if not estimate.clear_of_zero:
         return ""
@@ -150,53 +177,6 @@ def memory_table(console, cells):
     if rows:
         title = "What a step of training holds, in kB (1,000 bytes), measured"
         table(console, title, columns, list(rows.values()))
-
-
-def published_tables(console, cells):
-    """The tables of the paper that belong beside these."""
-    kinds = {cell.published for cell in cells}
-    if "language" in kinds:
-        language_table(console)
-    if "vision" in kinds:
-        vision_table(console)
-
-
-def language_table(console):
-    """The paper's language models with 300M parameters, and how not to compare them."""
-    found = language_models()
-    rows = []
-    for name, perplexity in found.items():
-        line = [name]
-        for how, base in found["qkv"].items():
-            known = how in perplexity and name != "qkv"
-            change = f"+{number(100 * (perplexity[how] / base - 1), 1)} %" if known else "–"
-            line += [number(perplexity.get(how), 2), change]
-        rows.append(line)
-    columns = [("variant", "left"), ("perplexity,\npadding counted", "right"), ("change", "right")]
-    columns += [("perplexity,\npadding masked", "right"), ("change", "right")]
-    table(console, "Published: the paper's models with 300M parameters, one seed", columns, rows)
-    what = "Perplexity per subword token. The first pair of columns is the paper's, which scores "
-    what += "padding as if it were text; the second is from the authors' later models on another "
-    what += "text. Changes with another text, tokenizer or size cannot be compared with these."
-    say(console, what)
-    console.print()
-
-
-def vision_table(console):
-    """The paper's results on images and sets, each beside the authors' later run."""
-    found = vision()
-    rows = []
-    for name, scores in found.items():
-        pairs = (f"{number(a)} / {number(b)}" for a, b in zip(*scores.values(), strict=True))
-        rows.append([name, *pairs])
-    columns = [("variant", "left"), *((name, "right") for name in VISION)]
-    table(
-        console, "Published: the paper's accuracy / that of the authors' later run", columns, rows
-    )
-    what = "One number each, without intervals, at other sizes of models and with more training "
-    what += "images. Compare the differences between variants, not the accuracies."
-    say(console, what)
-    console.print()
 
 
 def formulas(console, cells, itemsize):
@@ -428,7 +408,6 @@ def study(console, cells, notes, itemsize, found=(), ablate=False):
         cell_tables(console, cell, note)
     if found:
         claims_table(console, found)
-    published_tables(console, cells)
     memory_table(console, cells)
     for group in _groups(cells):
         picture(console, *group)

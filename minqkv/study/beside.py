@@ -122,7 +122,7 @@ def runs(spec: dict, published: dict, results: Results) -> Found:
             arms[config.variant] = one
     relative = any(one.config.task.relative for one in arms.values())
     for variant, figures in (published or {name: {} for name in arms}).items():
-        change = _change(variant, published, relative)
+        change = changes(variant, published, relative)
         row, one = Row(variant, figures, change=change, relative=relative), arms.get(variant)
         if one:
             settings, numbers = _settings(one.config), list(figures.values())[:1]
@@ -139,11 +139,15 @@ def runs(spec: dict, published: dict, results: Results) -> Found:
 
 def _settings(config):
     """What a run is chosen and described by."""
-    found = asdict(config.task) | asdict(config.recipe)
-    return found | {"of": Path(str(found.get("data"))).name.lower().replace("-", "")}
+    return with_source(asdict(config.task) | asdict(config.recipe))
 
 
-def _change(variant, published, relative):
+def with_source(settings: dict) -> dict:
+    """Settings of a run, and which of the known sets of images it is `of`."""
+    return settings | {"of": Path(str(settings.get("data"))).name.lower().replace("-", "")}
+
+
+def changes(variant: str, published: dict, relative: bool) -> dict[str, float]:
     """What is published of a variant's change from qkv, by source."""
     found, base = published.get(variant, {}), published.get("qkv", {})
     pairs = {s: (float(v), float(base[s])) for s, v in found.items() if s in base}

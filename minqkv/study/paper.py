@@ -19,11 +19,11 @@ from statistics import fmean
 
 from ..runtime.errors import unknown
 from . import stats
-from .beside import OURS, Row
+from .beside import OURS, Row, with_source
 from .claims import MARGIN, RELATIVE_MARGIN
 from .measured import Results
 from .published import printed, synthetic_2026
-from .summary import without_nan
+from .summary import Cell, without_nan
 
 STATES = DIFFERENT, SAME, UNTOLD, SMALLER, NOT_RUN = (
     "different", "the same", "cannot be told", "smaller scale", "not run",
@@ -89,6 +89,19 @@ def summary(found: list[Table]) -> dict[str, int]:
 def as_data(found: list[Table]) -> dict:
     """For JSON: how many rows are in each state, and the tables."""
     return {"states": summary(found), "tables": without_nan([asdict(table) for table in found])}
+
+
+def of_same_data(cell: Cell) -> tuple[str, dict[str, dict[str, str]]]:
+    """What the paper has of the task and the data of a study's table, at whatever size: where, and
+    variant -> source -> figure as printed.
+    """
+    settings = with_source(cell.size)
+    for name, about in registered().items():
+        for group, own in about.get("groups", {}).items():
+            spec = about | own
+            if spec.get("ours") == "runs" and spec["settings"].items() <= settings.items():
+                return about["where"], printed().get(name, {}).get(group, {})
+    return "", {}
 
 
 def _table(name, about, commands, results):

@@ -65,7 +65,6 @@ class Cell:
     solved_from: float | None
     chance: float
     relative: bool  # differences from the baseline are ratios minus 1
-    published: str | None  # which of the paper's tables belongs beside this one: "vision" ...
     size: dict
     equal: dict | None  # {"bytes": of a token in a layer} or {"params": numbers in the model}
     baseline: str | None  # the arm that the others are compared with
@@ -116,7 +115,6 @@ def _cell(size, equal, arms, choices, varied):
         if equal and any(record["lifted"] for _, record in runs):
             rows.append(_lifted_row(rows[-1], runs))
     about = (task.metric, task.better, task.solved, task.chance, task.relative)
-    about += (task.published,)
     title = _title(config, equal, varied)
     return Cell(task.name, title, *about, size, equal, baseline, tuple(rows))
 

@@ -74,9 +74,8 @@ class Task(ABC):
     lies within `limits`. With `sparse`, logits are computed only where a target counts. With
     `answers`, predictions are right or wrong, and an example with a wrong one is a mistake. With
     `relative`, a study compares ratios of scores, not differences. A study takes one value of each
-    field in `one_each`, from which `prepared` makes others. `published` is the table of the paper
-    that a study shows beside its own: "language", "vision", or none. With `language`, examples are
-    texts, and a study shows the speed of training. `unit` is what examples are called.
+    field in `one_each`, from which `prepared` makes others. With `language`, examples are texts,
+    and a study shows the speed of training. `unit` is what examples are called.
     """
 
     name: str = ""
@@ -99,7 +98,6 @@ class Task(ABC):
     relative: ClassVar[bool] = False
     one_each: ClassVar[tuple[str, ...]] = ()
     language: ClassVar[bool] = False
-    published: ClassVar[str | None] = None
     unit: ClassVar[str] = "sequences"
 
     def __post_init__(self):

@@ -50,7 +50,6 @@ class OfImages(Task):
     solved = None
     learned = None
     one_each = ("data",)
-    published = "vision"
     n_steps: ClassVar[int]  # unless told otherwise
 
     def __post_init__(self):

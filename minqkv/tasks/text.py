@@ -61,7 +61,6 @@ class Text(Task):
     relative = True
     one_each = ("text", "tokenizer")
     language = True
-    published = "language"
 
     def __post_init__(self):
         super().__post_init__()

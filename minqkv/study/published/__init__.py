@@ -40,25 +40,6 @@ def synthetic_2026():
     return table
 
 
-def language_models() -> dict[str, dict[str, float]]:
-    """Variant -> "padded" and, where it is known, "masked" -> perplexity."""
-    path = Path(__file__).with_name("language_models.csv")
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = [(row.pop("variant"), row) for row in csv.DictReader(file)]
-    return {name: {how: float(v) for how, v in row.items() if v} for name, row in rows}
-
-
-def vision() -> dict[str, dict[str, list[float | None]]]:
-    """Variant -> "paper" and "re-run" -> accuracies, in the order of the columns: MNIST,
-    Fashion-MNIST, CIFAR-10, CIFAR-100, set anomaly, TinyImageNet.
-    """
-    found = {}
-    for row in _lines("vision.csv"):
-        name, by = row.pop("variant"), row.pop("by")
-        found.setdefault(name, {})[by] = [float(v) if v else None for v in row.values()]
-    return found
-
-
 def printed() -> dict[str, dict[str, dict[str, dict[str, str]]]]:
     """table -> group -> row -> source -> figure, as printed: paper.csv, vision.csv and
     language_models.csv.
