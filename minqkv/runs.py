@@ -350,7 +350,7 @@ class RunFolder:
             self.check = self._next_check(line)
             if line["step"] != step or (self.hash and check != self.check):
                 raise ValueError("another step, or changed")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             why = f"{self.metrics} is good up to step {step}; line {step + 1} is damaged"
             why += ", or of another run"
             raise EnvironmentFault(why, f"restore that file, or {_ANOTHER}") from error
@@ -558,7 +558,7 @@ def _load_best(path, task, bound, model, done):
 def read_metrics(path: str | Path) -> list[dict]:
     """The metrics of a run folder, step by step, up to the first incomplete line."""
     found = []
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         for line in _lines(Path(path) / "metrics.jsonl"):
             found.append(json.loads(line))
     return found

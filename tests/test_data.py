@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import resource
 import threading
@@ -301,6 +302,18 @@ def test_a_part_that_is_complete_or_too_long(content, server, text, cache):
     fetch("shakespeare", f"{server.url}/ranges")
     assert server.asked == ([] if content == TEXT else [("/ranges", None)])
     assert found.read_bytes() == TEXT
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda part: part.symlink_to("precious")])
+def test_a_part_that_is_no_plain_file(make, text, cache):
+    """In a folder where others may write: no FIFO is waited for, and no link is followed."""
+    part = cache / "downloads" / ".tinyshakespeare.txt.part"
+    part.parent.mkdir(parents=True)
+    part.with_name("precious").write_text("as it was")
+    make(part)
+    with pytest.raises(EnvironmentFault, match=r"part: it is not a plain file"):
+        fetch("shakespeare")
+    assert part.with_name("precious").read_text() == "as it was"
 
 
 def test_a_server_whose_file_has_become_shorter(server, text, cache):

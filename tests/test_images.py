@@ -8,6 +8,7 @@ import os
 import struct
 import tarfile
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from minqkv.runs import configure, train_run
 from minqkv.runtime.errors import EnvironmentFault, UsageError
 from minqkv.runtime.rng import stream
 from minqkv.study.published import printed
-from minqkv.tasks import bounded, downloads, images, shapes
+from minqkv.tasks import bounded, downloads, imagefolders, images, shapes
 from minqkv.tasks.images import Images, shifted
 from minqkv.tasks.imagesets import load
 from minqkv.tasks.rules import SPLITS
@@ -190,6 +191,28 @@ def test_a_gzip_bomb(tmp_path):
             file.write(bytes(784_000))
     assert path.stat().st_size < 10_000
     check_fault(tmp_path, r"it unpacks to more than [\d,]+ bytes", path.name)
+
+
+def test_a_bomb_called_a_png(tmp_path):
+    """A part of it that Pillow would skip is 64 MB long, but packed."""
+    write_folders(tmp_path, *blobs(8))
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBBI", 13, b"IHDR", 8, 8, 8, 0, 0, 0, 0, 0)
+    with gzip.open(tmp_path / "a" / "x.png", "wb") as file:
+        file.write(start[:-4] + struct.pack(">I", zlib.crc32(start[12:-4])))
+        file.write(struct.pack(">I4s", 64 << 20, b"zzZz"))
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+    check_fault(tmp_path, "it unpacks to more than", "x.png")
+
+
+def test_files_that_are_far_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(imagefolders, "FILE_BYTES", 1000)
+    tiny_image_net(tmp_path)
+    listing, png = tmp_path / "val" / "val_annotations.txt", tmp_path / "train" / "n00" / "x.png"
+    for path in (listing, png):
+        path.write_bytes(bytes(1001))
+        check_fault(tmp_path, "it holds more than 1,000 bytes", path.name)
+        listing.unlink(missing_ok=True)
 
 
 def test_a_file_is_missing(tmp_path):
@@ -904,6 +927,39 @@ def test_train_and_eval(cli, digits):
     found = json.loads(cli("eval", "runs/images-q-k=v-s0", "--wrong", "1", "--json")[1])
     assert found["sequences"] == 10
     assert found["wrong"][0].keys() == {"image", "expected", "predicted"}
+
+
+@pytest.mark.parametrize("name", ["b\x07", "b\x9b2J", "b\u202ed", "b\nd"])
+def test_a_terminal_does_not_obey_names(name, cli, tmp_path):
+    """Of folders and files; what is printed and what is refused."""
+    root = tmp_path / f"set {name}"
+    pixels, labels = blobs(60)
+    for i, (image, label) in enumerate(zip(pixels, labels % 2, strict=True)):
+        folder = root / ("a", name)[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.pgm").write_bytes(ppm(image))
+    said = cli("train", "--task", "images", "--data", root, *SMALL, "--out", "run")
+    assert said[0] == 0
+    assert "set b\ufffd" in said[2]
+    said += cli("eval", "run", "--wrong", "9")
+    assert "b\ufffd" in said[4]
+    said += cli("report", "run")
+    (folder / "0.pgm").write_bytes(b"")
+    images._kept.clear()
+    code, _, err = cli("eval", "run")
+    assert code == 3
+    assert err.count("\n") == 2
+    said = "".join(text for text in (*said, err) if isinstance(text, str))
+    assert not [c for c in said if not c.isprintable() and c != "\n"]
+
+
+def test_a_name_that_is_not_utf_8(cli, digits):
+    folder = digits.rename(digits.with_name("digits \udcff"))
+    code, _, err = cli("train", "--task", "images", "--data", folder, *SMALL, "--out", "run")
+    assert code == 0, err
+    assert cli("train", "--resume", "--out", "run")[0] == 0
+    assert cli("report", "run", "--html", "page.html")[0] == 0
+    assert cli("eval", "run")[0] == 0
 
 
 def test_a_run_is_resumed_with_the_same_images_only(cli, digits, tmp_path):

@@ -21,6 +21,7 @@ from pages import Page
 from minqkv.render import course as pages
 from minqkv.render.layout import _LAYOUTS, number
 from minqkv.runtime.errors import EnvironmentFault, UsageError
+from minqkv.runtime.locks import locked
 from minqkv.teach import export
 from minqkv.teach.events import array_event
 from minqkv.teach.lessons import course, find
@@ -295,6 +296,17 @@ def test_an_interrupt_leaves_nothing(few, cli, tmp_path, monkeypatch):
     assert (code, out) == (130, "")
     assert "nothing was written" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_export_left_is_removed(tmp_path, made):
+    (tmp_path / ".minqkv-course-x/source").mkdir(parents=True)
+    (tmp_path / ".minqkv-course-x/source/half.html").write_text("half a pa")
+    (tmp_path / ".lock").write_text("")
+    with locked(tmp_path, "course"), pytest.raises(EnvironmentFault, match="this course is locked"):
+        export.write(tmp_path, made)
+    export.write(tmp_path, made)
+    assert names_in(tmp_path) == {*made, export.MARK}
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_full_disk_leaves_the_earlier_pages(few, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from commands import PATIENCE_S, ROOT, wait_until
 
-from minqkv.runtime import locks
+from minqkv.runtime import files, locks
 from minqkv.runtime.errors import EnvironmentFault, Exit
 from minqkv.runtime.locks import locked
 
@@ -106,7 +106,7 @@ def test_a_second_process_is_told_about_the_first(owner, tmp_path):
     assert first["pid"] == owner.pid
     who = f"pid {owner.pid} on {socket.gethostname()} since {first['since'][:19]}"
     assert str(caught.value) == f"this study is locked by {who}: {tmp_path}"
-    assert caught.value.hint == "wait until it ends, or choose another folder with --out"
+    assert caught.value.hint == "wait until it ends, or choose another folder"
     assert caught.value.code == Exit.ENVIRONMENT
     assert content(tmp_path) == first
     owner.communicate("\n", timeout=PATIENCE_S)
@@ -407,7 +407,7 @@ def test_a_read_only_folder(tmp_path, monkeypatch):
     def refuse(path, *_, **__):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(locks, "open", refuse, raising=False)
+    monkeypatch.setattr(files, "open", refuse, raising=False)
     with pytest.raises(EnvironmentFault, match=r"cannot write .*: Read-only") as caught:
         locked(tmp_path).__enter__()
     assert isinstance(caught.value.__cause__, OSError)

@@ -22,6 +22,7 @@ from minqkv.cli import study as study_command
 from minqkv.render import paper as view
 from minqkv.render.document import Section, Table
 from minqkv.runs import configure
+from minqkv.runtime import files
 from minqkv.runtime.errors import UsageError
 from minqkv.study import beside, measured, paper, stats
 from minqkv.study.claims import MARGIN
@@ -704,10 +705,10 @@ def test_no_folder_no_results_or_too_many(cli, tmp_path):
         assert f"{name} holds no results.json" in err
         assert "name the folder of a study that has ended" in err
     with open(tmp_path / "empty" / "results.json", "wb") as file:
-        file.truncate(measured.LARGEST + 1)
+        file.truncate(files.LARGEST + 1)
     code, _, err = cli("paper", "empty")
     assert code == 3
-    assert "too large" in err
+    assert "is larger than 67,108,864 bytes" in err
 
 
 def test_names(cli):

@@ -259,6 +259,20 @@ def test_committed_studies(folder):
     assert "\n| q" in to_markdown("Report", sections)
 
 
+@pytest.mark.parametrize("lost", ["seed", "arm"])
+def test_a_lifted_model_without_the_one_it_was_made_of(lost, tmp_path):
+    (folder,) = (path for path in COMMITTED if path.name == "study-default-again")
+    results = json.loads((folder / "results.json").read_text("utf-8"))
+    row = results["cells"][0]["rows"][0]
+    if lost == "seed":
+        row["by_seed"].popitem()
+    else:
+        row["arm"] = "q-k=v"
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(EnvironmentFault, match="scores of seeds that were not trained"):
+        read_study(tmp_path)
+
+
 def test_an_unfinished_study(tmp_path, records):
     wanted = configs()
     out = started(tmp_path / "s", wanted, list(zip(records[:4], wanted, strict=False)))
@@ -333,8 +347,12 @@ ODD = (
     "<script>",
     "\x1b[31m",
     10**30,
+    10**400,
     float("nan"),
+    float("inf"),
+    "\udcff",
 )
+GONE = object()
 
 
 def places(value, path=()):
@@ -354,6 +372,8 @@ def changed(value, path, new):
     for key in path[:-1]:
         inside = inside[key]
     inside[path[-1]] = new
+    if new is GONE:
+        del inside[path[-1]]
     return copy
 
 
@@ -373,8 +393,8 @@ def test_whatever_a_file_holds_there_is_a_page_or_one_clear_line(file, tmp_path,
         (out / "plan.json").unlink()
         (out / file).write_bytes((finished / file).read_bytes())
     whole = json.loads((out / file).read_text("utf-8"))
-    for path in rng.sample(list(places(whole)), 150):
-        (out / file).write_text(json.dumps(changed(whole, path, rng.choice(ODD))))
+    for path in rng.choices(list(places(whole))[1:], k=250):
+        (out / file).write_text(json.dumps(changed(whole, path, rng.choice((*ODD, GONE)))))
         text, said = made_or_said(out)
         if said:
             assert "\n" not in said
@@ -410,7 +430,7 @@ def test_hostile_names_stay_text(tmp_path, finished, cli):
 
 
 def test_a_file_that_is_too_large(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("minqkv.study.stored.LARGEST", 1000)
+    monkeypatch.setattr("minqkv.runtime.files.LARGEST", 1000)
     with pytest.raises(EnvironmentFault, match="is larger than"):
         read_study(finished)
 
@@ -460,10 +480,13 @@ def test_a_run_without_a_checkpoint(run, tmp_path):
 
 def test_damaged_metrics_of_a_run(run, tmp_path):
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
-    for line in ('{"step": 0, "loss": "<b>"}', "[1]", '{"loss": 1, "validation": [2]}', "{}"):
+    huge = f'{{"loss": 1{"0" * 400}}}'
+    for line in ('{"loss": "<b>"}', "[1]", '{"loss": 1, "validation": [2]}', "{}", huge):
         (tmp_path / "metrics.jsonl").write_text(line + "\n")
         with pytest.raises(EnvironmentFault, match=r"metrics\.jsonl is damaged in line 1"):
             read_run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("[" * 100_000)  # as if it were cut short
+    assert read_run(tmp_path).metrics == []
 
 
 def test_without_the_data_the_rest_of_a_report_stands(run, monkeypatch):
@@ -656,7 +679,7 @@ def test_folders_that_hold_nothing(cli, tmp_path):
 def test_places_that_cannot_be_written(cli, finished, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
-    (tmp_path / "old.html").write_text("old")
+    (tmp_path / "old.html").write_text("<old")
     for place in ("file/r.html", "folder", "/dev/full"):
         if Path(place).is_absolute() and not Path(place).exists():
             continue  # no such device on this system
@@ -671,8 +694,21 @@ def test_places_that_cannot_be_written(cli, finished, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", full)
     code, _, err = cli("report", finished, "--html", "old.html")
     assert (code, "No space left" in err) == (3, True)
-    assert (tmp_path / "old.html").read_text() == "old"
+    assert (tmp_path / "old.html").read_text() == "<old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder", "old.html"]
+
+
+@pytest.mark.parametrize("file", ["results.json", "figure.svg", "new.html", "empty"])
+def test_a_page_takes_no_place_of_another_kind_of_file(file, cli, finished, tmp_path):
+    (tmp_path / "results.json").write_bytes(before := (finished / "results.json").read_bytes())
+    (tmp_path / "figure.svg").write_text("<svg>")
+    (tmp_path / "empty").write_text("")
+    code, _, err = cli("report", ".", "--html", file)
+    assert code == (2 if file == "results.json" else 0), err
+    assert (tmp_path / "results.json").read_bytes() == before
+    code, _, err = cli("trace", "forward", "--svg", "results.json")
+    assert (code, "results.json is another kind of file" in err) == (2, True)
+    assert (tmp_path / "results.json").read_bytes() == before
 
 
 def test_study_and_train_write_pages_too(cli, tmp_path):

@@ -670,6 +670,7 @@ DAMAGE = {  # to the lines of the metrics, and the line that is named, if one is
     "a blank one": (lambda lines: [*lines[:5], b"\n", *lines[5:]], 6),
     "a torn one": (lambda lines: [*lines[:9], lines[9][:20]], 10),
     "no objects": (lambda lines: [b"3\n"] * 30, 1),
+    "a deep one": (lambda lines: [b"[" * 100_000 + b"\n", *lines], 1),
     "too few": (lambda lines: lines[:20], None),
 }
 

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 import click
 
 from ..runtime.errors import Exit, MinqkvError
+from ..runtime.files import printable
 from ..runtime.version import __version__
 from . import cache, data, evaluate, generate, info, lesson, paper, report, run, study, text, trace
 
@@ -119,9 +120,9 @@ def _complain(argv, message, hint, code):
     if "--traceback" in argv:
         traceback.print_exc()
     with suppress(OSError):
-        click.echo(f"minqkv: {message}", err=True)
+        click.echo(f"minqkv: {printable(message)}", err=True)
         if hint:
-            click.echo(f"        {hint}", err=True)
+            click.echo(f"        {printable(hint)}", err=True)
     return code
 
 

@@ -41,12 +41,12 @@ def say(console, text="", style=None):
     if not isinstance(console, Console):
         console.say(text, style)
         return
-    console.print(Text(text, style=style or ""))
+    console.print(Text(_clean(text), style=style or ""))
 
 
 def command(console, text):
     """A command, whose lines only the terminal itself wraps: so it can be copied."""
-    console.print(Text(text), soft_wrap=True)
+    console.print(Text(_clean(text)), soft_wrap=True)
 
 
 def table(console, title, columns, rows):
@@ -69,7 +69,7 @@ def table(console, title, columns, rows):
         view = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
         for i in block:
             header, side = columns[i]
-            view.add_column(Text(header), justify=side, no_wrap=True, min_width=widths[i])
+            view.add_column(Text(_clean(header)), justify=side, no_wrap=True, min_width=widths[i])
         for row in cells:
             view.add_row(*(row[i] for i in block))
         needed = sum(widths[i] + GAP for i in block)
@@ -79,7 +79,13 @@ def table(console, title, columns, rows):
 
 
 def _text(cell):
-    return Text(*cell) if isinstance(cell, tuple) else Text(str(cell))
+    text, style = cell if isinstance(cell, tuple) else (str(cell), "")
+    return Text(_clean(text), style)
+
+
+def _clean(text):
+    """Lines without control characters, whatever file they quote."""
+    return "\n".join(map(files.printable, text.split("\n")))
 
 
 def _blocks(widths, limit):

@@ -16,7 +16,6 @@ from ..runtime.errors import EnvironmentFault
 from ..runtime.version import __version__
 from ..study import stats
 from ..study.claims import MARGIN, RELATIVE_MARGIN
-from ..study.stored import printable
 from ..study.summary import unresolved
 from ..tasks.registry import blaming
 from . import study as view
@@ -253,18 +252,19 @@ def read_run(path, own=None):
     if (path / "result.json").exists():
         result = files.read_json(path / "result.json")
         bound = ("config", "check")  # to the other files
-        result = {printable(name): v for name, v in result.items() if name not in bound}
+        result = {files.printable(name): v for name, v in result.items() if name not in bound}
     for i, line in enumerate(metrics):
         needed = {"loss": None} | (line if isinstance(line, dict) else {})
         if not all(_is_number(needed.get(name, 0)) for name in ("loss", "validation")):
             raise EnvironmentFault(f"{path / 'metrics.jsonl'} is damaged in line {i + 1}")
     model = load_run(path, own)[0] if (path / "checkpoint.npz").exists() else None
-    version = printable(str(files.read_json(path / "config.json").get("version")))
+    version = files.printable(str(files.read_json(path / "config.json").get("version")))
     return Run(config, metrics, result, model, version)
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether it is one that can be drawn; no bool."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 1 << 64)
 
 
 def run_sections(run, commands):

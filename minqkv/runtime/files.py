@@ -3,12 +3,15 @@
 import errno
 import io
 import json
+import math
 import os
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import EnvironmentFault
+from .errors import EnvironmentFault, UsageError
+
+LARGEST = 1 << 26  # bytes of a JSON file, which may take 25 times as many in memory
 
 
 @contextmanager
@@ -25,7 +28,7 @@ def replacing(path, mode="wb"):
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with _open(aside, mode) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -39,11 +42,22 @@ def replacing(path, mode="wb"):
             aside.unlink()
 
 
+def printable(text: str) -> str:
+    """A text without control characters: a terminal must not obey a file."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def _open(path, mode):
+    """Bytes of a path that are not UTF-8 are written as \\udcff and so on, as JSON reads them."""
+    text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
+    return open(path, mode, **text)
+
+
 @contextmanager
 def _special(path, mode):
     """A FIFO, a device or a socket, open for writing. A folder is refused."""
     try:
-        with open(path, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with _open(path, mode) as file:
             yield file
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -66,7 +80,14 @@ def cannot_write(path, error):
 
 
 def write_text(path, text):
-    """Replace a text file."""
+    """Replace a text file. A page or a figure takes no place of another kind of file, such as one
+    of a run that was named by mistake.
+    """
+    if text[:1] == "<" and Path(path).is_file():
+        with open(path, "rb") as file:
+            if file.read(1) not in b"<":
+                why = f"{path} is another kind of file, which would be lost"
+                raise UsageError(why, "choose another name, or remove that file first")
     with replacing(path, "w") as file:
         file.write(text)
 
@@ -82,7 +103,9 @@ def read_json(path):
     """
     try:
         with opened(path) as file:
-            value = json.loads(file.read().decode("utf-8"))
+            if os.fstat(file.fileno()).st_size > LARGEST:
+                raise EnvironmentFault(f"{path} is larger than {LARGEST:,} bytes")
+            value = json.loads(file.read().decode("utf-8"), parse_int=_integer)
     except OSError as error:
         raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -92,11 +115,30 @@ def read_json(path):
     return value
 
 
+def _integer(text):
+    """Of a size that any sum with it can take."""
+    if math.isinf(float(text)):
+        raise ValueError(f"it has an integer of {len(text):,} digits")
+    return int(text)
+
+
 def opened(path):
     """A plain file, open for reading. Anything else is refused: opening a FIFO would wait."""
     if Path(path).exists() and not Path(path).is_file():
         raise OSError(errno.EISDIR, "it is not a plain file")
     return open(path, "rb")
+
+
+def appended(path, buffering=-1):
+    """A plain file, open for appending and reading. Anything else is refused: writing would follow
+    a link, and opening a FIFO would wait.
+    """
+    try:
+        if Path(path).is_symlink() or (Path(path).exists() and not Path(path).is_file()):
+            raise OSError("it is not a plain file")
+        return open(path, "a+b", buffering=buffering)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def write_arrays(path, kind, meta, arrays):

@@ -42,7 +42,7 @@ def locked(folder, what="run"):
     in the process that took it. Programs started inside do not inherit it.
     """
     path, pid = Path(folder) / ".lock", os.getpid()
-    with _opened(path) as file:
+    with files.appended(path, buffering=0) as file:
         _claim(file, path, what)
         try:
             yield
@@ -52,18 +52,6 @@ def locked(folder, what="run"):
                     file.truncate(0)
                     if _in_place(file, path):
                         path.unlink()
-
-
-def _opened(path):
-    """The lock file, unbuffered. Anything but a plain file is refused: writing would follow a link,
-    and opening a FIFO would wait.
-    """
-    try:
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise OSError("it is not a plain file")
-        return open(path, "a+b", buffering=0)
-    except OSError as error:
-        raise files.cannot_write(path, error) from error
 
 
 def _claim(file, path, what):
@@ -135,7 +123,7 @@ def _alive(pid):
     return True
 
 
-def _in_use(path, what, owner, cure="wait until it ends, or choose another folder with --out"):
+def _in_use(path, what, owner, cure="wait until it ends, or choose another folder"):
     who = "another process"
     if owner:
         who = f"pid {owner['pid']} on {owner['host']} since {owner['since']:.19}"

@@ -8,7 +8,6 @@ writes.
 
 import csv
 import json
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,7 +19,6 @@ from ..runtime.errors import EnvironmentFault, UsageError
 
 COMMITTED = Path(__file__).parents[2] / "bench" / "results"
 IN_SHORT = Path(__file__).parent / "published" / "ours.csv"
-LARGEST = 1 << 28  # bytes of a results.json: a study of 10,000 runs has a tenth of that
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,6 @@ def in_folder(folder: str | Path, name: str | None = None) -> Results:
     if not path.is_file():
         cure = "name the folder of a study that has ended, as `minqkv study --out` writes it"
         raise UsageError(f"{folder} holds no results.json", cure)
-    if os.path.getsize(path) > LARGEST:
-        raise EnvironmentFault(f"{path} is too large to be the results of a study")
     found = {}
     try:
         for run in files.read_json(path)["runs"]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 
 from ..runtime.errors import unknown
+from ..runtime.files import printable
 from . import stats
 from .beside import OURS, Row, with_source
 from .claims import MARGIN, RELATIVE_MARGIN
@@ -190,7 +191,7 @@ def _state(row, expect):
 
 def _scale(row, spec):
     text = spec["scale"].format(**row.smaller) if row.smaller else ""
-    text = "".join(c if c.isprintable() else "\ufffd" for c in text)  # it may quote a file
+    text = printable(text)  # it may quote a file
     return f"{text} Runs that diverged: {row.lost}." if row.lost else text
 
 

@@ -11,7 +11,6 @@ no code is imported because a file names it.
 
 import json
 import math
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -28,7 +27,6 @@ from .plan import Part, Plan
 from .stats import Estimate
 from .summary import Cell, Row
 
-LARGEST = 1 << 28  # bytes of a file of results
 MOST_SEEDS = 10_000  # that choose a rate
 
 
@@ -87,18 +85,12 @@ def read_study(path: str | Path, own: dict[str, type] | None = None) -> Stored:
         if (path / "runs").is_dir():
             cure = "continue that study: repeat its command"
         raise EnvironmentFault(f"{path} holds no results of a study (no results.json)", cure)
-    found = _ended(path, _read(results)) if results.exists() else None
+    found = _ended(path, files.read_json(results)) if results.exists() else None
     if plan.exists():
-        begun = _begun(path, _read(plan), own)
+        begun = _begun(path, files.read_json(plan), own)
         if found is None or begun.planned > len(found.records):
             return begun
     return found
-
-
-def _read(path):
-    if path.exists() and os.stat(path).st_size > LARGEST:
-        raise EnvironmentFault(f"{path} is larger than {LARGEST >> 20} MiB: no study wrote it")
-    return files.read_json(path)
 
 
 def _damaged(path, error):
@@ -169,7 +161,11 @@ def _cell(values, records):
     for n in (cell.equal or {}).values():
         _number(n)
     rows = [_row(row, records) for row in values["rows"]]
+    scored = {row.arm: {s for s, v in row.by_seed.items() if v is not None} for row in rows}
     for row in rows:
+        trained = scored.get(row.arm.partition(", lifted")[0], set())
+        if row.lifted and not scored[row.arm] <= trained:
+            raise ValueError(f"{row.arm} has scores of seeds that were not trained")
         if not row.settings.keys() >= {*OF_AN_ARM}:
             raise ValueError(f"{row.arm} has no {' or '.join(OF_AN_ARM)}")
         if row.to_baseline and cell.baseline not in [other.arm for other in rows]:
@@ -235,12 +231,7 @@ def _seconds(value):
 def _text(value):
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is not a text")
-    return printable(value)
-
-
-def printable(text: str) -> str:
-    """A text without control characters: a terminal must not obey a file."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return files.printable(value)
 
 
 def _texts(values):

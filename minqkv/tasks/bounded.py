@@ -32,15 +32,20 @@ class Source:
         packed, size = file.peek(2)[:2] == b"\x1f\x8b", os.fstat(file.fileno()).st_size
         self.file = gzip.GzipFile(fileobj=file) if packed else file
         self.limit = min(MOST_BYTES, RATIO * size) if packed else MOST_BYTES
-        self.done = 0
+        self.done, self.holds = 0, "unpacks to" if packed else "holds"
 
     def read(self, n: int) -> bytes:
         """Up to n of the next bytes; none at the end. Raises ValueError beyond the limit."""
         found = self.file.read(min(n, PIECE))
         self.done += len(found)
         if self.done > self.limit:
-            raise ValueError(f"it unpacks to more than {self.limit:,} bytes")
+            raise ValueError(f"it {self.holds} more than {self.limit:,} bytes")
         return found
+
+    def whole(self, most: int = MOST_BYTES) -> bytes:
+        """All that is left. Raises ValueError if the file holds more than `most` bytes."""
+        self.limit = min(self.limit, most)
+        return b"".join(iter(lambda: self.read(PIECE), b""))
 
     def exactly(self, n: int) -> bytes:
         """The next n bytes. Raises ValueError if there are fewer."""

@@ -208,7 +208,7 @@ def _receive(url, wanted, path, advance, timeout):
     """
     part = path.with_name(f".{path.name}.part")
     try:
-        with _appending(part) as file:
+        with files.appended(part) as file:
             whole = file.tell() >= wanted.n_bytes  # it was killed before it could be renamed
             resumed = whole or _append(file, url, wanted, advance, timeout)
             os.fsync(file.fileno())
@@ -264,13 +264,6 @@ def _append(file, url, wanted, advance, timeout):
                 raise OSError(f"only {received:,} bytes came in {seconds:.0f} s")
             advance(file.tell())
     return resumed
-
-
-def _appending(part):
-    try:
-        return open(part, "ab")
-    except OSError as error:
-        raise files.cannot_write(part, error) from error
 
 
 def _write(file, chunk):

@@ -174,7 +174,7 @@ def _from_files(kind, paths):
     found = {}
     for path in paths:
         with source(path) as file:
-            found[path.name] = b"".join(iter(lambda file=file: file.read(1 << 20), b""))
+            found[path.name] = file.whole()
     return _assembled(kind, found, paths[0].parent)
 
 

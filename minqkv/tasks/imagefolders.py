@@ -10,6 +10,7 @@ PPM and PGM files (binary: P5, P6) are read here; PNG and JPEG need Pillow: `pip
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import warnings
@@ -27,7 +28,7 @@ PILLOW = (".png", ".jpg", ".jpeg")
 FORMATS = ("PNG", "JPEG")  # that Pillow may read
 HEADER = re.compile(rb"(P[56])\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s+(\d{1,9})\s+(\d{1,9})\s")
 HEADER_BYTES = 1000  # at most, comments included
-LIST_BYTES = 1 << 26  # at most, of val_annotations.txt
+FILE_BYTES = 1 << 26  # at most, of val_annotations.txt, or of a PNG or JPEG file
 
 
 def folders(
@@ -102,10 +103,8 @@ def _labelled(folder, classes):
 def _annotated(folder, listing, classes):
     """By a file whose lines begin with the name of an image and its class, between tabs."""
     with source(listing) as file:
-        text = b"".join(iter(lambda: file.read(1 << 20), b""))
-        if len(text) > LIST_BYTES:
-            raise ValueError("it is too long for a list of images")
-        rows = [line.split("\t") for line in text.decode("utf-8").splitlines() if line]
+        text = file.whole(FILE_BYTES).decode("utf-8")
+        rows = [line.split("\t") for line in text.splitlines() if line]
         for i, row in enumerate(rows, 1):
             if len(row) < 2 or row[1] not in classes or not _is_name(row[0]):
                 raise ValueError(f"line {i} is not the name of an image and its class")
@@ -151,7 +150,7 @@ def read_image(path: Path) -> np.ndarray:
     with source(path) as file:
         if path.suffix.lower() in PLAIN:
             return _plain(file)
-        return _by_pillow(file.file, path.name)
+        return _by_pillow(io.BytesIO(file.whole(FILE_BYTES)), path.name)
 
 
 def _plain(file):

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ..runtime.errors import EnvironmentFault, UsageError
+from ..runtime.files import printable
 from . import downloads
 from .imagefiles import AGAIN, cifar, idx
 from .imagefolders import folders
@@ -139,6 +140,7 @@ def _divided(parts, classes, name):
             total = sum(len(images) for images, _ in parts.values())
             raise UsageError(f"{total} images are too few: the {split} split would be empty", AGAIN)
     counts = ", ".join(f"{len(splits[split][0]):,} {split}" for split in SPLITS)
+    name, *classes = map(printable, (name, *classes))
     return ImageSet(splits, tuple(classes), f"{name}: {counts} ({origin})")
 
 

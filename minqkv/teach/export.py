@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from ..render.course import Chapter, index_page, lesson_page, module_page, sourc
 from ..render.lesson import Recorder
 from ..runtime.errors import EnvironmentFault, UsageError
 from ..runtime.files import cannot_write, make_folder, read_json, write_json, write_text
+from ..runtime.locks import locked
 from ..runtime.version import __version__
 from .checks import Check
 from .lessons import course
@@ -81,7 +83,9 @@ def write(folder, pages):
     stale = _refuse_foreign(folder) - pages.keys()
     make_folder(folder)
     try:
-        with TemporaryDirectory(prefix=_ASIDE, dir=folder) as aside:
+        with locked(folder, "course"), TemporaryDirectory(prefix=_ASIDE, dir=folder) as aside:
+            for left in set(folder.glob(f"{_ASIDE}*")) - {Path(aside)}:  # by one that was killed
+                shutil.rmtree(left, ignore_errors=True)
             write_json(Path(aside, MARK), {"minqkv": __version__, "pages": sorted(pages)})
             for name, text in pages.items():
                 write_text(Path(aside, name), text)
@@ -103,7 +107,7 @@ def _refuse_foreign(folder):
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder", other)
     try:
-        found = [name for name in os.listdir(folder) if not name.startswith(_ASIDE)]
+        found = [name for name in os.listdir(folder) if not name.startswith((_ASIDE, ".lock"))]
     except OSError as error:
         raise EnvironmentFault(f"cannot read {folder}: {error.strerror}", other) from error
     if not found:
