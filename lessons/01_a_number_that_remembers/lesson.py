@@ -209,7 +209,7 @@ predict(
     "Once `q` has passed on its share as well, what is the gradient of `p`?", t["grad.p"].item()
 )
 table(
-    "when p hands on",
+    "when p passes its gradient on",
     ["p does so", "p has", "a receives"],
     [["at once", 1.0, early[0].item()], ["after q", t["grad.p"].item(), a.grad.item()]],
 )
