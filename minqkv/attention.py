@@ -264,7 +264,9 @@ class Attention(Module):
 
 
 def checked_head_dim(n_embd: int, n_head: int, head_dim: int | None) -> int:
-    """The width of a head, n_embd / n_head unless given. Raises UsageError where that is none."""
+    """The width of a head, n_embd / n_head unless given. Raises UsageError if that is
+    impossible.
+    """
     if head_dim is None and n_embd % n_head:
         why = f"n_embd {n_embd} is not divisible by n_head {n_head}"
         raise UsageError(why, "a width of heads of its own is --head-dim")

@@ -1,4 +1,4 @@
-"""Is a backward the transpose of its forward? Ask with random vectors u and v.
+"""Is a backward the transpose of its forward? Test it with random vectors u and v.
 
 ⟨u, J v⟩ must equal ⟨Jᵀ u, v⟩. J v is a central difference of the forward along v; Jᵀ u is what
 backward returns for the cotangent u. Checking with all ones would miss errors: every row of a

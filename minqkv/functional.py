@@ -1,8 +1,8 @@
 """The operations a transformer spends its time in, each one node with its backward written by hand.
 
 Every function here has a twin in reference.py: the same in a few lines of small operations. Read
-the twin first. A vjp may overwrite only scratch: arrays made here that nobody else can reach. It
-runs once. Usually imported as F; the small operations of tensor.py can be reached here, too.
+the twin first. A vjp runs once, and may overwrite only scratch: arrays made here that nothing else
+refers to. Usually imported as F; the small operations of tensor.py are available here too.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ def gelu(x: Tensor) -> Tensor:
     """x Φ(x) in its tanh form (Hendrycks and Gimpel, 2016): within 1e-3 of the exact one, which
     NumPy cannot compute.
 
-    In place, y goes from u = c (x + a x³) to tanh u, Φ = (1 + tanh u) / 2 and x Φ, and slope from
-    x² to 2 u' and Φ + 2 x u' Φ (1 - Φ), the derivative. All these
-    passes are made over one piece of the array at a time, which stays in the processor's cache.
+    In place, y goes from u = c (x + a x³) to tanh u, Φ = (1 + tanh u) / 2 and x Φ. Likewise slope
+    goes from x² to 2 u' and Φ + 2 x u' Φ (1 - Φ), the derivative. All these passes are made over
+    one piece of the array at a time, which stays in the processor's cache.
     """
     data = array_of(x)
     y, slope = backend.xp.empty(data.shape, data.dtype), None
@@ -325,10 +325,11 @@ class _Attention:
     def gradients(self, rows, end, weights, inv_sum, g, out, wanted, prefix):
         """Gradients of a block's scaled queries, and of keys, values and bias up to `end`.
 
-        g, out (B, H, t, d_v). `prefix` is where a trace shows what it sees; None: nowhere. With
-        p = weights · inv_sum, the gradient of the pattern is dP = g vᵀ, that of the scores
-        dS = p (dP - rowsum(dP p)), as in `softmax`; and rowsum(dP p) = rowsum(g out), which has d_v
-        terms in place of `end`.
+        g, out (B, H, t, d_v). `prefix` is where a trace shows what it sees; None: nowhere.
+
+        With p = weights · inv_sum, the gradient of the pattern is dP = g vᵀ, and that of the scores
+        dS = p (dP - rowsum(dP p)), as in `softmax`. Here rowsum(dP p) = rowsum(g out), which has
+        d_v terms instead of `end`.
         """
         fold, bmm, dk, dv, db = self.fold, backend.bmm, None, None, None
         g_scaled = g * inv_sum  # (B, H, t, d_v)
@@ -413,7 +414,7 @@ def cross_entropy(logits: Tensor, targets: np.ndarray, ignore_index: int = -100)
     """Mean of -log softmax(logits)[target] over the positions whose target is not `ignore_index`.
 
     logits (..., V); targets (...) integers on the host. Raises UsageError for a target outside
-    0..V-1, or when all are ignored: the mean of nothing is no number.
+    0..V-1, or when all are ignored: the mean of nothing is undefined.
     """
     vocab = logits.shape[-1]
     targets = np.asarray(targets)

@@ -32,7 +32,7 @@ class Sampling:
     **Random numbers.** Row r draws its token i with the numbers r·V to (r + 1)·V - 1 of the stream
     (seed, i), where V is the size of the vocabulary. So equal prompts in a batch are continued
     differently, and what a row draws depends on its number, not on the other rows. Rows are
-    numbered from `first_row`: alone, with first_row=r, a prompt gives what it gives as row r.
+    numbered from `first_row`: a single prompt with first_row=r gives what it would give as row r.
     """
 
     temperature: float = 0.0

@@ -1,7 +1,7 @@
 """Each operation of functional.py in a few lines of small ones: the lesson, and the oracle.
 
-functional.py, which is what runs, has the same operations with their backward written by hand; the
-tests hold the two together.
+functional.py, which is what runs, has the same operations with their backward written by hand.
+Tests check that the two agree.
 """
 
 from __future__ import annotations

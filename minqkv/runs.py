@@ -149,9 +149,9 @@ def _sorted_out(given, cls, task):
 
 @dataclass(frozen=True)
 class Step:
-    """What the caller of `train_run` is told after each step: how many of the `steps` are `done`,
-    how many tokens the step read, the seconds it took without scoring, the loss before it, the
-    validation score if it was measured now, and the model, which must not be changed.
+    """What the caller of `train_run` is told after each step. It says how many of the `steps` are
+    `done`, how many tokens the step read, the seconds it took without scoring, and the loss before
+    it. The validation score is there if it was measured now; the model must not be changed.
     """
 
     done: int
@@ -175,10 +175,10 @@ def train_run(
     With `out`, everything is kept in that folder, `resume` continues there, and Ctrl-C and SIGTERM
     save at the end of the step. `progress` is called after each step. The result has the task's
     metric, with the last weights. If the recipe has `watch`, it also has `curve`, pairs (steps,
-    score) on the validation split; `best`, the steps after which that score was best (the first of
-    equals); and `reached`, the steps after which it first was `task.learned` or better. The latter
-    two are None if there are no such steps. Raises UsageError when the folder holds another run;
-    Diverged; EnvironmentFault, also while another process uses the folder.
+    score) on the validation split. Then `best` is the steps after which that score was best (the
+    first of equals), and `reached` the steps after which it first was `task.learned` or better;
+    each is None if there are none. Raises UsageError when the folder holds another run; Diverged;
+    EnvironmentFault, also while another process uses the folder.
     """
     set_threads(config.threads)
     with blaming(config.task.name):

@@ -4,7 +4,7 @@ A Tensor is an array and a Node; the Nodes, which hold no data, are the graph.
 
 Each operation computes its result and hands `make` a vjp, the vector-Jacobian product: a function
 that turns the gradient of the result into the gradients of the inputs. `backward` calls these in
-reverse order of creation. The small operations stand below; functional.py has the large ones.
+reverse order of creation. The small operations are below; functional.py has the large ones.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Tensor:
         return None if self.node is None else self.node.grad
 
     def zero_grad(self) -> None:
-        """Forget the gradient; the next `backward` starts afresh."""
+        """Forget the gradient; the next `backward` starts from zero."""
         self.node.grad, self.node.owned = None, False
 
     def add_gradient(self, g: Array) -> None:
@@ -150,7 +150,7 @@ def array_of(value: Tensor | Array) -> Array:
 
 
 def grad_wanted(*inputs) -> bool:
-    """Whether a gradient of any of these may be asked for: only then save what backward needs."""
+    """Whether any of these may need a gradient: only then save what backward needs."""
     return _grad_on.get() and any(getattr(x, "node", None) is not None for x in inputs)
 
 
@@ -238,7 +238,7 @@ def no_grad() -> Iterator[None]:
 
 
 def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """function(x), of which only x is kept: backward computes the rest again, and then uses it.
+    """function(x), keeping only x: backward computes the rest again, and then uses it.
 
     This costs another forward pass and saves the memory of all arrays inside. The gradients, also
     those of parameters inside, have the same bits if `function` gives the same result both times;
@@ -260,7 +260,7 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def unbroadcast(g: Array, shape: tuple) -> Array:
-    """Sum a gradient back to the shape its input had before broadcasting: broadcasting's mirror."""
+    """Sum a gradient back to the shape its input had before broadcasting."""
     if g.shape == shape:
         return g
     added = g.ndim - len(shape)

@@ -114,8 +114,8 @@ def loss_and_gradients(
     """loss(model, x, y), a mean over what counts, as a float.
 
     Gradients are added to those of the parameters. With several threads the batch is cut into
-    shards: each runs on a replica of the model (the same weights, gradients of its own) and counts
-    by its share, weight(its targets) / weight(y); then the gradients are added up. With
+    shards. Each runs on a replica of the model (the same weights, gradients of its own) and counts
+    by its share, weight(its targets) / weight(y). Then the gradients are added up. With
     `accumulate`, the batch is computed in that many parts, whose gradients are added up as well.
     With several ranks, each computes its own rows: the loss is that of the whole batch, and the
     optimiser's step adds up the gradients. Raises UsageError when x and y differ in shape, or no

@@ -453,7 +453,7 @@ def test_fetch_images(cli, digits, cache):
     assert Path("here", "two.gz").read_bytes() == PARTS["two.gz"]
     out = cli("data", "list")[1]
     assert f"downloaded: mnist, 48.8281 KiB, {folder}" in out
-    assert "to be had by `minqkv data fetch`: shakespeare, fashion, cifar10, cifar100" in out
+    assert "available with `minqkv data fetch`: shakespeare, fashion, cifar10, cifar100" in out
 
 
 def test_prepare(cli, poem):
@@ -514,7 +514,9 @@ def test_wrong_input(args, code, message, cli, poem):
 
 def test_list(cli, text, poem, cache):
     out = cli("data", "list")[1]
-    assert out.startswith("to be had by `minqkv data fetch`: shakespeare, mnist, fashion, cifar10")
+    assert out.startswith(
+        "available with `minqkv data fetch`: shakespeare, mnist, fashion, cifar10"
+    )
     assert out.endswith(f"nothing is stored in {cache} yet\n")
     assert json.loads(cli("data", "list", "--json")[1]) == {
         "corpora": [],

@@ -124,9 +124,9 @@ BAD_IDX = {
     "text": (
         "images",
         lambda d: b"<html>not found</html>",
-        "no IDX file of images: it begins with",
+        "not an IDX file of images: it begins with",
     ),
-    "floats": ("images", lambda d: b"\0\0\x0d\x03" + d[4:], "no IDX file of images"),
+    "floats": ("images", lambda d: b"\0\0\x0d\x03" + d[4:], "not an IDX file of images"),
     "labels as images": ("images", lambda d: idx_bytes(np.zeros(40)), "begins with 00 00 08 01"),
     "promises more": ("images", promising(4_000, 8, 8), "cut short: 2,560 bytes where 256,000"),
     "promises everything": ("images", promising(2**32 - 1, 8, 8), "at most 2,147,483,648 bytes"),
@@ -373,9 +373,9 @@ BAD_ARCHIVES = {
     "climbs the other way": (lambda p: tar_gz(p, {"..\\data_batch_1.bin": b"x"}), "leads out of"),
     "is absolute": (lambda p: tar_gz(p, {"/tmp/data_batch_1.bin": b"x"}), "leads out of"),
     "links": (lambda p: tar_gz(p, {FIRST: b""}, tarfile.SYMTYPE, linkname="/etc/passwd"),
-        "data_batch_1.bin in it is no plain file"),
-    "has a folder": (lambda p: tar_gz(p, {FIRST: b""}, tarfile.DIRTYPE), "no plain file"),
-    "has holes": (sparse, "data_batch_1.bin in it is no plain file"),
+        "data_batch_1.bin in it is not a plain file"),
+    "has a folder": (lambda p: tar_gz(p, {FIRST: b""}, tarfile.DIRTYPE), "not a plain file"),
+    "has holes": (sparse, "data_batch_1.bin in it is not a plain file"),
     "twice": (lambda p: tar_gz(p, {**WHOLE, "again/data_batch_1.bin": b"x"}), "is in it twice"),
     "many files": (many, "more than 1,000 files"),
     "cut": (cut, "cannot use"),
@@ -485,7 +485,7 @@ BAD_TREES = {
         "its largest value is 65535"),
     "as text": (
         lambda r: (r / "train" / "n00" / "images" / "n00_0.pgm").write_bytes(b"P2 1 1 255\n7"),
-        "no binary PGM or PPM file"),
+        "not a binary PGM or PPM file"),
     "a strange class": (annotations("val_0.pgm\tn09\n"), "line 1 is not the name of an image and"),
     "a path": (annotations("../../train/n00/images/n00_0.pgm\tn00\n"), "line 1 is not the name"),
     "one column": (annotations("val_0.pgm\n"), "line 1 is not"),
@@ -525,7 +525,7 @@ def test_png_and_jpeg(tmp_path):
     shown, _ = everything(load(str(tmp_path)))
     assert len(shown) == 20
     for content, says in (
-        (b"no image", "no PNG or JPEG file"),
+        (b"no image", "not a PNG or JPEG file"),
         ((tmp_path / "a" / "04.png").read_bytes()[:60], "00.png"),
     ):
         (tmp_path / "a" / "00.png").write_bytes(content)

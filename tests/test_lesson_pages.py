@@ -79,7 +79,7 @@ def test_a_fold_out_holds_the_answer_and_what_would_give_it_away(chapters, made)
 
 def test_the_exercise(made):
     page = Page(made["06_attention_by_hand.html"])
-    for hint in ("Hint 1 of 3", "Hint 2 of 3", "Hint 3 of 3", "Five lines, one for each word"):
+    for hint in ("Hint 1 of 3", "Hint 2 of 3", "Hint 3 of 3", "Five lines, one for each step"):
         assert hint in page.text("details")
     assert "raise NotImplementedError" in page.text("pre")
     assert "return pattern @ v # (T, d)" in page.text("details")

@@ -190,7 +190,7 @@ def test_html_of_every_block():
     assert len(made.all("svg")) == 3
     assert text.count("<style>") == 1
     assert made.outside() == []
-    with pytest.raises(TypeError, match="is no block"):
+    with pytest.raises(TypeError, match="is not a block"):
         to_html("t", [Section("s", ["text"])])
 
 

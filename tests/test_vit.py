@@ -45,7 +45,7 @@ def test_patches_must_fill_the_image(size):
 
 @pytest.mark.parametrize("shape", [(1, 4, 5), (1, 3, 4), (1, 6, 4)])
 def test_patches_that_are_no_image(shape):
-    with pytest.raises(UsageError, match="are no image of 4 × 4 in squares of 2 × 2"):
+    with pytest.raises(UsageError, match="do not fill 4 × 4 in squares of 2 × 2"):
         unpatchify(np.zeros(shape), 2, 4, 4)
 
 

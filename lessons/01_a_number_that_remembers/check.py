@@ -7,8 +7,8 @@ import minqkv as mq
 TOLERANCE = 1e-9
 
 HINTS = (
-    "`*` is one line, like `+`: only the slopes differ. How far does `a * b` move when `a` moves? "
-    "As far as `b` says. For `backward` you need three things: all Numbers that led here, an "
+    "`*` is one line, like `+`: only the slopes differ. How far does `a * b` move when `a` "
+    "moves by one? By `b`. For `backward` you need three things: all Numbers that led here, an "
     "order, and a loop that adds.",
     "To collect: keep a set of what you have seen and a stack of whose parents to look at; put a "
     "parent on the stack only if it is new. To order: `sorted(seen, key=lambda n: n.serial, "
@@ -19,17 +19,17 @@ HINTS = (
 
 EXPLANATION = """
 What you wrote is the heart of the package: collect what can be reached, find an order, add up. If
-your order came from going down to the parents first, that is right as well; but as a recursion it
-ends where Python's stack does, after about a thousand Numbers in a row. A serial number needs no
-recursion. Two more things differ.
+you ordered them by visiting the parents first, that is right as well; but a recursion runs out of
+Python's stack after about a thousand Numbers in a row. A serial number needs no recursion. Two more
+things differ.
 
 You keep each slope as a number. The package keeps, for each operation, a function from the gradient
 of the result to the gradients of its inputs. For arrays that is needed: the slopes of a large
 product would be a table far larger than the arrays themselves, and the function never writes it
 down.
 
-And you keep `grad` in every Number, and every Number as long as the result lives. The package keeps
-only the gradient of an input, and releases everything else as soon as it has been used.
+You also keep `grad` in every Number, and every Number for as long as the result exists. The package
+keeps only the gradient of an input, and releases everything else as soon as it has been used.
 """
 
 
@@ -67,7 +67,9 @@ def use(learner, x, program, doublings):
     """Run the program with the learner's Numbers, then backward."""
     _watch(learner.Number)
     if not isinstance(learner.Number(2.0) * learner.Number(3.0), learner.Number):
-        raise TypeError("the product of two Numbers is no Number: is there a `return` in __mul__?")
+        raise TypeError(
+            "the product of two Numbers is not a Number: is there a `return` in __mul__?"
+        )
     inputs = {name: learner.Number(float(value)) for name, value in zip("abcde", x, strict=False)}
     y = _run(program, doublings, inputs)
     learner.Number.looks = 0

@@ -6,13 +6,14 @@ _made = itertools.count()
 
 
 class Number:
-    """A number that remembers how it was made, so that `backward` can find its gradients.
+    """A number that remembers how it was made, so that `backward` can find the gradients of its
+    inputs.
 
     `+` is there already. Write `*` in the same way, then `backward`. Nothing else needs to change.
 
-    The check makes inputs a, b, c ... of the numbers in `x`, runs a small random program such as
-    "p = a * b; y = p + a", calls y.backward(), and compares y and the gradients of the inputs with
-    the package's.
+    The check makes inputs a, b, c ... of the numbers in `x` and runs a small random program such as
+    "p = a * b; y = p + a". Then it calls y.backward(), and compares y and the gradients of the
+    inputs with the package's.
     """
 
     def __init__(self, value, parents=(), slopes=()):
@@ -30,9 +31,10 @@ class Number:
         raise NotImplementedError
 
     def backward(self):
-        """For each Number that led here, store in its `grad` how fast this one grows as it grows.
+        """For each Number that led to this one, store in its `grad` how fast this one grows with
+        it.
 
         A Number used twice, by two others or twice by one, adds up what it receives. In some of the
-        cases y is then doubled sixty times, y = y + y: going down every path would never end there.
+        cases y is then doubled sixty times, y = y + y: following every path would take forever.
         """
         raise NotImplementedError

@@ -4,7 +4,7 @@
 #
 # [tool.minqkv.lesson]
 # title = "A number that remembers"
-# question = "How does a result know what it owes to each number that made it?"
+# question = "How can a result tell how strongly each of its inputs affects it?"
 # needs = []
 # teaches = ["gradient", "accumulation", "backward order"]
 # minutes = 20
@@ -15,11 +15,11 @@
 
 # %% [markdown]
 # A program makes one number `y` out of three others. Change one of the three a little: how far does
-# `y` move? That rate is the **gradient** of `y` with respect to it: the slope, how fast `y` grows
-# as that number grows. A model that learns needs this for each of its numbers, because it says
-# which way to change them.
+# `y` move for each unit of that change? The answer is the slope of `y` in that number, called the
+# **gradient** of `y` with respect to it. A model that learns needs this for each of its numbers,
+# because it says which way to change them.
 #
-# The plain way to find a slope is to nudge one number, run the program again, and look at the
+# The simplest way to find a slope is to nudge one number, run the program again, and look at the
 # difference.
 
 # %% Nudging
@@ -85,21 +85,20 @@ table(
     [[name, numbers[name].item(), made_from[name]] for name in numbers],
 )
 say(
-    "A number remembers one step back, no more. Step by step that leads to the inputs, which were "
-    "made from nothing."
+    "Each number remembers only one step back. Following these steps leads to the inputs, which "
+    "were made from nothing."
 )
 
 # %% [markdown]
 # Now go back from the end. `y` grows just as fast as itself, so its own gradient is 1. Then each
-# operation hands its gradient on to the numbers it was made from, by a rule of its own.
+# operation passes its gradient on to the numbers it was made from, by a rule of its own.
 #
-# - A sum moves as far as one of its parts does. Both parts receive the gradient of the sum as it
-#   is.
+# - When one part of a sum moves, the sum moves just as far. Both parts receive the gradient of the
+#   sum unchanged.
 # - A product `a * b` moves `b` times as far as `a` does. So `a` receives the gradient of the
 #   product times `b`, and `b` receives it times `a`: each factor gets the other one.
 #
-# `backward` goes that way, from `y` to the inputs, and stores in each input's `grad` what has
-# arrived there.
+# `backward` works from `y` to the inputs, and stores in each input's `grad` what has arrived there.
 
 # %% Handing back
 y.backward()
@@ -116,7 +115,7 @@ say("One run forward and one back, however many inputs there are.")
 
 # %% [markdown]
 # Along a longer path the factors multiply. In `y = (a * b) * c` the product `p = a * b` is in the
-# middle: `p` receives what `y` has, times `c`, and hands that on to `a`, times `b`.
+# middle: `p` receives the gradient of `y`, times `c`, and passes that on to `a`, times `b`.
 #
 # `mq.trace` records what passes through the package while it runs, and `probe` gives a name to a
 # number we want to follow. That lets us see the gradient of `p`, which `backward` throws away once
@@ -143,12 +142,14 @@ table(
 )
 
 # %% [markdown]
-# And if a number is used twice? In `y = a * b + a` there are two paths from `a` to `y`. To see them
-# apart, give the two uses names of their own, `first` and `second`, both with the value of `a`.
+# What if a number is used twice? In `y = a * b + a` there are two paths from `a` to `y`. To tell
+# them apart, give the two uses names of their own, `first` and `second`, both with the value of
+# `a`.
 #
 # Changing `a` changes both at once, and `y` moves by what each of them causes. So the two gradients
-# **add up**. This is called accumulation, and the course will come back to it again and again:
-# whatever is used in several places gets a gradient from each place, and the sum is what counts.
+# **add up**. This is called **accumulation**, and the course will come back to it again and again:
+# whatever is used in several places gets a gradient from each of them, and its gradient is their
+# sum.
 
 # %% Used twice
 a, b, c = leaves()
@@ -181,12 +182,12 @@ say(
 )
 
 # %% [markdown]
-# If gradients arrive one after another, when may a number hand on what it has? Look at
+# If gradients arrive one after another, when may a number pass its gradient on? Look at
 #
 #     p = a * b,    q = p * c,    r = p + q
 #
 # where `p` is used by `q` and by `r`. The sum `r` comes first on the way back and gives 1 to each
-# of its parts. Now `p` has a gradient. Suppose it handed that on to `a` at once, and was then
+# of its parts. Now `p` has a gradient. Suppose it passed that on to `a` at once, and was then
 # finished.
 #
 # The rule of an operation can be called by hand: `node.vjp(g, wanted)` takes the gradient of a
@@ -205,19 +206,19 @@ with mq.trace() as t:
     r.backward()
 
 predict(
-    "Once `q` has handed on its share as well, what is the gradient of `p`?", t["grad.p"].item()
+    "Once `q` has passed on its share as well, what is the gradient of `p`?", t["grad.p"].item()
 )
 table(
-    "when p hands on",
+    "when p passes its gradient on",
     ["p does so", "p has", "a receives"],
     [["at once", 1.0, early[0].item()], ["after q", t["grad.p"].item(), a.grad.item()]],
 )
 say("A number must wait until everything that uses it has had its say.")
 
 # %% [markdown]
-# It can be done without waiting: hand on each gradient as it arrives, and again when the next one
-# does. All the parts reach the inputs in the end, and add up there. As a recursion it is only a few
-# lines long.
+# It can be done without waiting: pass on each gradient as it arrives, and again when the next one
+# does. In the end all the parts reach the inputs, and add up there. As a recursion this takes only
+# a few lines.
 #
 # The function below walks over the nodes of the package and uses their own rules. We let it count
 # how often it is called.
@@ -284,8 +285,8 @@ say(
 )
 
 # %% [markdown]
-# So run each node **once**, when everything that uses it has been run. How do we know? A number can
-# only be used after it was made. Whatever uses `p` is younger than `p`.
+# So run each node **once**, after everything that uses it has been run. How do we know when that
+# is? A number can only be used after it was made, so whatever uses `p` is younger than `p`.
 #
 # That gives the **backward order** almost for free. Each node takes a serial number `seq` when it
 # is made. `backward` collects the nodes that lead to the result, sorts them, and runs the youngest
@@ -317,13 +318,13 @@ table(
 )
 
 # %% [markdown]
-# What remains afterwards? The inputs keep their `grad`. Everything else that the graph kept for the
+# What is left afterwards? The inputs keep their `grad`. Everything else that the graph kept for the
 # way back is released as soon as it has been used: in a large model that is most of the memory. So
 # a graph can be run back only once.
 #
 # To run back again, build the graph again, from the same inputs. And since gradients add up, those
 # of the second run are added to those of the first, unless you call `zero_grad` in between.
-# Sometimes that is wanted. In a loop that learns, forgetting it is a classic mistake.
+# Sometimes that is wanted. In a training loop, forgetting `zero_grad` is a classic mistake.
 
 # %% Afterwards
 a, b, c = leaves()
@@ -348,9 +349,9 @@ predict(
 say(f"And after zero_grad: {a.grad}. There is none, until the next backward.")
 
 # %% [markdown]
-# Why believe all this? Because nudging, slow as it is, knows nothing of graphs: where the two
-# agree, the backward is right. For `a * a * a` a nudge is no longer exact, because the slope
-# changes along the way. We nudge to both sides and make the step smaller and smaller.
+# Why believe all this? Nudging is slow, but it needs no graph: where the two agree, the backward is
+# right. For `a * a * a` a nudge is no longer exact, because the slope changes along the way. We
+# nudge in both directions and make the step smaller and smaller.
 
 # %% Believing it
 x = mq.Tensor(here["a"], dtype="float64", requires_grad=True)
@@ -379,14 +380,14 @@ say(
     "equal numbers are subtracted."
 )
 say(
-    "The package checks each of its operations in this way: mq.gradcheck finds an error of "
+    "The package checks each of its operations in this way: `mq.gradcheck` finds an error of "
     f"{worst} here."
 )
 
 # %% [markdown]
 # You have now seen all of reverse mode: numbers that remember their parents, a rule for each
-# operation, sums where paths meet, and an order. The rest of the course changes the rules and puts
-# arrays in place of numbers. The loop stays as it is.
+# operation, sums where paths meet, and an order. The rest of the course adds rules and puts arrays
+# in place of numbers. The procedure stays the same.
 #
 # Now write one yourself: in the exercise, `Number` can add but lacks `*` and `backward`.
 

@@ -56,7 +56,7 @@ class Number__overwrites(_Number):
 
 
 class Number__keeps_the_first(_Number):
-    """You hand something on only to a parent that has nothing yet: a Number used twice keeps only
+    """You pass something on only to a parent that has nothing yet: a Number used twice keeps only
     what arrives first.
     """
 
@@ -121,8 +121,8 @@ class Number__oldest_first(_Number):
 
 
 class Number__first_in_first_out(_Number):
-    """A Number hands on as soon as its turn comes in a queue, before all that uses it has run: sort
-    by `serial` first.
+    """A Number passes its gradient on as soon as its turn comes in a queue, before everything that
+    uses it has run: sort by `serial` first.
     """
 
     def _order(self):
@@ -136,8 +136,8 @@ class Number__first_in_first_out(_Number):
 
 
 class Number__last_in_first_out(_Number):
-    """You run Numbers as they come off the stack, before all that uses them has run: collect first,
-    then sort by `serial`.
+    """You run Numbers as they come off the stack, before everything that uses them has run: collect
+    first, then sort by `serial`.
     """
 
     def _order(self):
@@ -196,7 +196,7 @@ class Number__starts_every_number(_Number):
 
 
 class Number__hands_on_the_sum_so_far(_Number):
-    """Each time a gradient arrives you hand on the whole sum so far, and so its first part again:
+    """Each time a gradient arrives you pass on the whole sum so far, and so its first part again:
     wait until it is complete.
     """
 
@@ -211,7 +211,7 @@ class Number__hands_on_the_sum_so_far(_Number):
 
 
 class Number__runs_twice(_Number):
-    """A Number used twice goes on your stack twice, and hands on twice what it has: put it there
+    """A Number used twice goes on your stack twice, and passes its gradient on twice: put it there
     only if it is new.
     """
 
@@ -224,8 +224,8 @@ class Number__runs_twice(_Number):
 
 
 class Number__queues_twice(_Number):
-    """A Number used twice goes into your queue twice, and hands on twice what it has: put it there
-    only if it is new.
+    """A Number used twice goes into your queue twice, and passes its gradient on twice: put it
+    there only if it is new.
     """
 
     def backward(self):
@@ -237,8 +237,8 @@ class Number__queues_twice(_Number):
 
 
 class Number__forgets_what_arrived(_Number):
-    """You hand on the slope alone; it is the slope times what has arrived at the Number itself (its
-    `grad`).
+    """You pass on the slope alone; pass on the slope times what has arrived at the Number itself
+    (its `grad`).
     """
 
     def _hand_on(self):
@@ -247,7 +247,7 @@ class Number__forgets_what_arrived(_Number):
 
 
 class Number__forgets_the_slope(_Number):
-    """Your products hand on their gradient as it is, as a sum would; a factor receives it times the
+    """Your products pass on their gradient as it is, as a sum would; a factor receives it times the
     other factor.
     """
 
@@ -265,8 +265,8 @@ class Number__adds_slope_and_gradient(_Number):
 
 
 class Number__a_parent_once(_Number):
-    """Where one operation uses a Number twice (a * a), you hand on once only: go through the
-    parents one by one.
+    """If one operation uses a Number twice (a * a), you pass the gradient on only once: go through
+    the parents one by one.
     """
 
     def _hand_on(self):
@@ -276,7 +276,7 @@ class Number__a_parent_once(_Number):
 
 class Number__no_start(_Number):
     """All gradients are 0: the result's own gradient has to be 1, and the result is the first to
-    hand on.
+    pass it on.
     """
 
     def backward(self):

@@ -21,13 +21,15 @@ The package's `unbroadcast` takes the same two steps. It first asks whether the 
 which they nearly always are, and then returns `g` itself: no sum, no copy. A sum over no axes would
 copy the whole array each time.
 
-That is safe because a gradient that is handed on is only borrowed: the loop of lesson 01 never adds
-into an array that it does not own, and gives each input an array of its own in the end.
+That is safe because a gradient that is passed on is only borrowed: `backward` never adds into an
+array that it does not own. In the end each input gets an array of its own.
 """
 
 
 def cases(rng):
-    """g of one to four axes, and a shape that broadcasts to g's. Lengths differ, but for a few."""
+    """g of one to four axes, and a shape that broadcasts to g's. Lengths differ, with a few
+    exceptions.
+    """
     lengths = [int(n) for n in rng.permutation([2, 3, 4, 5])[: rng.integers(1, 5)]]
     if rng.random() < 0.2:  # for who would tell axes apart by their lengths
         lengths.insert(0, lengths[-1])

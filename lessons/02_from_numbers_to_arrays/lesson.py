@@ -15,7 +15,7 @@
 
 # %% [markdown]
 # Lesson 01 kept one number in each Tensor. A model of a million numbers would be a million nodes,
-# and Python would be busy with nodes alone. So from now on a Tensor holds an array, and one node
+# and Python would spend all its time on nodes. So from now on a Tensor holds an array, and one node
 # represents all of its entries.
 #
 # The rules stay as they are, entry by entry. In a product each entry gets the matching entry of the
@@ -46,12 +46,12 @@ compare("gradient of w", w.grad, "x", x)
 
 # %% [markdown]
 # `y` was a single number, and so its gradient could start at 1. What if the result is an array?
-# Then somebody has to say how much each entry counts. This array of weights, of the shape of the
-# result, is called the **cotangent**. We will write `g` for it.
+# Then we must say how much each entry counts. This array of weights has the shape of the result,
+# and is called the **cotangent**. We will write `g` for it.
 #
-# There is nothing new in it. To run back from an array with the cotangent `g` is to run back from
-# the single number `(y * g).sum()`. Inside a graph every operation is in this position: what comes
-# down to it is its `g`.
+# This is nothing new. Running back from an array with the cotangent `g` is the same as running back
+# from the single number `(y * g).sum()`. Inside a graph every operation is in this position: the
+# gradient that reaches its result is its `g`.
 
 # %% Starting from an array
 g_data = np.float32([[1, 2, 3], [4, 0, 5]])
@@ -105,9 +105,10 @@ table("broadcasting", ["one", "other", "together"], rows)
 
 # %% [markdown]
 # What does stretching cost? `np.broadcast_to` shows what NumPy does when it broadcasts. It makes a
-# **view**: an array that has no memory of its own, and reads that of another in its own way.
+# **view**: an array that has no memory of its own, and reads the memory of another array in its own
+# way.
 #
-# This is worth a look, because it says what broadcasting really is: one number, **used several
+# This is worth a look, because it shows what broadcasting really is: one number, **used several
 # times**.
 
 # %% One number, several uses
@@ -122,15 +123,15 @@ predict(
     stretched.strides[0],
 )
 memory(b=b_data, stretched=stretched)
-say("It stays where it is, and reads the same row again.")
+say("It does not move at all: it reads the same row again.")
 
 # %% [markdown]
-# And a number used several times adds up what it receives from each use: that was the middle of
-# lesson 01. So the question at the top has its answer. In `y = x + b` each entry of `b` is used
-# once in every row. Its gradient is the sum, over the rows, of what arrives there.
+# And a number used several times adds up what it receives from each use, as in lesson 01. That
+# answers the question at the top. In `y = x + b` each entry of `b` is used once in every row. Its
+# gradient is the sum, over the rows, of what arrives there.
 #
-# To be sure of it we also do the same with single numbers, as in lesson 01: three of them, used
-# twice each.
+# To be sure, we also do the same with single numbers, as in lesson 01: three of them, used twice
+# each.
 
 # %% The mirror
 b = mq.Tensor(b_data, requires_grad=True)  # (3,)
@@ -179,10 +180,10 @@ say(
 
 # %% [markdown]
 # Now both in one: `h` of shape (3, 1) is added to an array of shape (2, 3, 4). One axis is added in
-# front and one is stretched. Undo them in turn: sum over the added ones, so that the axes of both
-# shapes are numbered alike, then over the stretched ones.
+# front and one is stretched. Undo them in turn: first sum over the added axes, after which both
+# shapes have the same number of axes, then over the stretched ones.
 #
-# A single number, of shape (), is the extreme: every axis is added, so that its gradient is the sum
+# A single number, of shape (), is the extreme case: every axis is added, so its gradient is the sum
 # of all of `g`.
 #
 # With a cotangent of ones the sum counts how often each entry was used.
@@ -205,9 +206,10 @@ show("gradient of h", h.grad, digits=0)
 compare("summed in turn", both, "gradient of h", h.grad)
 
 # %% [markdown]
-# Many wrong gradients have the right shape, and then nothing complains. Take a square, with as many
-# rows as columns, and four candidates for the gradient of a row `b` that is added to it. Nudging
-# tells which one is right: raise an entry of `b` by one, and see how far `(y * g).sum()` moves.
+# Many wrong gradients have the right shape, and then no error is raised. Take a square, with as
+# many rows as columns, and four candidates for the gradient of a row `b` that is added to it.
+# Nudging tells which one is right: raise an entry of `b` by one, and see how far `(y * g).sum()`
+# moves.
 
 # %% The right shape proves nothing
 names = ["g.sum(axis=0)", "g.sum(axis=1)", "g.mean(axis=0)", "g[0]"]
@@ -250,8 +252,8 @@ say(
 
 # %% [markdown]
 # In a product the rule of lesson 01 comes first. Let a row `s` scale each row of `x`. Each of its
-# uses receives `g` times the entry of `x` it was multiplied with; **then** these are added up. To
-# sum first and multiply after is something else.
+# uses receives `g` times the entry of `x` it was multiplied with; **then** these are added up.
+# Summing first and multiplying afterwards gives something else.
 
 # %% Multiply, then sum
 s = mq.Tensor([1, 1, 1], requires_grad=True)  # (3,)
@@ -272,7 +274,7 @@ compare("sum, then multiply", wrong, "gradient of s", s.grad, same=False)
 # So the gradient is stretched.
 #
 # The two are mirror images: where one of them runs forward, the other runs backward. So each can be
-# checked by the other.
+# checked with the other.
 
 # %% The mirror of a sum
 x = mq.Tensor(x_data, requires_grad=True)
@@ -289,8 +291,8 @@ compare("gradient of x", x.grad, "the row, stretched", stretched)
 
 # %% [markdown]
 # One trap has nothing to do with shapes. The numbers of a model are float32, four bytes each, and
-# an array divided by a Python number keeps its type. But what if the number comes from NumPy, as
-# the root of a length will in lesson 06?
+# an array divided by a Python number keeps its type. But what if the number comes from NumPy, as a
+# square root will in lesson 06?
 
 # %% A number of the wrong type
 half = x_data / 2.0
@@ -305,8 +307,8 @@ table(
     [[name, str(array.dtype), array.nbytes] for name, array in results.items()],
 )
 say(
-    "The root is a NumPy number of type float64, and that wins over float32: here, and in all that "
-    "is computed from it."
+    "The root is a NumPy number of type float64, and that wins over float32: here, and in "
+    "everything computed from it."
 )
 say(
     "The package turns such a number back into a Python number first, so that a Tensor keeps its "

@@ -72,7 +72,7 @@ def unbroadcast__aligned_left(g, shape):
 
 def unbroadcast__axes_not_shifted(g, shape):
     """You look for the 1s in `shape`, but sum over those axes of g while g still has more axes in
-    front: the numbers differ.
+    front, so the axis numbers differ.
     """
     g = g.sum(axis=_stretched(shape), keepdims=True)
     return g.sum(axis=_added(g, shape))

@@ -8,8 +8,8 @@ from minqkv.teach import gradients
 TOLERANCE = 1e-9
 
 HINTS = (
-    "Work row by row: whatever is subtracted, added up or averaged belongs to one row, so axis=-1 "
-    "and keepdims=True.",
+    "Work row by row: whatever you subtract, add up or average belongs to one row, so use "
+    "axis=-1 and keepdims=True.",
     "Forward: before the exponential, subtract from each row its own maximum. Backward: from g "
     "subtract its average, weighted by y, and multiply what is left by y.",
     "e = np.exp(x - x.max(axis=-1, keepdims=True)), then e / e.sum(axis=-1, keepdims=True). "
@@ -17,12 +17,12 @@ HINTS = (
 )
 
 EXPLANATION = """
-The package does the same, and keeps only `y` for its backward: the scores are not needed again. It
-works in place on arrays that nobody else can see, and on a CPU it takes the sum of `g * y` in one
-pass, without storing the product.
+The package does the same, and keeps only `y` for its backward, because the scores are not needed
+again. It works in place on arrays that nothing else uses, and on a CPU it takes the sum of `g * y`
+in one pass, without storing the product.
 
 Your backward was tried with random cotangents. With ones in `g`, one that returns zeros, or the
-wrong sign, would have passed. In the package `mq.gradcheck` asks every operation in this way;
+wrong sign, would have passed. In the package `mq.gradcheck` tests every operation in this way;
 `minqkv gradcheck` runs them all.
 """
 

@@ -17,9 +17,9 @@
 # ///
 
 # %% [markdown]
-# In the first two lessons a gradient went back through one number, or through one array place by
-# place. A matrix product and a softmax are different: there every output depends on many inputs.
-# Nearly all that a language model computes is made of these two, with one number at the end, the
+# In the first two lessons a gradient went back through one number, or through an array entry by
+# entry. A matrix product and a softmax are different: there every output depends on many inputs.
+# Nearly all that a model of text computes is made of these two, with one number at the end, the
 # cross-entropy.
 #
 # Take a row of three numbers times a matrix. Three inputs, two outputs: that makes six slopes, one
@@ -52,15 +52,15 @@ say(
 )
 
 # %% [markdown]
-# Backward never asks for that array. It arrives with one number for each output, how much the final
-# result gains from it: the gradient of `y`. That is the cotangent of lesson 02; here we call it
-# `u`. What has to leave is one number for each input. An input collects from every output: the
-# cotangent of the output, times the slope between the two.
+# Backward never builds that array. It starts with one number for each output: the gradient of `y`,
+# which says how fast the final result grows with that output. That is the cotangent of lesson 02;
+# here we call it `u`. It must end with one number for each input. An input collects from every
+# output: the cotangent of the output, times the slope between the two.
 #
 #     gradient of x = cotangent @ Jacobian
 #
 # That is a **vector-Jacobian product**: the `vjp` that lesson 01 called by hand. An operation only
-# has to know how to compute it, and for a matrix product that is `u @ w.T`: no nudges, and no
+# has to compute this product, and for a matrix product that is `u @ w.T`: no nudges, and no
 # Jacobian. Here `y0` counts once, and `y1` ten times.
 
 # %% One vector in, one vector out
@@ -82,7 +82,7 @@ say(
 )
 
 # %% [markdown]
-# Usually both factors are arrays, and both want a gradient. Follow one number: the element (i, k)
+# Usually both factors are arrays, and both need a gradient. Follow one number: the element (i, k)
 # of `a` meets the element (k, j) of `b` on its way to the element (i, j) of the product, for each
 # j. So it collects, over all j, what arrives at (i, j) times `b` at (k, j): that is `g @ b.T`. The
 # same for `b` gives `a.T @ g`.
@@ -126,9 +126,9 @@ predict("Add 1 to every score. Do the shares change?", not np.allclose(more / mo
 say("A factor common to all cancels in the division: only differences between scores matter.")
 
 # %% [markdown]
-# So it should make no difference if every score is a thousand larger. On paper it makes none. A
-# float, though, has a largest value: the one of float64 has about three hundred digits, and the
-# exponential of a thousand has more. (NumPy would warn; `errstate` keeps it quiet.)
+# So it should make no difference if every score is a thousand larger. On paper it makes none. But a
+# float has a largest value: in float64 it has about three hundred digits, and the exponential of a
+# thousand has more. (NumPy would warn; `errstate` keeps it quiet.)
 
 # %% Overflow
 far = scores + 1000  # (1, 3)
@@ -175,14 +175,15 @@ compare("diag(y) - outer(y, y)", np.diag(y[0]) - np.outer(y[0], y[0]), "jacobian
 # %% [markdown]
 # Why these numbers? Nudge one score: its exponential grows in proportion, and the sum of all grows
 # by its share `y` of that. So every share loses its size times `y`, and the one that was raised
-# gains `y` besides: y (1 - y) on the diagonal, minus the product of two shares elsewhere. Multiply
-# a cotangent `g` by that array: the gain makes `g * y`, and the losses together take away `y` times
-# the sum of `g * y`. Once more no Jacobian is needed:
+# also gains `y`: y (1 - y) on the diagonal, minus the product of two shares elsewhere. Multiply a
+# cotangent `g` by that array: the gain gives `g * y`, and the losses together subtract `y` times
+# the sum of `g * y`. Again no Jacobian is needed:
 #
 #     gradient of the scores = y * (g - sum(g * y))
 #
-# Read it from the inside. The sum is the average of `g`, weighted by the shares. A score gains in
-# proportion to how far its own `g` lies above that average, and a small share moves little.
+# Read it from the inside. The sum is a **weighted average** of `g`: the shares are the weights. A
+# score gains in proportion to how far its own `g` lies above that average, and a small share moves
+# little.
 
 # %% Above the average
 g = np.array([[10.0, 0.0, 0.0]])  # (1, 3)
@@ -248,19 +249,20 @@ passed = sum(row[1] == 0 for row in rows)
 predict(f"How many of these {len(rows)} pass with ones: {', '.join(results)}?", passed)
 table("error of each backward", ["backward", "ones", "random"], rows)
 say(
-    "With ones every multiple of the right one passes, zero times and minus one times too. With "
-    "random numbers only the right one passes."
+    "With ones, every multiple of the right backward passes, even zero times it and minus one "
+    "times it. With random numbers only the right one passes."
 )
 
 # %% [markdown]
-# Why do random vectors find it? A mistake is a difference between two matrices, with `u` on one
-# side of it and `v` on the other. If the difference is not zero, only vectors that happen to suit
-# it give zero. Ones suit a softmax perfectly, in every test; random vectors almost never do.
+# Why do random vectors find the mistake? A mistake is a difference between two matrices, with `u`
+# on one side of it and `v` on the other. If the difference is not zero, only special vectors give
+# zero. For many mistakes in a softmax, a vector of ones is one of these; random vectors almost
+# never are.
 #
 # This is a **gradient check**, and `mq.gradcheck` is the package's. It wants float64: in float32
-# the difference of two nudged results would be mostly rounding. We give it the real softmax, and
-# one whose backward is lazy. (`make` takes a result, its inputs, and the backward: it is how each
-# operation of the package ends.)
+# the difference of two nudged results would be mostly rounding error. We give it the real softmax,
+# and one whose backward is lazy. (`make` takes a result, its inputs, and the backward: it is how
+# each operation of the package ends.)
 
 
 # %% The gradient check

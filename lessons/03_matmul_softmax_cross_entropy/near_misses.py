@@ -87,7 +87,7 @@ def softmax__logarithm(x):
 
 
 def softmax_vjp__diagonal_only(y, g):
-    """Your backward knows the diagonal of the Jacobian only, y (1 - y): each score moves the other
+    """Your backward uses only the diagonal of the Jacobian, y (1 - y): each score moves the other
     shares as well.
     """
     return g * y * (1 - y)
@@ -121,7 +121,7 @@ def softmax_vjp__plain_sum(y, g):
 
 
 def softmax_vjp__plain_mean(y, g):
-    """You take away the plain mean of g; weight it by the shares: the sum of g * y."""
+    """You subtract the plain mean of g; weight it by the shares: the sum of g * y."""
     return y * (g - g.mean(axis=-1, keepdims=True))
 
 

@@ -9,8 +9,8 @@ from minqkv.optim import Adam
 TOLERANCE = 1e-9
 
 HINTS = (
-    "Five lines: count the step, update m, update v, correct both, move. m, v and the count must "
-    "outlive the call: in state.",
+    "Five lines: count the step, update m, update v, correct both, move. m, v and the count "
+    "must outlive the call, so keep them in state.",
     'The first time, state is empty: state.get("m", 0) is then 0. t is 1 in the first step. m is '
     "corrected by 1 - beta1**t, v by 1 - beta2**t; keep the uncorrected ones.",
     'm = beta1 * state.get("m", 0) + (1 - beta1) * g; v the same with beta2 and g**2; then return '
@@ -19,13 +19,13 @@ HINTS = (
 
 EXPLANATION = """
 The package keeps all parameters of a model in one long array, and m and v beside it: a step is a
-handful of passes over three arrays, however many layers there are. It corrects `v` after the root,
-and `m` together with the learning rate, by a single number each: the same function, in fewer
-passes.
+handful of passes over three arrays, however many layers there are. It corrects the root of `v`, and
+`m` together with the learning rate, by a single number each: the same function, in fewer passes.
 
-Where eps is added matters more than its size suggests. Inside the root, or added before `v` is
-corrected, it is another optimiser: alike where gradients are large, not where they are small. And
-weight decay is not part of Adam: `mq.AdamW` shrinks the matrices first, apart from both averages.
+Where eps is added matters more than its size suggests. Put inside the root, or added before `v` is
+corrected, it gives a different optimiser: similar where gradients are large, but not where they are
+small. And weight decay is not part of Adam: `mq.AdamW` shrinks the matrices first, separately from
+both averages.
 """
 
 

@@ -21,9 +21,9 @@
 # looks at one digit, and the row of that digit holds a score for each possible answer.
 # `F.embedding(ids, w)` picks the rows.
 #
-# The task is called `sub`: the answer to a digit is the largest digit minus it. The table knows
-# nothing yet, all its scores are zero. One number says how wrong that is, the **loss**: here the
-# cross-entropy of lesson 03, averaged over all digits.
+# The task is called `sub`: the answer to a digit is the largest digit minus that digit. The table
+# knows nothing yet: all its scores are zero. One number says how wrong that is, the **loss**: here
+# the cross-entropy of lesson 03, averaged over all digits.
 
 # %% One number to make small
 import numpy as np
@@ -45,10 +45,10 @@ show("answers", targets, digits=0)
 predict("Equal scores give each of four answers the same share. What is the loss?", loss.item())
 guessing = float(np.log(4))
 compare("loss of the table", loss.item(), "log(4)", guessing, tolerance=1e-6)
-say(f"{round(guessing, 3)} is the loss of guessing: the number to remember in this lesson.")
+say(f"{round(guessing, 3)} is the loss of guessing. Remember this number during the lesson.")
 
 # %% [markdown]
-# The gradient says how the loss grows with each score. From lesson 03 we know it: the shares, minus
+# The gradient says how the loss grows with each score. We know it from lesson 03: the shares, minus
 # one at the right answer, divided by the number of digits.
 
 # %% Which way is up
@@ -61,9 +61,9 @@ say(
 )
 
 # %% [markdown]
-# The gradient points uphill, so we walk the other way. How far? The gradient does not say that: it
-# is a slope, and holds only where we are. We choose a number, the **learning rate**, and multiply
-# the gradient by it. This is gradient descent; with data drawn at random it is called **SGD**,
+# The gradient points uphill, so we walk the other way. How far? The gradient does not say: it is a
+# slope, and holds only where we are. We choose a number, the **learning rate**, and multiply the
+# gradient by it. This is gradient descent; with data drawn at random it is called **SGD**,
 # stochastic gradient descent.
 
 # %% One step down
@@ -108,9 +108,9 @@ curve("loss of the table", {"by hand": losses})
 compare("losses by hand", np.array(losses), "mq.train_step", np.array(again), tolerance=1e-5)
 
 # %% [markdown]
-# The first of the four lines is the one that is forgotten. In lesson 01 a value that was used twice
-# got the sum of two gradients. `backward` adds for that reason, and it cannot know that a new step
-# has begun: without `zero_grad` the gradients of all steps so far pile up.
+# The first of the four lines is the one that people forget. In lesson 01 a value that was used
+# twice got the sum of two gradients. `backward` adds for that reason, and it cannot know that a new
+# step has begun: without `zero_grad` the gradients of all steps so far pile up.
 #
 # Take a number that starts at ten, a loss with slope 1 everywhere, and the learning rate 1. Three
 # steps.
@@ -133,9 +133,9 @@ say(
 )
 
 # %% [markdown]
-# Now the length of a step. Here is a valley with two directions, one flat and one steep. For each
-# there is a number `p` with a curvature `c`, and the loss is the sum of `c * p * p / 2`. So the
-# slope is `c * p`, and a step of descent multiplies `p` by `1 - lr * c`.
+# Now the length of a step. Here is a valley with two directions, one flat and one steep. Each has a
+# number `p` and a curvature `c`, and the loss is the sum of `c * p * p / 2`. So the slope is
+# `c * p`, and a step of descent multiplies `p` by `1 - lr * c`.
 
 # %% A valley
 c = np.array([1.0, 100.0])  # (2,): flat, steep
@@ -163,8 +163,8 @@ say(
     f"With lr {max(paths)} each step multiplies the steep number by {paths[0.03][1, 1].round(6):g}."
 )
 say(
-    "A rate that suits the steep direction crawls in the flat one; a larger rate is thrown from "
-    "side to side."
+    "A rate that suits the steep direction crawls in the flat one; a larger one swings from side "
+    "to side in the steep direction."
 )
 
 # %% [markdown]
@@ -174,7 +174,7 @@ say(
 #     m = beta1 * m + (1 - beta1) * g
 #
 # With the usual `beta1` that is nine tenths of the old average and one tenth of the new gradient.
-# What points the same way at each step stays; what goes back and forth cancels.
+# Gradients that point the same way at each step stay; those that go back and forth cancel.
 #
 # But `m` starts at zero, so at first it is far too small. After t steps the weights given to
 # gradients add up to `1 - beta1**t`; dividing by that makes it an average again.
@@ -197,7 +197,7 @@ predict(
 table("a steady gradient, and a zigzag", ["t", "m", "corrected", "zigzag", "m", "corrected"], seen)
 
 # %% [markdown]
-# The second average, `v`, is of the squares of the gradients, over a longer time: it knows how
+# The second average, `v`, is of the squares of the gradients, over a longer time: it records how
 # large they usually are, not which way they point. It is corrected in the same way, with its own
 # `beta2`:
 #
@@ -207,8 +207,8 @@ table("a steady gradient, and a zigzag", ["t", "m", "corrected", "zigzag", "m", 
 #
 #     w = w - lr * m / (sqrt(v) + eps)
 #
-# The root turns a mean of squares into a usual size, and the division takes the size out of the
-# step. A tiny `eps` keeps a gradient that was always zero from becoming 0 / 0.
+# The square root turns a mean of squares into a typical size, and dividing by it takes the size out
+# of the step. A tiny `eps` keeps a gradient that was always zero from becoming 0 / 0.
 
 # %% The second average
 slope = np.array([0.001, 1.0, 1000.0, 0.0])
@@ -245,12 +245,12 @@ heights = {"SGD": with_sgd**2 @ c / 2, "Adam": with_adam**2 @ c / 2}
 curve("height above the bottom", heights, log=True)
 compare("flat under Adam", with_adam[:, 0], "steep under Adam", with_adam[:, 1], tolerance=1e-5)
 say(
-    f"A slope {c[1]:g} times as steep makes m and the root of v {c[1]:g} times as large: it "
-    "cancels."
+    f"A slope {c[1]:g} times as steep makes both m and the root of v {c[1]:g} times as large, so "
+    "it cancels."
 )
 say(
-    "It cancels so exactly because this valley lies along the two numbers: Adam rescales each of "
-    "them, and cannot rotate."
+    "It cancels exactly because this valley lies along the two axes: Adam rescales each number, "
+    "and cannot rotate."
 )
 say("Near the end it swings past the bottom and back: m remembers where it was going.")
 
@@ -280,15 +280,16 @@ table("loss on sub", ["seed", "first", "last"], [[str(s), runs[s][0], runs[s][-1
 compare("losses of seed 0", np.array(runs[0]), "seed 0 again", np.array(again), tolerance=0)
 compare("losses of seed 0", np.array(runs[0]), "seed 1", np.array(runs[1]), same=False)
 say(
-    "If you compare two ideas with one run each, you may be comparing two seeds. Lesson 12 says "
+    "If you compare two ideas with one run each, you may be comparing two seeds. Lesson 12 shows "
     "what to do about it."
 )
 
 # %% [markdown]
-# The table has learned `sub`. Now another task, `reverse`: the sequence backwards. The answer at
-# each place is the digit at the mirrored place. The digits are drawn independently of each other.
+# The table has learned `sub`. Now another task, `reverse`: write the sequence backwards. The answer
+# at each place is the digit at the mirrored place. The digits are drawn independently of each
+# other.
 #
-# The loop does not change, nor do the model, the optimiser and the data. Only the answers do.
+# The loop, the model, the optimiser and the data stay the same. Only the answers change.
 
 # %% The same loop, another task
 reverse = Synthetic("reverse", seq_len=4, alphabet=4)
@@ -305,13 +306,13 @@ heat("shares after sub", sub_table, rows=digits, columns=digits)
 heat("shares after reverse", reverse_table, rows=digits, columns=digits)
 
 # %% [markdown]
-# Would a larger model help, or more steps? Whatever looks at one digit alone gives the same shares
-# each time it sees that digit, so it is a table, however it was made. And the best of all tables
-# can be counted: for each digit, how often each answer came with it in the examples. (Knowing the
-# place would not help either: the mirrored digit was drawn without regard to it.)
+# Would a larger model help, or more steps? Any model that looks at one digit alone gives the same
+# shares each time it sees that digit, so it is no better than a table. And the best table can be
+# found by counting: for each digit, how often each answer came with it in the examples. (Knowing
+# the place would not help either: the mirrored digit was drawn without regard to it.)
 #
-# The answer is in the sequence, only not in the digit itself. So something must look at other
-# tokens. That is lesson 05.
+# The answer is in the sequence, but not in the digit itself. So the model must look at other
+# digits. That is lesson 05.
 #
 # The optimiser is worth writing once in your life: the exercise asks for one step of `adam`, with
 # its memory.

@@ -18,12 +18,11 @@ HINTS = (
 
 EXPLANATION = """
 The package does the same in another order. It multiplies the rows with the exponentials first, and
-divides the result by their sum afterwards: the numbers come out equal, and the division touches d
+divides the result by their sum afterwards. The numbers come out equal, and the division touches d
 columns of the result instead of S columns of weights. For a long sequence S is far larger than d.
 
-It also leaves out the subtraction of the maximum where it can prove that no exponential overflows;
-and it works on a block of tokens at a time, so that the whole table of pairs need not exist at
-once.
+It also skips the subtraction of the maximum where it can prove that no exponential overflows. And
+it works on a block of tokens at a time, so that the whole table of pairs never exists at once.
 """
 
 

@@ -19,7 +19,7 @@
 
 # %% [markdown]
 # Read a row of digits, write it backwards. For us that is easy. A model that looks at one digit at
-# a time cannot do it: lesson 04 ended there. This lesson finds out what is missing, and the
+# a time cannot do it: lesson 04 ended there. This lesson finds out what is missing, and adds the
 # smallest thing that supplies it.
 #
 # What is in one place of a sequence is called a **token**; here each token is one digit. The
@@ -48,8 +48,8 @@ show("y", y, columns=places)
 # How often can a rule be right if it sees only its own digit and place? There are few enough
 # sequences to try all of them: five digits in each of four places.
 #
-# `best_share` is generous. It sorts all tokens by what they know, and in each group it takes the
-# answer that is most frequent there. No rule, however it was trained, gets more of them right.
+# `best_share` gives the upper limit. It groups all tokens by what they know, and in each group
+# takes the most frequent answer. No rule, however it was trained, gets more of them right.
 
 # %% One token alone
 every = np.indices((5, 5, 5, 5)).reshape(4, -1).T  # (N, T), each one once
@@ -74,9 +74,9 @@ say(f"Of {answers.size:,} answers it gets {right:,}, as many as a blind guess.")
 
 # %% [markdown]
 # So a token needs something of the others. What could they hand over? Not the digits as numbers:
-# numbers that are mixed turn into other numbers, which nobody has sent.
+# mixing numbers gives other numbers, which no token has sent.
 #
-# Instead a digit becomes a row with a single one, in the column of that digit, and zeros beside it.
+# Instead a digit becomes a row with a single one, in the column of that digit, and zeros elsewhere.
 # This is called **one-hot**. A mix of such rows still says what went into it.
 
 # %% Digits as rows
@@ -91,9 +91,9 @@ show("rows", rows, rows=places, columns=digits, digits=0)
 show("half of row 0, half of row 1", (rows[0] + rows[1]) / 2, columns=digits, digits=1)
 
 # %% [markdown]
-# The first idea: hand everybody the average of all rows. It has the right shape, it works for any
-# length, and it does tell each token about all others. How far does it get us? Give the best rule
-# all three: place, digit and average.
+# The first idea: give every token the average of all rows. It has the right shape, works for any
+# length, and tells each token something about all the others. How far does it get us? Give the best
+# rule all three: place, digit and average.
 
 # %% Everything at once
 average = rows.mean(axis=0)  # (V,)
@@ -102,8 +102,8 @@ other = np.eye(5)[[1, 1, 4, 3]].mean(axis=0)  # (V,)
 same = bool(np.array_equal(average, other))
 predict("Another sequence, `(1, 1, 4, 3)`. Is its average the same?", same)
 say(
-    "The same digits in another order: the average cannot tell them apart, and backwards they are "
-    "not the same."
+    "The same digits in another order: the average cannot tell them apart, but their answers "
+    "differ."
 )
 
 crowd = np.eye(5)[every].mean(axis=1, keepdims=True)  # (N, 1, V)
@@ -121,14 +121,14 @@ say(
 )
 
 # %% [markdown]
-# The second idea: let the others count differently. A **weighted average** has a weight for each
-# row; the weights are not negative and add up to one. As a product of one row of weights with all
-# rows it is a single line.
+# The second idea: let some tokens count more than others. A **weighted average** has a weight for
+# each row; the weights are not negative and add up to one. It is a single product: the row of
+# weights times all the rows.
 #
 #     w @ rows    (T,) times (T, V) gives (V,)
 #
-# Equal weights give the average from before. All weight on one row gives that row. All other
-# weights lie in between.
+# Equal weights give the average from before. All the weight on one row gives that row. Other
+# weights give something in between.
 
 # %% Some more than others
 w = np.array([0.5, 0.25, 0.0, 0.25])  # (T,)
@@ -160,9 +160,9 @@ say(
 )
 
 # %% [markdown]
-# A warning, in the spirit of lesson 03. Mirror the weights of this task along their diagonal, and
-# they are the same: if you confuse rows and columns, you still get everything right. So try another
-# set, where each token looks at the one before it (the first, having none, looks at itself).
+# A warning, in the spirit of lesson 03. The weights of this task are symmetric: if you confuse rows
+# and columns, you still get everything right. So try another set, where each token looks at the one
+# before it (the first, having none, looks at itself).
 
 # %% Who looks at whom
 before = np.eye(4, k=-1)  # (T, T)
@@ -178,10 +178,11 @@ say(
 )
 
 # %% [markdown]
-# Who sets the weights? A gradient should. But numbers that are moved a little at each step will not
-# stay positive with a sum of one. So we keep a free number for each pair, a **score**, and let
-# softmax turn each row of scores into weights. (Picking the place with the largest score would not
-# do: a small change of a score would change nothing, and the gradient would be zero.)
+# How do we find the weights? By following a gradient. But numbers that are moved a little at each
+# step do not stay positive with a sum of one. So we keep a free number for each pair, a **score**,
+# and let softmax turn each row of scores into weights. (Simply picking the place with the largest
+# score does not work: a small change of a score would change nothing, and the gradient would be
+# zero.)
 #
 # Say the score of the right place is s, and the others are 0. At s = 0 the weights are equal; as s
 # grows, nearly all of the weight moves to one place. How large must it be?
@@ -197,8 +198,8 @@ for s in (0.0, 0.5, 1.0, np.log(3), 1.2, 3.0):
     leads = (mixed * asked).sum(axis=-1) > wrong + 1e-9
     lines.append([f"{s:.3f}", soft[0, 3], soft[0, 0], leads.mean()])
 predict(
-    "Take the s whose exponential is three; the exponential of 0 is 1. What does the right place "
-    "weigh?",
+    "Take the s whose exponential is three; the exponential of 0 is 1. What weight does the "
+    "right place get?",
     lines[3][1],
 )
 table(
@@ -242,7 +243,7 @@ heat("learned weights", learned, rows=places, columns=places)
 # The same loop learns any task in which the place to look at is always the same. In `swap` the
 # second half comes first. In `sort` the digits come in ascending order: the smallest at place 0.
 #
-# (The loop uses SGD for a reason. In one of these tasks every gradient is zero but for rounding,
+# (The loop uses SGD for a reason. In one of these tasks every gradient is zero except for rounding,
 # and Adam, which divides a gradient by its own size, would turn that rounding into steps.)
 
 # %% What a fixed table cannot do
@@ -252,9 +253,13 @@ sorting, sort_losses = learn("sort")
 predict("In `sort`, which weight does place 0 give to place 1?", float(sorting[0, 1]))
 heat("learned for sort", sorting, rows=places, columns=places)
 curves = {"reverse": losses, "swap": swap_losses, "sort": sort_losses}
-table("loss", ["task", "at first", "at last"], [[name, c[0], c[-1]] for name, c in curves.items()])
+table(
+    "loss",
+    ["task", "at the start", "at the end"],
+    [[name, c[0], c[-1]] for name, c in curves.items()],
+)
 say(
-    "The smallest digit is as often in one place as in another: no place deserves more weight, and "
+    "The smallest digit is equally often in each place: no place deserves more weight, and "
     "nothing moves."
 )
 
@@ -264,9 +269,9 @@ say(
 # is missing: the two 1s in `(3, 1, 4, 1)` have equal rows, so whatever is worked out from them is
 # equal as well, but their answers differ.
 #
-# The fix is to write the **position** into the row. The package keeps a row for each place and adds
-# it to the token's own. Here it has columns to itself, `at 0` and so on; in a trained model its
-# numbers are learned.
+# The solution is to write the **position** into the row. The package keeps a row for each place and
+# adds it to the token's own. Here the position has its own columns, `at 0` and so on; in a trained
+# model its numbers are learned.
 
 # %% Where a token is
 sizes = {"vocab_size": 5, "block_size": 4, "n_embd": 9}

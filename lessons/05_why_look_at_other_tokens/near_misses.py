@@ -1,4 +1,4 @@
-"""Near misses 05: averages that are weighted almost rightly, each with what it does wrong."""
+"""Near misses 05: weighted averages that are almost right, each with what it does wrong."""
 
 import numpy as np
 

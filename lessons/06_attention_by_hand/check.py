@@ -9,18 +9,18 @@ from minqkv.attention import causal_mask
 TOLERANCE = 1e-9
 
 HINTS = (
-    "Five lines, one for each word: project (three times), compare and scale, mask, normalise, "
+    "Five lines, one for each step: project (three times), compare and scale, mask, normalise, "
     "mix.",
-    "The mask is np.tril(np.ones((T, T), bool)); np.where(mask, scores, -np.inf) puts it on "
+    "The mask is np.tril(np.ones((T, T), bool)); np.where(mask, scores, -np.inf) applies it "
     "before the softmax.",
     "scores = q @ k.T / np.sqrt(d); then for each row e = np.exp(row - row.max()) and e / "
     "e.sum(), with axis=-1 and keepdims=True; then the result @ v.",
 )
 
 EXPLANATION = """
-Each of your lines has its line in the package. There the queries are scaled (a smaller array than
-the scores), the mask is added as minus infinity, and the softmax works in place: the same function,
-in fewer passes.
+Each of your lines has its counterpart in the package. There the queries are scaled (a smaller array
+than the scores), the mask is added as minus infinity, and the softmax works in place: the same
+function, in fewer passes.
 
 What you wrote computes every score, even those the mask throws away. The package stops each block
 of rows at the last key that any of them may see.

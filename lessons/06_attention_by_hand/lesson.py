@@ -20,14 +20,14 @@
 
 # %% [markdown]
 # In lesson 05 a token became a weighted average of others, with weights that were the same for
-# every sequence. Here it works them out itself, from what is in the rows.
+# every sequence. Here it works out the weights itself, from what is in the rows.
 #
 # We follow three tokens, `cat sat it`, through one attention layer of the package. Its weights are
 # set by hand to small whole numbers, so that you can check every array by hand. The four columns of
 # `x` say how much of a noun, a verb and a pronoun a token is; the last one is the same for all.
 #
-# In the comments `T` is the number of tokens, `C` the number of columns of `x`, and `d` that of
-# queries, keys and values.
+# In the comments `T` is the number of tokens, `C` the number of columns of `x`, and `d` the number
+# of columns of queries, keys and values.
 
 # %% Three tokens
 import numpy as np
@@ -42,7 +42,7 @@ x = np.float32([[2, 0, 0, 1], [0, 2, 0, 1], [0, 0, 2, 1]])  # (T, C)
 show("x", x, rows=tokens, columns=features, digits=0)
 
 # %% [markdown]
-# A token plays three parts, and each part is a row of numbers of its own.
+# A token plays three roles, and each role has its own row of numbers.
 #
 # - Its **query** says what it looks for.
 # - Its **key** says what it can be found by.
@@ -65,9 +65,8 @@ show("q = x @ wq", x @ wq, rows=tokens, columns=features, digits=0)
 
 # %% [markdown]
 # Now the same three matrices go into the package's own layer, and we record every array of one real
-# call. From here on, what you see is what the layer computed. (Three things wait for their turn:
-# the mask, the matrix `wo`, which changes nothing here, and heads, of which there is only one until
-# lesson 07.)
+# call. From here on, what you see is what the layer computed. (Three things come later: the mask,
+# heads (here there is one; lesson 07 has more), and the matrix `wo`, which changes nothing here.)
 #
 # The row of `it` in `k` says that it can be found as a pronoun; its row in `v` says that it has
 # nothing to hand over but the last column.
@@ -86,8 +85,8 @@ show("k", k, rows=tokens, columns=features, digits=0)
 show("v", v, rows=tokens, columns=features, digits=0)
 
 # %% [markdown]
-# How well does a key answer a query? Multiply the two rows place by place and add up: the dot
-# product. It is large where both are large in the same column.
+# How well does a key answer a query? Multiply the two rows entry by entry and add up: the dot
+# product. It is large if both are large in the same columns.
 #
 #     q @ k.T    (T, d) times (d, T) gives (T, T)
 #
@@ -106,9 +105,9 @@ say(
 # Before going on, the scores are divided by the square root of d, the number of columns. Why?
 #
 # Take queries and keys at random, each number with mean 0 and variance 1. A dot product adds d such
-# products, and variances add: its spread, the root of the variance, grows with the root of d. A
-# softmax over large numbers puts everything on one of them, and then hardly any gradient gets
-# through. The division keeps the spread where it was.
+# products, and variances add: its spread, the square root of the variance, grows with the square
+# root of d. A softmax over scores that are far apart puts nearly all the weight on one of them, and
+# then hardly any gradient gets through. The division keeps the spread at 1.
 
 # %% Why the root of d
 rng = np.random.default_rng(6)
@@ -146,8 +145,8 @@ masked = np.where(seen, scores, -np.inf)  # (T, T)
 show("masked scores", masked, rows=tokens, columns=tokens, mask=seen, digits=1)
 
 # %% [markdown]
-# Softmax turns each row of scores into weights that are positive and add up to one. Each row on its
-# own: every query has a total weight of one to give away.
+# Softmax turns each row of scores into weights that are positive and add up to one. It treats each
+# row separately: every query has a total weight of one to give away.
 
 # %% The pattern
 pattern = t["pattern"][0, 0]  # (T, T)
@@ -181,7 +180,7 @@ say(
 )
 
 # %% [markdown]
-# Last, each query takes its weighted average of the values: a row of the pattern times `v`.
+# Finally, each query takes its weighted average of the values: a row of the pattern times `v`.
 #
 #     z = pattern @ v    (T, T) times (T, d) gives (T, d)
 
@@ -199,8 +198,8 @@ say(
 
 # %% [markdown]
 # That is attention: compare, scale, mask, normalise, mix. One more matrix, `wo`, then writes the
-# result back into the model; here it is the identity. In the package the middle is one function,
-# and each of these is a line you can find.
+# result back into the model; here it is the identity. In the package the middle part is one
+# function, and each of these steps is a line you can find.
 #
 # Now write it yourself, as one function of `x` and the three matrices: the exercise asks for
 # `attend`.

@@ -1,6 +1,6 @@
 """Check 07: `split` and `merge` against the package's own.
 
-In each array the hundreds say the token, the rest the column.
+In each array the hundreds digit is the token, the rest is the column.
 """
 
 from types import SimpleNamespace
@@ -10,8 +10,8 @@ import numpy as np
 TOLERANCE = 0.0
 
 HINTS = (
-    "split: cut the last axis in two by a reshape, then bring the heads to the front. merge: the "
-    "same, backwards.",
+    "split: cut the last axis into two with a reshape, then bring the heads to the front. "
+    "merge: the same, backwards.",
     "A reshape never moves a number past another; transpose(1, 0, 2) exchanges the first two "
     "axes. Each function needs one of each: split reshapes first, merge reshapes last.",
     "split: x.reshape(T, n_head, C // n_head).transpose(1, 0, 2). merge: z.transpose(1, 0, "
@@ -20,16 +20,16 @@ HINTS = (
 
 EXPLANATION = """
 In the package a batch comes first: (B, T, C) becomes (B, H, T, d), and the transpose is (0, 2, 1,
-3). Otherwise the two moves are the ones you wrote, and the products that follow run over all
+3). Otherwise the two functions are the ones you wrote, and the products that follow run over all
 sequences and heads at once.
 
 A transpose copies nothing; it only notes in which order to walk through the same memory. A reshape
 of such an array must copy, because its numbers no longer lie in the order it needs. So the package
 writes the result of the attention with the tokens before the heads in memory, though it is indexed
-the other way: merging it is free.
+the other way round, and merging is free.
 """
 
-_WAITING = "merge is looked at once split is right"
+_WAITING = "merge is checked once split is right"
 
 
 def cases(rng):

@@ -26,7 +26,7 @@
 # at once: the digit at its mirrored place, say, and the one just before it?
 #
 # It can give half its weight to each. Then it has both digits, mixed; here are two one-hot rows,
-# and the same two the other way round.
+# and the same two in the other order.
 
 # %% One average is not enough
 import numpy as np
@@ -51,14 +51,15 @@ first, second = np.eye(2)[:, None] @ rows  # (1, V) each
 apart = np.hstack([first, second])  # (1, 2V)
 show("two averages, side by side", apart, digits=0)
 say(
-    "One average says which digits there were, not which came from where. Two, kept apart, say "
-    "both."
+    "One average says which digits there were, not where each came from. Two averages, kept "
+    "apart, say both."
 )
 
 # %% [markdown]
-# So we want several attentions beside one another: **heads**. They need not be several layers. The
-# columns of q, k and v are cut into equal groups, and each head gets one group: the scores of a
-# head are dot products over its own columns only, and d in the scale is the columns of one head.
+# So we want several attentions side by side: **heads**. They need not be separate layers. The
+# columns of q, k and v are cut into equal groups, and each head gets one group. The scores of a
+# head are dot products over its own columns only, and d in the scale is the number of columns of
+# one head.
 #
 # To cut, a row of C columns becomes H rows of d columns, with H times d equal to C. Then the heads
 # go to the front, so that each is a matrix like the ones of lesson 06. In this array the tens digit
@@ -74,9 +75,9 @@ show("heads", heads, digits=0)
 compare("split by hand", heads, "split_heads", F.split_heads(mq.Tensor(x[None]), 2).numpy()[0])
 
 # %% [markdown]
-# Why not reshape to (H, T, d) at once? It is shorter, it has the right shape, and nothing
-# complains. A reshape keeps the numbers in their order, and only draws the borders elsewhere: it
-# never moves one past another.
+# Why not reshape to (H, T, d) at once? It is shorter, it has the right shape, and no error is
+# raised. But a reshape keeps the numbers in their order and only moves the borders between rows: it
+# never moves one number past another.
 
 # %% A reshape moves nothing
 short = x.reshape(2, 4, 3)  # (T, C) -> (H, T, d), or so it looks
@@ -110,9 +111,9 @@ with mq.trace() as t:
 heat("pattern", t["pattern"][0], rows=places, columns=places, digits=2)
 
 # %% [markdown]
-# Each head has mixed its own columns of v. To go on, the heads are put side by side again, a
-# token's numbers in one row: **merge** is split backwards, so first the tokens come back to the
-# front, then the last two axes become one.
+# Each head has mixed its own columns of v. To go on, the heads are put side by side again, so that
+# a token's numbers are in one row. This **merge** is split backwards: first the tokens come back to
+# the front, then the last two axes become one.
 #
 # Columns `m0` to `m3` are what head 0 has found, at the mirrored place; `b0` to `b3` are from head
 # 1, at the place before.
@@ -133,13 +134,13 @@ say(
 )
 
 # %% [markdown]
-# Look again at `merged`: place 0 knows two other digits now, and its own is gone. The fix is a
-# **residual**: add what the layer found to what came in. Each layer then only has to say what
-# should change. `wo`, the layer's last matrix, decides in which columns.
+# Look again at `merged`: place 0 knows two other digits now, but has lost its own. The solution is
+# a **residual**: add what the layer found to what came in. Each layer then only has to say what
+# should change, and `wo`, its last matrix, decides in which columns.
 #
-# There is a second benefit on the way back. In `x + layer(x)` the array `x` is used twice, so its
-# gradient is a sum, as in lesson 01: what comes through the layer, and the incoming gradient as it
-# is.
+# There is a second benefit, in the backward pass. In `x + layer(x)` the array `x` is used twice, so
+# its gradient is a sum, as in lesson 01: what comes through the layer, plus the incoming gradient
+# unchanged.
 
 # %% Add, do not replace
 inits = [mq.nn.Init(seed, "float64", "uniform") for seed in range(16)]
@@ -167,16 +168,16 @@ for n in (1, 2, 4, 8, 16):
     lines.append([str(n), *(f"{size:.1e}" for size in sizes)])
 table("mean size of the gradient at the start", ["layers", "without", "with"], lines)
 say(
-    "Without them next to nothing arrives, and the first layers hardly learn. A sum gives a path "
-    "around every layer."
+    "Without residuals almost nothing arrives, and the first layers hardly learn. Each sum gives "
+    "a path around its layer."
 )
 
 # %% [markdown]
-# Where everything is added, the size of a row drifts from layer to layer. **Layer norm** gives each
-# row, on its own, a mean of 0 and a variance of 1 before a layer reads it: subtract the mean,
-# divide by the root of the variance. A learned scale and shift for each column follow; they start
-# at 1 and 0. (The package also adds a very small number to the variance, so that a row of equal
-# numbers is not divided by zero.)
+# When every layer adds something, the size of a row drifts from layer to layer. **Layer norm**
+# gives each row, on its own, a mean of 0 and a variance of 1 before a layer reads it: subtract the
+# mean, divide by the square root of the variance. A learned scale and shift for each column follow;
+# they start at 1 and 0. (The package also adds a very small number to the variance, so that a row
+# of equal numbers is not divided by zero.)
 
 # %% Layer norm
 row = np.array([[1.0, 1.0, 5.0, 5.0]])  # (1, C)
@@ -196,9 +197,9 @@ compare(
 )
 
 # %% [markdown]
-# One part is missing. Attention moves numbers from token to token, but all it does with them is to
-# average. An **MLP** works out what to make of them: a matrix, a function that is not linear, and a
-# matrix back. It takes each token separately.
+# One part is missing. Attention moves numbers from token to token, but all it does with them is
+# average. An **MLP** (multi-layer perceptron) works out what to make of them: a matrix, a function
+# that is not linear, and a second matrix. It takes each token separately.
 #
 # A **block** is these two, each with a norm before it and a residual around it. That is two lines.
 
@@ -232,12 +233,12 @@ table("rows that change", ["part", "rows"], [[name, n] for name, n in moved.item
 # - norms: two in a block, and one at the end
 # - a row for each digit, and one for each place
 #
-# Heads do not occur in this list: the matrices are as large as before, they are only read in
-# groups.
+# Heads do not appear in this list: the matrices are as large as before, but their columns are read
+# in groups.
 #
-# The package holds this as a closed form, beside every variant of attention. It is written for
-# `GPT`, the model of lesson 10, which is made of the same blocks and uses the rows of the digits
-# once more for its answers.
+# The package has this as a formula, for every variant of attention. It is written for `GPT`, the
+# model of lesson 10, which is made of the same blocks and uses the rows of the digits again for its
+# answers.
 
 # %% Parameters, counted
 C, f, V, P = 16, 64, 5, 6
@@ -260,9 +261,9 @@ table("by formula, and in the model", ["heads", "columns each", "formula", "mode
 compare("by hand", sum(parts.values()), "counted in the model", mq.GPT(cfg).n_params)
 
 # %% [markdown]
-# Everything is there for a model: rows for digits and places, one block, a last norm, and a matrix
-# that makes a score for each digit. The package calls it `Tagger`, since it gives each token a tag.
-# No mask: every token sees every other.
+# We now have everything for a model: rows for digits and places, one block, a last norm, and a
+# matrix that makes a score for each digit. The package calls it `Tagger`, since it gives each token
+# a tag. No mask: every token sees every other.
 #
 # It gets six digits and has to write them backwards. We test it on every sequence; it has never
 # seen most of them. Nobody sets a weight by hand now.
@@ -285,13 +286,13 @@ def train(seed, position="learned"):
 
 model, losses, right = train(seed=0)
 _, blind_losses, blind = train(seed=0, position="none")
-predict("And the same model without positions: does it solve the task, too?", bool(blind > 0.95))
+predict("And the same model without positions: does it solve the task too?", bool(blind > 0.95))
 curve("loss", {"with positions": losses, "without": blind_losses})
 table("right answers", ["model", "share"], [["with positions", right], ["without", blind]])
 new = len(every) - len(np.unique(task.draw(0, "train", 6400)[0], axis=0))
 say(
-    f"Of {len(every):,} sequences {new:,} did not occur in the training: it has learned the rule, "
-    "not the list."
+    f"Of {len(every):,} sequences {new:,} did not occur in training: it has learned the rule, not "
+    "the list."
 )
 
 # %% [markdown]
@@ -314,15 +315,15 @@ for seed, (run, share) in enumerate(runs):
     lines.append([str(seed), share, *mirrored])
 table("weight on the mirrored place", ["seed", "right", "head 0", "head 1"], lines)
 say(
-    "Nobody tells the heads who does what. Another seed, another division of labour, and the task "
-    "is solved all the same."
+    "Nobody tells the heads who does what. With another seed they divide the work differently, "
+    "and still solve the task."
 )
 
 # %% [markdown]
 # From the next lesson on we ask which of the matrices in there are needed at all, and the answers
 # will hold for any number of heads and blocks.
 #
-# First write the two moves yourself: the exercise asks for `split` and `merge`.
+# First write the two functions yourself: the exercise asks for `split` and `merge`.
 
 # %% Where it is done
 source(F.split_heads)

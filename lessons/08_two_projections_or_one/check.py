@@ -8,28 +8,28 @@ from minqkv import functional as F
 TOLERANCE = 1e-9
 
 HINTS = (
-    "Keep three uses apart first: k as queries, k as keys, k as values. Find the gradient of "
-    "each, then add the three, and go through x @ w once.",
-    "Forward: k = x @ w, the pattern, z = pattern @ k. As values: pattern.T @ g. The gradient of "
-    "the pattern is g @ k.T; the softmax's backward of lesson 03, row by row, makes it that of "
-    "the scores, d. Scores are q @ k.T, scaled: from d come the queries' and the keys' part. To "
-    "see which part is off, let the package make them one by one: with q, k and v each "
-    "mq.Tensor((x @ w)[None, None], requires_grad=True), call "
-    "mq.functional.scaled_dot_product_attention(q, k, v).backward(g[None, None]); they are then "
-    "in q.grad, k.grad, v.grad.",
+    "First keep the three uses apart: k as queries, k as keys, k as values. Find the gradient "
+    "of each, then add the three, and go through x @ w once.",
+    "Forward: k = x @ w, the pattern, z = pattern @ k. As values: pattern.T @ g. The gradient "
+    "of the pattern is g @ k.T; the softmax's backward of lesson 03, row by row, makes it that "
+    "of the scores, d. Scores are q @ k.T, scaled: from d come the queries' and the keys' part. "
+    "To see which part is off, let the package make them one by one. Let q, k and v each be "
+    "mq.Tensor((x @ w)[None, None], requires_grad=True) and call "
+    "mq.functional.scaled_dot_product_attention(q, k, v).backward(g[None, None]). The parts are "
+    "then in q.grad, k.grad and v.grad.",
     "With scores = k @ k.T / np.sqrt(w.shape[1]) and their softmax, pattern: dp = g @ k.T; ds = "
     "pattern * (dp - (dp * pattern).sum(axis=-1, keepdims=True)) / np.sqrt(w.shape[1]); return "
     "x.T @ (pattern.T @ g + ds @ k + ds.T @ k).",
 )
 
 EXPLANATION = """
-Nowhere in the package does it say that the gradients of a shared projection add up. With Q = K = V
-the attention gets one Tensor three times; its backward returns three gradients, and the loop of
-lesson 01 adds them where they meet.
+The package has no special line that adds the gradients of a shared projection. With Q = K = V the
+attention gets one Tensor three times; its backward returns three gradients, and the backward loop
+of lesson 01 adds them where they meet.
 
 You added before the product with `x.T`, and so does the package: one product for the weight, where
-three matrices need three. A mean instead of the sum is a mistake that training hardly shows,
-because Adam divides a gradient by its own size: only a check like this one does.
+three matrices need three. Taking a mean instead of the sum is a mistake that training hardly shows,
+because Adam divides a gradient by its own size. A check like this one shows it.
 """
 
 

@@ -23,12 +23,13 @@
 # ///
 
 # %% [markdown]
-# In lesson 06 a token had a query, a key and a value, made by three matrices. Must it be three? The
+# In lesson 06 a token had a query, a key and a value, made by three matrices. Do we need three? The
 # key and the value could be the same row. So could the query and the key.
 #
 # Each way to share has a name, from the paper that this package is about. In a name `-` separates
-# and `=` shares; the hyphen is not a minus sign. So `q-k=v` reads: a projection for queries, and
-# one for keys and values together. In the formulas α is one over the root of d.
+# and `=` shares; the hyphen is not a minus sign. A **projection** is the product with one of these
+# matrices. So `q-k=v` means: one projection for queries, and one for keys and values together. In
+# the formulas α is one over the square root of d.
 
 # %% Four ways to share
 import numpy as np
@@ -60,7 +61,7 @@ say("A shared matrix exists once, and goes by the name wk.")
 # as q, k and v: the arrays themselves, not copies. There is no mask in this lesson: every token
 # sees every other.
 #
-# Look for the variants in which two names mean one piece of memory.
+# Look for two names that mean the same piece of memory.
 
 # %% One array, two names
 tokens, features = ["cat", "sat", "it"], ["noun", "verb", "pron", "one"]
@@ -87,11 +88,11 @@ say("in the layer of q=k-v:")
 memory(**{role: used["q=k-v"][role] for role in "qkv"})
 
 # %% [markdown]
-# In `q-k=v` nothing was copied and nothing is kept equal by force: `v` *is* `k`. When keys and
+# In `q-k=v` nothing was copied, and nothing has to be kept equal: `v` **is** `k`. When keys and
 # values must be remembered for later (lesson 10), there is one array to remember, not two.
 #
-# What does the layer lose by it? Put beside it a layer of `qkv` with the same `wq` and `wk`, and
-# the `wv` of lesson 06.
+# What does the layer lose by this? Compare it with a layer of `qkv` that has the same `wq` and
+# `wk`, and the `wv` of lesson 06.
 
 # %% Keys that equal values
 wv = np.diag([1.0, 1, 0, 1])
@@ -140,7 +141,7 @@ say(
 # %% [markdown]
 # Now the one matrix of `q-k=v`, with the same number of its output. It has one gradient.
 #
-# Whatever you think it is, a difference quotient settles it: move one entry of the matrix a little
+# Whatever you guess, a difference quotient gives the answer: move one entry of the matrix a little
 # up and a little down, and see how much the output moves.
 
 # %% One matrix, one gradient
@@ -164,7 +165,7 @@ rows = {"as a key": as_key[0, 0], "as a value": as_value[0, 0]}
 rows |= {"sum": sum(rows.values()), "difference quotient": quotient}
 table("row noun, column noun", ["", "slope"], list(rows.items()))
 compare("sum of the two", as_key + as_value, "gradient of the one", gradient)
-say("Each use sends its gradient back, and they add up: accumulation again, and nothing new.")
+say("Each use sends its gradient back, and they add up: accumulation again.")
 
 # %% [markdown]
 # Now the other sharing, `q=k-v`: one matrix makes queries and keys. We take another `wk`, so that
@@ -183,12 +184,12 @@ predict(
 predict("And of `cat` for `sat`?", float(scores[0, 1]))
 show("scores", scores, rows=tokens, columns=tokens, digits=1)
 compare("scores", scores, "scores transposed", scores.T)
-predict("Then is the pattern symmetric, too?", bool(np.allclose(pattern, pattern.T)))
+predict("Then is the pattern symmetric too?", bool(np.allclose(pattern, pattern.T)))
 heat("pattern", pattern, rows=tokens, columns=tokens)
 
 # %% [markdown]
-# It is not: each row is divided by its own sum. But something of the symmetry is left. Read the
-# pattern as a map for a walker: from the token of a row, step to that of a column, with the
+# It is not: each row is divided by its own sum. But part of the symmetry is left. Read the pattern
+# as the rules of a random walk: from the token of a row, step to the token of a column, with the
 # probability given there.
 #
 # Let many walkers start, `w[i]` of them at token i, where `w[i]` is the sum that softmax divided
@@ -209,10 +210,10 @@ compare("w / w.sum()", np.tile(w / w.sum(), (3, 1)), "a thousand steps, from any
 
 # %% [markdown]
 # Such a walk is called **reversible**. It has no sense of rotation: going around `cat`, `sat`, `it`
-# is as likely as going around the other way. Where queries have a matrix of their own that need not
-# be so, and the logarithm of how much more likely one way is than the other is called the **curl**.
-# Take logs: around a cycle the row sums cancel, so the curl is a property of the scores. It is the
-# test of direction: a pattern can look lopsided and still have none.
+# is as likely as going around the other way. With a separate matrix for queries the two can differ.
+# The **curl** is the logarithm of how much more likely one way is than the other. Take logs: around
+# a cycle the row sums cancel, so the curl depends on the scores alone. It is our test for a
+# direction: a pattern can look lopsided and still have no curl.
 #
 # (Under a causal mask there is no way back to compare with; take the scores from before the mask.)
 
@@ -236,9 +237,9 @@ table("cat, sat, it, cat", ["variant", "around", "other way", "log ratio", "cycl
 # paper itself reports such cosines.
 #
 # But queries and keys only meet in `q @ k.T`. Multiply `wq` by any invertible matrix A and `wk` by
-# the inverse of A, transposed: the scores stay. Likewise `wv` by B and `wo` by the inverse of B.
-# This is called **gauge freedom**: many weights, one layer. Below, `wq` and `wk` start out alike,
-# and then an A is chosen that turns `wk` into `wv`.
+# the inverse of A, transposed: the scores stay the same. Likewise multiply `wv` by B and `wo` by
+# the inverse of B: the output stays the same. This is called **gauge freedom**: many weights, one
+# layer. Below, `wq` and `wk` start out alike, and then an A is chosen that turns `wk` into `wv`.
 
 
 # %% The cosine of two matrices
@@ -266,18 +267,18 @@ compare("out as drawn", drawn, "out, wv and wo negated", negated)
 compare("out as drawn", drawn, "out, wk turned into wv", turned)
 compare("out as drawn", drawn, "out of q-k=v with the turned wq and wk", shared)
 say(
-    "So a cosine of weights says nothing. And one head of full width, whose wk can be inverted, "
-    "loses nothing by K = V."
+    "So a cosine of weights tells us nothing. And one head of full width, whose wk can be "
+    "inverted, loses nothing with K = V."
 )
 say(
-    "Several heads do give something up: keys and values of a narrow head may read different parts "
-    "of x."
+    "Several heads do lose something: the keys and the values of a narrow head may read "
+    "different parts of x."
 )
 
 # %% [markdown]
-# Can some A make `wq` equal to `wk`? No A can do that: the scores would be symmetric, and A leaves
-# them unchanged. So what can `q=k-v` not do? Something with a direction: let each of three tokens
-# look at the next one around the cycle, and at nothing else.
+# Can some A make `wq` equal to `wk`? No: the scores would be symmetric, and A leaves them
+# unchanged. So what can `q=k-v` not do? Anything with a direction: let each of three tokens look at
+# the next one around the cycle, and at nothing else.
 #
 # Suppose each gives `p` to the next one; that leaves at most `1 - p` for the one before. But
 # without curl, the three weights one way around have the same product as the three the other way.
@@ -306,31 +307,28 @@ def learn(name):
 
 
 predict(
-    "What is the largest p for which that is possible?",
+    "What is the largest p that is possible then?",
     max(p for p in np.linspace(0, 1, 101) if p**3 <= (1 - p) ** 3),
 )
 (_, apart, _), (_, tied, pattern) = learn("qkv"), learn("q=k-v")
 curve("what the next token gets", {"qkv": apart, "q=k-v": tied})
 heat("pattern of q=k-v, learned", pattern)
-say(
-    "It stays below even that bound. Looking at nothing in particular is the best this layer can "
-    "do."
-)
+say("It stays below even that bound. The best this layer can do is look at all tokens equally.")
 
 # %% [markdown]
-# What holds it back is a square. `(k[i] - k[j]) · (k[i] - k[j])` is never negative, so the scores
-# of two tokens with themselves add up to at least twice their score with each other: on average, a
-# token looks at no other more than at itself.
+# The reason is a square. `(k[i] - k[j]) · (k[i] - k[j])` is never negative, so the scores of two
+# tokens with themselves add up to at least twice their score with each other. On average, a token
+# looks at itself at least as much as at any other.
 #
 # The paper gives Q = K a `+`, so that queries and keys differ again. To each score, add each of m
 # fixed numbers P[i, j, c] (the channels); the first of them depend on the row i, the others on the
-# column j. One weight for each channel and a constant b turn the m sums into one number:
+# column j. With one weight for each channel and a constant b, the m sums become one number:
 #
 #     plus[i, j] = b + the sum over all channels c of
 #                  w[c] · (scores[i, j] + P[i, j, c])
 #
-# What does it do? Find out: with the scores of `cat sat it` and two channels of whole numbers, one
-# for rows and one for columns, change one ingredient at a time and look at the pattern.
+# What does it do? To find out, take the scores of `cat sat it` and two channels of whole numbers,
+# one for rows and one for columns. Change one ingredient at a time and look at the pattern.
 
 
 # %% A plus, as written
@@ -358,23 +356,22 @@ table(
 )
 
 # %% [markdown]
-# A softmax does not notice a number that is added to its whole row. The constant is such a number,
-# and so is what the row channels add. Only their weights still count, because every channel brings
-# the score along. Two things are left of the `+`:
+# A number that is added to a whole row does not change its softmax. The constant is such a number,
+# and so is what the row channels add. But their weights still count, because every channel also
+# adds the score. Two things are left of the `+`:
 #
 #     softmax(s · scores + g)
 #     s    = all w, added up
 #     g[j] = the column channels of j, times their w
 #
 # The factor s is called a **temperature**, and g is a bias for each position of a key, a **column
-# bias**. So this, not the convolution, is what the package computes, in `q=k-v+` and `q=k=v+`
-# alike.
+# bias**. This, and not the long sum, is what the package computes in both `q=k-v+` and `q=k=v+`.
 
 # %% What survives the softmax
 s, g = w.sum(), column @ w[1:]  # a number, and (T,)
 e = np.exp(s * scores + g)  # (T, T)
 predict(
-    "The weights of the two channels were -2 and 1. By what is each score multiplied?", float(s)
+    "The weights of the two channels were -2 and 1. What is each score multiplied by?", float(s)
 )
 compare("by hand", e / e.sum(axis=1, keepdims=True), "as written", plain)
 
@@ -410,8 +407,8 @@ predict("How much does `q=k-v+` learn to give to the next token?", reached[-1])
 heat("pattern of q=k-v+, learned", pattern)
 temperature, _ = layer.plus(slice(0, 3))  # ()
 say(
-    f"The temperature it found is {round(temperature.item(), 1)}: a token looks not at itself, but "
-    "at both neighbours alike."
+    f"The temperature it found is {round(temperature.item(), 1)}: a token looks at both "
+    "neighbours equally, and not at itself."
 )
 table("which can have a direction", ["variant", "output, before wo", "curl"], rows)
 source(mq.Attention.read, at="with K = V, the same row twice")

@@ -22,19 +22,19 @@ def _parts(x, w, g):
 
 
 def tied_gradient__value_only(x, w, g):
-    """You have the value's path only: w also makes the queries and the keys, and so shapes the
+    """You take only the value's path: w also makes the queries and the keys, and so shapes the
     pattern.
     """
     return _parts(x, w, g)[2]
 
 
 def tied_gradient__key_only(x, w, g):
-    """You have the key's path only: w also makes the queries and the values."""
+    """You take only the key's path: w also makes the queries and the values."""
     return _parts(x, w, g)[1]
 
 
 def tied_gradient__query_only(x, w, g):
-    """You have the query's path only: w also makes the keys and the values."""
+    """You take only the query's path: w also makes the keys and the values."""
     return _parts(x, w, g)[0]
 
 
@@ -179,8 +179,8 @@ def tied_gradient__softmax_axis_not_kept(x, w, g):
 
 
 def tied_gradient__stops_at_k(x, w, g):
-    """That is the gradient of k, with a row for each token. w made it by x @ w: one product more,
-    with x.T on the left.
+    """That is the gradient of k, with a row for each token. Since k = x @ w, one more product is
+    needed, with x.T on the left.
     """
     k, pattern, scale = _forward(x, w)
     d = _softmax(pattern, g @ k.T) * scale

@@ -5,8 +5,8 @@ import minqkv as mq
 TOLERANCE = 1e-9
 
 HINTS = (
-    "Count what is kept for one token: numbers of one head, then heads, streams, layers; and a "
-    "number has bytes.",
+    "Count what is kept for one token: the numbers of one head, times heads, streams and "
+    "layers, times the bytes of a number.",
     "A head has n_embd // n_head numbers, however few heads are kept. For `saved`, divide by what "
     "`qkv` keeps: most of it cancels, and two streams of n_head heads remain.",
     "kept = n_head if kv_heads is None else kv_heads; then n_layer * streams * kept * (n_embd // "
@@ -16,11 +16,11 @@ HINTS = (
 EXPLANATION = """
 The package has your two lines, in `VariantSpec.cache_bytes_per_token` and `VariantSpec.reduction`.
 The reference did not use them: it built a model of each kind, let it read the tokens, and divided
-`cache.nbytes` by their number. `nbytes` is added up over the arrays themselves, so a cache that
-kept something more would be found out. That is why your code was so much faster.
+`cache.nbytes` by their number. `nbytes` adds up the arrays themselves, so it would reveal a cache
+that kept anything more. That is why your code was so much faster.
 
 Two kinds of bytes are left out. A cache is allocated for its whole capacity before it is full
-(`capacity_nbytes`). And a batch keeps as much again for every further sequence.
+(`capacity_nbytes`). And a batch keeps the same amount again for every further sequence.
 """
 
 

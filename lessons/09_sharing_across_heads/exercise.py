@@ -1,4 +1,4 @@
-"""Exercise 09: what a cache weighs. Check it with `minqkv lesson check 9`."""
+"""Exercise 09: how many bytes a cache takes. Check it with `minqkv lesson check 9`."""
 
 
 def bytes_per_token(n_layer, n_head, n_embd, kv_heads, streams, itemsize):
@@ -8,8 +8,8 @@ def bytes_per_token(n_layer, n_head, n_embd, kv_heads, streams, itemsize):
     kept in each layer, or all of them where kv_heads is None. streams is 2 where keys and values
     are separate and 1 where they are one. A number has itemsize bytes. Return a number.
 
-    (Where the check shows a case, it shows `ids` as well: the tokens that its model has read. You
-    do not need them.)
+    (When the check shows a case, it also shows `ids`: the tokens that its model has read. You do
+    not need them.)
     """
     raise NotImplementedError
 

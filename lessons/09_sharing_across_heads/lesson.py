@@ -21,10 +21,10 @@
 # In lesson 07 every head had queries, keys and values of its own. In lesson 08 keys and values
 # became one. There is another way to keep fewer of them: heads may share with one another.
 #
-# Why would one want fewer? A model that writes makes one token at a time, and each new token looks
-# at all those before it. Their keys and values no longer change, because no token sees what comes
-# after it. So the model keeps them, in its **cache**. Lesson 10 uses it step by step; here we only
-# weigh it.
+# Why keep fewer? A model that writes makes one token at a time, and each new token looks at all
+# those before it. Their keys and values no longer change, because no token sees what comes after
+# it. So the model keeps them, in its **cache**. Lesson 10 uses it step by step; here we only count
+# its bytes.
 #
 # Below, a model with two layers reads three tokens. Each layer has four heads, and a head has two
 # numbers.
@@ -56,7 +56,7 @@ say(f"For each further token it grows by {cache.nbytes // len(cache)} bytes.")
 
 # %% [markdown]
 # The queries are not kept: a query is used once, by its own token. So there may be many query heads
-# and few heads that are kept. Call their numbers H and h.
+# (H) and few heads that are kept (h).
 #
 # - **gqa**, grouped-query attention: the query heads form h groups, and a group reads the same keys
 #   and values. `gqa-2` keeps two heads.
@@ -81,12 +81,13 @@ predict(
 table("shapes", ["variant", "wq", "wk", "wv"], rows)
 
 # %% [markdown]
-# Which query head reads which KV head? Neighbours share. With G = H/h query heads in a group,
+# Which query head reads which KV head? Neighbouring query heads share one. With G = H/h query heads
+# in a group,
 #
 #     query head i reads KV head ⌊i / G⌋
 #
-# To see it in the layer, we mark the values: KV head 0 hands over zeros, KV head 1 hands over ones,
-# whoever asks. An average of ones is one, so what a query head returns says where it has read.
+# To see it in the layer, we mark the values: KV head 0 always hands over zeros, KV head 1 always
+# ones. An average of ones is one, so what a query head returns shows which KV head it has read.
 
 # %% Who reads whom
 marked = mq.Attention("gqa-2", **one)
@@ -105,8 +106,9 @@ say(
 )
 
 # %% [markdown]
-# So `gqa-2` is a `qkv` in which neighbours happen to have the same `wk` and `wv`. We can build that
-# one: copy each KV head's columns once for every query head of its group, and compare.
+# So `gqa-2` is a `qkv` in which neighbouring heads happen to have the same `wk` and `wv`. We can
+# build such a `qkv`: copy each KV head's columns once for every query head of its group, and
+# compare.
 
 # %% The same as tying neighbours
 rng = np.random.default_rng(9)
@@ -155,10 +157,10 @@ groups = groups.sum(axis=2)  # (B, h, T, d_h)
 compare("sum over each group", groups, "gradient in gqa-2", shared, tolerance=1e-4)
 
 # %% [markdown]
-# The obvious way to compute it is to repeat each KV head G times, and go on as before. Then what
-# was saved in the cache is spent again at every step, in copies.
+# The obvious way to compute it is to repeat each KV head G times, and go on as before. But then the
+# memory saved in the cache is used again at every step, for copies.
 #
-# There is no need. All queries of a group meet the same keys, so they can be **more rows of one
+# This is not needed. All queries of a group meet the same keys, so they can be **more rows of one
 # product**: G heads with T queries each are one head with G·T queries.
 #
 #     (B, H, T, d_h)  becomes  (B, h, G·T, d_h)
@@ -185,23 +187,23 @@ compare(
     tolerance=1e-4,
 )
 say(
-    "The layer does the same: no key or value is ever repeated, nor are those that come from a "
-    "cache."
+    "The layer does the same: no key or value is ever repeated, whether it is new or comes from "
+    "a cache."
 )
 
 # %% [markdown]
-# `gqa-N` runs from one KV head to as many as there are query heads, and both ends have names of
-# their own.
+# `gqa-N` can have from one KV head to as many as there are query heads, and both extremes have
+# names of their own.
 #
-# Two things are refused. A number of KV heads that does not divide H leaves groups of different
-# size. And Q = K with fewer KV heads has no meaning: where the keys are the queries, there would be
-# only h queries for H heads.
+# Two things are refused. A number of KV heads that does not divide H would leave groups of
+# different sizes. And Q = K with fewer KV heads has no meaning: where the keys are the queries,
+# there would be only h queries for H heads.
 
 # %% The ends, and what is refused
 asked = [f"gqa-{h}" for h in (1, 2, 4)]
 names = [mq.VariantSpec.parse(name).for_heads(4).name for name in asked]
 predict(
-    f"A model has four heads. What else is `{asked[2]}` called there?",
+    f"A model has four heads. What other name does `{asked[2]}` have there?",
     names[2],
     ["mqa", "qkv", f"q-{asked[2]}"],
 )
@@ -246,12 +248,12 @@ predict(
 )
 
 # %% [markdown]
-# Now the ledger. For each token the cache grows by
+# Now the sum. For each token the cache grows by
 #
 #     layers · streams · KV heads · d_h · bytes of a number
 #
-# where d_h = C/H, whatever h is. We let every variant read three tokens and divide what its cache
-# then holds by three.
+# where d_h = C/H for every h. We let every variant read three tokens and divide what its cache then
+# holds by three.
 
 # %% The ledger, measured
 variants = ("qkv", "q-k=v", "gqa-2", "q-gqa-2", "mqa", "q-mqa")
@@ -273,9 +275,9 @@ table("three tokens", ["variant", "streams", "KV heads", "cache.nbytes", "B/toke
 compare("measured", np.array(measured), "the formula", np.array(formula, float))
 
 # %% [markdown]
-# The same at the size of the paper's smaller language model (section 5), with numbers of two bytes.
-# To weigh a cache you need not run the model: we allocate real ones, of sixty-four positions, and
-# ask the arrays for their bytes.
+# Now the same at the size of the paper's smaller model of text (section 5), with numbers of two
+# bytes. To measure a cache you need not run the model: we allocate real ones, of sixty-four
+# positions, and ask the arrays for their bytes.
 
 # %% At the size of a language model
 big = PRESETS["300m"]
@@ -303,13 +305,13 @@ say(
 )
 
 # %% [markdown]
-# Heads are not the only thing to save on. Keys are only compared, so they may be narrower than the
-# values. Those are called **thin keys**: with `thin-N`, each head keeps a key of N numbers beside
-# a value of full width.
+# Heads are not the only place to save. Keys are only compared, so they may be narrower than the
+# values. These are called **thin keys**: with `thin-N`, each head keeps a key of N numbers and a
+# value of full width.
 #
 # Does everything shrink like that? A layer also has `wq` and `wo`, an MLP, and the embedding. Those
-# are the same in all variants below. And each query head still computes scores of its own, so the
-# products of the attention itself stay, too.
+# are the same in all variants below. And each query head still computes its own scores, so the
+# products of the attention itself stay too.
 #
 # We count parameters and, for a prompt of two thousand tokens, the multiply-accumulates (MACs):
 # products that are added to a sum.
@@ -327,7 +329,8 @@ for name in ("qkv", "q-k=v", "gqa-4", "mqa", "q-mqa"):
     share[name] = costs(name) / costs("qkv")
     rows.append([name, *(f"{part:.1%}" for part in share[name])])
 predict(
-    "Does `mqa` halve the multiplications of reading a long prompt?", bool(share["mqa"][1] <= 0.5)
+    "Does `mqa` halve the multiplications needed to read a long prompt?",
+    bool(share["mqa"][1] <= 0.5),
 )
 table("share of qkv", ["variant", "parameters", "MACs", "cache"], rows)
 tiny = mq.GPTConfig(**size, variant="mqa")
@@ -336,10 +339,10 @@ compare("parameters by the formula", formula, "parameters of a real mqa", mq.GPT
 say("What shrinks is the memory that has to be read again for every token that is written.")
 
 # %% [markdown]
-# Sharing keys and values is a bargain in memory. Whether it costs accuracy is another question, and
-# an honest answer has error bars: lesson 12.
+# Sharing keys and values saves much memory. Whether it costs accuracy is another question, and an
+# honest answer has error bars: see lesson 12.
 #
-# In the exercise you write the ledger, as two functions: `bytes_per_token` and `saved`. The check
+# In the exercise you write this count as two functions: `bytes_per_token` and `saved`. The check
 # runs a real model on some tokens and asks its cache.
 
 # %% Where it is done

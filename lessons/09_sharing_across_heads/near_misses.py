@@ -63,7 +63,7 @@ def bytes_per_token__none_is_one(n_layer, n_head, n_embd, kv_heads, streams, ite
 
 
 def bytes_per_token__no_layers(n_layer, n_head, n_embd, kv_heads, streams, itemsize):
-    """You weigh one layer: each of the n_layer layers keeps its own keys and values."""
+    """You count one layer: each of the n_layer layers keeps its own keys and values."""
     return _right(1, n_head, n_embd, kv_heads, streams, itemsize)
 
 

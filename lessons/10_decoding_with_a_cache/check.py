@@ -10,8 +10,8 @@ TOLERANCE = 1e-9
 
 HINTS = (
     'The new tokens are at positions cache["n"] to cache["n"] + T: call these start and end. '
-    "Use them three times: for the rows of wp, for where keys and values are written, and for the "
-    "mask.",
+    "Use them three times: for the rows of wp, for the places where keys and values are "
+    "written, and for the mask.",
     "Write first, then read: the keys to compare with are the first `end` rows of the array, the "
     "new ones included. The mask has T rows and `end` columns; row i belongs to position start + "
     "i.",
@@ -21,12 +21,12 @@ HINTS = (
 
 EXPLANATION = """
 The package does the same in two places. `LayerCache.append` writes the new rows and returns views
-of all so far, so nothing is copied; `LayerCache.mask` compares absolute positions. A single new
-token needs no mask at all, and gets none.
+of all rows so far, so nothing is copied; `LayerCache.mask` compares absolute positions. A single
+new token needs no mask at all, and gets none.
 
 Each layer counts its own rows, because within a step the upper layers lag behind the lower ones;
 the length of the whole cache is the smallest of these counts. So a step that is interrupted can be
-taken back whole.
+undone completely.
 
 Yours stores one sequence and one head; the package stores (B, h, positions, d) for a batch, and one
 array instead of two where keys and values are one.

@@ -20,14 +20,14 @@
 # ///
 
 # %% [markdown]
-# A text is written one token at a time: the model reads what there is, gives scores for the next
-# token, the best one is put at the end, and the model reads again. This lesson is about that
+# A text is written one token at a time. The model reads the text so far and gives scores for the
+# next token; the best one is added at the end, and the model reads again. This lesson is about that
 # "again".
 #
-# To see at once when something goes wrong, we want a model that can do something. Here is a small
-# GPT: two blocks like those of lesson 07, but with the causal mask, and `qkv` attention. It is
-# trained on tunes of three notes that repeat for ever. A note is a digit. To know the next one, it
-# must look back at the note three places before.
+# To see at once when something goes wrong, we need a model that has learned something. Here is a
+# small GPT: two blocks like those of lesson 07, but with the causal mask, and `qkv` attention. It
+# is trained on tunes of three notes that repeat forever. A note is a digit. To know the next one,
+# the model must look back at the note three places before.
 #
 # (`AdamW` is the Adam of lesson 04; it also makes each matrix a little smaller at each step.)
 
@@ -61,8 +61,8 @@ show("prompt and what the model adds", text)
 # scores for the next token are the last row. All the other rows were computed on the way to it.
 #
 # Let the model read four tokens, then the same four and a fifth. Each layer makes a row of `k` for
-# each token. The causal mask forbids a token to look at what comes after it. So what can the fifth
-# token change about the first four?
+# each token. The causal mask stops a token from looking at what comes after it. So what can the
+# fifth token change about the first four?
 
 # %% What stays the same
 read = {}
@@ -80,16 +80,17 @@ predict(
 compare("k of four tokens, lower layer", read[4][0], "its rows among five", read[5][0][:, :, :4])
 compare("k of four tokens, upper layer", old, "its rows among five", new)
 say(
-    "The mask holds in every layer, so no row of any layer knows what comes after it: rows of the "
-    "past are final."
+    "The mask applies in every layer, so no row of any layer depends on what comes after it: "
+    "rows of the past are final."
 )
 
 # %% [markdown]
 # So without a cache the model computes rows that it has computed before, and gets the same numbers.
 # How many?
 #
-# The trace knows: each call of the model records the `q` of its layers, and `q` has a row for each
-# token that was read. The last token that is added is never read, because nothing comes after it.
+# The trace shows this: each call of the model records the `q` of its layers, and `q` has a row for
+# each token that was read. The last token that is added is never read, because nothing comes after
+# it.
 
 # %% Count the rows
 with mq.trace() as t:
@@ -111,15 +112,15 @@ table(
     ["call", "without", "cached"],
     [*rows, ["all", sum(without), sum(cached)]],
 )
-say("Without a cache the count grows with the square of the length; with one it is the length.")
+say("Without a cache the count grows with the square of the length; with a cache it is the length.")
 
 # %% [markdown]
-# What must be kept of a token, so that it need not be read again? It had a query, a key and a value
+# What must we keep of a token, so that it need not be read again? It had a query, a key and a value
 # in each layer.
 #
-# Ask the gradient: send one back from the scores for the next token alone, and see which rows of
-# `q`, `k` and `v` it reaches. A row without a gradient had no say. We look at the upper layer,
-# where nothing else comes in between.
+# The gradient tells us: send one back from the scores for the next token alone, and see which rows
+# of `q`, `k` and `v` it reaches. A row without a gradient had no effect. We look at the upper
+# layer, where no other attention comes in between.
 
 # %% What must be kept
 with mq.trace() as t:
@@ -134,11 +135,11 @@ for name in "qkv":
 
 options = ["q, k and v", "k and v", "q alone"]
 kept = " and ".join(name for name in "qkv" if reached[name][:-1].any())
-predict("Which rows of the earlier tokens have a say in the next one?", kept, options)
+predict("Which rows of the earlier tokens affect the next one?", kept, options)
 show("reached", np.array([reached[name] for name in "qkv"]).astype(int), rows=list("qkv"))
 say(
-    "An old query has had its answer. Old keys and values are asked again by each new query: they "
-    "are the cache."
+    "An old query has had its answer. Old keys and values are needed again by each new query: "
+    "they are the cache."
 )
 
 # %% [markdown]
@@ -167,10 +168,10 @@ compare("logits of the prefill", logits, "logits without a cache", model(prompt)
 
 # %% [markdown]
 # Then comes **decode**: one new token at a time. It makes one query, one key and one value in each
-# layer. Key and value are written behind the others, and the query meets all that is stored, its
-# own key included.
+# layer. Key and value are written after the others, and the query is compared with all stored keys,
+# including its own.
 #
-# Beside each step we let the model read everything again, without a cache, and compare the scores.
+# At each step we also let the model read everything again, without a cache, and compare the scores.
 
 # %% Decode
 one, all_again, steps = [], [], []
@@ -182,7 +183,7 @@ for n in range(4, 9):
     steps.append([str(n), int(text[0, n]), *says, len(cache)])
 
 heads = ["position", "note", "next", "again", "stored"]
-table("each note read, the next one by the cache and by reading all again", heads, steps)
+table("each note read, and the next one with the cache and without", heads, steps)
 compare(
     "scores with the cache, all five steps",
     np.array(one),
@@ -216,16 +217,16 @@ predict(
 short = model.new_cache()  # once more, with a line for each step
 decode(short, lambda cache: cache_step(cache, config))
 say("However long the text, a step adds one token and computes one row in each layer.")
-say("What grows is the reading. That is why lesson 09 counted bytes.")
+say("What grows is the number of bytes it reads. That is why lesson 09 counted them.")
 
 # %% [markdown]
-# A cache is a promise to continue where one stopped, and it can be broken in small ways. First:
-# positions.
+# A cache promises to continue exactly where the model stopped. That promise can be broken in small
+# ways. First: positions.
 #
 # The embedding of a token gets the row of its position added. A new token comes to the model alone,
-# as an array of length one. If the model counts from the start of what it is given, the token is
-# told that it is at position 0. The package adds the length of the cache. Here is its forward,
-# written out, so that we can mislead it.
+# as an array of length one. If the model counts from the start of its input, the token gets
+# position 0. The package adds the length of the cache. Here is its forward, written out, so that we
+# can give it wrong positions.
 
 
 # %% Positions go on counting
@@ -251,20 +252,20 @@ def go_on(start_of, mask_of=lambda n: None):
 
 right, restarted = go_on(lambda n: n), go_on(lambda n: 0)
 predict(
-    "Does the tune still go on if each new token believes that it is at position 0?",
+    "Does the tune still continue correctly if each new token gets position 0?",
     restarted == right,
 )
 show("counting on, and restarting at 0", np.array([right, restarted]), rows=["right", "restart"])
 
 # %% [markdown]
 # Second: the mask. A single new token may see everything, so a decode step needs none. But several
-# tokens may come at once when the cache already holds some, as when somebody adds a sentence to a
-# conversation. Then the mask has a row for each new token and a column for each key, stored ones
-# first: it is not square.
+# tokens may come at once when the cache already holds some, for example when someone adds a
+# sentence to a conversation. Then the mask has a row for each new token and a column for each key,
+# stored ones first: it is not square.
 #
-# The rule stays that of lesson 06, said with absolute positions: a key may be seen if its position
-# is not after the query's. A triangle that starts in the upper left corner forgets that the queries
-# do not start at 0.
+# The rule is still that of lesson 06, in terms of absolute positions: a key may be seen if its
+# position is not after the query's. A triangle that starts in the upper left corner ignores that
+# the queries do not start at 0.
 
 # %% A chunk on a warm cache
 cache.trim(4)  # back to the prompt
@@ -284,7 +285,7 @@ cache.trim(4)
 bad = forward(text[:, 4:7], cache, 4, backend.upload(corner))
 compare("three tokens at once", good, "reading everything", whole)
 compare("with the mask from the corner", bad, "reading everything", whole, same=False)
-say("From the corner a new token does not even see itself.")
+say("With the mask from the corner a new token does not even see itself.")
 
 # %% [markdown]
 # Third: the order within a step. The new key and value must be written **before** the query looks.
@@ -309,14 +310,14 @@ compare(
     "scores of a token that misses itself", unseen, "reading everything", whole[:, :1], same=False
 )
 say(
-    "Notes are a coarse test: scores can be wrong and the largest the same. So caches are tested "
-    "on numbers."
+    "Notes are a coarse test: the scores can be wrong while the largest stays the same. So "
+    "caches are tested on the scores themselves."
 )
 
 # %% [markdown]
 # A cache can also go back. `trim` keeps the first positions and forgets the rest: to try another
 # continuation, or to take back tokens that were only guessed. Nothing is erased. The cache counts
-# fewer positions as stored, and the next ones are written over the old.
+# fewer positions as stored, and new rows overwrite the old ones.
 
 # %% Going back
 cache.trim(4)
@@ -344,11 +345,11 @@ compare("another continuation on the old cache", resumed, "a fresh start", fresh
 # `generate` is all of this: one prefill, then single tokens. It gives the same text either way.
 #
 # In the package the promise is kept in four places: where positions start, where rows are written,
-# what the mask compares, and what happens when a step is interrupted half way (the cache is trimmed
-# to where it was).
+# what the mask compares, and what happens when a step is interrupted. (The cache is then trimmed to
+# its length before the step.)
 #
 # In the exercise you write the step of one layer yourself: `step` takes one token or several, and a
-# cache to go on from.
+# cache to continue from.
 
 # %% Where it is done
 cache = model.new_cache()

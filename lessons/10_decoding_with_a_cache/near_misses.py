@@ -75,9 +75,7 @@ def step__no_position(x, wq, wk, wv, wp, cache):
 
 
 def step__position_for_query_only(x, wq, wk, wv, wp, cache):
-    """Only your queries know their positions: keys and values are made from x with its positions as
-    well.
-    """
+    """Only your queries have positions: keys and values are made from x with positions as well."""
     q, _, _ = _project(x, wq, wk, wv, wp, cache["n"])
     start, end, k, v = _append(cache, x @ wk, x @ wv)
     return _attend(q, k, v, _seen(start, end))

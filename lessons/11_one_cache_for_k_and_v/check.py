@@ -13,9 +13,9 @@ HINTS = (
     'The new token is at n = cache["n"], read before you count it. In both forms its query is '
     "turned by n. Write first, then read the first n + 1 rows: the token sees itself.",
     "raw_step: store x @ wk as it is. For the scores alone make a turned copy, turn(stored, "
-    "np.arange(n + 1)), each row by its own position; the weights are applied to `stored`. "
-    "unrotate_step: store turn(x @ wk, n), and use what is stored for the scores and for the mix, "
-    "without turning it again.",
+    "np.arange(n + 1)), each row by its own position. The weights are applied to `stored`. "
+    "unrotate_step: store turn(x @ wk, n), and use what is stored for the scores and for the "
+    "mix, without turning it again.",
     "unrotate_step ends with turn(mixed, n, back=True): back by the position of the query. "
     "raw_step ends with the mix, where nothing has been turned, so there is nothing to undo.",
 )
@@ -26,11 +26,11 @@ The package has both in one class: `rope_value` chooses, and two flags say where
 is the same function as two arrays with equal weights. Its turned keys are a temporary that lives
 for one step.
 
-Your weights of one query need no mask: a new token sees all that is stored. The package also
-decodes several tokens at once, and then takes the mask from the cache, as in lesson 10; rows of
-queries are turned and turned back by their own positions.
+A single query needs no mask: a new token sees all that is stored. The package also decodes several
+tokens at once, and then takes the mask from the cache, as in lesson 10; each query, and its answer,
+is turned by its own position.
 
-The cosines and sines are a table there, made once for all positions: you worked them out at each
+There the cosines and sines are a table, made once for all positions; you computed them at each
 step.
 """
 

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def turn(x, position, back=False):
-    """Rows of x (..., d) turned by their positions, a number or an array of them. It is given."""
+    """Rows of x (..., d), turned by their positions: a number, or an array of them. (Given.)"""
     half = x.shape[-1] // 2
     angle = np.asarray(position)[..., None] * 10_000.0 ** (-np.arange(half) / half)  # (..., d/2)
     cos, sin = np.cos(angle), -np.sin(angle) if back else np.sin(angle)

@@ -21,8 +21,8 @@
 
 # %% [markdown]
 # In lesson 08 one projection made keys and values, and the two were the same array. In lesson 10
-# keys and values of the past were kept in two arrays for each layer. Put together: with `q-k=v`
-# there is nothing to keep twice.
+# keys and values of the past were kept in two arrays for each layer. Put the two together: with
+# `q-k=v` nothing needs to be kept twice.
 #
 # We let two models read the same prompt, one with `qkv` and one with `q-k=v`, and look at what they
 # keep. Then one more row goes into the second cache by hand, and we look at what the layer reads
@@ -56,7 +56,7 @@ rows = one.layers[0].append(row)  # all that is stored so far: one array
 keys, values = model.blocks[0].attn.read(rows)  # (B, h, S, d) each
 cache_step(one, model.config)
 memory(stored=rows[0], keys=keys, values=values)
-say("The cache has no second array. What the layer reads as values is what it reads as keys.")
+say("The cache has no second array. The layer reads the same array as keys and as values.")
 
 # %% [markdown]
 # So far positions were rows that are added to the tokens before the first layer. Many models do
@@ -65,8 +65,8 @@ say("The cache has no second array. What the layer reads as values is what it re
 # short.
 #
 # Two numbers are an arrow in the plane. To keep the arithmetic easy, turn it by a quarter of a
-# circle for each position; this takes the arrow (x, y) to (-y, x). The function is the package's
-# own.
+# circle for each position; this takes the arrow (x, y) to (-y, x). We use the package's own
+# function.
 
 # %% Turning an arrow
 cos = backend.upload(np.array([[1.0], [0.0], [-1.0], [0.0]]))  # (T, 1), T = 4
@@ -112,9 +112,9 @@ say(
 )
 
 # %% [markdown]
-# A quarter of a circle comes round again after four positions. So real tables use slower angles,
+# Turning by a quarter of a circle repeats after four positions. So real tables use smaller angles,
 # and several at once: the columns of a head are taken in pairs, and each pair has a speed of its
-# own. Quick pairs tell neighbours apart, slow ones tell near from far.
+# own. Fast pairs tell neighbours apart, slow ones tell near from far.
 
 # %% The real speeds
 cos, sin = rope_table(16, 8, "float64")  # (16, 4) each: 16 positions, d = 8
@@ -137,9 +137,9 @@ say(
 )
 
 # %% [markdown]
-# A whole layer, then. It has one head with d = 2, so its queries, keys and values are arrows; `wk`,
-# `wv` and `wo` are the identity, for easy reading. `at` lets it read a text that begins at some
-# position: filler comes first, into the cache, and a mask hides it.
+# Now a whole layer. It has one head with d = 2, so its queries, keys and values are arrows; `wk`,
+# `wv` and `wo` are the identity, to keep the numbers readable. `at` lets it read a text that begins
+# at some position: filler goes into the cache first, and a mask hides it.
 #
 # In the `qkv` layer queries and keys turn, values do not: they are not compared with anything.
 
@@ -172,7 +172,7 @@ x = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])  # (T, 2)
 usual = make("qkv")
 here, later = at(0, usual, x), at(5, usual, x)
 predict(
-    "A text begins at position 0, then five places later. Does the layer answer the same?",
+    "A text begins at position 0, then five places later. Does the layer give the same answers?",
     bool(np.allclose(here, later)),
 )
 show("answers", here, columns=["x", "y"])
@@ -180,11 +180,12 @@ compare("answers at 0", here, "answers five places later", later)
 
 # %% [markdown]
 # Now the trap. With K = V there is one array. It is natural to turn the key, store it, and use what
-# is stored for both purposes. The scores are right. But what is mixed now are turned arrows.
+# is stored for both purposes. The scores are right. But now the arrows that are mixed are turned as
+# well.
 #
 # Let a text have a single token, the arrow (3, 4). It sees only itself, with weight 1, so its
 # answer is its own value. We put it at four positions, one after another. To get this layer we must
-# break one of the package's: `turn_back` is a fix explained two steps on.
+# break one of the package's layers: `turn_back` is a fix explained two steps later.
 
 # %% The trap
 naive = make("q-k=v", rope_value="unrotate")
@@ -201,17 +202,17 @@ show("one array, nothing undone", answers, rows=[f"at {i}" for i in range(4)], c
 show("two arrays", proper, rows=[f"at {i}" for i in range(4)], columns=["x", "y"])
 compare("a longer text at 0", at(0, naive, x), "the same text at 5", at(5, naive, x), same=False)
 say(
-    "Turned values say where they are. The same text a few places on gets other answers, and no "
-    "error is raised."
+    "Turned values depend on where they are. A few places later the same text gets different "
+    "answers, and no error is raised."
 )
 
 # %% [markdown]
 # First fix: store the key **raw**, not turned. When the cache is read, a turned copy is made for
-# the comparison and then thrown away, while the raw array is mixed. Each key is turned by its own
-# position, again at every step.
+# the comparison and then thrown away, while the raw array is mixed. At every step, each key is
+# again turned by its own position.
 #
 # Does that give what two arrays would give? Our `qkv` layer has the same matrix in `wk` and `wv`,
-# so we can ask. Here five rows of filler come before the text; only its own rows are shown.
+# so we can compare. Here five rows of filler come before the text; only its own rows are shown.
 
 # %% Fix one: store it raw
 raw = make("q-k=v", rope_value="raw")
@@ -222,7 +223,7 @@ candidates = {"the keys that are compared": compared}  # (8, 2), as the others
 candidates["the values that are mixed"] = mixed
 found = [name for name in candidates if np.allclose(candidates[name], stored)]
 
-predict("Which array of the step holds the same numbers as the cache?", found[0], list(candidates))
+predict("Which array of this step holds the same numbers as the cache?", found[0], list(candidates))
 show("stored", stored[5:], rows=["5", "6", "7"], columns=["x", "y"])
 show("compared", compared[5:], rows=["5", "6", "7"], columns=["x", "y"])
 compare("raw at 0", at(0, raw, x), "raw at 5", at(5, raw, x))
@@ -235,8 +236,8 @@ compare("raw", at(5, raw, x), "two arrays with equal weights", at(5, usual, x))
 #
 #     R_i⁻¹ Σ p_j R_j k_j  =  Σ p_j R_(j−i) k_j
 #
-# Turning by j and then back by i is turning by the distance. The answer is made of values as they
-# are seen from the query's position.
+# Turning by j and then back by i is turning by the distance between them. So the answer mixes
+# values that are turned relative to the query's position.
 
 # %% Fix two: turn the answer back
 back = make("q-k=v", rope_value="unrotate")
@@ -251,14 +252,14 @@ show("raw", at(0, raw, x), columns=["x", "y"])
 show("unrotate", at(0, back, x), columns=["x", "y"])
 compare("raw", at(0, raw, x), "unrotate", at(0, back, x), same=False)
 say(
-    "Both are sound, yet they are two different functions: a model is trained with one, and must "
-    "be decoded with it."
+    "Both are correct, but they are two different functions: a model must be decoded with the "
+    "one it was trained with."
 )
 
 # %% [markdown]
-# What does each cost? We count the rows that are turned in one decode step, by listening to the
-# layer's own `turn`, with seven positions stored before it. Then we gather all forms in one table,
-# with the bytes that a position takes.
+# What does each cost? We count the rows that are turned in one decode step, by recording the calls
+# of the layer's own `turn`, with seven positions stored before it. Then we put all forms in one
+# table, with the bytes that a position takes.
 
 
 # %% What each costs
@@ -289,13 +290,13 @@ table(
 )
 
 # %% [markdown]
-# So `raw` turns every stored key again at every step, and `unrotate` three rows, however long the
-# text is. One form is missing in the table: to store the turned key and, beside it, the raw value.
-# It is sound and cheap, but then there are two arrays again, and K = V has saved a matrix of
-# weights and no cache.
+# So `raw` turns every stored key again at every step, and `unrotate` turns three rows, however long
+# the text is. One form is missing from the table: store the turned key and also the raw value. It
+# is correct and cheap, but then there are two arrays again, and K = V has saved a matrix of weights
+# but no cache.
 #
-# Lesson 10 asked that a cache change nothing. Here is the whole GPT in both forms of one buffer:
-# token by token beside everything at once.
+# Lesson 10 required that a cache changes no result. Here is the whole GPT in both forms of one
+# buffer: reading token by token, and reading everything at once.
 
 # %% Step by step in a model
 apart = {}
@@ -315,12 +316,12 @@ compare("raw: token by token", apart["raw"][0], "all at once", apart["raw"][1])
 compare("unrotate: token by token", apart["unrotate"][0], "all at once", apart["unrotate"][1])
 
 # %% [markdown]
-# All of this runs on a GPU with one switch. `mq.use_backend("cupy")` puts models and caches that
-# are made inside it there, and with `MINQKV_BACKEND=cupy` in the environment this very lesson plays
-# on one.
+# All of this runs on a GPU with one switch. Models and caches that are made inside
+# `mq.use_backend("cupy")` live on the GPU, and with `MINQKV_BACKEND=cupy` in the environment this
+# lesson runs on one too.
 #
-# An honest word about speed. We halved the memory that is **held**. How often is it **read**? A
-# step in one layer needs some products of stacked matrices; we listen to those.
+# A caveat about speed. We halved the memory that is **held**. How often is it **read**? A step in
+# one layer needs some products of stacked matrices; we record those.
 
 # %% One flag, and how often the array is read
 place = backend.current.name  # "cupy", to use a GPU
@@ -343,17 +344,17 @@ with mq.use_backend(place):
 predict("How many of these products does the step make with the stored array?", len(products))
 say(f"This ran on {place}. It was used as {products[0]} (transposed) for the scores.")
 say(f"For the mix it was used as {products[1]}: the same array, as values.")
-say("Two products read the one array one after the other, here and on a GPU.")
+say("The two products read that one array one after the other, here and on a GPU.")
 say("The second read is cheap if the array is still in the processor's cache.")
 
 # %% [markdown]
 # With `raw` and rotary positions there is one more read: the turned copy must first be made from
-# the array. To read it only once would take a GPU kernel that does both products in one pass, and
-# this package has none yet. The cache always holds half the bytes. To read half as many takes a
-# special kernel.
+# the array. Reading it only once would take a GPU kernel that does both products in one pass, and
+# this package has none yet. So the cache always holds half the bytes, but reading half as many
+# needs a special kernel.
 #
-# In the exercise you write both fixes: `raw_step` and `unrotate_step`, a decode step each, with
-# `turn` given.
+# In the exercise you write both fixes: `raw_step` and `unrotate_step`, each a decode step. `turn`
+# is given.
 
 # %% Where it is done
 source(LayerCache.append)

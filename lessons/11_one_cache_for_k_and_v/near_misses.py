@@ -28,7 +28,7 @@ def _write(cache, row):
 
 
 def raw_step__turned_in_the_cache(x, wq, wk, cache):
-    """raw_step: you store the turned key and mix it as a value, which now says where it is.
+    """raw_step: you store the turned key and mix it as a value, which then depends on its position.
     Store it raw.
     """
     n, stored, _ = _write(cache, _turn(x @ wk, cache["n"]))
@@ -183,7 +183,9 @@ def unrotate_step__stored_raw(x, wq, wk, cache):
 
 
 def unrotate_step__turned_twice(x, wq, wk, cache):
-    """unrotate_step: your keys turn twice: what is stored has been turned when it was written."""
+    """unrotate_step: your keys turn twice: what is stored was already turned when it was
+    written.
+    """
     n, stored, places = _write(cache, _turn(x @ wk, cache["n"]))
     return _turn(_attend(_turn(x @ wq, n), _turn(stored, places), stored), n, back=True)
 

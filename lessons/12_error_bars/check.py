@@ -12,18 +12,18 @@ TOLERANCE = 1e-6
 
 HINTS = (
     "Both are a mean of the right numbers. For `perplexity`: which losses count? For `paired`: "
-    "subtract first, and forget a and b after that.",
-    "A boolean array picks: losses[counted] is one row of what counts. For the half width: the "
-    "spread of the differences (n - 1 below the fraction), divided by the root of n, times "
-    "Student's t for n - 1.",
+    "subtract first; after that you no longer need a and b.",
+    "A boolean array selects entries: losses[counted] is one row of the losses that count. For "
+    "the half width: the spread of the differences (with n - 1 in the denominator), divided by "
+    "the square root of n, times Student's t for n - 1.",
     "np.exp(losses[counted].mean()); and d = a - b, then d.mean() and t_quantile(len(d) - 1) * "
     "d.std(ddof=1) / np.sqrt(len(d)).",
 )
 
 EXPLANATION = """
 The package does the first in two places: `cross_entropy` leaves out the targets it is told to
-ignore, and `evaluate` averages over batches with the number of counted targets as weights: in a
-plain mean of means, a batch with little text would count too much.
+ignore, and `evaluate` averages over batches, weighted by the number of counted targets. In a plain
+mean of means, a batch with little text would count too much.
 
 Its `paired` takes not two lists but two dicts, from seed to result. A run that diverged is then
 simply missing, and only seeds that both variants finished are compared; in lists, one missing run

@@ -7,7 +7,7 @@ from minqkv.study.stats import t_quantile  # noqa: F401
 
 
 def perplexity(losses, counted):
-    """The perplexity of a model, padding left out.
+    """The perplexity of a model, without the padding.
 
     losses (n, T) holds the loss of each target, in n documents; counted (n, T) is True where the
     target is a real one and False where it is padding. Each real target counts alike, however long

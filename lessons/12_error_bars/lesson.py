@@ -4,7 +4,7 @@
 #
 # [tool.minqkv.lesson]
 # title = "The table, with error bars"
-# question = "When is a small difference between two models more than luck?"
+# question = "When is a small difference between two models more than chance?"
 # needs = [
 #   "seed", "loss", "training step", "cross-entropy", "reverse task", "qkv", "q-k=v", "q=k=v",
 #   "q=k-v+",
@@ -23,7 +23,7 @@
 # ///
 
 # %% [markdown]
-# You know the variants now, and what each of them saves. What does it cost? Someone trains two
+# You know the variants now, and what each of them saves. What do they cost? Someone trains two
 # models, and one of them ends with a slightly lower loss. Is it the better one?
 #
 # To find out we need something quick to learn. Below is a small language of six symbols: the odds
@@ -61,7 +61,8 @@ show("four documents", documents(0, "test", 4), digits=0)
 # %% [markdown]
 # Now a tiny model for it, a GPT like that of lesson 10 with one layer, and eighty steps of
 # training. A **seed** decides everything that is left to chance: the language, the documents, and
-# where the weights start. (Numbers are float64 here, so that your machine finds what others find.)
+# where the weights start. (Numbers are float64 here, so that your machine gets the same results as
+# others.)
 #
 # `trained` keeps each model it has made, so that none is trained twice.
 
@@ -88,13 +89,13 @@ def trained(variant, seed):
 fewer = trained("qkv", 0).n_params - trained("q-k=v", 0).n_params
 d = size["n_embd"]
 predict(
-    f"`q-k=v` has no matrix (d, d) for its values, and no bias (d,) of it. With d = {d}, how many "
-    "numbers fewer?",
+    f"`q-k=v` has no matrix (d, d) for its values, and no bias (d,). With d = {d}, how many "
+    "numbers fewer is that?",
     fewer,
 )
 
 # %% [markdown]
-# We train each variant once, and `score` takes its mean loss on documents that it has not read.
+# We train each variant once, and `score` returns its mean loss on documents that it has not read.
 # Lower is better. Targets that come after an end sign do not count; more on that soon.
 
 
@@ -111,16 +112,16 @@ table("one run each", ["variant", "loss"], [[name, loss] for name, loss in first
 second = {"qkv": score("qkv", 1), "q-k=v": score("q-k=v", 0)}
 ahead = [min(losses, key=losses.get) for losses in (first, second)]
 predict(
-    "We run both once more, with other seeds. Will the same variant be ahead?", ahead[0] == ahead[1]
+    "We run both again, with other seeds. Will the same variant be ahead?", ahead[0] == ahead[1]
 )
 table("one more run each", ["variant", "loss"], [[name, loss] for name, loss in second.items()])
 
 # %% [markdown]
 # So one run says little. Before we run more of them, two questions about the number itself.
 #
-# Losses of language models are reported as **perplexity**, the exponential of the mean loss. A
-# model that chooses among four symbols with equal chances, again and again, has perplexity four. It
-# is the number of choices that would leave one as uncertain as the model is.
+# Losses on text are usually reported as **perplexity**, the exponential of the mean loss. A model
+# that chooses among four symbols with equal chances, again and again, has perplexity four. It is
+# the number of equally likely choices that would leave you as uncertain as the model is.
 #
 # Say a model gave these probabilities to the three symbols that came: a half, a quarter and an
 # eighth.
@@ -133,10 +134,10 @@ show("losses", losses)
 predict("On average these are two halvings. What is the perplexity?", float(np.exp(losses.mean())))
 ratio = np.log(1.03)
 higher, percent = f"{ratio:.4f}", f"{np.exp(ratio) - 1:.1%}"
-say(f"A loss that is higher by {higher} is a perplexity that is higher by {percent}.")
+say(f"A loss that is {higher} higher means a perplexity that is {percent} higher.")
 say(
-    "A small difference of losses is nearly the relative difference of the perplexities. So we "
-    "stay with losses."
+    "A small difference of losses is nearly equal to the relative difference of the "
+    "perplexities. So we use losses."
 )
 
 # %% [markdown]
@@ -144,7 +145,7 @@ say(
 # to predict but more end signs. `score` above leaves them out, by a target that the loss ignores.
 # That is the **masked** loss.
 #
-# One may also forget it. The paper's language models were scored with the padding (section 5).
+# It is easy to forget this. The paper's models of text were scored with the padding (section 5).
 # (Training reads the padding in either case here, as it did there.)
 
 # %% What is counted
@@ -155,7 +156,7 @@ say(f"{share} of the targets are padding.")
 losses = np.array([[score(v, 0), score(v, 0, None)] for v in variants])
 sides = ["lower", "the same", "higher"]
 side = sides[int(np.sign(losses[0, 1] - losses[0, 0])) + 1]
-predict("With the padding counted, what becomes of the perplexity?", side, sides)
+predict("With the padding counted, how does the perplexity change?", side, sides)
 rows = [[v, *np.exp(losses[i])] for i, v in enumerate(variants)]
 apart = np.expm1(losses[1] - losses[0])  # (2,), masked and padded
 rows.append(["apart by", *(f"{part:.2%}" for part in apart)])
@@ -163,8 +164,7 @@ table("perplexity, seed 0", ["variant", "masked", "padded"], rows)
 only = np.where(x == END, y, -100)
 rest = round(train.evaluate(trained("qkv", 0), x, only)["loss"], 3)
 say(
-    f"The padding alone has a loss of {rest}. Add easy questions to an exam, and the marks get "
-    "better."
+    f"The padding alone has a loss of {rest}. Add easy questions to an exam, and the marks improve."
 )
 say(
     "The models also look more alike. And how much padding there is depends on the documents, not "
@@ -180,7 +180,7 @@ runs = [[score(name, seed) for seed in seeds] for name in variants]
 losses = np.array(runs)  # (2, 6)
 labels = [f"seed {seed}" for seed in seeds]
 ahead = int((losses[0] < losses[1]).sum())
-predict("With how many of the six seeds is `qkv` the lower of the two?", ahead)
+predict("For how many of the six seeds does `qkv` have the lower loss?", ahead)
 show("masked loss", losses, rows=variants, columns=labels)
 spreads = [stats.spread(row) for row in runs]
 rows = zip(variants, losses.mean(axis=1), spreads, strict=True)
@@ -191,21 +191,21 @@ say(f"The means differ by {between}. The seeds of one variant are spread {times}
 
 # %% [markdown]
 # Look down the columns. Where one variant finds a seed easy, so does the other: some languages are
-# simply more predictable. What a seed does to both has nothing to do with the question we asked.
+# simply more predictable. An effect of the seed on both tells us nothing about our question.
 #
 # Here the seeds are **paired**: with the same seed both variants read the same documents in the
 # same order, and each parameter that both have starts from the same numbers. For that the package
 # draws a parameter's start from a stream of its own, keyed by the seed and the parameter's name.
 #
 # So subtract, seed by seed. What both have in common is gone; what is left is the difference
-# between the variants, and the luck that they do not share.
+# between the variants, and the chance effects that they do not share.
 
 # %% Seed by seed
 configs = [mq.GPTConfig(**size, variant=name) for name in variants]
 ours, theirs = (mq.GPT(cfg, seed=0).state_dict() for cfg in configs)
 common = [name for name in ours if name in theirs]
 same = sum(np.array_equal(ours[name], theirs[name]) for name in common)
-say(f"{same} of {len(common)} common parameters start the same, to the last bit.")
+say(f"{same} of {len(common)} common parameters start equal, to the last bit.")
 
 differences = losses[1] - losses[0]  # (6,), q-k=v minus qkv
 spreads.append(stats.spread(list(differences)))
@@ -221,9 +221,9 @@ rows = zip([*variants, "difference"], spreads, strict=True)
 table("spread over seeds", ["of", "spread"], list(rows))
 
 # %% [markdown]
-# How far may the mean of a few differences be from what many would give? That is what an
-# **interval** says. We do one by hand, with three of the authors' own runs: the task of sorting, in
-# one size, `qkv` and `q=k-v+`.
+# How far may the mean of a few differences be from the mean of many? An **interval** says. We do
+# one by hand, with three of the authors' own runs: the task of sorting, in one size, `qkv` and
+# `q=k-v+`.
 #
 #     mean ± t · s / √n
 #
@@ -245,18 +245,18 @@ half = stats.t_quantile(2) * sem
 rows = [["mean", d.mean()], ["s", s], ["s / √n", sem]]
 rows += [["t for n = 3", stats.t_quantile(2)], ["t · s / √n", half]]
 table("step by step", ["", "value"], rows)
-predict("All three are above zero. Does the interval leave zero out?", bool(abs(d.mean()) > half))
+predict("All three are above zero. Does the interval exclude zero?", bool(abs(d.mean()) > half))
 e = stats.paired(dict(enumerate(pair[1])), dict(enumerate(pair[0])))
 compare(
     "by hand", np.array([d.mean(), half]), "the package", np.array([e.mean, e.half]), tolerance=1e-8
 )
 
 # %% [markdown]
-# Why such a large t? Because s was estimated from few numbers. By luck three of them may lie close
-# together, and then the interval is far too narrow.
+# Why such a large t? Because s was estimated from few numbers. By chance three of them may lie
+# close together, and then the interval is far too narrow.
 #
-# We can watch it. Draw many sets of n numbers around zero, so that there is nothing to find, and
-# count how often an interval leaves zero out. It should be one time in twenty.
+# We can watch it. Draw many sets of n numbers around zero, so that there is no effect to find, and
+# count how often an interval excludes zero. It should be one time in twenty.
 
 # %% Why Student's t
 rng = np.random.default_rng(12)
@@ -277,14 +277,14 @@ predict(
     tolerance=3,
 )
 table("nothing to find", ["n", "normal", "alarms, %", "t", "with t, %"], rows)
-say("Student's t is wide where n is small, by just as much as it must be.")
+say("Student's t is larger where n is small, by exactly as much as is needed.")
 
 # %% [markdown]
 # Back to our two models. The same six seeds of each can be read in two ways: as two independent
-# samples, or seed by seed. For independent samples the spreads of both add up, as squares.
+# samples, or seed by seed. For independent samples the squares of the two spreads add up.
 #
 # Take a difference of three percent in perplexity, which is about what the paper reports for
-# `q-k=v` against `qkv`. It trained each of its language models once.
+# `q-k=v` against `qkv`. It trained each of its models of text once.
 
 # %% When three percent is noise
 n, three = len(seeds), np.log(1.03)
@@ -313,12 +313,12 @@ ours = f"{pairs.mean:+.4f} ± {pairs.half:.4f}"
 say(f"Our own difference in the loss, paired: {ours}, {clear}.")
 
 # %% [markdown]
-# Back to the authors' runs, all six variants. Pairing is no magic: three pairs may still know less
-# than we would like.
+# Back to the authors' runs, all six variants. Pairing is not magic: three pairs may still tell us
+# less than we would like.
 #
-# Two more habits. Where a run either finds the trick or does not, a mean describes no run at all:
+# Two more habits. When a run either finds the trick or does not, a mean describes no run at all:
 # count how many **solved** it, k of n. And an interval that contains zero does not prove that there
-# is no difference; it says what these seeds cannot tell.
+# is no difference; it only says that these seeds cannot tell.
 
 # %% The authors' runs
 baseline = dict(enumerate(runs["qkv", "sort", *cell]))
@@ -344,13 +344,13 @@ say(
 )
 say(
     "An interval misses about one time in twenty. In a table of twenty differences, expect one "
-    "that is distinguishable from zero by luck."
+    "that is distinguishable from zero by chance."
 )
 
 # %% [markdown]
 # You have followed a gradient from one number to a cache that holds keys and values in one array,
-# and you know how to ask whether it was worth it. Two lessons are left: a model that writes, and a
-# cache that does not grow.
+# and you know how to ask whether it was worth it. Three lessons are left: a model that writes, a
+# cache that does not grow, and a model that reads images.
 #
 # In the exercise you write `perplexity`, with the mask, and `paired`. Then ask a question of your
 # own:
@@ -359,7 +359,7 @@ say(
 #
 # trains some variants with the same seeds, in a few minutes, and prints such tables: every seed,
 # intervals of the differences, the bytes of real caches, and a line on what these seeds cannot
-# tell. `minqkv study --help` says how to choose variants, tasks, sizes and seeds.
+# show. `minqkv study --help` says how to choose variants, tasks, sizes and seeds.
 
 # %% Where it is done
 source(stats.paired)

@@ -7,8 +7,8 @@ from minqkv.generation import nucleus
 TOLERANCE = 1e-9
 
 HINTS = (
-    "For one row: which token is kept first, which second, and when do you stop? Look at the sum "
-    "of those that are kept already: while it is below p, one more is needed.",
+    "For one row: which token is kept first, which second, and when do you stop? Look at the "
+    "sum of those already kept: while it is below p, one more is needed.",
     "np.argsort(-probabilities, axis=1, kind='stable') gives the ids of each row, the likeliest "
     "first; np.take_along_axis reads in that order. A token is needed if the sum of those before "
     "it, cumsum minus itself, is below p. So the first one is always needed.",

@@ -23,8 +23,8 @@
 # ///
 
 # %% [markdown]
-# Until now our models learned small tasks that we made up. In this lesson you train a model on real
-# text, and then it writes.
+# So far our models have learned small tasks that we made up. In this lesson you train a model on
+# real text, and then it writes.
 #
 # A model reads numbers, so the text must become numbers first. That is the work of a **tokenizer**.
 # The simplest one gives each character that occurs in the text a number of its own, its **id**, in
@@ -61,7 +61,7 @@ def spelled(ids):
 a = task.prompt("a")[0]
 say(f"{len(text):,} tokens to learn from, and {V} different ones.")
 show("ids", text[:10], columns=spelled(text[:10]), digits=0)
-predict(f"The id of `a` is {a}. Which id has `c`?", task.prompt("c")[0])
+predict(f"The id of `a` is {a}. What is the id of `c`?", task.prompt("c")[0])
 back = task.decode(text[:40])
 say(f"And back: {back!a}")
 
@@ -81,15 +81,15 @@ rows = zip(map(str, range(len(x))), spelled(x), spelled(y), strict=True)
 table("one window", ["position", "read", "next"], rows)
 x, y = task.batch(config.seed, 0, config.recipe.batch)  # (B, T), of step 0
 predict(
-    f"A step takes {len(x)} windows, each with {x.shape[1]} inputs. How many predictions does it "
-    "learn from?",
+    f"A step takes {len(x)} windows, each with {x.shape[1]} inputs. How many predictions does "
+    "the model learn from?",
     y.size,
 )
 compare("inputs, from the second one on", x[:, 1:], "targets, up to the last but one", y[:, :-1])
 
 # %% [markdown]
-# How good is a model that knows nothing? It gives each of V tokens the probability 1/V, so its loss
-# is log V, and its perplexity is V (lesson 12: the number of equal choices).
+# How good is a model that has learned nothing? It gives each of V tokens the probability 1/V, so
+# its loss is log V, and its perplexity is V (lesson 12: the number of equal choices).
 #
 # A fresh model is not exactly like that, because its weights are random. But they are small.
 
@@ -114,7 +114,7 @@ table(
 # %% [markdown]
 # Before we train a model with attention, let us see how far we get without it. A model that looks
 # at only **one** character needs no more than a table: how often did each character follow each
-# other one? That takes no gradient. We count.
+# other one? This needs no gradient: we count.
 #
 # Here is a corner of that table. The row is the character that was read, the column the next one.
 
@@ -190,14 +190,14 @@ say(f"The loss to beat: {line:.3f}.")
 # Now the model: three blocks with a causal mask, each with four heads. It is called `nano`, and its
 # attention is `q-k=v`: one array for keys and values.
 #
-# The training takes a few minutes. Watch the loss go down. Now and then you see a sample of what
-# the model writes, and its perplexity on text that it is not trained on. You may press Ctrl-C: a
+# Training takes a few minutes. Watch the loss go down. Now and then you see a sample of what the
+# model writes, and its perplexity on text that it is not trained on. You may press Ctrl-C: a
 # checkpoint is saved, and training continues from there when you come back to this lesson.
 
 # %% Training
 n_steps, per_step = config.recipe.steps, config.recipe.batch * task.seq_len
 predict(
-    f"It makes {n_steps:,} steps of {per_step:,} tokens each. About how many times the length of "
+    f"It takes {n_steps:,} steps of {per_step:,} tokens each. About how many times the length of "
     "the training text is that?",
     n_steps * per_step / len(text),
     tolerance=0.6,
@@ -205,7 +205,11 @@ predict(
 model, losses, result, folder = trained("nano", config)
 parts = [part.mean() for part in np.array_split(losses, 40) if len(part)]
 say(f"{result['params']:,} parameters, {len(losses):,} steps.")
-say("A brief training, which was not stored." if folder is None else f"It is stored in {folder}.")
+say(
+    "This was a short training, and it was not stored."
+    if folder is None
+    else f"It is stored in {folder}."
+)
 both = {"model": parts, "table of pairs": [line] * len(parts)}
 curve("loss while it trains", both, x="part of the training")
 
@@ -292,10 +296,10 @@ rows = [[f"{t:g}", c] for t, c in zip(temperatures, choices, strict=True)]
 table("the number of equal choices", ["temperature", "choices"], rows)
 
 # %% [markdown]
-# Now it writes. At each temperature it continues the same prompt eight times, with different draws.
-# One of the eight texts is shown; a line break is written as `\n`.
+# Now it writes. At each temperature it continues the same prompt eight times, with different random
+# draws. One of the eight texts is shown; a line break is written as `\n`.
 #
-# Then we look at the words of all eight: which share of them occurs in the training text, and how
+# Then we look at the words of all eight: what share of them occurs in the training text, and how
 # many different words there are.
 
 
@@ -370,10 +374,10 @@ say(f"One token more is refused: {refusal}.")
 # grow.
 #
 # One thing is left for your exercise. Even at temperature 1, most of the vocabulary has some small
-# chance. Each single one is unlikely, but there are many of them: sooner or later one is drawn, and
-# a word is spoilt. **Top-p** cuts off this tail. Sort the tokens, the likeliest first, add up their
-# probabilities, and keep as few as are needed to reach p. Then divide by what is left, so that the
-# sum is 1 again.
+# chance. Each of these tokens is unlikely, but there are many of them: sooner or later one is drawn
+# and spoils a word. **Top-p** cuts off this tail. Sort the tokens, the likeliest first, add up
+# their probabilities, and keep as few as are needed to reach p. Then divide by the sum of those
+# kept, so that the sum is 1 again.
 
 # %% Cutting off the tail
 order = (-p[2]).argsort()  # (V,), the likeliest first, at temperature 1
@@ -405,7 +409,7 @@ command = f'minqkv generate {folder} "{beginning}"'
 say(
     f"{command} --temperature {temperature}"
     if folder
-    else "No model was stored, because this was a brief training."
+    else "No model was stored, because this was a short training."
 )
 source(tokenizers.Chars)
 source(Text.batch)

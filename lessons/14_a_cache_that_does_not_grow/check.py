@@ -10,16 +10,17 @@ TOLERANCE = 0
 HINTS = (
     "Write one position after another into an array of -1, and let a newer one replace an older "
     "one. What remains is the answer. The only question is the slot of a position.",
-    "There are two cases. Below `sinks` a position is its own slot. From there on, count from the "
-    "first position after the sinks, p - sinks, and let that go round a ring of `window` slots.",
+    "There are two cases. Below `sinks` a position is its own slot. From there on, count from "
+    "the first position after the sinks, p - sinks, and let that go around a ring of `window` "
+    "slots.",
     "held = np.full(sinks + window, -1), and for each p in range(read): "
     "held[p if p < sinks else sinks + (p - sinks) % window] = p.",
 )
 
 EXPLANATION = """
 The package's ring keeps such an array beside its rows, `RingLayer.at`, with a row for each sequence
-of a batch, because sequences may differ in length. It is updated as tokens are written, so it need
-not be computed again.
+of a batch, because sequences may differ in length. It is updated as tokens are written, so it never
+has to be computed again.
 
 A ring needs no more than that. The mask compares these positions with those of the queries, as it
 does for keys in order, and a slot that holds -1 is never seen. Keys that are turned when they are

@@ -4,7 +4,7 @@
 #
 # [tool.minqkv.lesson]
 # title = "A cache that does not grow"
-# question = "Can a model go on reading for ever with a cache of fixed size?"
+# question = "Can a model go on reading forever with a cache of fixed size?"
 # needs = [
 #   "causal mask", "attention", "pattern", "softmax", "loss", "training step", "cache", "decode",
 #   "cache bytes", "rope", "q-k=v", "one buffer", "language model",
@@ -57,7 +57,7 @@ predict("And how many keys does the query at position 1 see?", int(band[1].sum()
 show("who sees whom", band.astype(int), rows=[f"q {p}" for p in range(8)])
 
 # %% [markdown]
-# Here are the tunes of lesson 10 again: three notes that repeat for ever. To know the next note, a
+# Here are the tunes of lesson 10 again: three notes that repeat forever. To know the next note, a
 # model must look at the note three places before it. A window of three tokens just reaches it.
 #
 # The model has two layers and rotary positions, and the window is a field of its configuration.
@@ -122,11 +122,11 @@ show("changes the logits, by places back", np.array([felt]).astype(int), columns
 say("Each layer adds w − 1 places. A deep model sees much further back than its window.")
 
 # %% [markdown]
-# Now the cache. What a token no longer sees, no later token will ever see. Its rows can be
-# overwritten.
+# Now the cache. If one token no longer sees a position, no later token will see it either. So its
+# rows can be overwritten.
 #
-# So w slots are enough. They are used in turn, as in a **ring**: position p goes to slot `p mod w`,
-# the remainder when p is divided by w.
+# That means w slots are enough. They are used in turn, as in a **ring**: position p goes to slot
+# `p mod w`, the remainder when p is divided by w.
 
 # %% A ring by hand
 slots = np.full(w, -1)  # which position each slot holds; -1: none
@@ -257,7 +257,7 @@ say("Without a ring, some keys are further away than any key was in training.")
 
 # %% [markdown]
 # A window forgets the beginning. Sometimes that is where the most important token is: an
-# instruction, a name, the topic. So a cache may keep the first s tokens for ever, outside of the
+# instruction, a name, the topic. So a cache may keep the first s tokens permanently, outside the
 # ring. They are called **sinks**.
 #
 # Position p below s stays in slot p. The other positions share the w slots after these:
@@ -288,9 +288,9 @@ predict(f"How many keys does the query at position {p} see?", int(mask[p].sum())
 show("who sees whom", mask.astype(int), rows=[f"q {p}" for p in range(10)])
 
 # %% [markdown]
-# What does a sink help with? We need texts whose first token matters. Each begins with one of ten
-# names. Then come digits, and now and then a question mark. At a question mark the model has to say
-# the name. Nothing else is asked.
+# When does a sink help? We need texts whose first token matters. Each begins with one of ten names.
+# Then come digits, with a question mark now and then. At a question mark the model has to say the
+# name. Nothing else is asked.
 #
 # Two models of one layer have a window of four tokens. One of them has a sink as well.
 
@@ -321,7 +321,8 @@ weight = pattern[b, :, at, 0].mean(axis=0)  # (H,), at question marks
 
 guess = float(np.log(10))
 predict(
-    f"A guess among ten names costs {guess:.3f}. About what is the loss without a sink?",
+    f"Guessing among ten names gives a loss of {guess:.3f}. About how large is the loss without "
+    "a sink?",
     float(loss[0]),
     tolerance=0.1,
 )
@@ -329,13 +330,14 @@ table("the loss at question marks", ["sinks", "loss"], [[str(s), loss[s]] for s 
 show("weight on position 0 at a question mark", weight, columns=["head 0", "head 1"])
 
 # %% [markdown]
-# In these texts the first token carries the answer, so the weight on it is no surprise. Large
-# language models are reported to do something stranger. They put much weight on the first tokens,
-# whatever these are, and write badly when a ring drops them (Xiao et al., 2024, who called them
-# attention sinks). Our small models do not show this: on the tunes, a ring without sinks did well.
+# In these texts the first token carries the answer, so the weight on it is not surprising. Large
+# language models are reported to do something stranger. They put a lot of weight on the first
+# tokens, whatever these are, and write badly when a ring drops them (Xiao et al., 2024, who called
+# them attention sinks). Our small models do not show this: on the tunes, a ring without sinks did
+# well.
 #
 # The second way to keep less is to use fewer bytes for each number. An **int8** is a whole number
-# of one byte. Each row gets a **scale**, chosen so that its largest number, by size, becomes the
+# of one byte. Each row gets a **scale**, chosen so that the number of largest size becomes the
 # largest int8. Divide the row by the scale, round, and keep the whole numbers and the scale. To
 # read the row, multiply them.
 
@@ -365,9 +367,9 @@ compare("by hand", whole[None], "the package", backend.to_host(packed))
 # %% [markdown]
 # Each row of each head has a scale of its own, so one large number spoils only its own row.
 #
-# With K = V, one row has two uses. Its rounding changes the scores, and it changes what is mixed.
-# In the model with a sink we separate the two: first only the keys are rounded, then only the
-# values, then both. `layer.read` is where the one array becomes keys and values.
+# With K = V, one row has two uses. Rounding it changes the scores, and it changes what is mixed. In
+# the model with a sink we separate the two: first only the keys are rounded, then only the values,
+# then both. `layer.read` is where the one array becomes keys and values.
 
 
 # %% One rounding, two uses
@@ -449,8 +451,8 @@ table(f"after {T} tokens", ["cache", "bytes", "formula", "loss"], rows)
 # tokens were read. A ring makes its masks from this.
 #
 # To see a cache at work, let your model of lesson 13 write, with `--show-cache`. To see which
-# variant is worth its bytes on a text: `minqkv study --preset nano`. The last lesson leaves texts:
-# the same blocks read images.
+# variant is worth its bytes on a text: `minqkv study --preset nano`. The last lesson turns from
+# text to images: the same blocks read them.
 
 # %% Where it is done
 source(causal_mask)

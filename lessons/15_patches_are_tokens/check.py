@@ -19,9 +19,9 @@ EXPLANATION = """
 Yours is what the package does (`patchify` and `unpatchify` in minqkv/models/vit.py), except that it
 also refuses patches that do not fill the image.
 
-A reshape never moves a number: it only counts the same row of numbers with other axes. All the work
-is in the transpose, which exchanges two axes. Exchanging them again undoes it, so the way back has
-the same transpose, between two other reshapes.
+A reshape never moves a number: it only divides the same row of numbers into different axes. All the
+work is in the transpose, which exchanges two axes. Exchanging them again undoes it, so the way back
+has the same transpose, between two other reshapes.
 
 Cutting into patches and multiplying by a matrix, with one and the same matrix for all patches, is
 also a convolution whose stride is the size of its kernel. Other programs write it in that form.

@@ -7,9 +7,9 @@ def patchify(images, size):
     """Cut images into patches.
 
     images is (B, height, width, C). A patch is a square of `size` by `size` pixels, and both sides
-    of the images are multiples of `size`. Patches come from left to right, and row of patches below
-    row of patches. Within a patch the pixels come in the same order: from left to right, and row
-    below row. The C numbers of a pixel stay together.
+    of the images are multiples of `size`. Patches come from left to right, one row of patches after
+    another. Within a patch the pixels come in the same order: from left to right, row by row. The C
+    numbers of a pixel stay together.
 
     Return an array (B, N, size · size · C), where N is the number of patches in an image.
     """

@@ -23,11 +23,11 @@
 # ///
 
 # %% [markdown]
-# Our models have read digits and characters. Attention itself knows nothing of either: it works on
-# rows of numbers, one row for each token. So what would the tokens of an **image** be?
+# Our models have read digits and characters. Attention itself needs neither: it works on rows of
+# numbers, one row for each token. So what would the tokens of an **image** be?
 #
-# An image is an array already. A grey one has one number for each pixel, from 0 for black to 1 for
-# white. A batch of images is (B, height, width, C): C is 1 for grey, and three for colours.
+# An image is already an array. A grey one has one number for each pixel, from 0 for black to 1 for
+# white. A batch of images is (B, height, width, C): C is 1 for grey, and three for colour.
 #
 # The package can draw images of shapes. Size, place, angle and shade are random, and there are
 # stripes and noise. We take four kinds of shape and halve the images, so that they fit the screen.
@@ -136,15 +136,15 @@ b = model.embed.bias.numpy()  # (n_embd,)
 one = x[here : here + 1]  # (1, N, P·P)
 tokens = model.embed(mq.Tensor(backend.upload(one)))  # (1, N, n_embd)
 predict(
-    f"A patch has {P * P} numbers, a token {W.shape[1]}. How many weights has `W`?",
+    f"A patch has {P * P} numbers, a token {W.shape[1]}. How many weights does `W` have?",
     W.size,
 )
 say(f"One image becomes {tokens.shape[1]} tokens of {tokens.shape[2]} numbers.")
 compare("x @ W + b", one @ W + b, "the package", tokens.numpy(), tolerance=1e-9)
 
 # %% [markdown]
-# Is that enough? Attention takes weighted averages, and an average does not know the order of what
-# it is made of. So for a model without positions, an image is a bag of patches.
+# Is that enough? Attention takes weighted averages, and an average does not depend on the order of
+# its terms. So for a model without positions, an image is a bag of patches.
 #
 # We shuffle the patches of the image. Two fresh models read the image and the shuffled one: the
 # first has no positions, the second has a learned row for each place, as our models of text had.
@@ -170,8 +170,9 @@ compare("with positions: the image", a, "the shuffled one", b, same=False)
 # %% [markdown]
 # We want one answer for the whole image, but there is a row for each patch. Which one should we
 # read? The mean of all rows is one way. Another way is to put one more token before the patches,
-# the **class token**. It shows nothing: it is a learned row, the same for all images. But it can
-# look at all the patches, and collect what is needed. The answer is read from its row alone.
+# the **class token**. It shows no part of the image: it is a learned row, the same for all images.
+# But it can look at all the patches, and collect what is needed. The answer is read from its row
+# alone.
 #
 # Below is the whole model, written out. There is no causal mask, because all patches are there from
 # the start: every token may look at every other.
@@ -191,7 +192,7 @@ compare("written out", by_hand.numpy(), "the package", model(one).numpy())
 
 # %% [markdown]
 # `block` is the block of lesson 07, and its attention is the one of lesson 06. Nothing in it was
-# made for images. To see that, we put its parameters beside those of a GPT of the same size.
+# made for images. To see that, we compare its parameters with those of a GPT of the same size.
 
 # %% The same block
 same = ("n_layer", "n_head", "n_embd", "variant")
@@ -221,7 +222,7 @@ say(f"{model.n_params:,} parameters, {share:.0%} of them in the blocks.")
 
 # %% [markdown]
 # Now it learns. A step takes a few images at random, and the loss is the cross-entropy of the right
-# kind of shape: the same training step as ever. Some images are kept apart for the test.
+# kind of shape: the same training step as ever. Some images are kept aside for the test.
 
 # %% Training
 rng = np.random.default_rng(1)
@@ -249,8 +250,8 @@ say(f"Right on {score['accuracy']:.1%} of {len(test)} images.")
 # the order of the patches, these weights are a small picture, called an **attention map**. The
 # weights are those of the trained model, on an image that it was not trained on.
 #
-# One weight is left out: that of the class token on itself. And the shares of each patch that the
-# shape covers are shown for comparison.
+# One weight is left out: that of the class token on itself. For comparison we also show the share
+# of each patch that the shape covers.
 
 # %% Where the class token looks
 right = crosses[n_train:] & (score["predictions"] == answers)  # (300,)
@@ -279,8 +280,8 @@ show("weight on covered / on other patches", ratio, ["layer 0", "layer 1"], ["he
 
 # %% [markdown]
 # It is tempting to read such a map as a reason: the model said "cross" because it looked there.
-# That does not follow. A value that is looked at may say nothing new, and tokens have already
-# exchanged what they know in the layers below.
+# That does not follow. The value of a patch with a large weight may say nothing new, and tokens
+# have already exchanged information in the layers below.
 #
 # A direct way to ask is to hide one patch after another, by painting it with the mean grey, and to
 # see how far the probability of the right answer falls.
@@ -306,17 +307,17 @@ pairs = zip(looked, fall, strict=True)
 together = [np.corrcoef(a, b)[0, 1] for a, b in pairs]
 show("fall of the probability, same image", fall[seen].reshape(4, 4), digits=2)
 predict(
-    "On most images, is the patch with the largest weight the one whose loss hurts most?",
+    "On most images, is the patch with the largest weight the one that matters most when hidden?",
     same > 0.5,
 )
 say(f"It is so on {same:.0%} of {len(some)} images.")
 say(f"Mean correlation of weight and fall, over the patches: {np.mean(together):.2f}.")
-say("A map shows where a token reads. What decided is another question.")
+say("A map shows where a token reads. What decided the answer is another question.")
 
 # %% [markdown]
-# The blocks return a row for each token, so a model may also answer for **each patch**. Then an
-# image is not only named: its parts are labelled. This is called segmentation. Here the right
-# answer of a patch is the kind of shape that covers at least half of it, or "nothing".
+# The blocks return a row for each token, so a model may also answer for **each patch**. Then the
+# image does not just get a name: its parts are labelled. This is called segmentation. Here the
+# right answer of a patch is the kind of shape that covers at least half of it, or "nothing".
 #
 # Only the end of the model changes: the head reads every row instead of one. A patch alone shows a
 # piece of an edge, or a patch of grey. To know which shape it belongs to, it has to ask the others.
@@ -332,7 +333,7 @@ for step in range(150):
     mq.train_step(each, optimizer, x[rows], labels[rows])
 score = train.evaluate(each, test, labels[n_train:])
 nothing = float((labels[n_train:] == 0).mean())
-predict("Is it right more often than one who always says nothing?", score["accuracy"] > nothing)
+predict('Is it right more often than always answering "nothing"?', score["accuracy"] > nothing)
 names = ["nothing", *kinds]
 say("   ".join(f"{i} {name}" for i, name in enumerate(names)))
 show("right", labels[n_train + seen].reshape(4, 4), digits=0)
@@ -341,10 +342,9 @@ rows = [["always nothing", nothing], ["model", score["accuracy"]]]
 table("share of patches that are right", ["", "accuracy"], rows)
 
 # %% [markdown]
-# The same model reads other things as well. Leave out the positions, and it reads a **set**:
-# permute the items, and the answers are permuted with them. `minqkv tasks` lists what can be
-# trained: `images` names images, `segment` labels their patches, and `sets` looks for the odd one
-# out.
+# The same model can read other things too. Leave out the positions, and it reads a **set**: permute
+# the items, and the answers are permuted with them. `minqkv tasks` lists what can be trained:
+# `images` names images, `segment` labels their patches, and `sets` looks for the odd one out.
 #
 # Sharing projections saves this model no cache, because it has none: all tokens are there at once.
 # It saves parameters. Whether it costs accuracy is a question for a table with error bars, as in

@@ -62,7 +62,7 @@ def _lift_attention(state, prefix, cfg, d_qk, d_v, keys, values):
     width = d_qk + d_v
 
     def spread(array, source, places):
-        """(..., heads · source) -> (..., heads, width), zero but for `places`."""
+        """(..., heads · source) -> (..., heads, width), zeros except for `places`."""
         heads = array.reshape(*array.shape[:-1], -1, source)
         out = np.zeros((*heads.shape[:-1], width), array.dtype)
         out[..., places] = heads

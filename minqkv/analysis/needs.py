@@ -97,8 +97,8 @@ def _scoring(config, own, cfg, threads):
 
 def n_params(cfg: GPTConfig | TaggerConfig | ViTConfig) -> int:
     """Numbers in a model. An encoder has a bias after the embedding, a head that is not tied and,
-    by protocol 2023, a hidden layer before it; one of vectors may have a class token, or no bias in
-    its head.
+    by protocol 2023, a hidden layer before it. An encoder of vectors may have a class token, or no
+    bias in its head.
     """
     if isinstance(cfg, GPTConfig):
         return params(cfg)

@@ -1,4 +1,4 @@
-"""Every backward, asked whether it is the transpose of its forward: `minqkv gradcheck`."""
+"""Checks that every backward is the transpose of its forward: `minqkv gradcheck`."""
 
 from collections.abc import Iterator
 

@@ -1,7 +1,7 @@
 """Caches beside the plain one in cache.py, one kind per file.
 
-A kind is named here once. From KINDS follow the help texts, what `generate` and `eval` take, what a
-file may hold, and what the benchmark measures. This file imports no NumPy.
+Each kind is named here once. The help texts, what `generate` and `eval` take, what a file may hold,
+and what the benchmark measures follow from KINDS. This file imports no NumPy.
 """
 
 from importlib import import_module

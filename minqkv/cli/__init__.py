@@ -1,7 +1,7 @@
 """The command line: parse, call, render. Nothing here computes, and `--help` imports no NumPy.
 
 Results go to stdout, progress and errors to stderr. An error is one line that says what happened
-and why; where something mends it, a second line says what. Exit codes: errors.Exit.
+and why; if something fixes it, a second line says what. Exit codes: errors.Exit.
 """
 
 import os
@@ -43,8 +43,8 @@ class Commands(click.Group):
 def cli(ctx):
     """Attention with shared projections: train it, compare it, measure its cache.
 
-    `minqkv` alone says where you are in the course; `minqkv learn` continues it.
-    `minqkv study` compares variants at equal cache bytes: about a minute on two recent cores.
+    `minqkv` alone shows where you are in the course; `minqkv learn` continues it. `minqkv study`
+    compares variants at equal cache bytes: about a minute on two recent cores.
     """
     if ctx.invoked_subcommand is None:
         lesson.start_page()

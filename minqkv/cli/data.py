@@ -126,7 +126,7 @@ def list_data(as_json):
         click.echo(f"unfinished, or left by a process that was killed: {folder}")
     others = [name for name in names if name not in {row["name"] for row in fetched}]
     if others:
-        click.echo(f"to be had by `minqkv data fetch`: {', '.join(others)}")
+        click.echo(f"available with `minqkv data fetch`: {', '.join(others)}")
     where = corpus.cache_root()
     click.echo(f"stored in {where}" if rows or fetched else f"nothing is stored in {where} yet")
 

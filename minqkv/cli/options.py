@@ -39,7 +39,7 @@ class Listed(click.ParamType):
             self.fail("the list is empty", param, ctx)
         if self.counts and "," not in value:
             if parts[0] < 1:
-                self.fail(f"{value} of them would be none", param, ctx)
+                self.fail(f"at least 1 is needed, not {value}", param, ctx)
             if parts[0] > MOST:
                 self.fail(f"at most {MOST:,} of them", param, ctx)
             return tuple(range(parts[0]))
@@ -97,7 +97,7 @@ def settings(listed=False):
         for name, (kind, about) in reversed(SETTINGS.items()):
             flag = "--" + name.replace("_", "-")
             if listed and name == "lr":
-                about += " Of several, one is chosen for each arm."
+                about += " If several are given, one is chosen for each arm."
             of_type = {"is_flag": True, "default": None} if kind is bool else {"type": kind}
             if listed:
                 of_type = {"type": Listed(kind)}

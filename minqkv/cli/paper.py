@@ -33,7 +33,7 @@ from .study import study
     help="For --run: where each study gets a folder.",
 )
 @html_option
-@click.option("--dry-run", is_flag=True, help="Only say what --run would run, and how long.")
+@click.option("--dry-run", is_flag=True, help="Print what --run would run, and its duration.")
 @computes
 def paper(folders, names, run, jobs, out, html, dry_run, as_json):
     """The paper's tables and claims beside ours: what agrees, what does not, what was not run.

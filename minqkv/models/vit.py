@@ -1,7 +1,7 @@
 """ViT: an encoder whose tokens are vectors, such as the patches of an image or the items of a set.
 
-The tokens pass through the same blocks as everywhere; what is new is how vectors become tokens, and
-how tokens become one answer.
+The tokens pass through the same blocks as in the other models. Only two things are new: how vectors
+become tokens, and how tokens become one answer.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def unpatchify(patches: np.ndarray, size: int, height: int, width: int) -> np.nd
     C, rest = divmod(numbers, size * size)
     if rest or (N * size * size, height % size, width % size) != (height * width, 0, 0):
         what = f"{N} patches of {numbers} numbers"
-        raise UsageError(f"{what} are no image of {height} × {width} in squares of {size} × {size}")
+        raise UsageError(f"{what} do not fill {height} × {width} in squares of {size} × {size}")
     x = patches.reshape(B, height // size, width // size, size, size, C)
     x = x.transpose(0, 1, 3, 2, 4, 5)  # (B, height/size, size, width/size, size, C)
     return x.reshape(B, height, width, C)

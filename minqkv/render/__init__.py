@@ -1,1 +1,1 @@
-"""Everything that rich draws: tables, the picture, progress. Numbers arrive here finished."""
+"""Everything that rich draws: tables, the picture, progress. No number is computed here."""

@@ -35,8 +35,8 @@ def stderr():
 
 
 def say(console, text="", style=None):
-    """A paragraph, wrapped; never read as markup, so `q[i]` stays `q[i]`. What is not a console of
-    rich says it in its own way: see document.Sheet. So does `table`.
+    """A paragraph, wrapped; never read as markup, so `q[i]` stays `q[i]`. An object that is not a
+    rich console may print it in its own way: see document.Sheet. This also holds for `table`.
     """
     if not isinstance(console, Console):
         console.say(text, style)

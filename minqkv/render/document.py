@@ -168,7 +168,7 @@ def _html(block):
             return page.gallery([_html(figure) for figure in figures])
         case Fold(summary, blocks, unfolded):
             return page.fold(summary, *map(_html, blocks), unfolded=unfolded)
-    raise TypeError(f"{block!r} is no block")
+    raise TypeError(f"{block!r} is not a block")
 
 
 def _styled(cell):

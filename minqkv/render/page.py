@@ -1,9 +1,9 @@
 """A page of HTML that stands alone: no network, nothing from elsewhere, light and dark.
 
 Parts are made by functions and put together by `page`. Text is escaped by all of them: only what is
-`Markup`, which they return, enters a page as it is. The looks are in page.css and the one script,
-which sorts tables, is in page.js; without it nothing but that is lost. A policy in the page forbids
-every other script and every request.
+`Markup`, which they return, enters a page as it is. The style is in page.css. The only script,
+page.js, sorts tables; everything else works without it. A policy in the page forbids every other
+script and every request.
 
     page("Title", heading("Results", 2), table("Scores", [("arm", "left"), ("score", "right")],
          [["qkv", ".98"], ["q-k=v", (".97", "good")]]))

@@ -9,7 +9,7 @@ LEGEND = (
     "perplexity; a figure that is computed agrees in all digits that were printed.",
     "**Different**: with eight seeds or more, the exact sign-flip test and Welch's test say so "
     "after Holm's correction; or a figure that is computed is not what was printed.",
-    "**Cannot be told**: neither. The interval shows what this many seeds (n) leave open.",
+    "**Cannot be told**: neither of the two. The interval shows what n seeds leave open.",
     "**Smaller scale**: our runs are too small to be compared figure by figure.",
 )
 _COLOURS = {"different": "bold", "the same": "green", "cannot be told": "yellow"}

@@ -340,8 +340,8 @@ def _about(maps, n):
     """How to read the maps, and what of them is not shown."""
     text = "A row is a query, a column a key. The weights of a whole row add up to 1."
     text += " The scale of each map ends at its largest weight."
-    text += f" Shown are the first {LONGEST} of {n} tokens." if n > LONGEST else ""
-    return text + (f" Shown are {MAPS} of {len(maps)} heads." if len(maps) > MAPS else "")
+    text += f" The first {LONGEST} of {n} tokens are shown." if n > LONGEST else ""
+    return text + (f" {MAPS} of {len(maps)} heads are shown." if len(maps) > MAPS else "")
 
 
 def _answers(task, model, x, y):

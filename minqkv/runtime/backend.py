@@ -56,8 +56,8 @@ class Backend:
         return np.asarray(array, dtype)
 
     def empty(self, shape: tuple, dtype) -> Array:
-        """An array for what is read again and again: it begins at a cache line, so its rows lie in
-        as few as they can.
+        """An array that will be read many times: it begins at a cache line, so that its rows span
+        as few cache lines as possible.
         """
         size = math.prod(shape) * np.dtype(dtype).itemsize
         whole = np.empty(size + 64, np.uint8)
@@ -74,7 +74,7 @@ class Backend:
 
     def converted(self, a: Array, dtype) -> Array:
         """An array in another dtype. From float16 to float32 this is several times faster than
-        NumPy's own conversion: the bits of a number are moved to their places in float32, and a
+        NumPy's own conversion. The bits of a number are moved to their places in float32, and a
         factor of 2^112 corrects the exponent, whose bias is 15 in float16 and 127 in float32.
         """
         if a.dtype != "float16" or dtype != "float32":
@@ -121,8 +121,8 @@ class Backend:
         return mask.shape[1] - int(mask.any(axis=0)[::-1].argmax())
 
     def bounded(self, a: Array, b: Array) -> bool:
-        """Whether exp of the inner products of rows of a and b keeps to half the range of
-        exponents: by their lengths.
+        """Whether, judging by their lengths, exp of the inner products of rows of a and b stays
+        within half the range of exponents.
         """
         limit = math.log(np.finfo(a.dtype).max) / 2
         return bool(self.row_dot(a, a).max() * self.row_dot(b, b).max() <= limit**2)
@@ -292,7 +292,7 @@ def set_backend(name: str) -> None:
 
 @scoped
 def use_backend(name: str) -> Iterator[Backend]:
-    """`with use_backend("cupy"): ...`; the one before comes back at the end."""
+    """`with use_backend("cupy"): ...`; the previous one is restored at the end."""
     before = current
     set_backend(name)
     try:
@@ -338,7 +338,7 @@ def upload_ids(ids, limit: int, what: str, ignore: int | None = None) -> Array:
 def tame_allocator() -> bool:
     """Keep freed memory in the process instead of giving it back to the kernel (glibc only).
 
-    Large temporaries are otherwise mapped and page-faulted anew at every use, which can double the
+    Otherwise large temporaries are mapped and page-faulted again at every use, which can double the
     time of a step. `set_threads` calls this. Returns whether it took effect.
     """
     if platform.libc_ver()[0] != "glibc":

@@ -20,9 +20,9 @@ _before = []  # what each library had before anybody asked
 
 @contextmanager
 def blas_threads(n: int) -> Iterator[None]:
-    """BLAS on n threads inside, on fewer while anybody asks for fewer; at the end as it was.
+    """BLAS on n threads inside, or fewer while another caller asks for fewer; restored at the end.
 
-    An interrupt that falls on the restoring itself leaves it to the next such block.
+    If an interrupt hits the restoring itself, the next such block restores it.
     """
     asker = Claim()  # which is gone with this block, however it ends
     with _lock:
@@ -52,7 +52,7 @@ def _apply():
 
 
 def _after_fork():
-    """A child has none of its parent's other threads, and nobody in it has asked yet."""
+    """A child has none of its parent's other threads, and nothing in it has asked yet."""
     global _lock
     _lock = threading.Lock()
     _asked.clear()

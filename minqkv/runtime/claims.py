@@ -1,8 +1,8 @@
 """Who uses a model at the moment: many threads may decode with it, or one may train it.
 
 Both at once would mix weights of before a step with weights of after it. A claim is an object that
-nobody but its `with` block holds: however the block ends, even by an interrupt while it is being
-left, the claim is gone.
+only its `with` block holds: however the block ends, even by an interrupt while it is being left,
+the claim is gone.
 """
 
 from __future__ import annotations

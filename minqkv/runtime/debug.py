@@ -1,8 +1,8 @@
 """`MINQKV_DEBUG=1`: every operation watched. Slow, and worth it when a gradient is wrong.
 
-The first NaN names the operation that made it; each gradient's shape and dtype is checked; an error
-in backward shows where its forward ran; arrays a vjp has captured are read-only until it has run or
-is dropped, and a change to them by another name is noticed when it runs (NumPy only).
+The first NaN names the operation that made it. Each gradient's shape and dtype is checked. An error
+in backward shows where its forward ran. Arrays that a vjp has captured are read-only until it has
+run or is dropped; if they are changed by another name, the vjp notices when it runs (NumPy only).
 """
 
 import traceback

@@ -53,7 +53,7 @@ def ranks():
     except BaseException as error:
         from mpi4py.run import set_abort_status
 
-        # This process ends the others, too: otherwise they would wait for it for ever.
+        # This process ends the others too: otherwise they would wait for it forever.
         set_abort_status(int(error.code) if isinstance(error, MinqkvError) else error)
         if comm.rank:
             time.sleep(1)  # if all ranks fail alike, rank 0 reports it, and ends this one

@@ -1,6 +1,4 @@
-"""What can go wrong, in words a user can act on, and the exit code each kind ends the command line
-with.
-"""
+"""What can go wrong, in words a user can act on, and the exit code of each kind."""
 
 from difflib import get_close_matches
 from enum import IntEnum
@@ -18,8 +16,8 @@ class Exit(IntEnum):
 
 
 class MinqkvError(Exception):
-    """An error with a cure: `str(error)` says what and why, `hint` is the command or step that
-    mends it.
+    """An error with a fix: `str(error)` says what happened and why, `hint` is the command or step
+    that fixes it.
     """
 
     code = Exit.CHECK_FAILED

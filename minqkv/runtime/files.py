@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside, flushed to disk, then renamed over the old one."""
+"""Files that are whole or absent: written under another name, flushed to disk, then renamed."""
 
 import errno
 import io
@@ -64,7 +64,7 @@ def _special(path, mode):
 
 
 def make_folder(path):
-    """The folder, made if need be. Raises EnvironmentFault where that fails."""
+    """The folder, made if it does not exist. Raises EnvironmentFault if that fails."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -72,7 +72,7 @@ def make_folder(path):
 
 
 def cannot_write(path, error):
-    """An OSError met while writing, as an error with a cure."""
+    """An OSError met while writing, as an error that says what to do."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     cure = "choose another place: with --out, or from another folder"
     cure = f"free some space, or {cure}" if full else cure

@@ -1,8 +1,8 @@
 """A folder that one process at a time may write to: `with locked(folder):`.
 
 The kernel holds the lock, on the file `.lock` in the folder, and releases it when its owner ends,
-in whatever way. What the file says (pid, host, since when) is for the message that another process
-gets, and for what a kernel cannot see: an owner on another machine.
+however that happens. What the file says (pid, host, since when) is for the message that another
+process gets, and for what a kernel cannot see: an owner on another machine.
 """
 
 import errno
@@ -38,8 +38,8 @@ def locked(folder, what="run"):
     was released: whether its owner lives cannot be seen from here.
 
     A child that is forked inside shares the lock and keeps the folder until it ends, even if its
-    parent is killed, for it may still write there; but leaving the block releases the lock only in
-    the process that took it. Programs started inside do not inherit it.
+    parent is killed, because it may still write there. But leaving the block releases the lock only
+    in the process that took it. Programs started inside do not inherit it.
     """
     path, pid = Path(folder) / ".lock", os.getpid()
     with files.appended(path, buffering=0) as file:

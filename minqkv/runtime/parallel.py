@@ -49,8 +49,9 @@ def set_threads(n: int) -> None:
 def each(function: Callable, items: Iterable) -> list:
     """[function(item) for item in items], on all threads, with BLAS on one thread each.
 
-    Each call runs in a copy of the caller's context: its `np.errstate`, its `no_grad`. All that
-    has begun is waited for, even if one call raises. Called from within a part, it runs in turn.
+    Each call runs in a copy of the caller's context: its `np.errstate`, its `no_grad`. Everything
+    that has begun is waited for, even if one call raises. Called from within a part, it runs the
+    items one after another.
     """
     items, pool = list(items), _pool
     parts = [partial(copy_context().run, _part, function, item) for item in items]
@@ -87,7 +88,7 @@ class Start:
         self.said, self.go = threading.Event(), False
 
     def say(self, go):
-        """Only the first word counts."""
+        """Only the first call counts."""
         if not self.said.is_set():
             self.go = go
             self.said.set()

@@ -7,7 +7,7 @@ from pathlib import Path
 __version__ = "0.2.0"
 
 
-NOT_IN_A_RESULT = {"cli", "render", "teach"}  # they read results, or only talk
+NOT_IN_A_RESULT = {"cli", "render", "teach"}  # they only read results, or print
 
 
 @lru_cache

@@ -1,4 +1,4 @@
-"""How our number beside a published one is found: from runs, or from a formula.
+"""How our counterpart of a published number is found: from runs, or from a formula.
 
 OURS names the ways, for published/paper.toml. Each takes what is registered of a group, what is
 published of it (row -> source -> figure as printed) and our results, and gives rows, each with the
@@ -62,7 +62,7 @@ Found = Iterator[tuple[str, Row]]  # rows, each with the title of its group
 
 
 def cells(spec: dict, published: dict, results: Results) -> Found:
-    """Each size that the authors ran and we ran too, by itself."""
+    """Each size that the authors ran and we ran too, one at a time."""
     ours = {}
     for config, one in results.items():
         if theirs := published_accuracies(config):

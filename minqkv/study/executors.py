@@ -39,7 +39,7 @@ def run_on(executor: str | None, jobs: int, function: Callable, items: Iterable)
 
     `executor` is a name as above, or None for `jobs` processes. An item whose worker is lost is run
     again, at most AGAIN times. If the iteration ends early, nothing is left running. Raises
-    UsageError for a name that opens no executor and for work that cannot be pickled;
+    UsageError for a name that opens no executor and for work that cannot be pickled. Raises
     EnvironmentFault when an executor cannot be reached, lacks a package or loses its workers, or
     when a worker has other code.
     """

@@ -61,7 +61,7 @@ def in_folder(folder: str | Path, name: str | None = None) -> Results:
     """The test scores in a study's folder, which is called `name`, if not by its path. Runs of
     tasks that this version of minqkv does not have are left out.
 
-    Raises UsageError where it is no such folder, EnvironmentFault where its file is damaged.
+    Raises UsageError if it is not such a folder, EnvironmentFault if its file is damaged.
     """
     path = Path(folder) / "results.json"
     if not path.is_file():

@@ -1,14 +1,14 @@
 """The paper's tables beside ours, row by row, and the state of each row.
 
-Which tables there are, where the paper has them and how our numbers are found is said in
-published/paper.toml. Published numbers come from the files beside it, ours from result folders
-(measured.py) or from a formula (beside.py).
+The file published/paper.toml lists the tables, where they are in the paper, and how our numbers are
+found. Published numbers come from the files beside it, ours from result folders (measured.py) or
+from a formula (beside.py).
 
 A row that compares the same thing is "the same" if the 95 % interval of the difference lies inside
-the margin of claims.py; "different" if, with at least eight seeds of ours, both the exact sign-flip
-test (which takes the published mean as exact) and Welch's test say so, corrected by Holm within the
-table; and else it "cannot be told". Figures that are computed are the same if they agree in all
-digits that were printed. Results of a "smaller scale" get no verdict.
+the margin of claims.py. It is "different" if, with at least eight seeds of ours, both the exact
+sign-flip test (which takes the published mean as exact) and Welch's test say so, corrected by Holm
+within the table. Otherwise it "cannot be told". Figures that are computed are the same if they
+agree in all digits that were printed. Results of a "smaller scale" get no verdict.
 """
 
 import shlex

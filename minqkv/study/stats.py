@@ -121,8 +121,9 @@ def sign_flip(differences: list[float]) -> float:
     If the two arms did not differ, each seed's difference could as well have the opposite sign. p
     is the share of all 2^n choices of signs whose mean is at least as far from zero as the one
     seen, so it is never below 2 / 2^n. Two sums count as equal if they differ by 1e-9 of the sum of
-    absolute values: far above the rounding error, far below one token of an accuracy, and one tie
-    too many only makes p larger. Raises UsageError unless there are 1 to 20 finite differences.
+    absolute values. That is far above the rounding error and far below one token of an accuracy,
+    and one tie too many only makes p larger. Raises UsageError unless there are 1 to 20 finite
+    differences.
     """
     if not 1 <= len(differences) <= 20 or not all(map(math.isfinite, differences)):
         raise UsageError("the sign-flip test takes 1 to 20 finite differences")
@@ -152,8 +153,8 @@ def verdict(difference: Estimate, p_adjusted: float, margin: float) -> str:
 
     The first two need at least SEEDS seeds. "the same": the 95 % interval lies inside ±margin.
     "different": the adjusted p of the sign-flip test is at most .05. A difference can be certain
-    and yet smaller than the margin; it is "the same", because the margin says in advance which
-    differences matter, and the interval printed beside it shows that it is not zero.
+    and yet smaller than the margin. Then it is "the same", because the margin says in advance which
+    differences matter; the interval printed beside it shows that it is not zero.
     """
     if difference.n >= SEEDS and abs(difference.mean) + difference.half < margin:
         return "the same"

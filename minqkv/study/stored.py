@@ -224,7 +224,7 @@ def _number_or_none(value):
 
 def _seconds(value):
     if not 0 <= _number(value) < math.inf:
-        raise ValueError(f"{value!r:.40} is no time")
+        raise ValueError(f"{value!r:.40} is not a time")
     return value
 
 

@@ -94,7 +94,7 @@ def members(path: Path, wanted: Container[str]) -> dict[str, bytes]:
             if inside.name not in wanted:
                 continue
             if not member.isreg() or member.issparse():
-                raise ValueError(f"{inside.name} in it is no plain file")
+                raise ValueError(f"{inside.name} in it is not a plain file")
             if inside.name in found:
                 raise ValueError(f"{inside.name} is in it twice")
             found[inside.name] = exactly(archive.extractfile(member), member.size)

@@ -29,9 +29,9 @@ class Documents:
 
     `source` is a file, a folder, "-" for stdin, the name of a download, or "" for the built-in
     corpus. `name` is its name in messages, and `label` a short name that is safe in file names.
-    `left_out` counts what is not a document, by reason: hidden; linked (a link to a folder, or to a
-    file outside this one); special (not a plain file, or a broken link); binary (it has a NUL
-    byte); empty. It is complete after an iteration.
+    `left_out` counts what is not a document, by reason: hidden, linked, special, binary or empty.
+    Linked is a link to a folder, or to a file outside this one; special is not a plain file, or a
+    broken link; binary has a NUL byte. It is complete after an iteration.
 
     Raises UsageError if there is no such source, and EnvironmentFault if it cannot be read, now or
     during an iteration.

@@ -187,7 +187,7 @@ def _fetch_file(wanted, url, path, advance, timeout, is_text):
     if is_whole(path, wanted):
         return
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is no plain file", "choose another place with --out")
+        raise UsageError(f"{path} is not a plain file", "choose another place with --out")
     files.make_folder(path.parent)
     with locked(path.parent, "download"):
         try:

@@ -1,4 +1,4 @@
-"""Images as a few numbers each: what a small network makes of them that was trained to name their
+"""Images as a few numbers each: the hidden layer of a small network that was trained to name their
 classes.
 """
 
@@ -63,8 +63,8 @@ def halves(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def embedded(images: ImageSet, n: int) -> Embedded:
     """The embedded images of each split; of the first n training images, the half that the network
-    has not seen. The network always starts alike, so they depend on the images alone, up to
-    rounding. Takes a second or two, and is kept.
+    has not seen. The network always starts from the same weights, so they depend on the images
+    alone, up to rounding. Takes a second or two, and is kept.
     """
     if (images.digest, n) not in _kept:
         _kept.clear()

@@ -99,7 +99,7 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
         head = file.exactly(4 + 4 * axes)
         if head[:4] != bytes([0, 0, 8, axes]):  # 8: unsigned bytes
             what = "images" if axes == 3 else "labels"
-            raise ValueError(f"it is no IDX file of {what}: it begins with {head[:4].hex(' ')}")
+            raise ValueError(f"it is not an IDX file of {what}: it begins with {head[:4].hex(' ')}")
         shape = struct.unpack(f">{axes}I", head[4:])
         content = file.exactly(check_size(*shape, *[1] * (4 - axes)) if axes == 3 else shape[0])
         if file.read(1):

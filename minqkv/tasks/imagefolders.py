@@ -71,7 +71,7 @@ def _by_class(top):
 
 
 def _entries(folder):
-    """What is in a folder, sorted, without hidden things; nothing if it is none."""
+    """The contents of a folder, sorted, without hidden files; empty if it is not a folder."""
     try:
         with os.scandir(folder) as found:
             return sorted((e for e in found if e.name[0] != "."), key=lambda e: e.name)
@@ -112,7 +112,7 @@ def _annotated(folder, listing, classes):
 
 
 def _is_name(text):
-    """Whether a text names an image, and no path to somewhere else."""
+    """Whether a text is the name of an image, not a path to somewhere else."""
     return text == os.path.basename(text) and text.lower().endswith((*PLAIN, *PILLOW))
 
 
@@ -158,7 +158,7 @@ def _plain(file):
     start = file.read(HEADER_BYTES)
     header = HEADER.match(start)
     if not header:
-        raise ValueError("it is no binary PGM or PPM file (P5 or P6)")
+        raise ValueError("it is not a binary PGM or PPM file (P5 or P6)")
     width, height, largest = (int(number) for number in header.groups()[1:])
     channels = 1 if header[1] == b"P5" else 3
     if largest != 255:
@@ -191,5 +191,5 @@ def _by_pillow(file, name):
             f"it is far too large; at most {MOST_SIDE} pixels a side are read"
         ) from error
     except (UnidentifiedImageError, SyntaxError) as error:  # the latter for a broken PNG
-        raise ValueError("it is no PNG or JPEG file, or a damaged one") from error
+        raise ValueError("it is not a PNG or JPEG file, or it is damaged") from error
     return pixels.reshape(height, width, -1)

@@ -178,7 +178,7 @@ class Images(OfImages):
         return self._augmented(rng, rng.integers(0, self.n_train, n))
 
     def batch(self, seed, step, size):
-        """A part of the training images, which are shuffled anew in each epoch."""
+        """A part of the training images, which are shuffled again in each epoch."""
         size = min(size, self.n_train)
         epoch, i = divmod(step, self.n_train // size)
         rows = _order(seed, epoch, self.n_train)[i * size : (i + 1) * size]

@@ -92,8 +92,8 @@ class Recall(Task):
         return x, y
 
     def batch(self, seed, step, size):
-        """In `mqar`, batches take turns with 2, 4, ... P pairs: short sequences are learned first,
-        and free runs that are stuck at guessing.
+        """In `mqar`, batches alternate between 2, 4, ... P pairs: short sequences are learned
+        first, and help runs that are stuck at guessing.
         """
         rng = stream(seed, "data", "train", self.name, step)
         turns = [*range(2, self.pairs, 2), self.pairs]

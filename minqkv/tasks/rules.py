@@ -49,8 +49,8 @@ RECALL = {
 TEXT = {"text": "a text: predict the next token"}
 IMAGES = {
     "images": "an image, cut into patches: say what is shown",
-    "segment": "a generated image: say of each patch what covers it",
-    "sets": "ten images: say which one is of another class than the rest",
+    "segment": "a generated image: say what covers each patch",
+    "sets": "ten images: say which one is of a different class",
 }
 TASKS = {name: rule.about for name, rule in RULES.items()} | RECALL | TEXT | IMAGES
 FORMS = ("encoder", "causal")

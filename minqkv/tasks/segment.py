@@ -1,7 +1,8 @@
-"""Segmentation: an encoder says of each patch of an image what covers it: a dense task in the shape
-of the paper's, on generated shapes.
+"""Segmentation: an encoder says what covers each patch of an image. It is a dense task like the
+paper's, on generated shapes.
 
-A patch shows a piece of an edge or a patch of grey. Which shape it belongs to, the others know.
+A patch shows a piece of an edge or a patch of grey; only the other patches tell which shape it
+belongs to.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ SIGNS = ".0123456789"
 
 @dataclass(frozen=True)
 class Segment(Task):
-    """Examples are generated images with a shape each, new ones all the time, cut into squares of
-    `patch` pixels. The target of a patch is what covers at least half of it, a place in NAMES.
+    """Examples are generated images with one shape each, always new, cut into squares of `patch`
+    pixels. The target of a patch is what covers at least half of it, a place in NAMES.
     """
 
     patch: int = 4
@@ -102,8 +103,9 @@ class Segment(Task):
 
 
 def mean_iou(predicted: np.ndarray, right: np.ndarray) -> float:
-    """Mean intersection over union: of each class, the share of the places where it is right or
-    predicted in which it is both; then the mean over the classes that occur.
+    """Mean intersection over union: for each class, the number of places where it is right and
+    predicted, over the number where it is right or predicted; then the mean over the classes that
+    occur.
     """
     classes = np.union1d(predicted, right)
     both = [((predicted == i) & (right == i)).sum() for i in classes]

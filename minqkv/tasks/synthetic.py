@@ -139,7 +139,7 @@ class Synthetic(Task):
         return self.encode(rng.integers(0, self.alphabet, (n, self.seq_len)))
 
     def batch(self, seed, step, size):
-        """A part of the training examples, shuffled anew each epoch by a permutation of (seed,
+        """A part of the training examples, shuffled again in each epoch by a permutation of (seed,
         epoch) alone.
         """
         epoch, i = divmod(step, TRAINING[self.protocol].steps_per_epoch(size))

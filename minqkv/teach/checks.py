@@ -96,7 +96,7 @@ class NearMiss:
 
 @dataclass
 class Outcome:
-    """What came of one case; `fault` says in words what is wrong with it, None when nothing is."""
+    """The outcome of one case; `fault` says in words what is wrong with it, None if nothing is."""
 
     seed: int
     args: tuple
@@ -289,7 +289,7 @@ def _value_events(name, value):
 
 def cost(check, learner, cases=CASES):
     """Who -> (seconds, the best of three; peak bytes), of the learner's code and of the package's
-    on the same cases; None where that takes too long, or where the learner's code works no longer.
+    on the same cases; None if that takes too long, or if the learner's code no longer works.
     """
     rows = {}
     both = {"yours": lambda *args: check.use(learner, *args), "the package": check.reference}

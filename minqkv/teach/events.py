@@ -210,8 +210,8 @@ def memory(**arrays):
 
 
 def cache_step(cache, config, new=1):
-    """One line on what a decode step of `new` tokens just wrote and read, from `nbytes`, held
-    against the closed form.
+    """One line on what a decode step of `new` tokens just wrote and read, from `nbytes`, compared
+    with the formula.
     """
     from ..variants import VariantSpec
 

@@ -1,7 +1,7 @@
 """The views of `minqkv trace`: one attention call, a decode, a backward, on any variant, as events.
 
-A small untrained GPT of one layer; what is shown is what its real forward, decode and backward
-computed.
+A small untrained GPT of one layer. The arrays shown are those that its real forward, decode and
+backward computed.
 """
 
 import math

@@ -10,13 +10,14 @@ counts padding as text. `masked` does not count padding: it is from the authors'
 the same size, on FineWeb-Edu.
 
 vision.csv: test accuracy on images and of the odd one out in a set (arXiv 2606.04032, section 4.2),
-one number for each variant and data set: `paper` is the paper's table, `re-run` the authors' later
-run of it. Empty: not published.
+one number for each variant and data set. There `paper` is the paper's table, `re-run` the authors'
+later run of it. Empty: not published.
 
 paper.csv: the other numbers of the paper and its authors, as printed: table, group, row, source,
 value. Its sources: "paper", arXiv 2606.04032; "later", later models and scripts of the authors;
 "code", an analysis in their repository; "talk", the slides of their talk; "zero-shot" and
-"distilled", their conversions. paper.toml says what the tables are, and how ours are found.
+"distilled", their conversions. The file paper.toml says what the tables are, and how ours are
+found.
 
 ours.csv: our committed results in short; see minqkv/study/measured.py.
 """
