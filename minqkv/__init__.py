@@ -9,10 +9,10 @@ The names below are loaded when they are first used, so `minqkv --help` imports 
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from .runtime.version import __version__
 
+TYPE_CHECKING = False  # a name that type checkers take for true; `typing` loads slowly
 if TYPE_CHECKING:
     from . import functional, nn
     from .attention import Attention

@@ -44,6 +44,7 @@ from .runtime.blas import blas_threads
 from .runtime.errors import Diverged, EnvironmentFault, UsageError, unknown
 from .runtime.locks import locked
 from .runtime.parallel import set_threads
+from .runtime.signals import stopping
 from .runtime.version import __version__
 from .tasks.base import Recipe, Task, check_split, check_types
 from .tasks.registry import blaming, check_score, field_names, task_class, try_out
@@ -584,8 +585,8 @@ def _flat(values):
 
 @contextmanager
 def stopping_politely(wanted):
-    """Turn the first SIGINT or SIGTERM into an event, so that a step is finished and saved; the
-    second one acts at once.
+    """Turn the first signal that asks to stop into an event, so that a step is finished and saved;
+    the second one acts at once.
 
     Signals are left alone with nothing to save (not `wanted`), and outside the main thread, where
     they cannot be caught.
@@ -594,7 +595,7 @@ def stopping_politely(wanted):
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = stopping()
 
     def note(number, frame):
         stop.set()

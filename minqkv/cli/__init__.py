@@ -4,6 +4,7 @@ Results go to stdout, progress and errors to stderr. An error is one line that s
 and why; where something mends it, a second line says what. Exit codes: errors.Exit.
 """
 
+import inspect
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from difflib import get_close_matches
 import click
 
 from ..runtime.errors import Exit, MinqkvError
+from ..runtime.signals import stopping
 from ..runtime.version import __version__
 from . import cache, data, evaluate, generate, info, lesson, paper, report, run, study, text, trace
 
@@ -67,6 +69,20 @@ for module in (
         cli.add_command(command)
 
 
+def _add_help(command):
+    """To this command and those below: under `python -OO`, click finds no docstrings."""
+    from ..runtime.docs import docstrings
+
+    function = inspect.unwrap(command.callback)
+    command.help = command.help or docstrings(function.__code__.co_filename)[function.__name__]
+    for each in getattr(command, "commands", {}).values():
+        _add_help(each)
+
+
+if sys.flags.optimize > 1:
+    _add_help(cli)
+
+
 def main(argv=None):
     """The entry point: runs a command, turns an error into a message and an exit code, exits."""
     sys.exit(run_cli(sys.argv[1:] if argv is None else argv))
@@ -79,7 +95,8 @@ def run_cli(argv):
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         # a formula in an ASCII terminal is a "?", not a crash
         getattr(sys, name).reconfigure(errors="replace")
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in stopping():
+        signal.signal(number, _interrupt)
     try:
         code = cli.main(argv, prog_name="minqkv", standalone_mode=False)
         sys.stdout.flush()

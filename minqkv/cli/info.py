@@ -206,19 +206,18 @@ def doctor(as_json):
 
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@reports
 @click.pass_context
-def completion(ctx, shell):
+def completion(ctx, shell, as_json):
     """Print the completion script of a SHELL.
 
     For bash: eval "$(minqkv completion bash)"
     """
     from click.shell_completion import get_completion_class
 
-    click.echo(
-        get_completion_class(shell)(
-            ctx.find_root().command, {}, "minqkv", "_MINQKV_COMPLETE"
-        ).source()
-    )
+    kind = get_completion_class(shell)
+    script = kind(ctx.find_root().command, {}, "minqkv", "_MINQKV_COMPLETE").source()
+    print_json({"shell": shell, "script": script}) if as_json else click.echo(script)
 
 
 COMMANDS = (variants, tasks, gradcheck, doctor, completion)

@@ -1,7 +1,5 @@
 """`minqkv learn`, `minqkv lesson ...`, and the start page."""
 
-import sys
-
 import click
 
 from ..runtime.errors import Exit, UsageError
@@ -155,7 +153,9 @@ def play(name, as_json, plain, no_pause, svg, step=None):
         raise KeyboardInterrupt(kept) from None
     if svg:
         export(svg, again, stage.drawn)
-    if not as_json:
+    if as_json:
+        print_json(stage.drawn)
+    else:
         after = f"minqkv lesson start {chosen.number}" if finished else again
         click.echo(f"{'The end.' if finished else 'Your place is saved.'} Next: {after}")
 
@@ -197,18 +197,19 @@ def check(name, as_json, watch=False, plain=False):
         for event in events:
             stage.draw(event)
 
+    passed = True  # where `watch` ends
     if watch:
         desk.watch(chosen, progress, draw)
     else:
         passed, events = desk.check(chosen, progress)
         draw(events)
-        if not passed:
-            return Exit.CHECK_FAILED
-    if not as_json:
+    if as_json:
+        print_json(stage.drawn)
+    elif passed:
         click.echo(f"The solution, to compare: minqkv lesson solution {chosen.number}")
         last = next_thing(_desk()[0], progress)[0] is None
         click.echo("That was the last lesson. Next: minqkv study" if last else "Next: minqkv learn")
-    return None
+    return None if passed else Exit.CHECK_FAILED
 
 
 @lesson.command(epilog=_WHICH)
@@ -323,12 +324,14 @@ def dev_check(names, as_json):
 
 
 @dev.command("readme")
-def dev_readme():
+@reports
+def dev_readme(as_json):
     """Print lessons/README.md from the metadata."""
     from ..teach.author import readme
     from ..teach.lessons import course
 
-    sys.stdout.write(readme(course()))
+    text = readme(course())
+    print_json({"text": text}) if as_json else click.echo(text, nl=False)
 
 
 COMMANDS = (learn, lesson)

@@ -130,8 +130,10 @@ def _set(texts, listed):
         if name.strip().replace("-", "_") in _OWN_FLAGS:
             flag = "--" + name.strip().replace("_", "-")
             raise UsageError(f"--set {text}: that has a flag of its own", f"use {flag}")
-        values = [_literal(part.strip()) for part in value.split(",")]
-        found[name.strip().replace("-", "_")] = tuple(values) if listed else _literal(value.strip())
+        name = name.strip().replace("-", "_")
+        read = _word if SETTINGS.get(name, (None,))[0] is str else _literal
+        values = tuple(read(part.strip()) for part in value.split(","))
+        found[name] = values if listed else read(value.strip())
     return found
 
 
@@ -140,6 +142,12 @@ def _literal(text):
         return json.loads(text)  # a number, true or false
     except ValueError:
         return text
+
+
+def _word(text):
+    """A value that is a word, though it may look like a number: protocol=2023."""
+    value = _literal(text)
+    return value if isinstance(value, str) else text
 
 
 def look_here():
@@ -223,7 +231,7 @@ def _read_flags(ctx, param, path):
         if name is None or name.replace("_", "-") in _TYPED:
             raise unknown(f"key in {path}:", key, [k for k in spelled if k not in _TYPED])
         if name == "more" and isinstance(value, dict):
-            ctx.meta[_SET] = [f"{k}={_as_text(v)}" for k, v in value.items()]
+            ctx.meta[_SET] = [f"{k}={_as_set(v)}" for k, v in value.items()]
         elif name == "more" or not _fits(value, known[name]):
             raise UsageError(f"{key} in {path} cannot be {value!r}")
         else:  # as typed; the comma marks a list of one number, which is not a count
@@ -245,6 +253,14 @@ def _as_text(value):
     if isinstance(value, list):
         return ",".join(map(_as_text, value))
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _as_set(value):
+    """A value for --set: a string that looks like a number stays a string."""
+    if isinstance(value, list):
+        return ",".join(map(_as_set, value))
+    numeric = isinstance(value, str) and _literal(value) != value
+    return json.dumps(value) if numeric else _as_text(value)
 
 
 def _read_toml(path):
@@ -335,7 +351,8 @@ def echo(text, indent=0):
 
 
 def print_json(value):
-    """One JSON value on stdout."""
+    """One JSON value on stdout. JSON has no NaN and no infinity: null instead."""
+    value = json.loads(json.dumps(value), parse_constant=lambda name: None)
     click.echo(
         json.dumps(value, ensure_ascii=not sys.stdout.encoding.lower().startswith("utf"), indent=1)
     )

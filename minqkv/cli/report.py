@@ -100,7 +100,6 @@ def _study(path, own, command):
     from ..render.report import study_sections
     from ..study.claims import as_data
     from ..study.stored import read_study
-    from ..study.summary import without_nan
 
     stored = read_study(path, own)
     data = {"folder": str(path), "kind": "study", "planned": stored.planned}
@@ -108,19 +107,18 @@ def _study(path, own, command):
     data |= {"diverged": len(stored.diverged), "cells": [asdict(cell) for cell in stored.cells]}
     data |= {"contrasts": as_data(stored.findings)}
     title = f"Results of {path.resolve().name}"
-    return title, study_sections(stored, command), without_nan(data)
+    return title, study_sections(stored, command), data
 
 
 def _run(path, own, command):
     from ..render.report import read_run, run_sections
-    from ..study.summary import without_nan
 
     run = read_run(path, next(iter(own.values()), None))
     data = {"folder": str(path), "kind": "run", "config": asdict(run.config)}
     data |= {"steps": len(run.metrics), "result": run.result}
     title = f"Results of {path.resolve().name}"
     commands = (f"{train_command(run.config)} --out {shlex.quote(str(path))}", command)
-    return title, run_sections(run, commands), without_nan(data)
+    return title, run_sections(run, commands), data
 
 
 def train_command(config):

@@ -101,7 +101,7 @@ def _train(ctx, comm, task, out, resume, html, as_json, show_config, more, threa
             train_run(config)
         return
     if show_config:
-        print_toml(_flat(config))
+        print_json(_flat(config)) if as_json else print_toml(_flat(config))
         return
     try:
         with live(config) as progress:

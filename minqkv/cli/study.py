@@ -117,6 +117,9 @@ def study(
     flags["selection_seeds"] = selection_seeds
     given |= {name: value for name, value in flags.items() if value is not None}
     plan = _plan(preset, ablate, given)
+    if show_config and as_json:
+        print_json({"preset": preset, **given})
+        return None
     if show_config:
         print_toml({"preset": preset, **given})
         _dry_run(plan, "", "# ")

@@ -3,7 +3,7 @@
 import click
 
 from ..variants import POSITIONS, ROPE_VALUES
-from .options import Listed, computes, either, stages
+from .options import Listed, computes, either, print_json, stages
 
 
 @click.group()
@@ -43,8 +43,10 @@ def _view(name, about):
         from ..teach.views import VIEWS, build, pattern
 
         model, ids = build(**sizes)
-        with on(choose(plain, as_json)):
+        with on(choose(plain, as_json)) as stage:
             VIEWS[name](model, ids)
+        if as_json:
+            print_json(stage.drawn)
         if svg:
             title, heads, tokens = pattern(name, model, ids)
             maps = [(f"head {i}", rows.tolist()) for i, rows in enumerate(heads)]

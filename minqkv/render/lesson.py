@@ -1,8 +1,7 @@
-"""The stages on which a lesson is played: rich, plain, and NDJSON. Each draws events and may ask a
-question.
+"""The stages on which a lesson is played: rich, plain, or kept for --json. Each takes events, and
+may ask a question.
 """
 
-import json
 import shutil
 import sys
 
@@ -69,7 +68,7 @@ class Rich(Plain):
 
 
 class Recorder:
-    """Draws nothing and keeps everything: for running ahead silently, and for tests."""
+    """Draws nothing and keeps everything: for --json, for running ahead, and for tests."""
 
     def __init__(self):
         self.drawn = []
@@ -82,19 +81,11 @@ class Recorder:
         """Nobody answers."""
 
 
-class Ndjson(Recorder):
-    """One JSON object per line."""
-
-    def draw(self, event):
-        super().draw(event)
-        print(json.dumps(event), flush=True)
-
-
 def choose(plain=False, as_json=False, pause=True):
     """The stage for this stdout. It asks only if stdin and stdout are terminals, and `pause`."""
     interactive = pause and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     if as_json:
-        return Ndjson()
+        return Recorder()
     if plain or not sys.stdout.isatty():
         return Plain(interactive=interactive)
     from .console import stdout

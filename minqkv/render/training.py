@@ -2,7 +2,7 @@
 
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -54,6 +54,10 @@ class Live:
         self.seconds = 0.0  # of training, without scores and samples
 
     def __call__(self, step):
+        with suppress(OSError):  # of a terminal that was closed: what ends a run is the signal
+            self._show(step)
+
+    def _show(self, step):
         if self.advance is None:
             self.start = step.done - 1
             own = self.console if self.console.is_terminal else None

@@ -1,0 +1,182 @@
+"""The terminal, as people use it: signals, JSON, help, answers, pages, completion."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import click
+import pytest
+from commands import PATIENCE_S, ROOT, run, start, wait_until
+
+from minqkv.cli import cli as commands
+from minqkv.runtime import signals
+
+SMALL = ("--seq-len", 4, "--n-embd", 8, "--n-layer", 1, "--n-head", 2)
+
+
+def leaves(command, path=()):
+    """(words, command) of all commands that do something."""
+    if not isinstance(command, click.Group):
+        yield path, command
+        return
+    for name, below in command.commands.items():
+        yield from leaves(below, (*path, name))
+
+
+LEAVES = dict(leaves(commands))
+
+
+# ---- signals
+
+
+def test_ctrl_c_during_the_imports_is_quiet(tmp_path):
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt")
+    code, out, err = run("--help", env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
+    assert (code, out, err) == (130, "", "")
+
+
+def training(tmp_path, ignored=(), steps=10**6):
+    """A run of the command that has begun to train, in a process that ignores these signals."""
+
+    def ignore():
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
+    flags = (*SMALL, "--steps", steps, "--threads", 1, "--out", tmp_path / "run")
+    child = start("train", "--task", "copy", *flags, preexec_fn=ignore)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and metrics.stat().st_size)
+    return child, metrics
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_asks_to_stop_saves(number, tmp_path):
+    child, metrics = training(tmp_path)
+    child.send_signal(number)
+    out, err = child.communicate(timeout=PATIENCE_S)
+    assert child.returncode == 130
+    assert "continue with: minqkv train --resume" in err
+    steps = len(metrics.read_text().splitlines())
+    code, _, err = run("train", "--resume", "--out", metrics.parent, "--steps", steps)
+    assert code == 2  # it was longer; the message says what is kept
+    assert "steps" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_is_ignored_on_purpose_stays_ignored(number, tmp_path):
+    child, metrics = training(tmp_path, ignored=[number])
+    child.send_signal(number)
+    size = metrics.stat().st_size
+    wait_until(lambda: metrics.stat().st_size > size + 10_000 or child.poll() is not None)
+    assert child.poll() is None
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    child.stderr.close()
+
+
+def test_which_signals_ask_to_stop():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signals.stopping().keys() == {signal.SIGINT, signal.SIGTERM}
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert signals.stopping()[signal.SIGHUP] == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# ---- JSON, and help
+
+
+@pytest.mark.parametrize("words", LEAVES)
+def test_every_command_takes_json(words):
+    assert "--json" in [flag for p in LEAVES[words].params for flag in p.opts]
+
+
+ONE_VALUE = [
+    "trace forward",
+    "trace decode",
+    "trace backward",
+    "learn",
+    "lesson play 6",
+    "lesson start 6",
+    "lesson check 6",
+    "lesson hint 6",
+    "lesson list",
+    "lesson dev readme",
+    "completion bash",
+    "tasks",
+    "variants --context 10",
+    "study --show-config",
+    "train --task copy --show-config",
+]
+
+
+@pytest.mark.parametrize("command", ONE_VALUE)
+def test_json_is_one_value(command, cli):
+    _, out, _ = cli(*command.split(), "--json")
+    json.loads(out, parse_constant=pytest.fail)
+
+
+def test_json_has_no_nan(capsys):
+    from minqkv.cli.options import print_json
+
+    print_json({"a": [float("nan"), float("inf"), 1.5], "b": 10**20})
+    value = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert value == {"a": [None, None, 1.5], "b": 10**20}
+
+
+def test_help_and_diagnoses_without_docstrings(tmp_path):
+    """`python -OO` drops them."""
+    for words in ((), ("study",), ("lesson", "play"), ("data", "fetch")):
+        usual = run(*words, "--help")
+        assert usual[0] == 0
+        assert run(*words, "--help", env={"PYTHONOPTIMIZE": "2"}) == usual
+    code = (
+        "from minqkv.teach import lessons, checks\n"
+        "for lesson in lessons.course():\n"
+        "    found = checks.Check(lesson).near_misses.values()\n"
+        "    assert found and all(miss.diagnosis for miss in found), lesson.name\n"
+        "print(__doc__, 'good')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-OO", "-c", code], capture_output=True, text=True, timeout=PATIENCE_S,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout == "None good\n", done.stderr
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize("given", ["protocol=2023", "protocol='2023'", "protocol=2024"])
+def test_a_setting_that_is_a_word_may_look_like_a_number(given, cli):
+    code, out, err = cli("train", "--task", "copy", "--set", given, "--show-config", "--json")
+    if given == "protocol=2023":
+        assert json.loads(out)["protocol"] == "2023"
+    else:
+        assert code == 2
+        assert "did you mean 202" in " ".join(err.split())
+
+
+@pytest.mark.parametrize("name", ["text", "tokenizer", "data", "form", "position", "rope_value"])
+def test_every_setting_that_is_a_word(name):
+    from minqkv.cli.options import _set
+
+    for value in ("7", "true", "null", "1e3", "NaN"):
+        assert _set([f"{name}={value}"], listed=False) == {name: value}
+        assert _set([f"{name}={value},{value}"], listed=True) == {name: (value, value)}
+    assert _set(["seq-len=7"], listed=False) == {"seq_len": 7}
+
+
+def test_a_word_in_a_file_stays_one(cli, tmp_path):
+    (tmp_path / "flags.toml").write_text('task = "copy"\n[set]\nprotocol = "2023"\nsplit = "7"\n')
+    code, _, err = cli("train", "--config", "flags.toml", "--show-config")
+    assert code == 2
+    assert "unknown split '7'" in err
+    (tmp_path / "flags.toml").write_text('task = "copy"\n[set]\nprotocol = "2023"\n')
+    code, out, _ = cli("train", "--config", "flags.toml", "--show-config")
+    assert code == 0
+    assert 'protocol = "2023"' in out
