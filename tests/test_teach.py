@@ -541,7 +541,7 @@ def test_keys_that_move(replies, steps):
     stage, seen = Typing(*replies), []
     assert not Player(LESSON, stage, seen.append).play()
     assert stage.steps == steps
-    assert seen == steps
+    assert seen[-1] == steps[-1]
 
 
 def test_keys_that_tell():
@@ -654,12 +654,14 @@ def test_memory_and_bytes():
 
 
 class Guess(stages.Recorder):
+    """A stage at which somebody guesses once, and then only presses Enter."""
+
     def __init__(self, reply):
         super().__init__()
-        self.reply = reply
+        self.replies = [reply]
 
     def ask(self, prompt):
-        return self.reply
+        return self.replies.pop() if self.replies else ""
 
 
 @pytest.mark.parametrize(
@@ -668,7 +670,15 @@ class Guess(stages.Recorder):
         ("4", 4.0, None, True),
         ("3,999", 4.0, None, True),
         ("5", 4.0, None, False),
-        ("four", 4.0, None, False),
+        ("1/2", 0.5, None, True),
+        ("-3 * -2 ** 2", 12, None, True),
+        ("0,5", 0.5, None, True),
+        ("1,024", 1024, None, True),
+        ("2^10", 1024, None, True),
+        ("1/3", 0.3333, None, True),
+        ("sqrt(2)", 1.414, None, True),
+        ("exp(1)", 2.718, None, True),
+        ("3/4", 0.5, None, False),
         ("", 4.0, None, None),
         ("y", True, None, True),
         ("no", True, None, False),
@@ -683,6 +693,69 @@ def test_predictions(reply, answer, options, right):
         events.predict("Which?", answer, options)
     assert [event["event"] for event in stage.drawn] == ["predict", "answer"]
     assert stage.drawn[1]["right"] is right
+
+
+NO_NUMBERS = [
+    "four", "4 nouns", "4nouns", "nan", "1e999", "1/0", "(-8) ** .5", "9**9**9", "__import__('os')",
+    "x.y", "[4]", "4 if 1 else 5", "True", "(" * 70 + "4", "4+" * 2000 + "4", "exp(1, 2)", "-'4'",
+]  # fmt: skip
+NO_ANSWERS = [
+    *((text, 4.0, None) for text in NO_NUMBERS),
+    *(("maybe", True, None), ("7", "5", ["5", "6"])),
+    *(("c", "two", ["one", "two"]), ("tw", "two", ["one", "two"])),
+]
+
+
+@pytest.mark.parametrize(("reply", "answer", "options"), NO_ANSWERS)
+def test_what_is_no_answer_is_asked_again(reply, answer, options):
+    with events.on(Guess(reply)) as stage:
+        events.predict("Which?", answer, options)
+    assert [event["event"] for event in stage.drawn] == ["predict", "say", "answer"]
+    assert stage.drawn[1]["text"].startswith("Answer ")
+    assert stage.drawn[2]["right"] is None
+
+
+class Asked(stages.Recorder):
+    """A stage at which somebody types these lines, whatever is asked."""
+
+    def __init__(self, *replies):
+        super().__init__()
+        self.replies = list(replies)
+
+    def ask(self, prompt):
+        if not self.replies:
+            raise EOFError
+        return self.replies.pop(0)
+
+
+def test_keys_work_at_a_question(tmp_path):
+    """Where they are no answers: b is the second option of a choice, and back elsewhere."""
+    text = "from minqkv.teach import predict\n\n# %% One\nx = [1]\n\n# %% Two\n"
+    text += "predict('How much?', 0.5)\n\n# %% Three\npredict('Which?', 'p', ['o', 'p'])\n"
+    lesson = made(tmp_path, f"{HEAD}# %% Zero\n{text}")
+    kept, keys = [], ["", "", "?", "h", "s", "x y", "g 2", "", "1/2", "", "b", "q"]
+    stage = Asked(*keys)
+    assert not Player(lesson, stage, kept.append, lambda: "think").play()
+    assert stage.replies == []
+    steps = [event["number"] for event in stage.drawn if event["event"] == "step"]
+    assert steps == [1, 2, 3, 2, 3, 4]
+    assert [e["right"] for e in stage.drawn if e["event"] == "answer"] == [True, True]
+    said = text_of(stage.drawn)
+    for words in ("back one step", "think", "No function", "Answer with a number"):
+        assert words in said
+    assert kept == [0, 1, 2, 1, 2, 3, 4]
+    for keys, place in ((["", "", "q"], 2), (["", "", "b", "q"], 2), (["g 4", "q"], 3)):
+        kept = []
+        Player(lesson, Asked(*keys), kept.append).play()
+        assert kept[-1] == place, keys
+
+
+def test_a_step_that_was_left_halfway_starts_afresh(tmp_path):
+    text = "from minqkv.teach import predict, say\nx = [1]\n\n"
+    text += "# %% Two\nx.append(2)\npredict('How many?', len(x))\n"
+    stage = Asked("", "g 2", "2", "q")
+    Player(made(tmp_path, f"{HEAD}# %% One\n{text}"), stage).play()
+    assert [e["right"] for e in stage.drawn if e["event"] == "answer"] == [True]
 
 
 def test_a_prediction_that_cannot_be_right():

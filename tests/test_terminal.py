@@ -55,7 +55,7 @@ def training(tmp_path, ignored=(), steps=10**6):
 def test_a_signal_that_asks_to_stop_saves(number, tmp_path):
     child, metrics = training(tmp_path)
     child.send_signal(number)
-    out, err = child.communicate(timeout=PATIENCE_S)
+    _, err = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == 130
     assert "continue with: minqkv train --resume" in err
     steps = len(metrics.read_text().splitlines())

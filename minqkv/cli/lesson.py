@@ -102,7 +102,9 @@ def list_lessons(as_json):
     lessons, progress = _desk()
     rows = []
     for each in lessons:
-        state = f"step {progress.seen(each)}/{len(each.steps)}" if progress.seen(each) else ""
+        seen, steps = progress.seen(each), len(each.steps)
+        state = f"step {seen + 1} of {steps}" if seen < steps else "exercise"
+        state = state if seen else ""
         if progress.done(each):
             counts = still_counts(each, progress.of(each)["passed"])
             state = "done" if counts else "done (older)"
