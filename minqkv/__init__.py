@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .checking import gradcheck
     from .generation import generate
     from .models.gpt import GPT, GPTConfig
+    from .models.saved import save
     from .models.tagger import Tagger, TaggerConfig
     from .models.vit import ViT, ViTConfig
     from .optim import AdamW
@@ -56,6 +57,7 @@ _HOME = {  # public name -> the module it is in
     "generate": "generation",
     "Task": "tasks.base",
     "load_run": "runs",
+    "save": "models.saved",
 }
 _MODULES = {"functional": "functional", "nn": "nn", "backend": "runtime.backend"}
 __all__ = [*_HOME, *_MODULES, "__version__"]

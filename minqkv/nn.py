@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from . import functional as F
-from .runtime import backend
+from .runtime import backend, shown
 from .runtime.claims import evaluating
 from .runtime.errors import UsageError
 from .runtime.rng import first_row, skip, stream
@@ -82,7 +82,7 @@ class Init:
         return Parameter(data)
 
 
-class Module:
+class Module(shown.Model):
     """A tree of modules with parameters at its leaves, found by attribute name.
 
     A module in a list is named by its index.

@@ -11,12 +11,12 @@ import math
 from collections.abc import Callable, Iterable
 
 from .nn import Parameter
-from .runtime import backend, distributed
+from .runtime import backend, distributed, shown
 from .runtime.backend import Array
 from .runtime.errors import UsageError
 
 
-class Optimizer:
+class Optimizer(shown.Moments):
     """Common to all: the flat buffer, the gathered gradient, the step count, the state dict."""
 
     slots = ()  # names of the state arrays, each as long as the flat buffer

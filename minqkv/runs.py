@@ -37,6 +37,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .models.saved import load
 from .nn import Module
 from .optim import Adam, warmup_cosine
 from .runtime import distributed, files
@@ -529,9 +530,12 @@ def load_run(
     path: str | Path, own: type | None = None, best: bool = False
 ) -> tuple[Module, RunConfig]:
     """The model of a run folder, at its last checkpoint, and its configuration. `own` is the class
-    of a task of yours. With `best`, it is the model at its best validation score so far. Raises
-    EnvironmentFault, and UsageError if the run has no best.
+    of a task of yours. With `best`, it is the model at its best validation score so far. Of a file
+    that `save` wrote: the model, and the configuration of the model. Raises EnvironmentFault, and
+    UsageError if the run has no best.
     """
+    if Path(path).is_file():
+        return load(path)
     (config, bound), path = read_config(path, own), Path(path)
     model = config.build()
     done = load_checkpoint(path / "checkpoint.npz", bound, model)["step"]

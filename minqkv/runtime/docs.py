@@ -1,4 +1,4 @@
-"""Docstrings that a user sees, as help or as a diagnosis, read from files: `python -OO` drops them."""
+"""Docstrings that a user sees, read from files: `python -OO` drops them."""
 
 import ast
 from pathlib import Path
