@@ -180,3 +180,67 @@ def test_a_word_in_a_file_stays_one(cli, tmp_path):
     code, out, _ = cli("train", "--config", "flags.toml", "--show-config")
     assert code == 0
     assert 'protocol = "2023"' in out
+
+
+# ---- numbers as a person writes them, and numbers that are absurd
+
+
+def test_plurals_and_large_numbers(cli):
+    from minqkv.render.console import bytes_text
+    from minqkv.render.study import number
+    from minqkv.runtime.shown import counted, decimal
+
+    assert [counted(n, "step") for n in (0, 1, 2000)] == ["0 steps", "1 step", "2,000 steps"]
+    assert [decimal(x) for x in (1.60782, 2.0176350630991888e19)] == ["1.6078", "2.02e+19"]
+    assert [number(x) for x in (0.5, 12.0, 3e9)] == [".500", "12.000", "3e+09"]
+    assert bytes_text(3 << 40) == "3 TiB"
+    out = cli("trace", "forward", "--n-head", 1)[1]
+    assert "1 head, 1 stored" in out
+    flags = (*SMALL, "--steps", 1, "--threads", 1, "--out", "r")
+    assert "after 1 step, kept in r" in " ".join(cli("train", "--task", "copy", *flags)[1].split())
+    assert "1 sequence has" not in cli("eval", "r", "--n", 1)[1]
+    assert "1 token,  " not in cli("variants", "--context", 1)[1]
+    assert "prefill of 1 token." in cli("variants", "--context", 1)[1]
+    assert cli("study", "--tasks", "copy", "--seeds", 1, "--variants", "qkv", "--dry-run")[1]
+
+
+HUGE = 9223372036854775808
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("trace", "forward", "--n-embd", HUGE),
+        ("trace", "decode", "--n-head", HUGE),
+        ("trace", "backward", "--tokens", HUGE),
+        ("trace", "forward", "--digits", HUGE),
+        ("variants", "--n-embd", HUGE, "--n-head", HUGE),
+        ("variants", "--vocab-size", HUGE),
+        ("variants", "--context", HUGE),
+        ("train", "--task", "copy", "--n-embd", HUGE),
+        ("study", "--tasks", "copy", "--seeds", HUGE),
+        ("lesson", "play", "1", "--step", HUGE),
+        ("lesson", "play", HUGE),
+    ],
+)
+def test_absurd_numbers_are_usage(words, cli):
+    code, out, err = cli(*words)
+    assert (code, out) == (2, "")
+    assert "unexpected" not in err
+
+
+def test_absurd_sizes_of_a_model():
+    import minqkv as mq
+
+    for changes in ({"vocab_size": HUGE}, {"n_layer": 1 << 40}, {"d_ff": HUGE}):
+        given = {"vocab_size": 5, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 8}
+        with pytest.raises(mq.runtime.errors.UsageError):
+            mq.GPTConfig(**given | changes)
+
+
+@pytest.mark.parametrize("digits", [0, 3, 9])
+def test_digits_of_a_trace(digits, cli):
+    out = cli("trace", "backward", "--digits", digits)[1]
+    row = next(line for line in out.splitlines() if line.startswith("0:3"))
+    assert {len(word.partition(".")[2]) for word in row.split()[1:]} == {digits}
+    assert "in units of 1e-" in out

@@ -6,6 +6,7 @@ import click
 
 from ..caches import KINDS
 from ..runtime.errors import UsageError
+from ..runtime.shown import counted, decimal
 from ..tasks.rules import SPLITS
 from .options import computes, echo, either, own_task, print_json
 from .run import own_task_option
@@ -62,13 +63,14 @@ def evaluate_run(run, own, split, n, wrong, show_padded, kind, best, as_json):
         print_json(score)
         return
     what = f"{task.name} with {config.variant}, {split} split"
-    targets = task.unit if y.ndim == 1 else "tokens"
-    click.echo(f"{what}: {task.metric} {score[task.metric]:.4f} on {score['tokens']:,} {targets}")
+    targets = task.unit.removesuffix("s") if y.ndim == 1 else "token"
+    metric, n = decimal(score[task.metric]), score["tokens"]
+    click.echo(f"{what}: {task.metric} {metric} on {counted(n, targets)}")
     if task.answers:
         verdict = "are wrong" if y.ndim == 1 else "have a mistake"
         click.echo(f"{len(misses):,} of {len(x):,} {task.unit} {verdict}")
     for name in further:
-        click.echo(f"{name.replace('_', ' ')} {score[name]:.4f}")
+        click.echo(f"{name.replace('_', ' ')} {decimal(score[name])}")
     if padded:
         _show_padded(padded)
     if kind is not None:
@@ -124,8 +126,8 @@ def _show_padded(found):
         return
     share = f"{100 * found['padding']:.1f} % of them are padding"
     click.echo("with one document per row:")
-    click.echo(f"  perplexity, masked {found['masked']:.4f}: over the tokens of the documents")
-    click.echo(f"  perplexity, padded {found['padded']:.4f}: over all targets; {share}")
+    click.echo(f"  perplexity, masked {decimal(found['masked'])}: over the tokens of the documents")
+    click.echo(f"  perplexity, padded {decimal(found['padded'])}: over all targets; {share}")
     if found["padded"] < found["masked"]:
         why = "Padding is easy to predict, so counting it makes a model look better. The more "
         why += "padding there is, the better it looks, whatever it knows about text."

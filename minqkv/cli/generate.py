@@ -9,6 +9,7 @@ import click
 from ..caches import KINDS
 from ..caches import options as cache_options
 from ..runtime.errors import UsageError, unknown
+from ..runtime.shown import counted
 from .evaluate import best_option, loaded
 from .options import MOST, computes, either, print_json
 from .run import own_task_option, threads_option
@@ -245,7 +246,7 @@ def _compare(report, kind, as_json):
         lines.append([name, *speed, bytes_text(part["cache_bytes"])])
     columns = [("decoding", "left"), ("time", "right"), ("tokens/s", "right"), ("cache", "right")]
     n, new = len(report["cached"]["ids"]), report["cached"]["new_tokens"]
-    title = f"{n} sequence{'s' if n > 1 else ''}, {new} new tokens each"
+    title = f"{counted(n, 'sequence')}, {counted(new, 'new token')} each"
     table(stdout(), title, columns, lines)
     cached, uncached = (part["ids"].tolist() for part in report.values())
     why = "rounding decided a near tie" if kind == "plain" else f"--cache {kind} is not exact"

@@ -33,7 +33,7 @@ _DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64
 @click.option("--block-size", type=int, help="Positions, instead of the configuration's.")
 @click.option(
     "--context",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10**12),
     default=32768,
     show_default=True,
     help="Number of tokens in the cache.",

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ..runtime.errors import MinqkvError
+from ..runtime.shown import counted
 from .options import Listed, computes, print_json
 from .report import html_option
 from .study import study
@@ -87,7 +88,9 @@ def _plan(which, out, jobs, as_json):
             say(stderr(), f"{name} is left out: {error}. {error.hint or ''}".rstrip())
             continue
         plans[name], costs[name] = args, cost
-        about = f"{cost['runs']} runs, {cost['recorded']} of them on record in {cost['out']}"
+        about = (
+            f"{counted(cost['runs'], 'run')}, {cost['recorded']} of them on record in {cost['out']}"
+        )
         say(stderr(), f"{name}: {about}; about {duration(cost['seconds'])}")
     seconds = sum(cost["seconds"] for cost in costs.values())
     say(

@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from ..runtime.errors import UsageError
+from ..runtime.shown import counted, decimal
 from ..tasks.rules import TASKS
 from ..variants import VARIANTS
 from .options import (
@@ -122,11 +123,13 @@ def _train(ctx, comm, task, out, resume, html, as_json, show_config, more, threa
     if metrics and sys.stdout.isatty():
         click.echo(loss_curve(metrics))
     metric, folder = config.task.metric, shlex.quote(str(out))
-    what = f"{config.task.name} with {config.variant}: {config.split} {metric} {result[metric]:.4f}"
-    click.echo(f"{what} after {result['steps']} steps, kept in {out}")
+    what = f"{config.task.name} with {config.variant}: {config.split} {metric}"
+    after = f"{decimal(result[metric])} after {counted(result['steps'], 'step')}"
+    click.echo(f"{what} {after}, kept in {out}")
     if best := result.get("best"):
         score = dict(result["curve"])[best]
-        click.echo(f"best validation {metric} {score:.4f}, after {best} steps: best.npz")
+        after = f"{decimal(score)}, after {counted(best, 'step')}"
+        click.echo(f"best validation {metric} {after}: best.npz")
     if config.task.answers:
         click.echo(f"see its mistakes: minqkv eval {folder} --wrong 5")
     else:

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from ..runtime.errors import Exit, UsageError
+from ..runtime.shown import counted
 from ..tasks.rules import TASKS
 from ..variants import VARIANTS
 from .options import (
@@ -187,7 +188,7 @@ def _outlook(plan, out, jobs, executor, accept_code, changed_contrasts, as_json)
         counts = {"runs": n, "recorded": n - len(missing), "other_code": others}
         print_json({**counts, "seconds": seconds, "jobs": jobs, "out": str(out)})
         return missing, seconds, ""
-    line = f"{n} run{'s' if n > 1 else ''}, {n - len(missing)} of them on record in {out}"
+    line = f"{counted(n, 'run')}, {n - len(missing)} of them on record in {out}"
     where = f"{jobs} process{'es' if jobs > 1 else ''}"
     where += f" like this one ({executor} may be faster)" if executor else ""
     line += f"; about {duration(seconds)} on {where}"
@@ -329,7 +330,8 @@ def _labels(configs):
 
     def label(c):
         several = len(titles[c.task.name]) > 1
-        task = f"{c.task.title(OF_AN_ARM)}  {c.recipe.steps} steps" if several else c.task.name
+        sized = f"{c.task.title(OF_AN_ARM)}  {counted(c.recipe.steps, 'step')}"
+        task = sized if several else c.task.name
         rate = f"lr {c.recipe.lr:g}" if c.split == "validation" else ""
         return "  ".join(filter(None, (task, arm(c, True), rate)))
 

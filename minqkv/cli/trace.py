@@ -33,9 +33,12 @@ def _view(name, about):
         show_default=True,
         help="Seed of the random weights.",
     )
+    @click.option(
+        "--digits", type=click.IntRange(0, 17), default=3, show_default=True, help="Decimals."
+    )
     @stages
     @computes
-    def command(as_json, plain, svg, **sizes):
+    def command(as_json, plain, svg, digits, **sizes):
         from ..render.figures import heat_map
         from ..render.lesson import choose
         from ..runtime.files import write_text
@@ -44,7 +47,7 @@ def _view(name, about):
 
         model, ids = build(**sizes)
         with on(choose(plain, as_json)) as stage:
-            VIEWS[name](model, ids)
+            VIEWS[name](model, ids, digits)
         if as_json:
             print_json(stage.drawn)
         if svg:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..attention import (
+    LARGEST,
     Attention,
     check_positions,
     check_window,
@@ -137,10 +138,11 @@ def check_config(cfg) -> None:
     A variant is stored under its canonical name, and the width of a head as a number.
     """
     for name in cfg.sizes:
-        if not isinstance(getattr(cfg, name), int) or getattr(cfg, name) < 1:
-            raise UsageError(
-                f"{name} must be a whole number of at least 1, not {getattr(cfg, name)!r}"
-            )
+        size = getattr(cfg, name)
+        if not isinstance(size, int) or not 1 <= size <= LARGEST:
+            raise UsageError(f"{name} must be a whole number from 1 to {LARGEST:,}, not {size!r}")
+    if getattr(cfg, "d_ff", 0) > 4 * LARGEST:
+        raise UsageError(f"d_ff {cfg.d_ff} is too large", f"at most {4 * LARGEST:,}")
     head_dim = checked_head_dim(cfg.n_embd, cfg.n_head, cfg.head_dim)
     object.__setattr__(cfg, "head_dim", head_dim)
     object.__setattr__(cfg, "variant", layered_name(cfg.specs))

@@ -1,4 +1,4 @@
-"""What models, caches, optimisers and traces say of themselves: a line, and in notebooks a table."""
+"""What models, caches, optimisers and traces say of themselves: a line; in notebooks a table."""
 
 from html import escape
 
@@ -8,8 +8,15 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'s' if n != 1 else ''}"
 
 
+def decimal(value: float, digits: int = 4) -> str:
+    """ "1.6078", but "2.02e+19" where digits before the point would mean nothing."""
+    return f"{value:.{digits}f}" if abs(value) < 1e7 else f"{value:.3g}"
+
+
 class Shown:
-    """`_shown_line()` follows the name of the class; `_shown_rows()` are (name, array, bytes) for the table."""
+    """`_shown_line()` follows the name of the class; `_shown_rows()` is the table: (name, array,
+    bytes).
+    """
 
     def __repr__(self):
         return f"<{type(self).__name__}{self._shown_line()}>"
