@@ -244,3 +244,47 @@ def test_digits_of_a_trace(digits, cli):
     row = next(line for line in out.splitlines() if line.startswith("0:3"))
     assert {len(word.partition(".")[2]) for word in row.split()[1:]} == {digits}
     assert "in units of 1e-" in out
+
+
+# ---- completion
+
+
+OFFERED = {
+    "train --task re": {"reverse"},
+    "train --variant q-k": {"q-k=v"},
+    "train --variant qkv/q-g": {"qkv/q-gqa-2"},
+    "study --variants qkv,mq": {"qkv,mqa"},
+    "study --tasks sort,re": {"sort,reverse"},
+    "study --protocol 2": {"2023", "2026"},
+    "study --lr 1": set(),
+    "train --position ro": {"rope"},
+    "train --rope-value u": {"unrotate"},
+    "trace decode --variant thin": {"thin-2"},
+    "variants --variants th": {"thin-2"},
+    "check-cache a:B --variants mq": {"mqa"},
+    "lesson play 15": {"15"},
+    "lesson check at": {"attention_by_hand"},
+    "lesson dev check 1 at": {"attention_by_hand"},
+    "eval run --split v": {"validation"},
+    "generate run --cache int8-": {"int8-ring"},
+    "tokenize file --tokenizer by": {"bytes"},
+    "data fetch cifar100": {"cifar100"},
+    "data prepare x --tokenizer c": {"chars"},
+    "paper --table mec": {"mechanism"},
+}
+
+
+@pytest.mark.parametrize("typed", OFFERED)
+def test_completion_offers_values(typed):
+    from click.shell_completion import ShellComplete
+
+    *words, last = typed.split()
+    complete = ShellComplete(commands, {}, "minqkv", "_MINQKV_COMPLETE")
+    assert {item.value for item in complete.get_completions(words, last)} == OFFERED[typed]
+
+
+def test_what_can_be_fetched_is_offered():
+    from minqkv.tasks import downloads
+
+    (argument,) = [p for p in LEAVES["data", "fetch"].params if p.name == "name"]
+    assert set(argument.type.names) == {*downloads.DOWNLOADS, *downloads.IMAGES}

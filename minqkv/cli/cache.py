@@ -3,7 +3,8 @@
 import click
 
 from ..runtime.errors import Exit
-from .options import Listed, computes, own_class, print_json
+from ..variants import VARIANTS
+from .options import Known, Listed, computes, own_class, print_json
 
 
 @click.command("check-cache")
@@ -17,7 +18,7 @@ from .options import Listed, computes, own_class, print_json
 )
 @click.option(
     "--variants",
-    type=Listed(),
+    type=Listed(Known(VARIANTS)),
     help="Variants of the models, which have four heads.  [default: all, with 2 KV heads]",
 )
 @computes

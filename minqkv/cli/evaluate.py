@@ -8,7 +8,7 @@ from ..caches import KINDS
 from ..runtime.errors import UsageError
 from ..runtime.shown import counted, decimal
 from ..tasks.rules import SPLITS
-from .options import computes, echo, either, own_task, print_json
+from .options import Known, computes, echo, either, own_task, print_json
 from .run import own_task_option
 
 ROUNDING = [name for name, kind in KINDS.items() if kind.rounds and not kind.windowed]
@@ -18,7 +18,9 @@ best_option = click.option("--best", is_flag=True, help="Use the best checkpoint
 @click.command("eval")
 @click.argument("run", type=click.Path(path_type=Path))
 @own_task_option
-@click.option("--split", default="test", show_default=True, help=f"{either(SPLITS)}.")
+@click.option(
+    "--split", type=Known(SPLITS), default="test", show_default=True, help=f"{either(SPLITS)}."
+)
 @click.option(
     "--n", type=click.IntRange(1), help="Score this many examples.  [default: the task's own]"
 )
@@ -29,7 +31,10 @@ best_option = click.option("--best", is_flag=True, help="Use the best checkpoint
     "--show-padded", is_flag=True, help="For texts: also show the perplexity that counts padding."
 )
 @click.option(
-    "--cache", "kind", help=f"For decoders: also show the effect of rounding to {either(ROUNDING)}."
+    "--cache",
+    "kind",
+    type=Known(ROUNDING),
+    help=f"For decoders: also show the effect of rounding to {either(ROUNDING)}.",
 )
 @best_option
 @computes

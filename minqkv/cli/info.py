@@ -8,7 +8,8 @@ from dataclasses import fields, replace
 import click
 
 from ..runtime.errors import Exit, UsageError
-from .options import Listed, computes, cores, print_json, reports
+from ..variants import VARIANTS
+from .options import Known, Listed, computes, cores, print_json, reports
 
 _DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64": 8}
 
@@ -16,6 +17,7 @@ _DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64
 @click.command()
 @click.option(
     "--config",
+    type=Known(("300m", "1.2b")),
     default="300m",
     show_default=True,
     help="The model's size: 300m, 1.2b, or a JSON file with the fields of GPTConfig.",
@@ -23,7 +25,7 @@ _DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64
 @click.option(
     "--variants",
     "names",
-    type=Listed(),
+    type=Listed(Known(VARIANTS)),
     help="Variants to list.  [default: all, gqa with H/4 KV heads]",
 )
 @click.option("--n-layer", type=int, help="Number of layers, instead of the configuration's.")

@@ -3,9 +3,17 @@
 import click
 
 from ..runtime.errors import Exit, UsageError
-from .options import echo, print_json, reports, stages
+from .options import Known, echo, print_json, reports, stages
+
+
+def _numbers():
+    from ..teach.lessons import course
+
+    return [str(lesson.number) for lesson in course()] + [lesson.name[3:] for lesson in course()]
+
 
 _WHICH = "NAME is a number (6) or a name; without it, your current lesson."
+_lesson = click.argument("name", required=False, type=Known(_numbers))
 _no_pause = click.option(
     "--no-pause", is_flag=True, help="Ask nothing (automatic when not in a terminal)."
 )
@@ -123,7 +131,7 @@ def list_lessons(as_json):
 
 
 @lesson.command(epilog=_WHICH)
-@click.argument("name", required=False)
+@_lesson
 @click.option("--step", type=click.IntRange(1), help="Begin here.  [default: where you stopped]")
 @_no_pause
 @stages
@@ -163,7 +171,7 @@ def play(name, as_json, plain, no_pause, svg, step=None):
 
 
 @lesson.command(epilog=_WHICH)
-@click.argument("name", required=False)
+@_lesson
 @reports
 def start(name, as_json):
     """Copy the exercise to minqkv-work/."""
@@ -180,7 +188,7 @@ def start(name, as_json):
 
 
 @lesson.command(epilog=_WHICH)
-@click.argument("name", required=False)
+@_lesson
 @click.option(
     "--watch", is_flag=True, help="Check again whenever the file changes, until it passes."
 )
@@ -215,7 +223,7 @@ def check(name, as_json, watch=False, plain=False):
 
 
 @lesson.command(epilog=_WHICH)
-@click.argument("name", required=False)
+@_lesson
 @reports
 def hint(name, as_json):
     """Give the next hint."""
@@ -231,7 +239,7 @@ def hint(name, as_json):
 
 
 @lesson.command(epilog=_WHICH)
-@click.argument("name", required=False)
+@_lesson
 @click.option("--spoil", is_flag=True, help="Show it even before your code passes.")
 @reports
 def solution(name, as_json, spoil):
@@ -248,7 +256,7 @@ def solution(name, as_json, spoil):
 
 
 @lesson.command(epilog=_WHICH)
-@click.argument("name", required=False)
+@_lesson
 @reports
 def reset(name, as_json):
     """Start a lesson over; your file is kept as a backup."""
@@ -300,7 +308,7 @@ def dev():
 
 
 @dev.command("check")
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, type=Known(_numbers))
 @reports
 def dev_check(names, as_json):
     """Check lessons against the rules in AUTHORS.md."""

@@ -10,15 +10,24 @@ import click
 
 from ..runtime.errors import MinqkvError
 from ..runtime.shown import counted
-from .options import Listed, computes, print_json
+from .options import Known, Listed, computes, print_json
 from .report import html_option
 from .study import study
+
+
+def _tables():
+    from ..study.paper import tables
+
+    return [table.name for table in tables({}, None)]
 
 
 @click.command()
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
-    "--table", "names", type=Listed(), help="Only these tables, by the names in brackets."
+    "--table",
+    "names",
+    type=Listed(Known(_tables)),
+    help="Only these tables, by the names in brackets.",
 )
 @click.option(
     "--run",

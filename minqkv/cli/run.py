@@ -13,6 +13,7 @@ from ..runtime.shown import counted, decimal
 from ..tasks.rules import TASKS
 from ..variants import VARIANTS
 from .options import (
+    Known,
     computes,
     configurable,
     cores,
@@ -39,9 +40,13 @@ own_task_option = click.option(
 
 
 @click.command()
-@click.option("--task", help=f"{either(TASKS)}; or MODULE:CLASS, a task of your own.")
 @click.option(
-    "--variant", help=f"{either(VARIANTS)}; or one for each layer: qkv/q-k=v.  [default: qkv]"
+    "--task", type=Known(TASKS), help=f"{either(TASKS)}; or MODULE:CLASS, a task of your own."
+)
+@click.option(
+    "--variant",
+    type=Known(VARIANTS),
+    help=f"{either(VARIANTS)}; or one for each layer: qkv/q-k=v.  [default: qkv]",
 )
 @settings()
 @click.option("--seed", type=int, help="Seed of everything random.  [default: 0]")

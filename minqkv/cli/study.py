@@ -10,6 +10,7 @@ from ..runtime.shown import counted
 from ..tasks.rules import TASKS
 from ..variants import VARIANTS
 from .options import (
+    Known,
     Listed,
     command_line,
     computes,
@@ -48,9 +49,13 @@ PRESETS = {  # name -> what it compares; the grids are in study/presets.py
     show_default=True,
     help="; ".join(f"{name}: {about}" for name, about in PRESETS.items()) + ".",
 )
-@click.option("--tasks", type=Listed(), help=f"Tasks, from: {either(TASKS)}; or MODULE:CLASS.")
 @click.option(
-    "--variants", type=Listed(), help=f"Variants, from: {either(VARIANTS)}; or by layer: qkv/q-k=v."
+    "--tasks", type=Listed(Known(TASKS)), help=f"Tasks, from: {either(TASKS)}; or MODULE:CLASS."
+)
+@click.option(
+    "--variants",
+    type=Listed(Known(VARIANTS)),
+    help=f"Variants, from: {either(VARIANTS)}; or by layer: qkv/q-k=v.",
 )
 @click.option(
     "--seeds", type=Listed(int, counts=True), help="How many (3 means 0,1,2), or which (0,5,7)."

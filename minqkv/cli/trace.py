@@ -2,8 +2,8 @@
 
 import click
 
-from ..variants import POSITIONS, ROPE_VALUES
-from .options import Listed, computes, either, print_json, stages
+from ..variants import POSITIONS, ROPE_VALUES, VARIANTS
+from .options import Known, Listed, computes, either, print_json, stages
 
 
 @click.group()
@@ -13,10 +13,23 @@ def trace():
 
 def _view(name, about):
     @trace.command(name, help=about)
-    @click.option("--variant", default="qkv", show_default=True, help="See `minqkv variants`.")
-    @click.option("--position", default="learned", show_default=True, help=f"{either(POSITIONS)}.")
+    @click.option(
+        "--variant",
+        type=Known(VARIANTS),
+        default="qkv",
+        show_default=True,
+        help="See `minqkv variants`.",
+    )
+    @click.option(
+        "--position",
+        type=Known(POSITIONS),
+        default="learned",
+        show_default=True,
+        help=f"{either(POSITIONS)}.",
+    )
     @click.option(
         "--rope-value",
+        type=Known(ROPE_VALUES),
         default="raw",
         show_default=True,
         help=f"What K = V stores under rope: {either(ROPE_VALUES)}.",
