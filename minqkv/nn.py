@@ -37,6 +37,9 @@ class Init:
     def __init__(self, seed: int = 0, dtype="float32", scheme: str = "gpt2", name: str = ""):
         self.seed, self.dtype, self.scheme, self.name = seed, dtype, scheme, name
 
+    def __repr__(self):
+        return f"<Init {self.name!r}, seed {self.seed}, {self.dtype}, {self.scheme}>"
+
     def __truediv__(self, part: str) -> Init:
         return Init(
             self.seed, self.dtype, self.scheme, f"{self.name}.{part}" if self.name else str(part)

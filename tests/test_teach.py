@@ -676,6 +676,14 @@ class Guess(stages.Recorder):
         ("1,024", 1024, None, True),
         ("2^10", 1024, None, True),
         ("1/3", 0.3333, None, True),
+        ("50%", 0.5, None, True),
+        ("½", 0.5, None, True),
+        ("−.5", -0.5, None, True),
+        (" 1 / 2 ", 0.5, None, True),
+        ("1 024", 1024, None, True),
+        ("1_024", 1024, None, True),
+        ("[2,3]", "(2, 3)", ["(2, 3)", "(3,)"], True),
+        ("3,", "(2, 3)", ["(2, 3)", "(3,)"], False),
         ("sqrt(2)", 1.414, None, True),
         ("exp(1)", 2.718, None, True),
         ("3/4", 0.5, None, False),
@@ -696,8 +704,9 @@ def test_predictions(reply, answer, options, right):
 
 
 NO_NUMBERS = [
-    "four", "4 nouns", "4nouns", "nan", "1e999", "1/0", "(-8) ** .5", "9**9**9", "__import__('os')",
-    "x.y", "[4]", "4 if 1 else 5", "True", "(" * 70 + "4", "4+" * 2000 + "4", "exp(1, 2)", "-'4'",
+    "four", "4 nouns", "4nouns", "8 bytes", "1k", "nan", "1e999", "1/0", "(-8) ** .5", "9**9**9",
+    "__import__('os')", "x.y", "[4]", "4 if 1 else 5", "True",
+    "(" * 70 + "4", "4+" * 2000 + "4", "exp(1, 2)", "-'4'",
 ]  # fmt: skip
 NO_ANSWERS = [
     *((text, 4.0, None) for text in NO_NUMBERS),

@@ -288,3 +288,88 @@ def test_what_can_be_fetched_is_offered():
 
     (argument,) = [p for p in LEAVES["data", "fetch"].params if p.name == "name"]
     assert set(argument.type.names) == {*downloads.DOWNLOADS, *downloads.IMAGES}
+
+
+# ---- what a process may lack, NaN, and commands to be pasted
+
+
+def test_a_working_directory_that_is_gone(tmp_path):
+    (tmp_path / "gone").mkdir()
+    code = "import os, sys; os.rmdir(os.getcwd()); from minqkv.cli import main; main(sys.argv[1:])"
+    for words in (["lesson", "start", "1"], ["check-cache", "a:B"], ["train", "--task", "a:B"]):
+        (tmp_path / "gone").mkdir(exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True,
+            cwd=tmp_path / "gone", env={**os.environ, "PYTHONPATH": str(ROOT)},
+            timeout=PATIENCE_S,
+        )  # fmt: skip
+        assert done.returncode == 3, words
+        assert "the working directory is gone" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ImportError("libopenblas.so.0: no such file", name="numpy"), "cannot be loaded: libopen"),
+        (RuntimeError("can't start new thread"), "ulimit -u"),
+        (BlockingIOError(11, "Resource temporarily unavailable"), "ulimit -u"),
+        (OSError(24, "Too many open files"), "ulimit -n"),
+        (OSError(12, "Cannot allocate memory"), "smaller size"),
+        (PermissionError(13, "Permission denied", "a file"), "a file: Permission denied"),
+        (MemoryError(), "out of memory"),
+    ],
+)
+def test_a_resource_is_named(error, says, cli, monkeypatch):
+    def fails():
+        raise error
+
+    monkeypatch.setattr("minqkv.cli._silence_stdout", lambda: None)
+    monkeypatch.setattr("minqkv.runtime.doctor.examine", fails)
+    code, _, err = cli("doctor")
+    assert code == 3
+    assert says in " ".join(err.split())
+    assert "unexpected" not in err
+
+
+def test_our_own_mistakes_are_not_blamed_on_the_environment(cli, monkeypatch):
+    for error in (ImportError("x", name="minqkv.lost"), RuntimeError("x"), ValueError("x")):
+
+        def fails(error=error):
+            raise error
+
+        monkeypatch.setattr("minqkv.runtime.doctor.examine", fails)
+        code, _, err = cli("doctor")
+        assert code == 1
+        assert "this is a bug in minqkv" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--task", "copy", "--variant", "q=k-v+", "--set", "plus_start=NaN"),
+        ("train", "--task", "copy", "--variant", "q=k-v+", "--set", "plus_start=Infinity"),
+        ("train", "--task", "copy", "--variant", "q=k-v+", "--set", "plus_start=-Infinity"),
+        ("check-cache", "minqkv:KVCache", "--bound", "nan"),
+        ("train", "--task", "copy", "--lr", "nan"),
+        ("study", "--lr", "1e-3,nan", "--dry-run"),
+    ],
+)
+def test_nan_is_refused_as_usage(words, cli, tmp_path):
+    code, _, err = cli(*words)
+    assert code == 2
+    assert "nan" in err or "inf" in err
+    assert "smaller learning rate" not in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["-run", "it's", "a $HOME", "~x", "!bang", "new\nline", "[1]*"])
+def test_a_printed_command_reaches_its_folder(name, cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    flags = (*SMALL, "--steps", 1, "--threads", 1, f"--out={name}")
+    code, out, _ = cli("train", "--task", "copy", *flags)
+    assert code == 0
+    command = out.partition("see its mistakes: minqkv ")[2].strip()
+    words = subprocess.run(
+        ["bash", "-c", f'printf "%s\\0" {command}'], capture_output=True, text=True, check=True
+    ).stdout.split("\0")[:-1]
+    assert cli(*words)[0] == 0

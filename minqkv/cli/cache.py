@@ -1,8 +1,10 @@
 """`minqkv check-cache`: check a user's cache class against the laws of a cache."""
 
+import math
+
 import click
 
-from ..runtime.errors import Exit
+from ..runtime.errors import Exit, UsageError
 from ..variants import VARIANTS
 from .options import Known, Listed, computes, own_class, print_json
 
@@ -37,6 +39,8 @@ def check_cache(name, bound, variants, as_json):
     from ..render.progress import patient
     from ..variants import VariantSpec, variant_names
 
+    if math.isnan(bound):  # nothing is above it
+        raise UsageError("--bound nan would let every cache pass", "--bound 1e-10")
     for variant in variants or ():
         VariantSpec.parse(variant).for_heads(4)
     kind = check_class(name, own_class(name, "cache", "my_file:MyCache"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..runtime.errors import EnvironmentFault, UsageError
+from ..runtime.shown import pasted
 from .options import SETTINGS, command_line, computes, own_task, print_json
 
 html_option = click.option(
@@ -50,7 +51,7 @@ def write_page(folders, html, own):
     from ..render.console import say, stderr
     from ..render.document import write_html
 
-    again = shlex.join(["minqkv", "report", *map(str, folders), "--html", str(html)])
+    again = f"minqkv report {' '.join(map(pasted, folders))} --html {pasted(html)}"
     title, sections, _ = _compose(folders, own, again)
     write_html(html, title, sections)
     say(stderr(), f"written: {html}")
@@ -117,7 +118,7 @@ def _run(path, own, command):
     data = {"folder": str(path), "kind": "run", "config": asdict(run.config)}
     data |= {"steps": len(run.metrics), "result": run.result}
     title = f"Results of {path.resolve().name}"
-    commands = (f"{train_command(run.config)} --out {shlex.quote(str(path))}", command)
+    commands = (f"{train_command(run.config)} --out {pasted(path)}", command)
     return title, run_sections(run, commands), data
 
 

@@ -1,6 +1,5 @@
 """`minqkv train`: one run."""
 
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from ..runtime.errors import UsageError
-from ..runtime.shown import counted, decimal
+from ..runtime.shown import counted, decimal, pasted
 from ..tasks.rules import TASKS
 from ..variants import VARIANTS
 from .options import (
@@ -113,7 +112,7 @@ def _train(ctx, comm, task, out, resume, html, as_json, show_config, more, threa
         with live(config) as progress:
             _, result = train_run(config, out, resume, progress)
     except KeyboardInterrupt:
-        again = shlex.join(["minqkv", "train", "--resume", "--out", str(out)])
+        again = f"minqkv train --resume --out {pasted(out)}"
         again += f" --task {config.task.name}" if ":" in config.task.name else ""
         raise KeyboardInterrupt(f"continue with: {again}") from None
     names = {"task": config.task.name, "variant": config.variant, "seed": config.seed}
@@ -127,7 +126,7 @@ def _train(ctx, comm, task, out, resume, html, as_json, show_config, more, threa
         return
     if metrics and sys.stdout.isatty():
         click.echo(loss_curve(metrics))
-    metric, folder = config.task.metric, shlex.quote(str(out))
+    metric, folder = config.task.metric, pasted(out)
     what = f"{config.task.name} with {config.variant}: {config.split} {metric}"
     after = f"{decimal(result[metric])} after {counted(result['steps'], 'step')}"
     click.echo(f"{what} {after}, kept in {out}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,6 +151,8 @@ def check_config(cfg) -> None:
     check_window(cfg.window, cfg.sinks)
     if cfg.dtype not in ("float32", "float64"):
         raise unknown("dtype", cfg.dtype, ("float32", "float64"))
+    if cfg.plus_start is not None and not math.isfinite(cfg.plus_start):
+        raise UsageError(f"plus_start {cfg.plus_start} must be finite")
     if cfg.plus_start is not None and not any(spec.plus for spec in cfg.specs):
         raise UsageError(f'plus_start sets the temperature of "+", and {cfg.variant} has none')
 

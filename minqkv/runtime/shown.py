@@ -1,5 +1,6 @@
 """What models, caches, optimisers and traces say of themselves: a line; in notebooks a table."""
 
+import shlex
 from html import escape
 
 
@@ -9,8 +10,14 @@ def counted(n: int, noun: str) -> str:
 
 
 def decimal(value: float, digits: int = 4) -> str:
-    """ "1.6078", but "2.02e+19" where digits before the point would mean nothing."""
-    return f"{value:.{digits}f}" if abs(value) < 1e7 else f"{value:.3g}"
+    """ "1.6078", but "2.02e+19" and "3.1e-07", where so many digits would say nothing."""
+    usual = 10**-digits <= abs(value) < 1e7 or not value
+    return f"{value:.{digits}f}" if usual else f"{value:.3g}"
+
+
+def pasted(path) -> str:
+    """A path for a command line: quoted, and never taken for an option."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 class Shown:
@@ -19,7 +26,10 @@ class Shown:
     """
 
     def __repr__(self):
-        return f"<{type(self).__name__}{self._shown_line()}>"
+        try:
+            return f"<{type(self).__name__}{self._shown_line()}>"
+        except AttributeError:  # a debugger looks before __init__ has run
+            return f"<{type(self).__name__}, unfinished>"
 
     def _repr_html_(self):
         rows = [
@@ -44,7 +54,8 @@ class Model(Shown):
         elif len(rows) <= 8:
             line += "".join(f" {name} {tuple(array.shape)}" for name, array, _ in rows)
         size = counted(sum(n for *_, n in rows), "byte")
-        return f"{line}: {counted(self.n_params, 'parameter')}, {size}"
+        mode = "training" if self.training else "eval"
+        return f"{line}: {counted(self.n_params, 'parameter')}, {size}, {mode} mode"
 
     def _shown_rows(self):
         return [(name, p.data, p.data.nbytes) for name, p in self.named_parameters()]

@@ -46,6 +46,9 @@ class Trace(shown.Arrays):
     def __iter__(self):
         return iter(self.seen)
 
+    def __len__(self):
+        return len(self.seen)
+
     def keys(self) -> list[str]:
         """The names, in the order they were seen."""
         return list(self.seen)

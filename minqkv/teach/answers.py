@@ -6,6 +6,7 @@ An expression is parsed and computed here, node by node; nothing of it is ever e
 import ast
 import math
 import operator
+import re
 import warnings
 
 _OPERATIONS = {
@@ -13,14 +14,15 @@ _OPERATIONS = {
     ast.Pow: operator.pow, ast.USub: operator.neg, ast.UAdd: operator.pos,
 }  # fmt: skip
 _FUNCTIONS = {"sqrt": math.sqrt, "exp": math.exp, "log": math.log}
-_SPELLED = str.maketrans({"−": "-", "·": "*", "×": "*", "^": "**"})
+_SPELLED = str.maketrans({"−": "-", "·": "*", "×": "*", "^": "**", "½": "(1/2)", "¼": "(1/4)"})
 LONGEST = 80  # characters of a number
 
 
 def number(text: str) -> list[float]:
-    """The finite numbers that a text may mean: 1/2, 2*3, sqrt(2); 1,024 has two readings. Empty
-    where it is no number.
+    """The finite numbers that a text may mean: 1/2, 50%, 2*3, sqrt(2), 1 024; 1,024 has two
+    readings. Empty where it is no number.
     """
+    text = re.sub(r"(?<=\d)%$", "/100", re.sub(r"(?<=\d) (?=\d{3}\b)", "", text.strip()))
     readings = {text.replace(",", "."), text.replace(",", "")}
     found = [_computed(reading.translate(_SPELLED)) for reading in readings]
     return [value for value in found if isinstance(value, float) and math.isfinite(value)]
@@ -32,7 +34,7 @@ def _computed(text):
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python's, of a text that is hardly a number
-            return _value(ast.parse(text.strip(), mode="eval").body)
+            return _value(ast.parse(text, mode="eval").body)
     except (SyntaxError, LookupError, ValueError, ArithmeticError, AttributeError):
         return None
 
@@ -55,7 +57,8 @@ def verdict(reply: str, answer, options: list[str] | None, tolerance: float) -> 
     low = reply.lower()
     if options is not None:
         letters = dict(zip("abcdefgh", options, strict=False))
-        chosen = letters.get(low, next((o for o in options if o.lower() == low), None))
+        bare = {re.sub(r"[\s()\[\]]", "", option.lower()): option for option in options}
+        chosen = letters.get(low, bare.get(re.sub(r"[\s()\[\]]", "", low)))
         return None if chosen is None else chosen == answer
     if isinstance(answer, bool):
         said = {"y": True, "yes": True, "true": True, "n": False, "no": False, "false": False}

@@ -110,7 +110,7 @@ class Player:
 
     def _key(self, reply):
         """Do what a key asks for; False where it is none. Raises Quit and Go."""
-        (key, _, rest), steps = reply.partition(" "), len(self.lesson.steps)
+        (key, _, rest), steps = reply.lower().partition(" "), len(self.lesson.steps)
         if key not in tuple("qbgspqh?") or (rest and key != "g"):
             return False
         if key == "q":
