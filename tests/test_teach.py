@@ -29,7 +29,7 @@ from minqkv.render import training as live
 from minqkv.render.layout import Page, lines
 from minqkv.runs import configure, train_run
 from minqkv.runtime.errors import EnvironmentFault, MinqkvError, UsageError
-from minqkv.teach import checks, child, desk, events, lessons
+from minqkv.teach import answers, checks, child, desk, events, lessons
 from minqkv.teach.lessons import course, find, fingerprint, still_counts
 from minqkv.teach.progress import Progress, next_thing
 from minqkv.teach.runner import Player
@@ -205,11 +205,11 @@ def test_a_file_that_is_gone_or_a_folder(tmp_path):
 
 @pytest.mark.parametrize(
     ("reply", "right"),
-    [("1,024", True), ("1024", True), ("1.024", False), ("nan", False), ("x", False)],
+    [("1,024", True), ("1024", True), ("1.024", False), ("nan", None), ("x", None)],
 )
 def test_numbers_as_people_write_them(reply, right):
-    assert events._right(reply, 1024, "1024", None, 1e-2) is right
-    assert events._right("0,5", 0.5, "0.5", None, 1e-2)
+    assert answers.verdict(reply, 1024, None, 1e-2) is right
+    assert answers.verdict("0,5", 0.5, None, 1e-2)
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups here")
