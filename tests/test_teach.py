@@ -397,7 +397,7 @@ def test_progress_of_the_last_release_counts(cli, tmp_path):
     code, out, err = cli("lesson", "list", "--json")
     assert (code, err) == (0, "")
     states = {row["number"]: row["state"] for row in json.loads(out)}
-    assert states.pop(11) == "step 7/12"
+    assert states.pop(11) == "step 8 of 12"
     assert {states.pop(number) for number in (13, 14, 15)} == {""}  # not there then
     assert set(states.values()) == {"done"}
     assert "Next:   minqkv learn" in cli()[1]
@@ -909,9 +909,15 @@ class Terminal:
         self.text = ""
 
     def until(self, part):
-        """Read until this text has been printed; returns what was printed since the last call."""
-        limit = time.monotonic() + PATIENCE_S
-        while part not in self.text:
+        """Read until this text has been printed; returns what was printed since the last call.
+        Where a full screen waits, press Enter.
+        """
+        limit, more = time.monotonic() + PATIENCE_S, "[Enter] more, [?] keys: "
+        while more in self.text or part not in self.text:
+            if more in self.text:
+                self.text = self.text.replace(more, "", 1)
+                self.type("")
+                continue
             assert time.monotonic() < limit, f"no {part!r} in {self.text[-500:]!r}"
             if select.select([self.main], [], [], 0.1)[0]:
                 try:
@@ -957,7 +963,7 @@ def test_a_walk(env, tmp_path):
     walk = Terminal("lesson", "play", "6", cwd=tmp_path, columns=60, **env)
     assert "step 1 of" in walk.until("keys: ")
     walk.type("")
-    assert "step 2 of" in walk.until("show me): ")
+    assert "step 2 of" in walk.until("?: keys): ")
     walk.type("4")
     assert "= right: 4" in walk.until("keys: ")
     walk.type("b")
@@ -971,12 +977,12 @@ def test_a_walk(env, tmp_path):
     walk.type("exit()")
     walk.until("keys: ")
     walk.type("g 4")
-    walk.until("show me): ")
+    walk.until("?: keys): ")
     walk.interrupt()
     walk.until("continue with: minqkv lesson play 6")
     assert walk.end() == 130
     walk = Terminal("lesson", "play", "6", cwd=tmp_path, columns=60, **env)
-    assert "step 2 of" in walk.until("show me): ")  # `b` had gone back to the first
+    assert "step 4 of" in walk.until("?: keys): ")
     walk.type("q")
     walk.until("Your place is saved. Next: minqkv lesson play 6")
     assert walk.end() == 0
