@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ..caches import KINDS
-from ..runtime.errors import UsageError
+from ..runtime.errors import EnvironmentFault, UsageError
 from ..runtime.shown import counted, decimal
 from ..tasks.rules import SPLITS
 from .options import Known, computes, echo, either, own_task, print_json
@@ -90,6 +90,8 @@ def loaded(run, own, best):
     """The model of a run at its last checkpoint, or its best one, and its configuration."""
     from ..runs import load_run
 
+    if run.is_file():  # `load_run` would take one that mq.save has written
+        raise EnvironmentFault(f"{run} is a file: it holds no run", "name the folder of a run")
     model, config = load_run(run, own_task(own), **({"best": True} if best else {}))
     if not best and not (run / "result.json").exists():
         click.echo("note: this run is unfinished; this is its last checkpoint", err=True)
