@@ -373,3 +373,30 @@ def test_a_printed_command_reaches_its_folder(name, cli, tmp_path, monkeypatch):
         ["bash", "-c", f'printf "%s\\0" {command}'], capture_output=True, text=True, check=True
     ).stdout.split("\0")[:-1]
     assert cli(*words)[0] == 0
+
+
+# ---- the commonest slips
+
+
+@pytest.mark.parametrize(
+    ("slip", "says"),
+    [
+        ({"e.sum(axis=-1, keepdims=True)": "e.sum(axis=-1)"}, "each row is divided by its own sum"),
+        ({", keepdims=True": ""}, "Keep the axis in both"),
+        ({" / np.sqrt(q.shape[-1])": ""}, "not scaled"),
+        ({"np.sqrt(q.shape[-1])": "q.shape[-1]"}, "not by its square root"),
+    ],
+)
+def test_a_slip_in_attention_is_named(slip, says, tmp_path):
+    from minqkv.teach import desk
+    from minqkv.teach.lessons import course, find
+
+    lesson = find(6, course())
+    text = lesson.companion("solution").read_text("utf-8")
+    for right, wrong in slip.items():
+        assert right in text
+        text = text.replace(right, wrong)
+    (tmp_path / "mine.py").write_text(text)
+    passed, events = desk.run(lesson, tmp_path / "mine.py", PATIENCE_S)
+    assert not passed
+    assert says in " ".join(event.get("text", "") for event in events)
