@@ -71,5 +71,5 @@ setup(
         "cuda13": [f"cupy-cuda13x[ctk]{CUPY}"],
         "rocm7": ["cupy-rocm-7-0>=14.0.1,<15"],
     },
-    entry_points={"console_scripts": ["minqkv = minqkv.cli:main"]},
+    entry_points={"console_scripts": ["minqkv = minqkv.__main__:main"]},
 )

@@ -9,10 +9,10 @@ The names below are loaded when they are first used, so `minqkv --help` imports 
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from .runtime.version import __version__
 
+TYPE_CHECKING = False  # a name that type checkers take for true; `typing` loads slowly
 if TYPE_CHECKING:
     from . import functional, nn
     from .attention import Attention
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .checking import gradcheck
     from .generation import generate
     from .models.gpt import GPT, GPTConfig
+    from .models.saved import save
     from .models.tagger import Tagger, TaggerConfig
     from .models.vit import ViT, ViTConfig
     from .optim import AdamW
@@ -56,6 +57,7 @@ _HOME = {  # public name -> the module it is in
     "generate": "generation",
     "Task": "tasks.base",
     "load_run": "runs",
+    "save": "models.saved",
 }
 _MODULES = {"functional": "functional", "nn": "nn", "backend": "runtime.backend"}
 __all__ = [*_HOME, *_MODULES, "__version__"]

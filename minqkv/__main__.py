@@ -1,6 +1,15 @@
-"""`python -m minqkv` does what `minqkv` does."""
+"""`minqkv`, and `python -m minqkv`, which does the same."""
 
-from .cli import main
+
+def main():
+    """The entry point. Ctrl-C ends it quietly during its imports, too."""
+    try:
+        from .cli import main
+
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
 
 if __name__ == "__main__":  # MPI workers import this file, too
     main()

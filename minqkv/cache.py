@@ -18,7 +18,7 @@ import numpy as np
 
 from . import online
 from .attention import Attention, causal_mask
-from .runtime import backend, tracing
+from .runtime import backend, shown, tracing
 from .runtime.backend import Array
 from .runtime.errors import UsageError
 from .runtime.fields import plain
@@ -44,7 +44,7 @@ def agreed(ends: int | np.ndarray) -> int | np.ndarray:
     return ends
 
 
-class LayerCache:
+class LayerCache(shown.Layer):
     """The stored rows of one layer. `stored` lists (heads, width) of each array kept per token.
 
     `ends` is how many positions are stored: a number if all sequences agree, else (B,). A buffer is
@@ -284,7 +284,7 @@ def last(at: slice | np.ndarray) -> int:
 DTYPES = "float16", "float32", "float64"  # what can hold keys and values
 
 
-class KVCache:
+class KVCache(shown.Cache):
     """The caches of all layers, for `batch` sequences of up to `capacity` positions.
 
     `stored` has an entry for each layer, its `VariantSpec.stored`: (heads, width) of each array

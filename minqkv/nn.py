@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from . import functional as F
-from .runtime import backend
+from .runtime import backend, shown
 from .runtime.claims import evaluating
 from .runtime.errors import UsageError
 from .runtime.rng import Step, first_row, skip, step, stream
@@ -37,6 +37,9 @@ class Init:
 
     def __init__(self, seed: int = 0, dtype="float32", scheme: str = "gpt2", name: str = ""):
         self.seed, self.dtype, self.scheme, self.name = seed, dtype, scheme, name
+
+    def __repr__(self):
+        return f"<Init {self.name!r}, seed {self.seed}, {self.dtype}, {self.scheme}>"
 
     def __truediv__(self, part: str) -> Init:
         return Init(
@@ -83,7 +86,7 @@ class Init:
         return Parameter(data)
 
 
-class Module:
+class Module(shown.Model):
     """A tree of modules with parameters at its leaves, found by attribute name.
 
     What is in a list, tuple or dict is named by its index or key. A part with several names has the

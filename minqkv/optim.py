@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from .nn import Parameter
-from .runtime import backend, distributed
+from .runtime import backend, distributed, shown
 from .runtime.backend import Array
 from .runtime.errors import UsageError
 from .runtime.fields import plain
@@ -25,7 +25,7 @@ def large(dtype) -> float:
     return math.sqrt(np.finfo(dtype).max) / 2
 
 
-class Optimizer:
+class Optimizer(shown.Moments):
     """Common to all: the flat buffer, the gathered gradient, the step count, the state dict."""
 
     slots = ()  # names of the state arrays, each as long as the flat buffer

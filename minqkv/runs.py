@@ -37,6 +37,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .models.saved import load
 from .nn import Module
 from .optim import Adam, warmup_cosine
 from .runtime import distributed, files
@@ -45,6 +46,7 @@ from .runtime.errors import Diverged, EnvironmentFault, UsageError, unknown
 from .runtime.fields import check_types
 from .runtime.locks import locked
 from .runtime.parallel import set_threads
+from .runtime.signals import stopping
 from .runtime.version import __version__
 from .tasks.base import Recipe, Task, check_split
 from .tasks.registry import blaming, check_score, field_names, task_class, try_out
@@ -529,9 +531,12 @@ def load_run(
     path: str | Path, own: type | None = None, best: bool = False
 ) -> tuple[Module, RunConfig]:
     """The model of a run folder, at its last checkpoint, and its configuration. `own` is the class
-    of a task of yours. With `best`, it is the model at its best validation score so far. Raises
-    EnvironmentFault, and UsageError if the run has no best.
+    of a task of yours. With `best`, it is the model at its best validation score so far. Of a file
+    that `save` wrote: the model, and the configuration of the model. Raises EnvironmentFault, and
+    UsageError if the run has no best.
     """
+    if Path(path).is_file():
+        return load(path)
     (config, bound), path = read_config(path, own), Path(path)
     model = config.build()
     done = load_checkpoint(path / "checkpoint.npz", bound, model)["step"]
@@ -585,8 +590,8 @@ def _flat(values):
 
 @contextmanager
 def stopping_politely(wanted):
-    """Turn the first SIGINT or SIGTERM into an event, so that a step is finished and saved; the
-    second one acts at once.
+    """Turn the first signal that asks to stop into an event, so that a step is finished and saved;
+    the second one acts at once.
 
     Signals are left alone with nothing to save (not `wanted`), and outside the main thread, where
     they cannot be caught.
@@ -595,7 +600,7 @@ def stopping_politely(wanted):
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = stopping()
 
     def note(number, frame):
         stop.set()

@@ -13,6 +13,7 @@ from browser import chromium
 
 from minqkv import Tensor
 from minqkv import backend as backends
+from minqkv.runtime.signals import stopping
 
 strict.register()
 
@@ -124,11 +125,12 @@ def cli(capsys, monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     from minqkv.cli import run_cli  # not above: only these tests need what it imports
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = stopping()
 
     def run(*args):
         code = run_cli([str(arg) for arg in args])
         return (int(code), *capsys.readouterr())
 
     yield run
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -1052,7 +1052,7 @@ def test_one_set_of_images_in_a_study(cli, digits):
     ("args", "code", "says"),
     [
         (("--data", "nowhere"), 2, "there is no folder 'nowhere'"),
-        (("--set", "data=7"), 2, "data must be str, not 7"),
+        (("--set", "data=7"), 2, "there is no folder '7'"),
         (("--set", "patch=3"), 2, "do not fill images"),
         (("--set", "pool=sum"), 2, "unknown pool"),
         (("--set", "digset=x"), 2, "did you mean digest"),

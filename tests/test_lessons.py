@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -113,6 +114,31 @@ def test_rich_says_what_plain_says(lesson, width, monkeypatch):
         assert max(map(len, bare)) <= width
 
 
+@each
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 24), (80, 10)])
+def test_nothing_scrolls_away_unread(lesson, width, height, monkeypatch):
+    """On a terminal, between two questions, never more is written than the screen holds."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("LINES", str(height))
+    monkeypatch.setattr("builtins.input", lambda prompt: marks.append(len(written())) or "")
+    stage, marks = stages.Plain(out_of("utf-8"), width, interactive=True), [0]
+
+    def written():
+        return stage.out.buffer.getvalue().decode().splitlines()
+
+    stage.rows = 0  # as a Player does
+    for event in events(lesson):
+        stage.draw(event)
+        if event["event"] in ("predict", "step"):
+            stage.ask("? ")
+    marks.append(len(written()))
+    assert max(end - begin for begin, end in pairwise(marks)) < height
+    plain = stages.Plain(out_of("utf-8"), width)
+    for event in events(lesson):
+        plain.draw(event)
+    assert plain.out.buffer.getvalue() == stage.out.buffer.getvalue()
+
+
 def out_of(encoding):
     return io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
 
@@ -128,13 +154,9 @@ def assert_numbers_whole(lesson, text):
 
 
 @each
-def test_ndjson(lesson, capsys):
-    stage = stages.Ndjson()
-    for event in events(lesson):
-        stage.draw(event)
-    out = capsys.readouterr().out
-    drawn = [json.loads(line, parse_constant=pytest.fail) for line in out.splitlines()]
-    assert drawn == events(lesson)
+def test_events_are_json(lesson):
+    out = json.dumps(events(lesson))
+    assert json.loads(out, parse_constant=pytest.fail) == events(lesson)
     assert "\\u001b" not in out
 
 

@@ -29,7 +29,7 @@ from minqkv.render import training as live
 from minqkv.render.layout import Page, lines
 from minqkv.runs import configure, train_run
 from minqkv.runtime.errors import EnvironmentFault, MinqkvError, UsageError
-from minqkv.teach import checks, child, desk, events, lessons
+from minqkv.teach import answers, checks, child, desk, events, lessons
 from minqkv.teach.lessons import course, find, fingerprint, still_counts
 from minqkv.teach.progress import Progress, next_thing
 from minqkv.teach.runner import Player
@@ -208,11 +208,11 @@ def test_a_file_that_is_gone_or_a_folder(tmp_path):
 
 @pytest.mark.parametrize(
     ("reply", "right"),
-    [("1,024", True), ("1024", True), ("1.024", False), ("nan", False), ("x", False)],
+    [("1,024", True), ("1024", True), ("1.024", False), ("nan", None), ("x", None)],
 )
 def test_numbers_as_people_write_them(reply, right):
-    assert events._right(reply, 1024, "1024", None, 1e-2) is right
-    assert events._right("0,5", 0.5, "0.5", None, 1e-2)
+    assert answers.verdict(reply, 1024, None, 1e-2) is right
+    assert answers.verdict("0,5", 0.5, None, 1e-2)
 
 
 def test_a_mistake_that_is_no_near_miss_is_not_named(tmp_path):
@@ -382,7 +382,7 @@ def test_progress_of_the_last_release_counts(cli, tmp_path):
     code, out, err = cli("lesson", "list", "--json")
     assert (code, err) == (0, "")
     states = {row["number"]: row["state"] for row in json.loads(out)}
-    assert states.pop(11) == "step 7/12"
+    assert states.pop(11) == "step 8 of 12"
     assert {states.pop(number) for number in (13, 14, 15)} == {""}  # not there then
     assert set(states.values()) == {"done"}
     assert "Next:   minqkv learn" in cli()[1]
@@ -526,7 +526,7 @@ def test_keys_that_move(replies, steps):
     stage, seen = Typing(*replies), []
     assert not Player(LESSON, stage, seen.append).play()
     assert stage.steps == steps
-    assert seen == steps
+    assert seen[-1] == steps[-1]
 
 
 def test_keys_that_tell():
@@ -639,12 +639,14 @@ def test_memory_and_bytes():
 
 
 class Guess(stages.Recorder):
+    """A stage at which somebody guesses once, and then only presses Enter."""
+
     def __init__(self, reply):
         super().__init__()
-        self.reply = reply
+        self.replies = [reply]
 
     def ask(self, prompt):
-        return self.reply
+        return self.replies.pop() if self.replies else ""
 
 
 @pytest.mark.parametrize(
@@ -653,7 +655,23 @@ class Guess(stages.Recorder):
         ("4", 4.0, None, True),
         ("3,999", 4.0, None, True),
         ("5", 4.0, None, False),
-        ("four", 4.0, None, False),
+        ("1/2", 0.5, None, True),
+        ("-3 * -2 ** 2", 12, None, True),
+        ("0,5", 0.5, None, True),
+        ("1,024", 1024, None, True),
+        ("2^10", 1024, None, True),
+        ("1/3", 0.3333, None, True),
+        ("50%", 0.5, None, True),
+        ("½", 0.5, None, True),
+        ("−.5", -0.5, None, True),
+        (" 1 / 2 ", 0.5, None, True),
+        ("1 024", 1024, None, True),
+        ("1_024", 1024, None, True),
+        ("[2,3]", "(2, 3)", ["(2, 3)", "(3,)"], True),
+        ("3,", "(2, 3)", ["(2, 3)", "(3,)"], False),
+        ("sqrt(2)", 1.414, None, True),
+        ("exp(1)", 2.718, None, True),
+        ("3/4", 0.5, None, False),
         ("", 4.0, None, None),
         ("y", True, None, True),
         ("no", True, None, False),
@@ -668,6 +686,70 @@ def test_predictions(reply, answer, options, right):
         events.predict("Which?", answer, options)
     assert [event["event"] for event in stage.drawn] == ["predict", "answer"]
     assert stage.drawn[1]["right"] is right
+
+
+NO_NUMBERS = [
+    "four", "4 nouns", "4nouns", "8 bytes", "1k", "nan", "1e999", "1/0", "(-8) ** .5", "9**9**9",
+    "__import__('os')", "x.y", "[4]", "4 if 1 else 5", "True",
+    "(" * 70 + "4", "4+" * 2000 + "4", "exp(1, 2)", "-'4'",
+]  # fmt: skip
+NO_ANSWERS = [
+    *((text, 4.0, None) for text in NO_NUMBERS),
+    *(("maybe", True, None), ("7", "5", ["5", "6"])),
+    *(("c", "two", ["one", "two"]), ("tw", "two", ["one", "two"])),
+]
+
+
+@pytest.mark.parametrize(("reply", "answer", "options"), NO_ANSWERS)
+def test_what_is_no_answer_is_asked_again(reply, answer, options):
+    with events.on(Guess(reply)) as stage:
+        events.predict("Which?", answer, options)
+    assert [event["event"] for event in stage.drawn] == ["predict", "say", "answer"]
+    assert stage.drawn[1]["text"].startswith("Answer ")
+    assert stage.drawn[2]["right"] is None
+
+
+class Asked(stages.Recorder):
+    """A stage at which somebody types these lines, whatever is asked."""
+
+    def __init__(self, *replies):
+        super().__init__()
+        self.replies = list(replies)
+
+    def ask(self, prompt):
+        if not self.replies:
+            raise EOFError
+        return self.replies.pop(0)
+
+
+def test_keys_work_at_a_question(tmp_path):
+    """Where they are no answers: b is the second option of a choice, and back elsewhere."""
+    text = "from minqkv.teach import predict\n\n# %% One\nx = [1]\n\n# %% Two\n"
+    text += "predict('How much?', 0.5)\n\n# %% Three\npredict('Which?', 'p', ['o', 'p'])\n"
+    lesson = made(tmp_path, f"{HEAD}# %% Zero\n{text}")
+    kept, keys = [], ["", "", "?", "h", "s", "x y", "g 2", "", "1/2", "", "b", "q"]
+    stage = Asked(*keys)
+    assert not Player(lesson, stage, kept.append, lambda: "think").play()
+    assert stage.replies == []
+    steps = [event["number"] for event in stage.drawn if event["event"] == "step"]
+    assert steps == [1, 2, 3, 2, 3, 4]
+    assert [e["right"] for e in stage.drawn if e["event"] == "answer"] == [True, True]
+    said = text_of(stage.drawn)
+    for words in ("back one step", "think", "No function", "Answer with a number"):
+        assert words in said
+    assert kept == [0, 1, 2, 1, 2, 3, 4]
+    for keys, place in ((["", "", "q"], 2), (["", "", "b", "q"], 2), (["g 4", "q"], 3)):
+        kept = []
+        Player(lesson, Asked(*keys), kept.append).play()
+        assert kept[-1] == place, keys
+
+
+def test_a_step_that_was_left_halfway_starts_afresh(tmp_path):
+    text = "from minqkv.teach import predict, say\nx = [1]\n\n"
+    text += "# %% Two\nx.append(2)\npredict('How many?', len(x))\n"
+    stage = Asked("", "g 2", "2", "q")
+    Player(made(tmp_path, f"{HEAD}# %% One\n{text}"), stage).play()
+    assert [e["right"] for e in stage.drawn if e["event"] == "answer"] == [True]
 
 
 def test_a_prediction_that_cannot_be_right():
@@ -812,9 +894,15 @@ class Terminal:
         self.text = ""
 
     def until(self, part):
-        """Read until this text has been printed; returns what was printed since the last call."""
-        limit = time.monotonic() + PATIENCE_S
-        while part not in self.text:
+        """Read until this text has been printed; returns what was printed since the last call.
+        Where a full screen waits, press Enter.
+        """
+        limit, more = time.monotonic() + PATIENCE_S, "[Enter] more, [?] keys: "
+        while more in self.text or part not in self.text:
+            if more in self.text:
+                self.text = self.text.replace(more, "", 1)
+                self.type("")
+                continue
             assert time.monotonic() < limit, f"no {part!r} in {self.text[-500:]!r}"
             if select.select([self.main], [], [], 0.1)[0]:
                 try:
@@ -860,7 +948,7 @@ def test_a_walk(env, tmp_path):
     walk = Terminal("lesson", "play", "6", cwd=tmp_path, columns=60, **env)
     assert "step 1 of" in walk.until("keys: ")
     walk.type("")
-    assert "step 2 of" in walk.until("show me): ")
+    assert "step 2 of" in walk.until("?: keys): ")
     walk.type("4")
     assert "= right: 4" in walk.until("keys: ")
     walk.type("b")
@@ -874,12 +962,12 @@ def test_a_walk(env, tmp_path):
     walk.type("exit()")
     walk.until("keys: ")
     walk.type("g 4")
-    walk.until("show me): ")
+    walk.until("?: keys): ")
     walk.interrupt()
     walk.until("continue with: minqkv lesson play 6")
     assert walk.end() == 130
     walk = Terminal("lesson", "play", "6", cwd=tmp_path, columns=60, **env)
-    assert "step 2 of" in walk.until("show me): ")  # `b` had gone back to the first
+    assert "step 4 of" in walk.until("?: keys): ")
     walk.type("q")
     walk.until("Your place is saved. Next: minqkv lesson play 6")
     assert walk.end() == 0

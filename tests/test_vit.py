@@ -237,7 +237,7 @@ def test_what_is_refused(x, says, backend):
     ("values", "says"),
     [
         ({"pool": "max"}, "unknown pool 'max'"),
-        ({"n_in": 0}, "n_in must be a whole number of at least 1"),
+        ({"n_in": 0}, "n_in must be a whole number from 1"),
         ({"n_token": 2.0}, "n_token must be"),
         ({"n_class": 0}, "n_class must be"),
         ({"pool": "choice", "n_class": 3}, "one score: n_class 3 must be 1"),

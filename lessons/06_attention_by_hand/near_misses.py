@@ -170,3 +170,23 @@ def attend__pattern_transposed(x, wq, wk, wv):
     """
     _, _, v, scores, seen = _parts(x, wq, wk, wv)
     return _softmax(np.where(seen, scores, -np.inf)).T @ v
+
+
+def attend__sums_without_keepdims(x, wq, wk, wv):
+    """Without keepdims=True, e.sum(axis=-1) has shape (T,), and e / that sum divides each column by
+    the sum of another row. Keep the axis, so that each row is divided by its own sum.
+    """
+    _, _, v, scores, seen = _parts(x, wq, wk, wv)
+    scores = np.where(seen, scores, -np.inf)
+    e = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1) @ v
+
+
+def attend__nothing_with_keepdims(x, wq, wk, wv):
+    """Without keepdims=True, the largest score and the sum of each row have shape (T,), and NumPy
+    takes them for a row: each column meets those of another row. Keep the axis in both.
+    """
+    _, _, v, scores, seen = _parts(x, wq, wk, wv)
+    scores = np.where(seen, scores, -np.inf)
+    e = np.exp(scores - scores.max(axis=-1))
+    return e / e.sum(axis=-1) @ v

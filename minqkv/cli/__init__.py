@@ -4,6 +4,8 @@ Results go to stdout, progress and errors to stderr. An error is one line that s
 and why; if something fixes it, a second line says what. Exit codes: errors.Exit.
 """
 
+import errno
+import inspect
 import os
 import signal
 import sys
@@ -15,6 +17,7 @@ import click
 
 from ..runtime.errors import Exit, MinqkvError
 from ..runtime.files import printable
+from ..runtime.signals import stopping
 from ..runtime.version import __version__
 from . import cache, data, evaluate, generate, info, lesson, paper, report, run, study, text, trace
 
@@ -68,6 +71,20 @@ for module in (
         cli.add_command(command)
 
 
+def _add_help(command):
+    """To this command and those below: under `python -OO`, click finds no docstrings."""
+    from ..runtime.docs import docstrings
+
+    function = inspect.unwrap(command.callback)
+    command.help = command.help or docstrings(function.__code__.co_filename)[function.__name__]
+    for each in getattr(command, "commands", {}).values():
+        _add_help(each)
+
+
+if sys.flags.optimize > 1:
+    _add_help(cli)
+
+
 def main(argv=None):
     """The entry point: runs a command, turns an error into a message and an exit code, exits."""
     sys.exit(run_cli(sys.argv[1:] if argv is None else argv))
@@ -80,7 +97,8 @@ def run_cli(argv):
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         # a formula in an ASCII terminal is a "?", not a crash
         getattr(sys, name).reconfigure(errors="replace")
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in stopping():
+        signal.signal(number, _interrupt)
     try:
         code = cli.main(argv, prog_name="minqkv", standalone_mode=False)
         sys.stdout.flush()
@@ -99,17 +117,40 @@ def run_cli(argv):
         return Exit.USAGE
     except MinqkvError as error:
         return _complain(argv, str(error), error.hint, error.code)
-    except OSError as error:
-        _silence_stdout()
-        what = f"{error.filename or 'output'}: {error.strerror}"
-        return _complain(argv, what, "check free space and permissions", Exit.ENVIRONMENT)
-    except MemoryError as error:
-        what = f"out of memory: {error}".rstrip(": ")
-        return _complain(argv, what, "choose a smaller size", Exit.ENVIRONMENT)
     except Exception as error:
+        if isinstance(error, OSError):
+            _silence_stdout()
+        if lacking := _lacking(error):
+            return _complain(argv, *lacking, Exit.ENVIRONMENT)
         what = f"unexpected {type(error).__name__}: {error}"
         hint = "this is a bug in minqkv: please report it, with what --traceback and "
         return _complain(argv, what, hint + "`minqkv doctor` print", Exit.CHECK_FAILED)
+
+
+def _lacking(error):
+    """(what, cure) of an error whose cause is a resource of this process; None for a bug."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "the working directory is gone", "cd to another folder, and repeat the command"
+    if isinstance(error, OSError):
+        what = f"{error.filename or 'output'}: {error.strerror}"
+        return what, _CURES.get(error.errno, "check free space and permissions")
+    if isinstance(error, MemoryError):
+        return f"out of memory: {error}".rstrip(": "), "choose a smaller size"
+    if isinstance(error, ImportError) and not (error.name or "").startswith("minqkv"):
+        why = str(error).partition("\n")[0]
+        return f"a library cannot be loaded: {why}", "install it again, with pip"
+    if "can't start new thread" in str(error):
+        return "no further thread can be started", _CURES[errno.EAGAIN]
+    return None
+
+
+_CURES = {
+    errno.EAGAIN: "this user has too many processes and threads: see ulimit -u",
+    errno.EMFILE: "too many files are open: see ulimit -n",
+    errno.ENOMEM: "free some memory, or choose a smaller size",
+}
 
 
 def _interrupt(number, frame):

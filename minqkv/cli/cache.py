@@ -1,12 +1,14 @@
 """`minqkv check-cache`: check a user's cache class against the laws of a cache."""
 
+import math
 import os
 from contextlib import contextmanager
 
 import click
 
-from ..runtime.errors import Exit
-from .options import Listed, computes, own_class, print_json
+from ..runtime.errors import Exit, UsageError
+from ..variants import VARIANTS
+from .options import Known, Listed, computes, own_class, print_json
 
 
 @click.command("check-cache")
@@ -20,7 +22,7 @@ from .options import Listed, computes, own_class, print_json
 )
 @click.option(
     "--variants",
-    type=Listed(),
+    type=Listed(Known(VARIANTS)),
     help="Variants of the models, which have four heads.  [default: all, with 2 KV heads]",
 )
 @computes
@@ -39,6 +41,8 @@ def check_cache(name, bound, variants, as_json):
     from ..render.progress import patient
     from ..variants import VariantSpec, variant_names
 
+    if math.isnan(bound):  # nothing is above it
+        raise UsageError("--bound nan would let every cache pass", "--bound 1e-10")
     for variant in variants or ():
         VariantSpec.parse(variant).for_heads(4)
     rows, variants = [], variants or variant_names(2)

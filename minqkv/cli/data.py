@@ -2,7 +2,8 @@
 
 import click
 
-from .options import TOKENIZER_HELP, print_json, reports
+from ..tasks.rules import TOKENIZERS
+from .options import TOKENIZER_HELP, Known, print_json, reports
 
 
 @click.group()
@@ -11,7 +12,7 @@ def data():
 
 
 @data.command()
-@click.argument("name")
+@click.argument("name", type=Known(("shakespeare", "mnist", "fashion", "cifar10", "cifar100")))
 @click.option("--url", help="Another address of the same file.")
 @click.option(
     "--out",
@@ -46,6 +47,7 @@ def fetch(name, url, out, as_json):
 @click.argument("source", default="")
 @click.option(
     "--tokenizer",
+    type=Known(TOKENIZERS),
     default="chars",
     show_default=True,
     metavar="NAME",

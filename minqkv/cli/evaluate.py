@@ -5,9 +5,10 @@ from pathlib import Path
 import click
 
 from ..caches import KINDS
-from ..runtime.errors import UsageError
+from ..runtime.errors import EnvironmentFault, UsageError
+from ..runtime.shown import counted, decimal
 from ..tasks.rules import SPLITS
-from .options import computes, echo, either, own_task, print_json
+from .options import Known, computes, echo, either, own_task, print_json
 from .run import own_task_option
 
 ROUNDING = [name for name, kind in KINDS.items() if kind.rounds and not kind.windowed]
@@ -17,7 +18,9 @@ best_option = click.option("--best", is_flag=True, help="Use the best checkpoint
 @click.command("eval")
 @click.argument("run", type=click.Path(path_type=Path))
 @own_task_option
-@click.option("--split", default="test", show_default=True, help=f"{either(SPLITS)}.")
+@click.option(
+    "--split", type=Known(SPLITS), default="test", show_default=True, help=f"{either(SPLITS)}."
+)
 @click.option(
     "--n", type=click.IntRange(1), help="Score this many examples.  [default: the task's own]"
 )
@@ -28,7 +31,10 @@ best_option = click.option("--best", is_flag=True, help="Use the best checkpoint
     "--show-padded", is_flag=True, help="For texts: also show the perplexity that counts padding."
 )
 @click.option(
-    "--cache", "kind", help=f"For decoders: also show the effect of rounding to {either(ROUNDING)}."
+    "--cache",
+    "kind",
+    type=Known(ROUNDING),
+    help=f"For decoders: also show the effect of rounding to {either(ROUNDING)}.",
 )
 @best_option
 @computes
@@ -62,13 +68,14 @@ def evaluate_run(run, own, split, n, wrong, show_padded, kind, best, as_json):
         print_json(score)
         return
     what = f"{task.name} with {config.variant}, {split} split"
-    targets = task.unit if y.ndim == 1 else "tokens"
-    click.echo(f"{what}: {task.metric} {score[task.metric]:.4f} on {score['tokens']:,} {targets}")
+    targets = task.unit.removesuffix("s") if y.ndim == 1 else "token"
+    metric, n = decimal(score[task.metric]), score["tokens"]
+    click.echo(f"{what}: {task.metric} {metric} on {counted(n, targets)}")
     if task.answers:
         verdict = "are wrong" if y.ndim == 1 else "have a mistake"
         click.echo(f"{len(misses):,} of {len(x):,} {task.unit} {verdict}")
     for name in further:
-        click.echo(f"{name.replace('_', ' ')} {score[name]:.4f}")
+        click.echo(f"{name.replace('_', ' ')} {decimal(score[name])}")
     if padded:
         _show_padded(padded)
     if kind is not None:
@@ -83,6 +90,8 @@ def loaded(run, own, best):
     """The model of a run at its last checkpoint, or its best one, and its configuration."""
     from ..runs import load_run
 
+    if run.is_file():  # `load_run` would take one that mq.save has written
+        raise EnvironmentFault(f"{run} is a file: it holds no run", "name the folder of a run")
     model, config = load_run(run, own_task(own), **({"best": True} if best else {}))
     if not best and not (run / "result.json").exists():
         click.echo("note: this run is unfinished; this is its last checkpoint", err=True)
@@ -124,8 +133,8 @@ def _show_padded(found):
         return
     share = f"{100 * found['padding']:.1f} % of them are padding"
     click.echo("with one document per row:")
-    click.echo(f"  perplexity, masked {found['masked']:.4f}: over the tokens of the documents")
-    click.echo(f"  perplexity, padded {found['padded']:.4f}: over all targets; {share}")
+    click.echo(f"  perplexity, masked {decimal(found['masked'])}: over the tokens of the documents")
+    click.echo(f"  perplexity, padded {decimal(found['padded'])}: over all targets; {share}")
     if found["padded"] < found["masked"]:
         why = "Padding is easy to predict, so counting it makes a model look better. The more "
         why += "padding there is, the better it looks, whatever it knows about text."

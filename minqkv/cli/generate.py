@@ -9,8 +9,9 @@ import click
 from ..caches import KINDS
 from ..caches import options as cache_options
 from ..runtime.errors import UsageError, unknown
+from ..runtime.shown import counted
 from .evaluate import best_option, loaded
-from .options import MOST, computes, either, print_json
+from .options import MOST, Known, computes, either, print_json
 from .run import own_task_option, threads_option
 
 CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t"}
@@ -44,7 +45,13 @@ CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in 
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the draws."
 )
-@click.option("--cache", "kind", default="plain", help=f"{either(KINDS)}.  [default: plain]")
+@click.option(
+    "--cache",
+    "kind",
+    type=Known(KINDS),
+    default="plain",
+    help=f"{either(KINDS)}.  [default: plain]",
+)
 @click.option("--window", type=click.IntRange(1), help="Window of a ring.  [default: the model's]")
 @click.option("--sinks", type=click.IntRange(0), help="Sinks of a ring.  [default: the model's]")
 @click.option("--save-cache", type=click.Path(), help="After reading PROMPT, save the cache.")
@@ -245,7 +252,7 @@ def _compare(report, kind, as_json):
         lines.append([name, *speed, bytes_text(part["cache_bytes"])])
     columns = [("decoding", "left"), ("time", "right"), ("tokens/s", "right"), ("cache", "right")]
     n, new = len(report["cached"]["ids"]), report["cached"]["new_tokens"]
-    title = f"{n} sequence{'s' if n > 1 else ''}, {new} new tokens each"
+    title = f"{counted(n, 'sequence')}, {counted(new, 'new token')} each"
     table(stdout(), title, columns, lines)
     cached, uncached = (part["ids"].tolist() for part in report.values())
     why = "rounding decided a near tie" if kind == "plain" else f"--cache {kind} is not exact"

@@ -8,7 +8,8 @@ from dataclasses import fields, replace
 import click
 
 from ..runtime.errors import Exit, UsageError
-from .options import Listed, computes, cores, print_json, reports
+from ..variants import VARIANTS
+from .options import Known, Listed, computes, cores, print_json, reports
 
 _DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64": 8}
 
@@ -16,6 +17,7 @@ _DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64
 @click.command()
 @click.option(
     "--config",
+    type=Known(("300m", "1.2b")),
     default="300m",
     show_default=True,
     help="The model's size: 300m, 1.2b, or a JSON file with the fields of GPTConfig.",
@@ -23,7 +25,7 @@ _DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64
 @click.option(
     "--variants",
     "names",
-    type=Listed(),
+    type=Listed(Known(VARIANTS)),
     help="Variants to list.  [default: all, gqa with H/4 KV heads]",
 )
 @click.option("--n-layer", type=int, help="Number of layers, instead of the configuration's.")
@@ -33,7 +35,7 @@ _DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64
 @click.option("--block-size", type=int, help="Positions, instead of the configuration's.")
 @click.option(
     "--context",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10**12),
     default=32768,
     show_default=True,
     help="Number of tokens in the cache.",
@@ -206,19 +208,18 @@ def doctor(as_json):
 
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@reports
 @click.pass_context
-def completion(ctx, shell):
+def completion(ctx, shell, as_json):
     """Print the completion script of a SHELL.
 
     For bash: eval "$(minqkv completion bash)"
     """
     from click.shell_completion import get_completion_class
 
-    click.echo(
-        get_completion_class(shell)(
-            ctx.find_root().command, {}, "minqkv", "_MINQKV_COMPLETE"
-        ).source()
-    )
+    kind = get_completion_class(shell)
+    script = kind(ctx.find_root().command, {}, "minqkv", "_MINQKV_COMPLETE").source()
+    print_json({"shell": shell, "script": script}) if as_json else click.echo(script)
 
 
 COMMANDS = (variants, tasks, gradcheck, doctor, completion)

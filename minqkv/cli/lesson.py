@@ -1,13 +1,19 @@
 """`minqkv learn`, `minqkv lesson ...`, and the start page."""
 
-import sys
-
 import click
 
 from ..runtime.errors import Exit, UsageError
-from .options import echo, print_json, reports, stages
+from .options import Known, echo, print_json, reports, stages
+
+
+def _numbers():
+    from ..teach.lessons import course
+
+    return [str(lesson.number) for lesson in course()] + [lesson.name[3:] for lesson in course()]
+
 
 _WHICH = "NAME is a number (6) or a name; without it, your current lesson."
+_lesson = click.argument("name", required=False, type=Known(_numbers))
 _no_pause = click.option(
     "--no-pause", is_flag=True, help="Ask nothing (automatic when not in a terminal)."
 )
@@ -104,7 +110,9 @@ def list_lessons(as_json):
     lessons, progress = _desk()
     rows = []
     for each in lessons:
-        state = f"step {progress.seen(each)}/{len(each.steps)}" if progress.seen(each) else ""
+        seen, steps = progress.seen(each), len(each.steps)
+        state = f"step {seen + 1} of {steps}" if seen < steps else "exercise"
+        state = state if seen else ""
         if progress.done(each):
             counts = still_counts(each, progress.of(each)["passed"])
             state = "done" if counts else "done (older)"
@@ -123,7 +131,7 @@ def list_lessons(as_json):
 
 
 @lesson.command(epilog=_WHICH)
-@click.argument("name", required=False)
+@_lesson
 @click.option("--step", type=click.IntRange(1), help="Begin here.  [default: where you stopped]")
 @_no_pause
 @stages
@@ -155,13 +163,15 @@ def play(name, as_json, plain, no_pause, svg, step=None):
         raise KeyboardInterrupt(kept) from None
     if svg:
         export(svg, again, stage.drawn)
-    if not as_json:
+    if as_json:
+        print_json(stage.drawn)
+    else:
         after = f"minqkv lesson start {chosen.number}" if finished else again
         click.echo(f"{'The end.' if finished else 'Your place is saved.'} Next: {after}")
 
 
 @lesson.command(epilog=_WHICH)
-@click.argument("name", required=False)
+@_lesson
 @reports
 def start(name, as_json):
     """Copy the exercise to minqkv-work/."""
@@ -178,7 +188,7 @@ def start(name, as_json):
 
 
 @lesson.command(epilog=_WHICH)
-@click.argument("name", required=False)
+@_lesson
 @click.option(
     "--watch", is_flag=True, help="Check again whenever the file changes, until it passes."
 )
@@ -205,22 +215,23 @@ def check(name, as_json, watch=False, plain=False):
         for event in events:
             stage.draw(event)
 
+    passed = True  # where `watch` ends
     if watch:
         desk.watch(chosen, progress, draw)
     else:
         passed, events = desk.check(chosen, progress)
         draw(events)
-        if not passed:
-            return Exit.CHECK_FAILED
-    if not as_json:
+    if as_json:
+        print_json(stage.drawn)
+    elif passed:
         click.echo(f"The solution, to compare: minqkv lesson solution {chosen.number}")
         last = next_thing(_desk()[0], progress)[0] is None
         click.echo("That was the last lesson. Next: minqkv study" if last else "Next: minqkv learn")
-    return None
+    return None if passed else Exit.CHECK_FAILED
 
 
 @lesson.command(epilog=_WHICH)
-@click.argument("name", required=False)
+@_lesson
 @reports
 def hint(name, as_json):
     """Give the next hint."""
@@ -236,7 +247,7 @@ def hint(name, as_json):
 
 
 @lesson.command(epilog=_WHICH)
-@click.argument("name", required=False)
+@_lesson
 @click.option("--spoil", is_flag=True, help="Show it even before your code passes.")
 @reports
 def solution(name, as_json, spoil):
@@ -253,7 +264,7 @@ def solution(name, as_json, spoil):
 
 
 @lesson.command(epilog=_WHICH)
-@click.argument("name", required=False)
+@_lesson
 @reports
 def reset(name, as_json):
     """Start a lesson over; your file is kept as a backup."""
@@ -312,7 +323,7 @@ def dev():
 
 
 @dev.command("check")
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, type=Known(_numbers))
 @reports
 def dev_check(names, as_json):
     """Check lessons against the rules in AUTHORS.md."""
@@ -338,12 +349,14 @@ def dev_check(names, as_json):
 
 
 @dev.command("readme")
-def dev_readme():
+@reports
+def dev_readme(as_json):
     """Print lessons/README.md from the metadata."""
     from ..teach.author import readme
     from ..teach.lessons import course
 
-    sys.stdout.write(readme(course()))
+    text = readme(course())
+    print_json({"text": text}) if as_json else click.echo(text, nl=False)
 
 
 COMMANDS = (learn, lesson)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -10,6 +11,7 @@ import tomllib
 from importlib.resources import files
 
 import click
+from click.shell_completion import CompletionItem
 
 from ..runtime.errors import EnvironmentFault, UsageError, unknown
 from ..runtime.files import opened
@@ -19,6 +21,23 @@ from ..variants import POSITIONS, ROPE_VALUES
 MOST = 10_000  # seeds, or samples of a prompt
 
 
+class Known(click.ParamType):
+    """A word. Completion offers these names; a function gives them where they are not at hand."""
+
+    name = "text"
+
+    def __init__(self, names):
+        self.names = names
+
+    def shell_complete(self, ctx, param, incomplete):
+        """What the word may become; of a list or of layers, its last part."""
+        names = self.names() if callable(self.names) else self.names
+        last = re.split("[,/]", incomplete)[-1]
+        before = incomplete.removesuffix(last)
+        found = [name.replace("-N", "-2") for name in names if name.startswith(last)]
+        return [CompletionItem(before + name) for name in found]
+
+
 class Listed(click.ParamType):
     """A comma-separated list: `16,64`. A lone number with `counts` means that many, from 0."""
 
@@ -26,6 +45,11 @@ class Listed(click.ParamType):
 
     def __init__(self, kind=str, counts=False):
         self.kind, self.counts = kind, counts
+
+    def shell_complete(self, ctx, param, incomplete):
+        """The parts are completed where they are names."""
+        known = isinstance(self.kind, Known)
+        return self.kind.shell_complete(ctx, param, incomplete) if known else []
 
     def convert(self, value, param, ctx):
         if isinstance(value, tuple):
@@ -60,19 +84,19 @@ TOKENIZER_HELP = "; ".join(f"{name}: {about}" for name, about in TOKENIZERS.item
 SETTINGS = {  # name -> (type, help), of fields of tasks and recipes that have a flag
     "seq_len": (int, "Length T."),
     "text": (str, "A file, a folder, - (stdin) or a download.  [default: the built-in text]"),
-    "tokenizer": (str, f"For texts: {either(TOKENIZERS)}.  [default: chars]"),
+    "tokenizer": (Known(TOKENIZERS), f"For texts: {either(TOKENIZERS)}.  [default: chars]"),
     "data": (str, "For images: a folder of them, or a download.  [default: generated shapes]"),
     "alphabet": (int, "How many digits there are."),
-    "form": (str, f"{either(FORMS)}: label each digit, or continue `input | output`."),
-    "protocol": (str, f"{either(YEARS)}: data, blocks, optimiser."),
+    "form": (Known(FORMS), f"{either(FORMS)}: label each digit, or continue `input | output`."),
+    "protocol": (Known(YEARS), f"{either(YEARS)}: data, blocks, optimiser."),
     "pairs": (int, "Pairs P of a recall task."),
     "keys": (int, "How many keys, and values, a recall task has."),
     "n_layer": (int, "Number of layers L."),
     "n_head": (int, "Number of heads H."),
     "n_embd": (int, "Width d."),
     "head_dim": (int, "Width of a head, if not d / H."),
-    "position": (str, f"{either(POSITIONS)}."),
-    "rope_value": (str, f"What K = V stores under rope: {either(ROPE_VALUES)}."),
+    "position": (Known(POSITIONS), f"{either(POSITIONS)}."),
+    "rope_value": (Known(ROPE_VALUES), f"What K = V stores under rope: {either(ROPE_VALUES)}."),
     "window": (int, "For texts: tokens that each token sees, itself included.  [default: all]"),
     "recompute": (bool, "For texts: compute each block again in backward, to save memory."),
     "steps": (int, "Training steps."),
@@ -130,8 +154,11 @@ def _set(texts, listed):
         if name.strip().replace("-", "_") in _OWN_FLAGS:
             flag = "--" + name.strip().replace("_", "-")
             raise UsageError(f"--set {text}: that has a flag of its own", f"use {flag}")
-        values = [_literal(part.strip()) for part in value.split(",")]
-        found[name.strip().replace("-", "_")] = tuple(values) if listed else _literal(value.strip())
+        name = name.strip().replace("-", "_")
+        kind = SETTINGS.get(name, (None,))[0]
+        read = _word if kind is str or isinstance(kind, Known) else _literal
+        values = tuple(read(part.strip()) for part in value.split(","))
+        found[name] = values if listed else read(value.strip())
     return found
 
 
@@ -140,6 +167,12 @@ def _literal(text):
         return json.loads(text)  # a number, true or false
     except ValueError:
         return text
+
+
+def _word(text):
+    """A value that is a word, though it may look like a number: protocol=2023."""
+    value = _literal(text)
+    return value if isinstance(value, str) else text
 
 
 def look_here():
@@ -223,7 +256,7 @@ def _read_flags(ctx, param, path):
         if name is None or name.replace("_", "-") in _TYPED:
             raise unknown(f"key in {path}:", key, [k for k in spelled if k not in _TYPED])
         if name == "more" and isinstance(value, dict):
-            ctx.meta[_SET] = [f"{k}={_as_text(v)}" for k, v in value.items()]
+            ctx.meta[_SET] = [f"{k}={_as_set(v)}" for k, v in value.items()]
         elif name == "more" or not _fits(value, known[name]):
             raise UsageError(f"{key} in {path} cannot be {value!r}")
         else:  # as typed; the comma marks a list of one number, which is not a count
@@ -245,6 +278,14 @@ def _as_text(value):
     if isinstance(value, list):
         return ",".join(map(_as_text, value))
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _as_set(value):
+    """A value for --set: a string that looks like a number stays a string."""
+    if isinstance(value, list):
+        return ",".join(map(_as_set, value))
+    numeric = isinstance(value, str) and _literal(value) != value
+    return json.dumps(value) if numeric else _as_text(value)
 
 
 def _read_toml(path):
@@ -335,7 +376,8 @@ def echo(text, indent=0):
 
 
 def print_json(value):
-    """One JSON value on stdout."""
+    """One JSON value on stdout. JSON has no NaN and no infinity: null instead."""
+    value = json.loads(json.dumps(value), parse_constant=lambda name: None)
     click.echo(
         json.dumps(value, ensure_ascii=not sys.stdout.encoding.lower().startswith("utf"), indent=1)
     )

@@ -9,15 +9,25 @@ from pathlib import Path
 import click
 
 from ..runtime.errors import MinqkvError
-from .options import Listed, computes, print_json
+from ..runtime.shown import counted
+from .options import Known, Listed, computes, print_json
 from .report import html_option
 from .study import study
+
+
+def _tables():
+    from ..study.paper import tables
+
+    return [table.name for table in tables({}, None)]
 
 
 @click.command()
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
-    "--table", "names", type=Listed(), help="Only these tables, by the names in brackets."
+    "--table",
+    "names",
+    type=Listed(Known(_tables)),
+    help="Only these tables, by the names in brackets.",
 )
 @click.option(
     "--run",
@@ -87,7 +97,9 @@ def _plan(which, out, jobs, as_json):
             say(stderr(), f"{name} is left out: {error}. {error.hint or ''}".rstrip())
             continue
         plans[name], costs[name] = args, cost
-        about = f"{cost['runs']} runs, {cost['recorded']} of them on record in {cost['out']}"
+        about = (
+            f"{counted(cost['runs'], 'run')}, {cost['recorded']} of them on record in {cost['out']}"
+        )
         say(stderr(), f"{name}: {about}; about {duration(cost['seconds'])}")
     seconds = sum(cost["seconds"] for cost in costs.values())
     say(

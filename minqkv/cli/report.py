@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..runtime.errors import EnvironmentFault, UsageError
+from ..runtime.shown import pasted
 from .options import SETTINGS, command_line, computes, own_task, print_json
 
 html_option = click.option(
@@ -50,7 +51,7 @@ def write_page(folders, html, own):
     from ..render.console import say, stderr
     from ..render.document import write_html
 
-    again = shlex.join(["minqkv", "report", *map(str, folders), "--html", str(html)])
+    again = f"minqkv report {' '.join(map(pasted, folders))} --html {pasted(html)}"
     title, sections, _ = _compose(folders, own, again)
     write_html(html, title, sections)
     say(stderr(), f"written: {html}")
@@ -100,7 +101,6 @@ def _study(path, own, command):
     from ..render.report import study_sections
     from ..study.claims import as_data
     from ..study.stored import read_study
-    from ..study.summary import without_nan
 
     stored = read_study(path, own)
     data = {"folder": str(path), "kind": "study", "planned": stored.planned}
@@ -108,19 +108,18 @@ def _study(path, own, command):
     data |= {"diverged": len(stored.diverged), "cells": [asdict(cell) for cell in stored.cells]}
     data |= {"contrasts": as_data(stored.findings)}
     title = f"Results of {path.resolve().name}"
-    return title, study_sections(stored, command), without_nan(data)
+    return title, study_sections(stored, command), data
 
 
 def _run(path, own, command):
     from ..render.report import read_run, run_sections
-    from ..study.summary import without_nan
 
     run = read_run(path, next(iter(own.values()), None))
     data = {"folder": str(path), "kind": "run", "config": asdict(run.config)}
     data |= {"steps": len(run.metrics), "result": run.result}
     title = f"Results of {path.resolve().name}"
-    commands = (f"{train_command(run.config)} --out {shlex.quote(str(path))}", command)
-    return title, run_sections(run, commands), without_nan(data)
+    commands = (f"{train_command(run.config)} --out {pasted(path)}", command)
+    return title, run_sections(run, commands), data
 
 
 def train_command(config):

@@ -1,6 +1,5 @@
 """`minqkv train`: one run."""
 
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -9,9 +8,11 @@ import click
 from click.core import ParameterSource
 
 from ..runtime.errors import UsageError
+from ..runtime.shown import counted, decimal, pasted
 from ..tasks.rules import TASKS
 from ..variants import VARIANTS
 from .options import (
+    Known,
     computes,
     configurable,
     cores,
@@ -38,9 +39,13 @@ own_task_option = click.option(
 
 
 @click.command()
-@click.option("--task", help=f"{either(TASKS)}; or MODULE:CLASS, a task of your own.")
 @click.option(
-    "--variant", help=f"{either(VARIANTS)}; or one for each layer: qkv/q-k=v.  [default: qkv]"
+    "--task", type=Known(TASKS), help=f"{either(TASKS)}; or MODULE:CLASS, a task of your own."
+)
+@click.option(
+    "--variant",
+    type=Known(VARIANTS),
+    help=f"{either(VARIANTS)}; or one for each layer: qkv/q-k=v.  [default: qkv]",
 )
 @settings()
 @click.option("--seed", type=int, help="Seed of everything random.  [default: 0]")
@@ -101,13 +106,13 @@ def _train(ctx, comm, task, out, resume, html, as_json, show_config, more, threa
             train_run(config)
         return
     if show_config:
-        print_toml(_flat(config))
+        print_json(_flat(config)) if as_json else print_toml(_flat(config))
         return
     try:
         with live(config) as progress:
             _, result = train_run(config, out, resume, progress)
     except KeyboardInterrupt:
-        again = shlex.join(["minqkv", "train", "--resume", "--out", str(out)])
+        again = f"minqkv train --resume --out {pasted(out)}"
         again += f" --task {config.task.name}" if ":" in config.task.name else ""
         raise KeyboardInterrupt(f"continue with: {again}") from None
     names = {"task": config.task.name, "variant": config.variant, "seed": config.seed}
@@ -121,12 +126,14 @@ def _train(ctx, comm, task, out, resume, html, as_json, show_config, more, threa
         return
     if metrics and sys.stdout.isatty():
         click.echo(loss_curve(metrics))
-    metric, folder = config.task.metric, shlex.quote(str(out))
-    what = f"{config.task.name} with {config.variant}: {config.split} {metric} {result[metric]:.4f}"
-    click.echo(f"{what} after {result['steps']} steps, kept in {out}")
+    metric, folder = config.task.metric, pasted(out)
+    what = f"{config.task.name} with {config.variant}: {config.split} {metric}"
+    after = f"{decimal(result[metric])} after {counted(result['steps'], 'step')}"
+    click.echo(f"{what} {after}, kept in {out}")
     if best := result.get("best"):
         score = dict(result["curve"])[best]
-        click.echo(f"best validation {metric} {score:.4f}, after {best} steps: best.npz")
+        after = f"{decimal(score)}, after {counted(best, 'step')}"
+        click.echo(f"best validation {metric} {after}: best.npz")
     if config.task.answers:
         click.echo(f"see its mistakes: minqkv eval {folder} --wrong 5")
     else:

@@ -6,9 +6,11 @@ from pathlib import Path
 import click
 
 from ..runtime.errors import Exit, UsageError
+from ..runtime.shown import counted
 from ..tasks.rules import TASKS
 from ..variants import VARIANTS
 from .options import (
+    Known,
     Listed,
     command_line,
     computes,
@@ -47,9 +49,13 @@ PRESETS = {  # name -> what it compares; the grids are in study/presets.py
     show_default=True,
     help="; ".join(f"{name}: {about}" for name, about in PRESETS.items()) + ".",
 )
-@click.option("--tasks", type=Listed(), help=f"Tasks, from: {either(TASKS)}; or MODULE:CLASS.")
 @click.option(
-    "--variants", type=Listed(), help=f"Variants, from: {either(VARIANTS)}; or by layer: qkv/q-k=v."
+    "--tasks", type=Listed(Known(TASKS)), help=f"Tasks, from: {either(TASKS)}; or MODULE:CLASS."
+)
+@click.option(
+    "--variants",
+    type=Listed(Known(VARIANTS)),
+    help=f"Variants, from: {either(VARIANTS)}; or by layer: qkv/q-k=v.",
 )
 @click.option(
     "--seeds", type=Listed(int, counts=True), help="How many (3 means 0,1,2), or which (0,5,7)."
@@ -117,6 +123,9 @@ def study(
     flags["selection_seeds"] = selection_seeds
     given |= {name: value for name, value in flags.items() if value is not None}
     plan = _plan(preset, ablate, given)
+    if show_config and as_json:
+        print_json({"preset": preset, **given})
+        return None
     if show_config:
         print_toml({"preset": preset, **given})
         _dry_run(plan, "", "# ")
@@ -184,7 +193,7 @@ def _outlook(plan, out, jobs, executor, accept_code, changed_contrasts, as_json)
         counts = {"runs": n, "recorded": n - len(missing), "other_code": others}
         print_json({**counts, "seconds": seconds, "jobs": jobs, "out": str(out)})
         return missing, seconds, ""
-    line = f"{n} run{'s' if n > 1 else ''}, {n - len(missing)} of them on record in {out}"
+    line = f"{counted(n, 'run')}, {n - len(missing)} of them on record in {out}"
     where = f"{jobs} process{'es' if jobs > 1 else ''}"
     where += f" like this one ({executor} may be faster)" if executor else ""
     line += f"; about {duration(seconds)} on {where}"
@@ -327,7 +336,8 @@ def _labels(configs):
 
     def label(c):
         several = len(titles[c.task.name]) > 1
-        task = f"{c.task.title(OF_AN_ARM)}  {c.recipe.steps} steps" if several else c.task.name
+        sized = f"{c.task.title(OF_AN_ARM)}  {counted(c.recipe.steps, 'step')}"
+        task = sized if several else c.task.name
         rate = f"lr {c.recipe.lr:g}" if c.split == "validation" else ""
         return "  ".join(filter(None, (task, arm(c, True), rate)))
 

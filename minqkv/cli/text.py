@@ -6,7 +6,8 @@ from os.path import exists, isdir, isfile
 import click
 
 from ..runtime.errors import EnvironmentFault, UsageError
-from .options import TOKENIZER_HELP, print_json, reports
+from ..tasks.rules import TOKENIZERS
+from .options import TOKENIZER_HELP, Known, print_json, reports
 
 
 @click.command()
@@ -14,6 +15,7 @@ from .options import TOKENIZER_HELP, print_json, reports
 @click.option(
     "--tokenizer",
     "name",
+    type=Known(TOKENIZERS),
     default="bpe-1024",
     show_default=True,
     metavar="NAME",

@@ -2,8 +2,8 @@
 
 import click
 
-from ..variants import POSITIONS, ROPE_VALUES
-from .options import Listed, computes, either, stages
+from ..variants import POSITIONS, ROPE_VALUES, VARIANTS
+from .options import Known, Listed, computes, either, print_json, stages
 
 
 @click.group()
@@ -13,10 +13,23 @@ def trace():
 
 def _view(name, about):
     @trace.command(name, help=about)
-    @click.option("--variant", default="qkv", show_default=True, help="See `minqkv variants`.")
-    @click.option("--position", default="learned", show_default=True, help=f"{either(POSITIONS)}.")
+    @click.option(
+        "--variant",
+        type=Known(VARIANTS),
+        default="qkv",
+        show_default=True,
+        help="See `minqkv variants`.",
+    )
+    @click.option(
+        "--position",
+        type=Known(POSITIONS),
+        default="learned",
+        show_default=True,
+        help=f"{either(POSITIONS)}.",
+    )
     @click.option(
         "--rope-value",
+        type=Known(ROPE_VALUES),
         default="raw",
         show_default=True,
         help=f"What K = V stores under rope: {either(ROPE_VALUES)}.",
@@ -33,9 +46,12 @@ def _view(name, about):
         show_default=True,
         help="Seed of the random weights.",
     )
+    @click.option(
+        "--digits", type=click.IntRange(0, 17), default=3, show_default=True, help="Decimals."
+    )
     @stages
     @computes
-    def command(as_json, plain, svg, **sizes):
+    def command(as_json, plain, svg, digits, **sizes):
         from ..render.figures import heat_map
         from ..render.lesson import choose
         from ..runtime.files import write_text
@@ -43,8 +59,10 @@ def _view(name, about):
         from ..teach.views import VIEWS, build, pattern
 
         model, ids = build(**sizes)
-        with on(choose(plain, as_json)):
-            VIEWS[name](model, ids)
+        with on(choose(plain, as_json)) as stage:
+            VIEWS[name](model, ids, digits)
+        if as_json:
+            print_json(stage.drawn)
         if svg:
             title, heads, tokens = pattern(name, model, ids)
             maps = [(f"head {i}", rows.tolist()) for i, rows in enumerate(heads)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..attention import (
+    LARGEST,
     Attention,
     check_positions,
     check_window,
@@ -138,8 +140,10 @@ def check_config(cfg) -> None:
     A variant is stored under its canonical name, and the width of a head as a number.
     """
     for name in cfg.sizes:
-        if (size := getattr(cfg, name)) < 1:
-            raise UsageError(f"{name} must be a whole number of at least 1, not {size}")
+        if not 1 <= (size := getattr(cfg, name)) <= LARGEST:
+            raise UsageError(f"{name} must be a whole number from 1 to {LARGEST:,}, not {size}")
+    if getattr(cfg, "d_ff", 0) > 4 * LARGEST:
+        raise UsageError(f"d_ff {cfg.d_ff} is too large", f"at most {4 * LARGEST:,}")
     head_dim = checked_head_dim(cfg.n_embd, cfg.n_head, cfg.head_dim)
     object.__setattr__(cfg, "head_dim", head_dim)
     object.__setattr__(cfg, "variant", layered_name(cfg.specs))
@@ -147,6 +151,8 @@ def check_config(cfg) -> None:
     check_window(cfg.window, cfg.sinks)
     if cfg.dtype not in ("float32", "float64"):
         raise unknown("dtype", cfg.dtype, ("float32", "float64"))
+    if cfg.plus_start is not None and not math.isfinite(cfg.plus_start):
+        raise UsageError(f"plus_start {cfg.plus_start} must be finite")
     if cfg.plus_start is not None and not any(spec.plus for spec in cfg.specs):
         raise UsageError(f'plus_start sets the temperature of "+", and {cfg.variant} has none')
 

@@ -9,6 +9,7 @@ from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
+from ..runtime.shown import counted
 from ..variants import cache_bytes_per_token
 from .console import bytes_text, say, stderr
 
@@ -53,7 +54,7 @@ class Watch:
     def _draw_line(self, n, held):
         """Draw the current size over the previous one."""
         qkv, most = n * self.per_token, self.cache.batch * self.cache.capacity * self.per_token
-        now = f"{n:,} tokens  {_bar(held, qkv, most, MOST)}  {bytes_text(held)}"
+        now = f"{counted(n, 'token')}  {_bar(held, qkv, most, MOST)}  {bytes_text(held)}"
         text = Text(f"{now}, qkv {bytes_text(qkv)}", no_wrap=True, overflow="ellipsis")
         self.line.control(ERASE)
         self.line.print(text, end="", width=self.line.width - 1)
@@ -113,7 +114,7 @@ class Watch:
         n, held, formula = int(cache.lengths.sum()), cache.nbytes, formula_bytes(cache)
         qkv = n * self.per_token
         same = "as the formula says" if formula == held else f"formula: {bytes_text(formula)}"
-        say(console, f"now {bytes_text(held)} for {n:,} tokens, {same}")
+        say(console, f"now {bytes_text(held)} for {counted(n, 'token')}, {same}")
         say(console, f"qkv with the same heads, in {self.config.dtype}: {bytes_text(qkv)}")
         saved = 100 * (1 - held / qkv)
         say(console, f"saved {saved:.1f} %; allocated {bytes_text(cache.capacity_nbytes)}")

@@ -102,8 +102,8 @@ def _blocks(widths, limit):
 
 def bytes_text(n):
     """Bytes with a binary unit named: 1536 -> "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if n < 1024 or unit == "GiB":
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if n < 1024 or unit == "PiB":
             return f"{n:,.6g} {unit}"
         n /= 1024
     raise AssertionError("unreachable")

@@ -1,5 +1,6 @@
 """Tables of the commands that only inform."""
 
+from ..runtime.shown import counted
 from .console import bytes_text, say, stdout, table
 
 LONGEST = 60  # characters of an example of a task
@@ -17,7 +18,7 @@ def variant_table(rows, cfg, config, context, dtype):
         ("10⁹ MACs\nfull n²", "right"),
         ("10⁹ MACs\ncausal", "right"),
         (f"cache per\ntoken, {dtype}", "right"),
-        (f"cache at\n{context:,} tokens", "right"),
+        (f"cache at\n{counted(context, 'token')}", "right"),
         ("saved", "right"),
     ]
     lines = []
@@ -29,7 +30,7 @@ def variant_table(rows, cfg, config, context, dtype):
     table(console, title, columns, lines)
     names = 'In a name "=" joins what is shared; the hyphen is not a minus sign.'
     symbols = 'α = 1/√d_h; head i reads stored head ⌊i/G⌋; s, g: what "+" learns.'
-    macs = f"MACs: multiply-accumulates of a prefill of {context:,} tokens."
+    macs = f"MACs: multiply-accumulates of a prefill of {counted(context, 'token')}."
     say(console, f"{names} {symbols} {macs}")
 
 

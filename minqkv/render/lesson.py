@@ -1,8 +1,7 @@
-"""The stages on which a lesson is played: rich, plain, and NDJSON. Each draws events and may ask a
-question.
+"""The stages on which a lesson is played: rich, plain, or kept for --json. Each takes events, and
+may ask a question.
 """
 
-import json
 import shutil
 import sys
 
@@ -30,7 +29,7 @@ class Plain:
 
     def __init__(self, out=None, width=None, interactive=False):
         self.out, self.width, self.interactive = out or sys.stdout, width, interactive
-        self.drawn = []
+        self.drawn, self.rows = [], None  # rows since the last pause; None: without pauses
 
     @property
     def page(self):
@@ -41,9 +40,20 @@ class Plain:
     def draw(self, event):
         """Show one event."""
         self.drawn.append(event)
-        for line in lines(event, self.page):
+        laid, room = lines(event, self.page), max(2, shutil.get_terminal_size().lines - 2)
+        if self.rows and self.rows + len(laid) > room:
+            self.pause()
+        for line in laid:
+            if self.rows is not None and self.rows >= room:
+                self.pause()
             self.put(line)
+            self.rows = None if self.rows is None else self.rows + 1
         self.out.flush()
+
+    def pause(self):
+        """Wait until the learner has read what the screen holds."""
+        while (reply := self.ask("[Enter] more, [?] keys: ")) and self.key(reply):
+            pass
 
     def put(self, line):
         """Write one line of (text, style)."""
@@ -51,7 +61,13 @@ class Plain:
 
     def ask(self, prompt):
         """A line from the learner; None where nobody can answer. At the end of input: EOFError."""
-        return input(prompt).strip() if self.interactive else None
+        if not self.interactive:
+            return None
+        self.rows = self.rows and 0
+        return input(prompt).strip()
+
+    def key(self, reply):
+        """Do what a key asks for; whether it was one. A Player has keys."""
 
 
 class Rich(Plain):
@@ -69,7 +85,7 @@ class Rich(Plain):
 
 
 class Recorder:
-    """Draws nothing and keeps everything: for running ahead silently, and for tests."""
+    """Draws nothing and keeps everything: for --json, for running ahead, and for tests."""
 
     def __init__(self):
         self.drawn = []
@@ -81,20 +97,15 @@ class Recorder:
     def ask(self, prompt):
         """Nobody answers."""
 
-
-class Ndjson(Recorder):
-    """One JSON object per line."""
-
-    def draw(self, event):
-        super().draw(event)
-        print(json.dumps(event), flush=True)
+    def key(self, reply):
+        """Nobody has keys."""
 
 
 def choose(plain=False, as_json=False, pause=True):
     """The stage for this stdout. It asks only if stdin and stdout are terminals, and `pause`."""
     interactive = pause and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     if as_json:
-        return Ndjson()
+        return Recorder()
     if plain or not sys.stdout.isatty():
         return Plain(interactive=interactive)
     from .console import stdout

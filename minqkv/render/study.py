@@ -2,6 +2,7 @@
 
 import math
 
+from ..runtime.shown import decimal
 from ..study import stats
 from ..study.beside import changes
 from ..study.paper import of_same_data
@@ -24,7 +25,7 @@ def number(value, digits=3):
     """.684, 1.000, or "–" where there is none."""
     if value is None or math.isnan(value):
         return "–"
-    text = f"{value:.{digits}f}"
+    text = f"{value:.{digits}f}" if abs(value) < 1e7 else decimal(value)
     return text[1:] if text.startswith("0.") else text
 
 

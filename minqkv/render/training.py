@@ -2,7 +2,7 @@
 
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from rich.text import Text
 
 from ..analysis.needs import peak_memory, size_text
 from ..runtime import files
+from ..runtime.shown import decimal
 from ..tasks.registry import blaming
 from .console import duration, say, stderr
 from .figures import Panel, Series, figure
@@ -54,6 +55,10 @@ class Live:
         self.seconds = 0.0  # of training, without scores and samples
 
     def __call__(self, step):
+        with suppress(OSError):  # of a terminal that was closed: what ends a run is the signal
+            self._show(step)
+
+    def _show(self, step):
         if self.advance is None:
             self.start = step.done - 1
             own = self.console if self.console.is_terminal else None
@@ -69,7 +74,7 @@ class Live:
     def _note(self, step):
         """Loss, validation score, speed and memory: as much as fits the terminal."""
         rate = (step.done - self.start) / max(1e-9, self.seconds)
-        parts = [f"loss {step.loss:.4f}", self.score]
+        parts = [f"loss {decimal(step.loss)}", self.score]
         parts += [f"{step.tokens * rate:,.0f} tokens/s", size_text(peak_memory())]
         text = "  ".join(filter(None, parts))
         while self.console.is_terminal and len(text) > self.console.width and "  " in text:

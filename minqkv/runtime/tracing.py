@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from difflib import get_close_matches
 
 import numpy as np
 
-from . import backend
+from . import backend, shown
 from .backend import Array
 from .scoped import scoped
 
@@ -26,7 +27,7 @@ active = _active.get
 _nothing = nullcontext()
 
 
-class Trace:
+class Trace(shown.Arrays):
     """Arrays by name, in the order they were seen."""
 
     def __init__(self):
@@ -35,13 +36,25 @@ class Trace:
         self.scopes = []
 
     def __getitem__(self, name):
-        return self.seen[name][-1]
+        if name in self.seen:
+            return self.seen[name][-1]
+        near = [known for known in self.seen if known.endswith(f".{name}")][:3]
+        near = near or get_close_matches(str(name), self.seen, cutoff=0.5)
+        near = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(self.seen)}"
+        raise KeyError(f"no array {name} was seen; {near}")
 
     def __contains__(self, name):
         return name in self.seen
 
     def __iter__(self):
         return iter(self.seen)
+
+    def __len__(self):
+        return len(self.seen)
+
+    def keys(self) -> list[str]:
+        """The names, in the order they were seen."""
+        return list(self.seen)
 
     def all(self, name: str) -> list[np.ndarray]:
         """Every array recorded under this name, oldest first."""

@@ -1,8 +1,6 @@
 """The version, and a fingerprint of the code that decides a run's result."""
 
-import hashlib
 from functools import lru_cache
-from pathlib import Path
 
 __version__ = "0.2.0"
 
@@ -13,6 +11,9 @@ NOT_IN_A_RESULT = {"cli", "render", "teach"}  # they only read results, or print
 @lru_cache
 def code_version():
     """A hash over every file that can change a run's result: the same one, the same code."""
+    import hashlib  # here, because every command imports this file
+    from pathlib import Path
+
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*")):

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from ..runtime import backend, distributed
 from ..runtime.errors import EnvironmentFault, Exit, UsageError
+from ..runtime.signals import stopping
 from ..runtime.version import code_version
 from .workers import processes, run_here, stop
 
@@ -93,12 +94,11 @@ def _pickled(function, item):
 
 @contextmanager
 def _one_interrupt():
-    """Ctrl-C or SIGTERM counts once: a second must not interrupt what the first has started."""
+    """A signal to stop counts once: a second must not interrupt what the first has started."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in found.items() if callable(handler)}
+    before = {number: handler for number, handler in stopping().items() if callable(handler)}
 
     def first(number, frame):
         for each in before:

@@ -14,6 +14,7 @@ from multiprocessing.context import SpawnContext
 from ..runtime import backend
 from ..runtime.blas import blas_threads
 from ..runtime.errors import EnvironmentFault
+from ..runtime.signals import stopping
 from ..runtime.version import code_version
 
 _running = {}  # thread -> the study for which it computes a run
@@ -84,7 +85,8 @@ def processes(jobs: int) -> tuple[Executor, Callable]:
 
 
 def _start():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them; the parent decides
+    for number in stopping().keys() - {signal.SIGTERM}:  # these reach all processes of a terminal
+        signal.signal(number, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

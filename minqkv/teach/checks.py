@@ -22,6 +22,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from ..runtime.docs import docstrings
 from . import guard
 from .events import array_event, said
 
@@ -63,10 +64,12 @@ class Check:
         """name -> NearMiss: `<exercise name>__<mistake>`, the solution with that name replaced."""
         solution = vars(namespace(self.lesson.companion("solution")))
         found = {}
-        for name, thing in vars(namespace(self.lesson.companion("near_misses"))).items():
+        path = self.lesson.companion("near_misses")
+        written = docstrings(path)
+        for name, thing in vars(namespace(path)).items():
             replaced, mark, mistake = name.partition("__")
             if replaced in self.names and mark and mistake:
-                diagnosis = " ".join((inspect.getdoc(thing) or "").split())
+                diagnosis = " ".join(written[name].split())
                 learner = SimpleNamespace(**{**solution, replaced: thing})
                 found[name] = NearMiss(self, diagnosis, learner)
         return found

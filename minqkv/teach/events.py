@@ -6,12 +6,12 @@ them was computed.
 """
 
 import inspect
-import re
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..render.lesson import choose
 from ..runtime.errors import MinqkvError
+from .answers import verdict, wanted
 
 _stage = None
 
@@ -22,6 +22,10 @@ class LessonError(MinqkvError):
 
 class Quit(Exception):
     """The learner wants to stop."""
+
+
+class Go(Exception):
+    """The learner wants to be at another step: `Go(at)`, counted from 0."""
 
 
 @contextmanager
@@ -143,8 +147,8 @@ def curve(title, series, x="step", log=False):
 
 def predict(question, answer, options=None, tolerance=1e-2):
     """Ask before showing. `answer` was computed; with `options` (strings) it is one of them, else a
-    number (right within `tolerance`), a bool or a word. Without a terminal the question and the
-    answer are stated."""
+    number (right within `tolerance`), a bool or a word. What is no answer is a key, or is asked
+    again. Without a terminal the question and the answer are stated."""
     answer = answer.item() if hasattr(answer, "item") else answer
     if options is not None and answer not in options:
         raise LessonError(
@@ -152,28 +156,15 @@ def predict(question, answer, options=None, tolerance=1e-2):
             "compute it from the same strings",
         )
     emit("predict", question=question, options=options and list(options))
-    try:
-        reply = stage().ask("  your guess (Enter: show me): ")
-    except EOFError:
-        raise Quit from None
-    if reply == "q":
-        raise Quit
+    right = None
+    while right is None and (reply := stage().ask("  your guess (Enter: show me, ?: keys): ")):
+        right = verdict(reply, answer, options, tolerance)
+        if right is None and not stage().key(reply):
+            say(wanted(answer, options))
     text = ("yes" if answer else "no") if isinstance(answer, bool) else str(answer)
     if isinstance(answer, float):
         text = f"{answer:.4g}"
-    right = _right(reply, answer, text, options, tolerance) if reply else None
     emit("answer", answer=text, right=right)
-
-
-def _right(reply, answer, text, options, tolerance):
-    if options is not None and len(reply) == 1 and reply.lower() in "abcdefgh"[: len(options)]:
-        return options["abcdefgh".index(reply.lower())] == answer
-    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
-        readings = {reply.replace(",", "."), reply.replace(",", "")}  # 0,5 and 1,024
-        form = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"
-        numbers = [float(x) for x in readings if re.fullmatch(form, x.strip())]
-        return any(abs(number - answer) <= tolerance for number in numbers)
-    return reply.lower() == text.lower() or (isinstance(answer, bool) and reply.lower() == text[0])
 
 
 def compare(left, a, right, b, tolerance=1e-9, same=True):

@@ -4,6 +4,7 @@ the learner.
 
 import ast
 import code
+import copy
 import inspect
 import linecache
 import traceback
@@ -11,9 +12,9 @@ from contextlib import suppress
 
 from ..render.lesson import Recorder
 from ..runtime.errors import MinqkvError
-from .events import LessonError, Quit, emit, on
+from .events import Go, LessonError, Quit, emit, on
 
-KEYS = """Enter  next step
+KEYS = """Enter  go on; at a question, show the answer
 b      back one step (the lesson is run again up to there)
 g N    go to step N
 s      source of the function just called
@@ -35,6 +36,7 @@ class Player:
 
     def __init__(self, lesson, stage, saw=lambda n: None, hint=lambda: None):
         self.lesson, self.stage, self.saw, self.hint = lesson, stage, saw, hint
+        self.at = self.place = None  # the step in hand; how many are behind, as last told to `saw`
         self._begin()
 
     def _begin(self):
@@ -44,15 +46,28 @@ class Player:
 
     def play(self, start=0, pause=True):
         """From step `start` (0 is the first) to the end. Returns whether the end was reached."""
-        at, steps = start, self.lesson.steps
+        self.at = start
+        if pause:  # the keys work wherever the stage asks, and it asks before a screen is full
+            self.stage.key, self.stage.rows = self._key, 0
         try:
-            while at < len(steps):
-                self._present(at)
-                self.saw(at + 1)
-                at = at + 1 if not pause else self._ask(at)
-        except Quit:
+            while self.at < len(self.lesson.steps):
+                try:
+                    self._keep(self.at)
+                    self._present(self.at)
+                    self._keep(self.at + 1)
+                    if pause:
+                        self._ask()
+                    self.at += 1
+                except Go as go:
+                    (self.at,) = go.args
+        except (Quit, EOFError):
             return False
         return True
+
+    def _keep(self, place):
+        if place != self.place:
+            self.saw(place)
+            self.place = place
 
     def _present(self, at):
         """Run up to step `at` in silence where need be, then show and run it."""
@@ -75,7 +90,8 @@ class Player:
         tree = ast.increment_lineno(ast.parse(step.code, path), step.line - 1)
         try:
             exec(compile(tree, path, "exec"), self.namespace)
-        except (Quit, KeyboardInterrupt, BrokenPipeError):
+        except (Quit, Go, EOFError, KeyboardInterrupt, BrokenPipeError):
+            self.ran = -1  # half of it
             raise
         except BaseException as error:
             own = isinstance(error, LessonError)  # a lesson that contradicts itself says so
@@ -84,43 +100,49 @@ class Player:
             raise MinqkvError(f"{self.lesson.name}, step {at + 1}, {where}", hint) from error
         self.ran = at + 1
 
-    def _ask(self, at):
-        """Where to go from step `at`."""
-        while True:
-            try:
-                reply = self.stage.ask("\n[Enter] next, [?] keys: ")
-            except EOFError:
-                raise Quit from None
-            if reply is None or reply == "":
-                return at + 1
-            key, _, rest = reply.partition(" ")
-            if key == "q":
-                raise Quit
-            if key == "b":
-                return max(0, at - 1)
-            if key == "g" and rest.strip().isdecimal() and 1 <= int(rest) <= len(self.lesson.steps):
-                return int(rest) - 1
-            with on(self.stage):
-                self._answer(key, at)
+    def _ask(self):
+        """Until the learner wants the next step."""
+        while reply := self.stage.ask("\n[Enter] next, [?] keys: "):
+            if not self._key(reply):
+                text = f"{reply!r} is not a command here. ? lists them; Enter continues."
+                with on(self.stage):
+                    emit("say", text=text)
 
-    def _answer(self, key, at):
-        if key == "s":
-            self._source(at)
-        elif key == "p":
-            banner = "A copy of the lesson's variables; exit() or Ctrl-D returns to the lesson."
-            names = {**self.namespace, "exit": _leave, "quit": _leave}
-            with suppress(SystemExit):
-                code.interact(banner, local=names, exitmsg="")
-            self.ran = -1  # the copy shares its arrays: the steps run again before the next one
-        elif key == "h":
-            emit("say", text=self.hint())
-        elif key == "g":
-            emit("say", text=f"g and a step from 1 to {len(self.lesson.steps)}, for example: g 2")
-        elif key == "?":
-            emit("code", source=KEYS, line=0)
-        else:
-            text = f"{key!r} is not a command here. ? lists them; Enter continues."
-            emit("say", text=text)
+    def _key(self, reply):
+        """Do what a key asks for; False where it is none. Raises Quit and Go."""
+        (key, _, rest), steps = reply.lower().partition(" "), len(self.lesson.steps)
+        if key not in tuple("qbgspqh?") or (rest and key != "g"):
+            return False
+        if key == "q":
+            raise Quit
+        if key == "b":
+            raise Go(max(0, self.at - 1))
+        if key == "g" and rest.strip().isdecimal() and 1 <= int(rest) <= steps:
+            raise Go(int(rest) - 1)
+        with on(self.stage):
+            if key == "s":
+                self._source(self.at)
+            elif key == "p":
+                self._prompt()
+            elif key == "h":
+                emit("say", text=self.hint())
+            elif key == "g":
+                emit("say", text=f"g and a step from 1 to {steps}, for example: g 2")
+            else:
+                emit("code", source=KEYS, line=0)
+        return True
+
+    def _prompt(self):
+        """A Python prompt on copies, as far as things can be copied."""
+        names, memo = {"exit": _leave, "quit": _leave}, {}
+        for name, value in self.namespace.items():
+            names[name] = value
+            with suppress(Exception):  # a module, a generator
+                names[name] = copy.deepcopy(value, memo)
+        banner = "A copy of the lesson's variables; exit() or Ctrl-D returns to the lesson."
+        with suppress(SystemExit):
+            code.interact(banner, local=names, exitmsg="")
+        self.ran = -1  # what was not copied may have changed: the steps run again
 
     def _source(self, at):
         """The last function of the package, or of the lesson, that the step calls."""

@@ -11,6 +11,7 @@ import numpy as np
 from ..functional import cross_entropy
 from ..models import GPT, GPTConfig
 from ..runtime.errors import UsageError
+from ..runtime.shown import counted
 from ..runtime.tracing import trace
 from ..tensor import Tensor
 from ..variants import VariantSpec
@@ -46,13 +47,13 @@ def build(variant, position, rope_value, n_head, n_embd, tokens, seed):
     return model, np.array([tokens])
 
 
-def forward(model, ids):
+def forward(model, ids, digits=3):
     """Every array of one attention call, in the order it is computed."""
     _headline(model)
     with trace() as t:
         model(ids)
     arrays = _of_layer(t)
-    _draw(arrays, ids[0])
+    _draw(arrays, ids[0], digits)
     layer, spec = model.blocks[0].attn, VariantSpec.parse(model.config.variant)
     if spec.streams == 1:
         say(f"one projection, {layer.wk.weight.size} numbers, makes keys and values")
@@ -67,7 +68,7 @@ def forward(model, ids):
 
 def _headline(model):
     spec, n_head = VariantSpec.parse(model.config.variant), model.config.n_head
-    heads = f"{n_head} heads, {spec.stored_heads(n_head)} stored"
+    heads = f"{counted(n_head, 'head')}, {spec.stored_heads(n_head)} stored"
     say(f"{spec.name}: {spec.formula}, {heads}")
 
 
@@ -76,7 +77,7 @@ def _of_layer(t, prefix=""):
     return {name.rpartition("attn.")[2]: t[name][0] for name in t if f".attn.{prefix}" in name}
 
 
-def _draw(arrays, tokens, first=0):
+def _draw(arrays, tokens, digits, first=0):
     keys = [f"{i}:{token}" for i, token in enumerate(tokens)]
     for name, array in arrays.items():
         base = name.removeprefix("grad.")
@@ -93,12 +94,13 @@ def _draw(arrays, tokens, first=0):
             seen = np.arange(array.shape[-1]) <= first + np.arange(array.shape[-2])[:, None]
             draw = heat if name == "pattern" else show
             rows, columns = keys[first : first + array.shape[-2]], keys[: array.shape[-1]]
-            draw(title, array, rows=rows, columns=columns, mask=seen)
+            draw(title, array, rows=rows, columns=columns, mask=seen, digits=digits)
         else:
-            show(title, array, rows=keys if array.shape[-2] == len(keys) else keys[first:])
+            rows = keys if array.shape[-2] == len(keys) else keys[first:]
+            show(title, array, rows=rows, digits=digits)
 
 
-def decode(model, ids):
+def decode(model, ids, digits=3):
     """Token by token: what is written, what is read, which memory it is, and the bytes beside the
     formula.
     """
@@ -111,14 +113,15 @@ def decode(model, ids):
         cache_step(cache, model.config)
         arrays = _of_layer(t)
         streams = ("cache.k",) if len(cache.stored[0]) == 1 else ("cache.k", "cache.v")
-        _draw({name: arrays[name] for name in ("q", *streams, "pattern")}, ids[0, : i + 1], first=i)
+        drawn = {name: arrays[name] for name in ("q", *streams, "pattern")}
+        _draw(drawn, ids[0, : i + 1], digits, first=i)
         difference = abs(logits[:, 0] - whole[:, i]).max()
         say(f"largest difference to the same position without a cache: {difference:.1e}")
     rows = cache.layers[0].rows
     memory(keys=rows[0], values=rows[-1])
 
 
-def backward(model, ids):
+def backward(model, ids, digits=3):
     """Backward: the gradient of each array of the attention call, then of each weight."""
     _headline(model)
     targets = np.roll(ids, -1, axis=1)
@@ -127,7 +130,7 @@ def backward(model, ids):
         loss.backward()
     target = "the next token; for the last token, the first"
     say(f"loss {loss.item():.4f} (target: {target})")
-    _draw(_of_layer(t, "grad."), ids[0])
+    _draw(_of_layer(t, "grad."), ids[0], digits)
     for name, p in model.blocks[0].attn.named_parameters():
         if p.grad is not None:
             norm = float(np.sqrt((Tensor(p.grad).numpy().astype(np.float64) ** 2).sum()))
