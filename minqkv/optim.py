@@ -14,6 +14,7 @@ from .nn import Parameter
 from .runtime import backend, distributed
 from .runtime.backend import Array
 from .runtime.errors import UsageError
+from .runtime.undivided import undivided
 
 
 class Optimizer:
@@ -68,8 +69,9 @@ class Optimizer:
             start += p.size
         distributed.add_up(self.gradient)  # over all ranks, where there are several
         norm = None if max_norm is None else clip(self.gradient, max_norm)
-        self.steps += 1
-        self.update(self.gradient)
+        with undivided():
+            self.steps += 1
+            self.update(self.gradient)
         return norm
 
     def state_dict(self) -> dict:
