@@ -47,14 +47,14 @@ IMAGES = {f"tasks/{name}.py" for name in (
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
-    "the book": ({*BOOK, "runs"} - {"caches"}, 2830),
+    "the book": ({*BOOK, "runs"} - {"caches"}, 2890),
     "beside it, further kinds of cache": ({"caches"}, 400),
-    "runtime": ({"runtime"}, 920),
+    "runtime": ({"runtime"}, 980),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "of it, several machines": ({"runtime/distributed.py"}, 60),
     "tasks": ({"tasks"}, 2650),
     "of it, images": (IMAGES, 740),
-    "study": ({"study"}, 1880),
+    "study": ({"study"}, 1910),
     "analysis": ({"analysis"}, 810),
     "render, teach": ({"render", "teach"}, 4150),
     "cli, and the way in": ({"cli", "__main__", "__init__"}, 2100),
