@@ -17,6 +17,7 @@ from .runtime import backend, distributed, shown
 from .runtime.backend import Array
 from .runtime.errors import UsageError
 from .runtime.fields import plain
+from .runtime.undivided import undivided
 from .tensor import Tensor
 
 
@@ -86,8 +87,9 @@ class Optimizer(shown.Moments):
             start += p.size
         distributed.add_up(self.gradient)  # over all ranks, where there are several
         norm = None if max_norm is None else clip(self.gradient, max_norm)
-        self.steps += 1
-        self.update(self.gradient)
+        with undivided():
+            self.steps += 1
+            self.update(self.gradient)
         return norm
 
     def state_dict(self) -> dict:

@@ -194,8 +194,8 @@ def train_run(
     if out is None:
         return model, _train_and_score(config, model, None, progress)
     files.make_folder(out)
-    with locked(out):
-        folder = RunFolder(out, config, resume)
+    with locked(out) as still_ours:
+        folder = RunFolder(out, config, resume, still_ours)
         return model, _train_and_score(config, model, folder, progress)
 
 
@@ -211,7 +211,7 @@ def _finished(config, model, out):
         raise EnvironmentFault(why, f"restore it, or {_ANOTHER}")
     meta = load_checkpoint(folder.checkpoint, folder.hash, model)
     ended = meta["step"] == config.recipe.steps
-    return folder.read_result(meta.get("metrics")) if ended else None
+    return read_result(out, config, folder.hash, meta.get("metrics")) if ended else None
 
 
 def _train_and_score(config, model, folder, progress):
@@ -296,20 +296,22 @@ class RunFolder:
     """The files of one run. `with folder:` keeps its metrics open for `record`.
 
     Raises UsageError when the folder holds a run already and `resume` is not asked for, or when
-    that run is another one.
+    that run is another one. `still_ours` is called before each save; see `locked`.
     """
 
-    def __init__(self, path, config, resume=False):
+    def __init__(self, path, config, resume=False, still_ours=lambda: None):
         self.path = path = Path(path)
         self.metrics, self.checkpoint = path / "metrics.jsonl", path / "checkpoint.npz"
         self.best, self.result = path / "best.npz", path / "result.json"
-        self.task, self.steps = config.task, config.recipe.steps
+        self.task, self.steps, self.still_ours = config.task, config.recipe.steps, still_ours
         self.saved_step, self.saved_time, self.curve = 0, time.monotonic(), []
         known = (path / "config.json", self.metrics, self.checkpoint, self.best, self.result)
         holds_a_run = any(file.exists() for file in known)
         if holds_a_run and not resume:
             cure = "continue it with --resume, or choose another folder with --out"
             raise UsageError(f"{path} already holds a run", cure)
+        if (path / "plan.json").exists():
+            raise UsageError(f"{path} holds a study, not a run", "choose another folder with --out")
         self.hash = config.hash  # None: a folder of version 0.1.0, whose files are not bound
         if not holds_a_run:
             write_config(path, config)
@@ -325,44 +327,18 @@ class RunFolder:
         """
         for left in self.path.glob(".*.tmp"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
-        expected = self.check = _first_check(self.hash)
+        meta = {"step": 0}
         if self.checkpoint.exists():
             meta = load_checkpoint(self.checkpoint, self.hash, model, optimizer)
-            self.saved_step, expected = meta["step"], meta.get("metrics")
-        lines = _lines(self.metrics)
-        for step, line in enumerate(lines[: self.saved_step]):
-            self._verify(step, line)
-        if len(lines) < self.saved_step:
-            why = f"{self.metrics} has {len(lines)} lines"
-            why += f", but the checkpoint is from step {self.saved_step}"
-            raise EnvironmentFault(why, f"restore that file, or {_ANOTHER}")
-        if self.hash and self.check != expected:
-            why = f"{self.metrics} was written by another run than {self.checkpoint.name} beside it"
-            raise EnvironmentFault(why, f"restore the right one, or {_ANOTHER}")
+        lines, self.saved_step = _lines(self.metrics), meta["step"]
+        values = _up_to(self.metrics, lines[: self.saved_step], self.hash, meta)
+        self.check = values[-1]["check"] if values else _first_check(self.hash)
+        self.curve = _curve(values)
         with files.replacing(self.metrics) as file:
             file.writelines(lines[: self.saved_step])
         if self.saved_step and self.saved_step == _best(self.task, self.curve):
             self.save_best(self.saved_step, model)
         return self.saved_step
-
-    def _verify(self, step, text):
-        """Check that a line of the metrics is whole, in its place, and of this run."""
-        try:
-            line = json.loads(text)
-            check = line.pop("check", None)
-            self.check = self._next_check(line)
-            if line["step"] != step or (self.hash and check != self.check):
-                raise ValueError("another step, or changed")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            why = f"{self.metrics} is good up to step {step}; line {step + 1} is damaged"
-            why += ", or of another run"
-            raise EnvironmentFault(why, f"restore that file, or {_ANOTHER}") from error
-        if "validation" in line:
-            self.curve.append((step + 1, line["validation"]))
-
-    def _next_check(self, line):
-        """A checksum of this line and all before it."""
-        return f"{zlib.crc32(json.dumps(line).encode(), int(self.check, 16)):08x}"
 
     def __enter__(self):
         self.lines = open(self.metrics, "a", encoding="utf-8")
@@ -374,7 +350,7 @@ class RunFolder:
 
     def record(self, line):
         """Append one step's metrics."""
-        self.check = self._next_check(line)
+        self.check = _next_check(line, self.check)
         bound = {**line, "check": self.check} if self.hash else line
         try:
             self.lines.write(json.dumps(bound) + "\n")
@@ -389,9 +365,7 @@ class RunFolder:
 
     def save(self, done, model, optimizer):
         """Replace the checkpoint. Raises EnvironmentFault when the folder is gone."""
-        if not (self.path / "config.json").exists():
-            why = f"{self.path} was removed, or emptied, while the run was using it"
-            raise EnvironmentFault(why, "start again with another folder")
+        self.still_ours()
         os.fsync(self.lines.fileno())  # first: a checkpoint must find the metrics of all its steps
         state = optimizer.state_dict()
         arrays = {f"optimizer/{name}": value for name, value in state.items() if name != "steps"}
@@ -410,19 +384,84 @@ class RunFolder:
 
     def write_result(self, result):
         """Keep the score, and a checksum of it and of the metrics."""
-        bound = {"config": self.hash, "check": self._next_check(result)} if self.hash else {}
-        files.write_json(self.result, result | bound)
+        self.still_ours()
+        bound = {"config": self.hash, "check": _next_check(result, self.check)}
+        files.write_json(self.result, result | (bound if self.hash else {}))
 
-    def read_result(self, check):
-        """The score of a finished run; `check` is that of the last line of its metrics. Raises
-        EnvironmentFault when it was changed, or is of another run.
-        """
-        result, self.check = files.read_json(self.result), check
-        bound = result.pop("config", None), result.pop("check", None)
-        if bound != ((self.hash, self._next_check(result)) if self.hash else (None, None)):
-            cure = f"restore it, or score the run again: minqkv eval {shlex.quote(str(self.path))}"
-            raise EnvironmentFault(f"{self.result} was changed, or is of another run", cure)
-        return result
+
+def read_result(path, config, config_hash, check):
+    """The score of a finished run; `check` is that of the last line of its metrics. Raises
+    EnvironmentFault when it was changed, or is of another run.
+    """
+    path = Path(path) / "result.json"
+    cure = f"restore it, or score the run again: minqkv eval {shlex.quote(str(path.parent))}"
+    result = files.read_json(path, cure)
+    bound = result.pop("config", None), result.pop("check", None)
+    found = [result.get(name) for name in (config.task.metric, "steps", "params")]
+    sound = all(map(_is_number, found)) and found[1] == config.recipe.steps
+    if config_hash:
+        sound = sound and bound == (config_hash, _next_check(result, check))
+    if not sound or (bound != (None, None) and not config_hash):
+        raise EnvironmentFault(f"{path} was changed, or is of another run", cure)
+    return result
+
+
+def read_metrics(path: str | Path) -> list[dict]:
+    """The metrics of a run folder, step by step, verified, up to a last line that is incomplete."""
+    lines, config = _lines(path := Path(path) / "metrics.jsonl"), path.with_name("config.json")
+    whole = lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
+    return _verified(path, whole, _bound(files.read_sealed(config)))
+
+
+def _up_to(path, lines, config_hash, meta):
+    """The values of the lines of metrics up to a checkpoint with these entries. Raises
+    EnvironmentFault when they do not belong to it.
+    """
+    values = _verified(path, lines, config_hash)
+    if len(lines) < meta["step"]:
+        why = f"{path} has {len(lines)} lines, but the checkpoint is from step {meta['step']}"
+        raise EnvironmentFault(why, f"restore that file, or {_ANOTHER}")
+    if config_hash and values and values[-1]["check"] != meta.get("metrics"):
+        why = f"{path} was written by another run than checkpoint.npz beside it"
+        raise EnvironmentFault(why, f"restore the right one, or {_ANOTHER}")
+    return values
+
+
+def _verified(path, lines, config_hash):
+    """The values of lines of metrics, each whole, in its place, and of this run. `check` is the
+    checksum of a line and all before it, also where a file of version 0.1.0 has none.
+    """
+    values, check = [], _first_check(config_hash)
+    for step, text in enumerate(lines):
+        try:
+            line = json.loads(text)
+            found = line.pop("check", None)
+            check = _next_check(line, check)
+            numbers = line["step"], line["loss"], line["lr"]
+            sound = all(map(_is_number, numbers)) and numbers[0] == step
+            if not sound or not isinstance(line.get("validation", 0.0), (int, float)):
+                raise ValueError("another step, or no number")
+            if config_hash and found != check:
+                raise ValueError("changed")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            why = f"{path} is good up to step {step}; line {step + 1} is damaged, or of another run"
+            raise EnvironmentFault(why, f"restore that file, or {_ANOTHER}") from error
+        values.append(line | {"check": check})
+    return values
+
+
+def _is_number(value):
+    return type(value) in (int, float) and abs(value) < 1e308  # an integer may fit no float
+
+
+def _curve(values):
+    """(steps, validation score) of the lines of metrics that have one."""
+    return [(line["step"] + 1, line["validation"]) for line in values if "validation" in line]
+
+
+def _next_check(line, check):
+    """A checksum of this line and all before it, whose checksum is `check`."""
+    return f"{zlib.crc32(json.dumps(line).encode(), int(check, 16)):08x}"
 
 
 def _lines(path):
@@ -436,7 +475,7 @@ def _lines(path):
         raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
 
 
-_ANOTHER = "choose another folder with --out"
+_ANOTHER = "train again in another folder"
 
 
 def _first_check(config_hash):
@@ -455,11 +494,21 @@ def load_checkpoint(path, config_hash, model, optimizer=None):
     for name, array in arrays.items():
         part, _, rest = name.partition("/")
         parts.setdefault(part, {})[rest] = array
+        if array.dtype.kind != "f":
+            why = f"{path} is no checkpoint: {name} holds {array.dtype}, not real numbers"
+            raise EnvironmentFault(why, f"restore it, or {_ANOTHER}")
+        if not np.isfinite(array).all() and part == "model":
+            why = f"the weights in {path} are not finite"
+            raise Diverged(why, "try a smaller learning rate with --lr")
     try:
+        step = meta["step"]
+        for found in (step, meta["optimizer_steps"] if optimizer else step):
+            if type(found) is not int or found < 0 or found != step:
+                raise UsageError(f"its step is {found!r:.40}")
         model.load_state_dict(parts["model"])
         if optimizer:
             optimizer.load_state_dict({"steps": meta["optimizer_steps"], **parts["optimizer"]})
-        return meta | {"step": int(meta["step"])}
+        return meta
     except (UsageError, KeyError) as error:
         why = f"{path} is from another model: {error}"
         raise EnvironmentFault(why, "use the folder it was written in") from error
@@ -469,7 +518,7 @@ def write_config(path, config):
     """config.json of a new folder."""
     stored = {"kind": "minqkv run", "format": FORMAT, "version": __version__}
     stored |= {"hash": config.hash, "config": asdict(config)}
-    files.write_json(Path(path) / "config.json", stored)
+    files.write_json(Path(path) / "config.json", files.sealed(stored))
 
 
 def load_config(path: str | Path, own: type | None = None) -> RunConfig:
@@ -487,13 +536,11 @@ def read_config(path, own=None):
     if not path.exists():
         cure = "minqkv train makes one; its folder is what --out names"
         raise EnvironmentFault(f"{path.parent} holds no run (no config.json)", cure)
-    stored = files.read_json(path)
+    stored = files.read_sealed(path, f"restore it, or {_ANOTHER}")
     if stored.get("kind") != "minqkv run":
         raise EnvironmentFault(f"{path} was not written by minqkv train")
-    values, bound = stored.get("config"), stored.get("hash")
-    if isinstance(values, dict) and isinstance(values.get("task"), str):
-        bound = None  # format 1
-    elif stored.get("format") != FORMAT or bound != hash_of(values):
+    values, bound = stored.get("config"), _bound(stored)
+    if bound is not None and (stored.get("format") != FORMAT or bound != hash_of(values)):
         why = f"{path} was changed after it was written, or comes from a newer version of minqkv"
         raise EnvironmentFault(why, f"restore it, or {_ANOTHER}")
     try:
@@ -505,6 +552,13 @@ def read_config(path, own=None):
         why = f"{path} cannot be read by this version of minqkv: {error}"
         raise EnvironmentFault(why, f"it was written by {stored.get('version')}") from error
     return config, bound
+
+
+def _bound(stored):
+    """The hash that the files of a run carry, by its config.json; None in format 1."""
+    values = stored.get("config")
+    flat = isinstance(values, dict) and isinstance(values.get("task"), str)
+    return None if flat else str(stored.get("hash"))
 
 
 def config_from(stored: dict, own: dict[str, type] | None = None) -> RunConfig:
@@ -539,35 +593,59 @@ def load_run(
         return load(path)
     (config, bound), path = read_config(path, own), Path(path)
     model = config.build()
-    done = load_checkpoint(path / "checkpoint.npz", bound, model)["step"]
+    meta = _last_checkpoint(path, config, bound, model)
     if best:
-        _load_best(path, config.task, bound, model, done)
+        _load_best(path, config.task, bound, model, meta)
     return model.eval(), config
 
 
-def _load_best(path, task, bound, model, done):
-    """Replace the weights of a checkpoint of step `done` by those of the best step so far."""
-    lines = read_metrics(path)[:done]
-    curve = [(line["step"] + 1, line["validation"]) for line in lines if "validation" in line]
-    step = _best(task, curve)
+def read_run(path, own=None):
+    """(RunConfig, metrics, result, model) of a run folder, each verified against the others. The
+    result is None where the run has not ended, and the model where there is no checkpoint yet.
+    """
+    (config, bound), path = read_config(path, own), Path(path)
+    result, model, meta = None, None, {"step": 0}
+    if (path / "checkpoint.npz").exists():
+        meta = _last_checkpoint(path, config, bound, model := config.build().eval())
+    _up_to(path / "metrics.jsonl", _lines(path / "metrics.jsonl")[: meta["step"]], bound, meta)
+    metrics = read_metrics(path)
+    if (path / "result.json").exists():
+        if len(metrics) < config.recipe.steps:
+            why = f"{path / 'metrics.jsonl'} has {len(metrics)} whole lines"
+            why += f", but the run has ended after {config.recipe.steps} steps"
+            raise EnvironmentFault(why, f"restore that file, or {_ANOTHER}")
+        last = metrics[-1]["check"] if metrics else _first_check(bound)
+        result = read_result(path, config, bound, last)
+    return config, metrics, result, model
+
+
+def _last_checkpoint(path, config, bound, model):
+    """Load checkpoint.npz, which is that of the last step if there is a result; its entries."""
+    meta, steps = load_checkpoint(path / "checkpoint.npz", bound, model), config.recipe.steps
+    if meta["step"] != steps and (path / "result.json").exists():
+        why = f"{path / 'checkpoint.npz'} is of step {meta['step']}"
+        cure = f"make it again: minqkv train --resume --out {shlex.quote(str(path))}"
+        raise EnvironmentFault(f"{why}, but this run has ended after {steps} steps", cure)
+    return meta
+
+
+def _load_best(path, task, bound, model, meta):
+    """Replace the weights of a checkpoint with these entries by those of the best step so far."""
+    metrics, done = path / "metrics.jsonl", meta["step"]
+    lines = _up_to(metrics, _lines(metrics)[:done], bound, meta)
+    step = _best(task, _curve(lines))
     if step is None:
         cure = "to have one, train with --set watch=N"
         raise UsageError(f"{path} has no validation score, so no best model", cure)
     if step == done:  # best.npz may still be that of an earlier step
         return
     found = load_checkpoint(path / "best.npz", bound, model)
-    if (found["step"], found.get("metrics")) != (step, lines[step - 1].get("check")):
+    if found["step"] > done:  # a best model is saved after the checkpoint of its step
+        raise EnvironmentFault(f"{path} has just been trained further", "try again")
+    check = lines[step - 1]["check"] if bound else None
+    if (found["step"], found.get("metrics")) != (step, check):
         why = f"{path / 'best.npz'} is not of step {step}, at which this run was best"
         raise EnvironmentFault(why, "restore that file, or train again in another folder")
-
-
-def read_metrics(path: str | Path) -> list[dict]:
-    """The metrics of a run folder, step by step, up to the first incomplete line."""
-    found = []
-    with suppress(ValueError, RecursionError):
-        for line in _lines(Path(path) / "metrics.jsonl"):
-            found.append(json.loads(line))
-    return found
 
 
 def difference(stored, wanted):

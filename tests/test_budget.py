@@ -47,17 +47,17 @@ IMAGES = {f"tasks/{name}.py" for name in (
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
-    "the book": ({*BOOK, "runs"} - {"caches"}, 3040),
+    "the book": ({*BOOK, "runs"} - {"caches"}, 3110),
     "beside it, further kinds of cache": ({"caches"}, 400),
-    "runtime": ({"runtime"}, 1100),
+    "runtime": ({"runtime"}, 1160),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "of it, several machines": ({"runtime/distributed.py"}, 60),
     "tasks": ({"tasks"}, 2650),
     "of it, images": (IMAGES, 740),
-    "study": ({"study"}, 1880),
+    "study": ({"study"}, 1910),
     "analysis": ({"analysis"}, 810),
     "render, teach": ({"render", "teach"}, 4750),
-    "cli, and the way in": ({"cli", "__main__", "__init__"}, 2240),
+    "cli, and the way in": ({"cli", "__main__", "__init__"}, 2270),
 }
 LONGEST = 40  # code lines of a function in the book
 OF_THE_BOOK = [n for n in NAMES if n.split("/")[0].removesuffix(".py") in {*BOOK, "runs"}]

@@ -220,7 +220,7 @@ REFUSED = {
     "no table": ("set = 3", 2, "set in flags.toml cannot be 3"),
     "no TOML": ("n-head = ", 2, "flags.toml is not valid TOML"),
     "JSON": ('{"n-head": 2}', 2, "flags.toml is not valid TOML"),
-    "not UTF-8": (b"\xff\xfe", 2, "flags.toml is not valid TOML"),
+    "not UTF-8": (b"\x80\x81", 2, "flags.toml is not valid TOML"),
     "not finite": ("lr = nan", 2, "lr nan must be above 0 and finite"),
 }
 

@@ -490,7 +490,7 @@ def test_every_byte_of_a_shard_counts():
             flipped = bytearray(good)
             flipped[place] ^= 1 << place % 8
             path.write_bytes(flipped)
-            assert f"delete {folder}" in damaged(folder, name).hint
+            assert f"move {folder} elsewhere" in damaged(folder, name).hint
         for size in (0, 1, shards.HEADER.size, len(good) - 1):
             path.write_bytes(good[:size])
             damaged(folder, name)
@@ -521,7 +521,7 @@ def change(value):
 @pytest.mark.parametrize("field", ["documents", "tokens", "bytes", "offsets", "shards"])
 def test_counts_are_bound_to_the_tokens(field):
     folder = prepare(write("a.txt", POEM), "bytes").folder
-    about = json.loads((folder / "corpus.json").read_text())
+    about = files.read_sealed(folder / "corpus.json")
     counts = about["splits"]["test"]
     counts[field] = (
         [change(v) for v in counts[field]] if field == "shards" else change(counts[field])
@@ -552,12 +552,12 @@ def test_a_corpus_json_that_is_none(about, message):
 @pytest.mark.parametrize("wrong", [None, 3, "absent"])
 def test_each_field_of_a_corpus_json_has_its_type(field, wrong):
     folder = prepare(write("a.txt", POEM), "bytes").folder
-    about = json.loads((folder / "corpus.json").read_text())
+    about = files.read_sealed(folder / "corpus.json")
     about[field] = wrong
     if wrong == "absent":
         del about[field]
     (folder / "corpus.json").write_text(json.dumps(about))
-    assert f"delete {folder}" in damaged(folder, f"is damaged: its {field} is").hint
+    assert f"move {folder} elsewhere" in damaged(folder, f"is damaged: its {field} is").hint
 
 
 def test_a_corpus_without_its_corpus_json():
@@ -565,7 +565,7 @@ def test_a_corpus_without_its_corpus_json():
     (made.folder / "corpus.json").unlink()
     with pytest.raises(EnvironmentFault, match=r"cannot read .*corpus\.json") as caught:
         prepare("a.txt", "bytes")
-    assert f"delete {made.folder}" in caught.value.hint
+    assert f"move {made.folder} elsewhere" in caught.value.hint
     with pytest.raises(EnvironmentFault, match=r"cannot read .*corpus\.json"):
         find(made.digest)
 

@@ -3,6 +3,7 @@ to training images, and the commands.
 """
 
 import gzip
+import hashlib
 import json
 import os
 import struct
@@ -619,20 +620,27 @@ def test_what_is_no_folder(tmp_path, digits):
     assert "mnist, fashion, cifar10, cifar100" in caught.value.hint
     with pytest.raises(UsageError, match="is not a folder"):
         load(str(digits / "t10k-labels-idx1-ubyte.gz"))
-    with pytest.raises(UsageError, match="cifar10 is not downloaded") as caught:
+    with pytest.raises(UsageError, match="cifar10 is not downloaded whole") as caught:
         load("cifar10")
     assert caught.value.hint == "minqkv data fetch cifar10"
 
 
 def test_a_download_by_its_name(digits, monkeypatch):
+    contents = {path.name: path.read_bytes() for path in digits.iterdir()}
     files = tuple(
-        downloads.Download(path.name, "", path.stat().st_size, "") for path in digits.iterdir()
+        downloads.Download(name, "", len(content), hashlib.md5(content).hexdigest())
+        for name, content in contents.items()
     )
     monkeypatch.setitem(downloads.IMAGES, "mnist", downloads.Collection("", files))
     downloads.place("mnist").parent.mkdir(parents=True)
     digits.rename(downloads.place("mnist"))
     found = load("mnist")
     assert found.about.startswith("mnist: 36 train, 4 validation, 10 test")
+    first = downloads.place("mnist") / files[0].file
+    first.write_bytes(bytes(files[0].n_bytes))  # the right size, but nothing of it is there
+    with pytest.raises(UsageError, match="mnist is not downloaded whole") as caught:
+        load("mnist")
+    assert caught.value.hint == "minqkv data fetch mnist"
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")

@@ -42,7 +42,7 @@ def plain(value):
 
 
 def results(out):
-    return json.loads((out / "results.json").read_text("utf-8"))
+    return files.read_sealed(out / "results.json")
 
 
 def small_grid(**changes):
@@ -339,7 +339,7 @@ def test_a_damaged_record_is_run_again(content, tmp_path):
         content = paths["q=k=v"].read_bytes()
     elif content == "half of its fields":
         record, some = (
-            files.read_json(paths["qkv"]),
+            files.read_sealed(paths["qkv"]),
             ("kind", "code", "backend", "config", "metric"),
         )
         content = json.dumps({name: record[name] for name in some})
@@ -367,7 +367,7 @@ def test_a_study_with_a_diverged_run_reports_it_and_exits_with_4(finished, tmp_p
     out = tmp_path / "copy"
     (out / "runs").mkdir(parents=True)
     for path in (finished[0] / "runs").iterdir():
-        record = files.read_json(path)
+        record = files.read_sealed(path)
         config = record["config"]
         if (config["task"]["name"], config["variant"], config["seed"]) == ("copy", "q-k=v", 1):
             record |= {"score": None, "diverged": "the loss at step 3 is nan"}
@@ -678,5 +678,5 @@ def test_a_record_with_values_of_another_type_is_run_again(changed, tmp_path):
     run_study([config], tmp_path)
     assert recorded(config, tmp_path)
     (path,) = (tmp_path / "runs").glob("*.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    path.write_text(json.dumps(files.read_sealed(path) | changed))
     assert recorded(config, tmp_path) is None

@@ -189,7 +189,7 @@ def _lines_of_stdin():
     if sys.stdin is None or sys.stdin.isatty():
         return [""]
     try:
-        lines = sys.stdin.read().splitlines()
+        lines = sys.stdin.read().removeprefix("\ufeff").splitlines()  # some shells send a mark
     except UnicodeDecodeError as error:
         raise UsageError("the input on stdin is not text") from error
     return [line for line in lines if line.strip()] or [""]

@@ -2,7 +2,7 @@
 
 import click
 
-from ..runtime.errors import Exit, UsageError
+from ..runtime.errors import EnvironmentFault, Exit, UsageError
 from .options import Known, echo, print_json, reports, stages
 
 
@@ -20,14 +20,11 @@ _no_pause = click.option(
 
 
 def _desk():
-    """(lessons, progress), with a word on stderr where a damaged progress file was set aside."""
+    """(lessons, progress), with a word on stderr where progress is lost or not kept."""
     from ..teach.lessons import course
     from ..teach.progress import Progress
 
-    progress = Progress()
-    if progress.message:
-        click.echo(f"minqkv: {progress.message}", err=True)
-    return course(), progress
+    return course(), Progress(tell=lambda text: click.echo(f"minqkv: {text}", err=True))
 
 
 def _chosen(name):
@@ -159,7 +156,7 @@ def play(name, as_json, plain, no_pause, svg, step=None):
     try:
         finished = player.play(begin, pause)
     except KeyboardInterrupt:
-        kept = f"your place is saved; continue with: {again}" if pause else ""
+        kept = f"your place is saved; continue with: {again}" if pause and progress.kept else ""
         raise KeyboardInterrupt(kept) from None
     if svg:
         export(svg, again, stage.drawn)
@@ -167,7 +164,8 @@ def play(name, as_json, plain, no_pause, svg, step=None):
         print_json(stage.drawn)
     else:
         after = f"minqkv lesson start {chosen.number}" if finished else again
-        click.echo(f"{'The end.' if finished else 'Your place is saved.'} Next: {after}")
+        end = "Your place is saved." if progress.kept else "The end is not reached."
+        click.echo(f"{'The end.' if finished else end} Next: {after}")
 
 
 @lesson.command(epilog=_WHICH)
@@ -202,6 +200,7 @@ def check(name, as_json, watch=False, plain=False):
     """
     from ..render.lesson import choose
     from ..teach import desk
+    from ..teach.lessons import course
     from ..teach.progress import next_thing
 
     chosen, progress = _chosen(name)
@@ -225,7 +224,7 @@ def check(name, as_json, watch=False, plain=False):
         print_json(stage.drawn)
     elif passed:
         click.echo(f"The solution, to compare: minqkv lesson solution {chosen.number}")
-        last = next_thing(_desk()[0], progress)[0] is None
+        last = next_thing(course(), progress)[0] is None
         click.echo("That was the last lesson. Next: minqkv study" if last else "Next: minqkv learn")
     return None if passed else Exit.CHECK_FAILED
 
@@ -255,12 +254,16 @@ def solution(name, as_json, spoil):
     from ..teach import desk
 
     chosen, progress = _chosen(name)
-    path = desk.solution(chosen, progress, spoil)
-    text = path.read_text("utf-8")
+    text = chosen.companion("solution").read_text("utf-8")
+    try:
+        path = desk.solution(chosen, progress, spoil)
+        where = f"saved as {path}"
+    except EnvironmentFault as error:
+        path, where = None, f"not saved: {error}"
     if as_json:
-        print_json({"file": str(path), "text": text})
+        print_json({"file": path and str(path), "text": text})
     else:
-        click.echo(f"{text}\n# saved as {path}")
+        click.echo(f"{text}\n# {where}")
 
 
 @lesson.command(epilog=_WHICH)

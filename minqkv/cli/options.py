@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ..runtime.errors import EnvironmentFault, UsageError, unknown
-from ..runtime.files import opened
+from ..runtime.files import opened, text_of
 from ..tasks.rules import FORMS, TOKENIZERS, YEARS
 from ..variants import POSITIONS, ROPE_VALUES
 
@@ -291,7 +291,7 @@ def _as_set(value):
 def _read_toml(path):
     try:
         with opened(path) as file:
-            return tomllib.loads(file.read().decode("utf-8-sig"))  # some editors write a BOM
+            return tomllib.loads(text_of(file.read()))
     except OSError as error:
         raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -1,11 +1,12 @@
 """`minqkv study`."""
 
 import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import click
 
-from ..runtime.errors import Exit, UsageError
+from ..runtime.errors import EnvironmentFault, Exit, UsageError
 from ..runtime.shown import counted
 from ..tasks.rules import TASKS
 from ..variants import VARIANTS
@@ -113,7 +114,6 @@ def study(
     """
     from ..render.console import say, stderr
     from ..study.claims import CONTRASTS
-    from ..study.execute import study_folder
     from ..study.grid import short_hash
     from ..study.stored import write_plan
 
@@ -147,12 +147,14 @@ def study(
         say(stderr(), text)
     began = time.perf_counter()
     try:
-        with study_folder(out, plan.identity):
-            write_plan(out, plan, command_line())
+        with _reserved(plan, out, missing) as writable:
+            if writable:
+                write_plan(out, plan, command_line())
             records, selection = _run(plan, missing, seconds, out, jobs, executor, accept_code)
             wall = time.perf_counter() - began
             planned = None if given else preset
-            code = _report(plan, records, selection, wall, out, planned, ablate, as_json)
+            kept = out if writable else None
+            code = _report(plan, records, selection, wall, kept, planned, ablate, as_json)
             if html:
                 write_page([out], html, plan.own)
             return code
@@ -160,6 +162,26 @@ def study(
         raise KeyboardInterrupt(
             f"finished runs are kept in {out}: repeat the command to continue"
         ) from None
+
+
+@contextmanager
+def _reserved(plan, out, missing):
+    """The folder of the study, for this process alone; whether it can be written to. It need not
+    be where no run is missing.
+    """
+    from ..render.console import say, stderr
+    from ..study.execute import study_folder
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(study_folder(out, plan.identity))
+            writable = True
+        except EnvironmentFault as error:
+            if missing or not isinstance(error.__cause__, OSError):
+                raise
+            say(stderr(), f"nothing is written: {error}")
+            writable = False
+        yield writable
 
 
 def _plan(preset, ablate, given):
@@ -203,14 +225,13 @@ def _outlook(plan, out, jobs, executor, accept_code, changed_contrasts, as_json)
 
 
 def _report(plan, records, selection, wall, out, planned, ablate, as_json):
-    """Tables on stdout, files in the folder; the exit code. `planned` is the preset if it runs
-    unchanged: only then are its contrasts the planned ones.
+    """Tables on stdout, files in the folder, unless `out` is None; the exit code. `planned` is the
+    preset if it runs unchanged: only then are its contrasts the planned ones.
     """
     from ..render import study as view
-    from ..render.console import say, stderr, stdout, write_svg
-    from ..runtime.files import write_text
+    from ..render.console import say, stderr, stdout
     from ..study.claims import CONTRASTS, as_data, findings
-    from ..study.summary import as_results, unresolved, write_results
+    from ..study.summary import as_results, unresolved
 
     cells = plan.cells(records)
     claims = findings(CONTRASTS.get(planned, ()), cells)
@@ -222,6 +243,28 @@ def _report(plan, records, selection, wall, out, planned, ablate, as_json):
     def draw(console):
         view.study(console, cells, notes, results["cache_itemsize"], claims, bool(ablate))
 
+    kept = _keep(out, results, draw, cells, by_hash) if out else None
+    if as_json:
+        print_json(results)
+    else:
+        draw(stdout())
+    if kept:
+        say(stderr(), f"kept in {out}: {', '.join(kept)}")
+    diverged = [record["diverged"] for record in records if record["diverged"]]
+    if diverged:
+        n = len(records)
+        say(stderr(), f"{len(diverged)} of {n} runs diverged; the first: {diverged[0]}")
+        return Exit.DIVERGED
+    return None
+
+
+def _keep(out, results, draw, cells, by_hash):
+    """Write the results, the tables and the figures of a study; the names of the files."""
+    from ..render import study as view
+    from ..render.console import write_svg
+    from ..runtime.files import write_text
+    from ..study.summary import write_results
+
     write_results(out, results)
     write_svg(out / "table.svg", "minqkv study", draw, width=150)
     drawn = {"figure.svg": view.figure(cells), "figure-narrow.svg": view.figure(cells, columns=1)}
@@ -229,17 +272,7 @@ def _report(plan, records, selection, wall, out, planned, ablate, as_json):
     figures = {file: text for file, text in drawn.items() if text}  # none where all runs diverged
     for file, text in figures.items():
         write_text(out / file, text)
-    if as_json:
-        print_json(results)
-    else:
-        draw(stdout())
-    say(stderr(), f"kept in {out}: results.json, results.csv, table.svg, {', '.join(figures)}")
-    diverged = [record["diverged"] for record in records if record["diverged"]]
-    if diverged:
-        n = len(records)
-        say(stderr(), f"{len(diverged)} of {n} runs diverged; the first: {diverged[0]}")
-        return Exit.DIVERGED
-    return None
+    return ["results.json", "results.csv", "table.svg", *figures]
 
 
 def _missing(configs, out, accept_code):

@@ -1,6 +1,7 @@
 """`minqkv tokenize`."""
 
 import sys
+from codecs import BOM_UTF8
 from os.path import exists, isdir, isfile
 
 import click
@@ -30,7 +31,7 @@ def tokenize(file, name, show, save, as_json):
     FILE is any file; - reads standard input.
     """
     from ..render.progress import patient
-    from ..runtime.files import write_json
+    from ..runtime.files import sealed, write_json
     from ..tasks.tokenizers import bpe_size, make
 
     if save and not save.endswith(".json"):
@@ -43,7 +44,7 @@ def tokenize(file, name, show, save, as_json):
         tokenizer = make(name, data)
     ids = tokenizer.encode(data)
     if save:
-        write_json(save, tokenizer.as_json())
+        write_json(save, sealed(tokenizer.as_json()))
     row = {"file": "standard input" if file == "-" else file, "bytes": len(data)}
     row |= {"tokens": len(ids), "bytes_per_token": len(data) / len(ids)}
     row |= {"tokenizer": tokenizer.name, "vocab_size": tokenizer.vocab_size, "saved": save}
@@ -80,7 +81,7 @@ def _read(file):
         raise EnvironmentFault(what, hint if _special(file) else None) from error
     if not data:
         raise UsageError(f"{'standard input' if file == '-' else file} is empty")
-    return data
+    return data.removeprefix(BOM_UTF8)  # no part of the text
 
 
 COMMANDS = (tokenize,)

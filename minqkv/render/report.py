@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from .. import runs
 from ..analysis.patterns import LONGEST, patterns
-from ..runs import load_config, load_run, read_metrics
 from ..runtime import files
 from ..runtime.errors import EnvironmentFault
 from ..runtime.version import __version__
@@ -248,16 +248,9 @@ class Run:
 
 def read_run(path, own=None):
     """The Run of a folder; `own` is the class of a task of yours. Raises EnvironmentFault."""
-    config, metrics, result = load_config(path, own), read_metrics(path), None
-    if (path / "result.json").exists():
-        result = files.read_json(path / "result.json")
-        bound = ("config", "check")  # to the other files
-        result = {files.printable(name): v for name, v in result.items() if name not in bound}
-    for i, line in enumerate(metrics):
-        needed = {"loss": None} | (line if isinstance(line, dict) else {})
-        if not all(_is_number(needed.get(name, 0)) for name in ("loss", "validation")):
-            raise EnvironmentFault(f"{path / 'metrics.jsonl'} is damaged in line {i + 1}")
-    model = load_run(path, own)[0] if (path / "checkpoint.npz").exists() else None
+    config, metrics, result, model = runs.read_run(path, own)
+    if result:
+        result = {files.printable(name): value for name, value in result.items()}
     version = files.printable(str(files.read_json(path / "config.json").get("version")))
     return Run(config, metrics, result, model, version)
 

@@ -1,4 +1,6 @@
-"""Files that are whole or absent: written under another name, flushed to disk, then renamed."""
+"""Files that are whole or absent: written under another name, flushed to disk, then renamed over
+the old one. What they hold carries a checksum, so that damage is noticed when they are read.
+"""
 
 import errno
 import io
@@ -6,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,11 +23,11 @@ def replacing(path, mode="wb"):
     any error the old file stays as it was. A link is followed. Anything but a plain file, such as a
     FIFO or a device, is written to directly.
     """
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
+    if _is_special(Path(path)):
         with _special(path, mode) as file:
             yield file
         return
+    path = Path(os.path.realpath(path))
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,6 +43,14 @@ def replacing(path, mode="wb"):
     finally:
         with suppress(OSError):
             aside.unlink()
+
+
+def _is_special(path):
+    """Whether a path is that of a FIFO, a device or a folder; or an open stream: the shell's name
+    for one, /dev/stdout or /dev/fd/63, may lead to a plain file that must not be replaced.
+    """
+    stream = os.path.abspath(path).startswith(("/dev/fd/", "/dev/std", "/proc/"))
+    return path.exists() and (stream or not path.is_file())
 
 
 def printable(text: str) -> str:
@@ -74,7 +85,7 @@ def make_folder(path):
 def cannot_write(path, error):
     """An OSError met while writing, as an error that says what to do."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    cure = "choose another place: with --out, or from another folder"
+    cure = "name another place to write to, or work in another folder"
     cure = f"free some space, or {cure}" if full else cure
     return EnvironmentFault(f"cannot write {path}: {error.strerror or error}", cure)
 
@@ -97,22 +108,30 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(path):
+def read_json(path, cure=None):
     """A JSON object from a file. Raises EnvironmentFault when it is missing, corrupt, or holds
-    something else.
+    something else; `cure` is for these. If the file could not even be read, the error has an
+    OSError as its cause: then it may be whole.
     """
     try:
         with opened(path) as file:
             if os.fstat(file.fileno()).st_size > LARGEST:
                 raise EnvironmentFault(f"{path} is larger than {LARGEST:,} bytes")
-            value = json.loads(file.read().decode("utf-8"), parse_int=_integer)
+            value = json.loads(text_of(file.read()), parse_int=_integer)
     except OSError as error:
         raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise EnvironmentFault(f"{path} is not valid JSON: {error}") from error
+        raise EnvironmentFault(f"{path} is not valid JSON: {error}", cure) from error
     if not isinstance(value, dict):
-        raise EnvironmentFault(f"{path} holds no JSON object")
+        raise EnvironmentFault(f"{path} holds no JSON object", cure)
     return value
+
+
+def text_of(data):
+    """The text of a file in any Unicode encoding, without the byte order mark that editors on
+    Windows write. Raises UnicodeDecodeError.
+    """
+    return data.decode(json.detect_encoding(data))
 
 
 def _integer(text):
@@ -120,6 +139,27 @@ def _integer(text):
     if math.isinf(float(text)):
         raise ValueError(f"it has an integer of {len(text):,} digits")
     return int(text)
+
+
+def sealed(value):
+    """A JSON object with a checksum of itself, `check`; see `read_sealed`."""
+    return {**value, "check": _checksum(value)}
+
+
+def read_sealed(path, cure=None):
+    """A JSON object from a file, without its checksum. Raises EnvironmentFault as `read_json` does,
+    and where the object was changed. Files of earlier versions have no checksum.
+    """
+    value = read_json(path, cure)
+    check = value.pop("check", None)
+    if check is not None and check != _checksum(value):
+        raise EnvironmentFault(f"{path} was changed after it was written", cure)
+    return value
+
+
+def _checksum(value):
+    plain = json.loads(json.dumps(value))  # as it will be read: in JSON, all keys are texts
+    return f"{zlib.crc32(json.dumps(plain, sort_keys=True).encode()):08x}"
 
 
 def opened(path):
@@ -145,13 +185,37 @@ def write_arrays(path, kind, meta, arrays):
     """Replace an .npz of named arrays; `kind` and `meta` (JSON) travel inside it."""
     import numpy as np  # here, because reading a JSON file must not wait for it
 
-    label = np.frombuffer(json.dumps({"kind": kind, **meta}).encode(), np.uint8)
-    packed = (
-        io.BytesIO()
-    )  # first whole in memory: an archive that meets a full disk half-way cannot even be closed
+    meta = {"kind": kind, **meta}
+    meta["check"] = _checksum_with(arrays, meta)
+    label = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    # First whole in memory: an archive that meets a full disk half-way cannot even be closed.
+    packed = io.BytesIO()
     np.savez(packed, __meta__=label, **arrays)
     with replacing(path) as file:
         file.write(packed.getbuffer())
+
+
+def _checksum_with(arrays, meta):
+    """A checksum of arrays and `meta`: those of the parts of the archive do not bind them."""
+    import numpy as np
+
+    check = int(_checksum(meta), 16)
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        check = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), check)
+        check = zlib.crc32(array, check)
+    return f"{check:08x}"
+
+
+def _archive(file):
+    """An open .npz. Raises ValueError where it is something else, which NumPy might advise to load
+    unsafely.
+    """
+    import numpy as np
+
+    if not file.peek(2).startswith(b"PK"):
+        raise ValueError("it is no archive of arrays")
+    return np.load(file, allow_pickle=False)
 
 
 def read_arrays(path, kind):
@@ -161,16 +225,19 @@ def read_arrays(path, kind):
     cannot be read at all, the message is another one, and MemoryError is passed on: then the file
     may be whole.
     """
-    import numpy as np
-
     try:
-        with opened(path) as archive, np.load(archive, allow_pickle=False) as file:
+        with opened(path) as archive, _archive(archive) as file:
             if sum(member.file_size for member in file.zip.infolist()) > os.stat(path).st_size:
                 raise ValueError("it unpacks to more than its own size")
             if damaged := file.zip.testzip():  # NumPy alone may stop reading before the checksum
                 raise ValueError(f"{damaged} fails its checksum")
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(arrays.pop("__meta__").tobytes())
+        if not isinstance(meta, dict):
+            raise ValueError("it does not say what it is")
+        check = meta.pop("check", None)  # absent in files of earlier versions
+        if check is not None and check != _checksum_with(arrays, meta):
+            raise ValueError("its parts do not belong together")
         found = meta.pop("kind")
     except FileNotFoundError as error:
         raise EnvironmentFault(
@@ -180,10 +247,11 @@ def read_arrays(path, kind):
     except MemoryError:
         raise
     except Exception as error:  # a damaged archive raises nearly anything, even TokenError
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek before the start
+        invalid = (None, errno.EINVAL)  # NumPy's own, and a seek before the start
+        if isinstance(error, OSError) and error.errno not in invalid:
             raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
         raise EnvironmentFault(
-            f"{path} is corrupt, truncated or no {kind}: {error}",
+            f"{path} is corrupt, truncated or no {kind}: {' '.join(str(error).split())}",
             "restore it from a copy, or start again in another folder",
         ) from error
     if found != kind:

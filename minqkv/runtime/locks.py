@@ -30,7 +30,8 @@ BUSY = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # any other error: no locks 
 
 @contextmanager
 def locked(folder, what="run"):
-    """Reserve `folder`, which holds a `what`, for this `with` block alone.
+    """Reserve `folder`, which holds a `what`, for this `with` block alone. Its value is a function
+    to call before each write: it raises EnvironmentFault once the folder is no longer there.
 
     Raises EnvironmentFault, not UsageError, while it is in use, by another process or by this one:
     the command is right, and later it will work. Raises files.cannot_write where `.lock` cannot be
@@ -44,8 +45,14 @@ def locked(folder, what="run"):
     path, pid = Path(folder) / ".lock", os.getpid()
     with files.appended(path, buffering=0) as file:
         _claim(file, path, what)
+
+        def still():
+            if not _in_place(file, path):
+                why = f"{folder} was removed, emptied or moved while the {what} was using it"
+                raise EnvironmentFault(why, "start again with another folder")
+
         try:
-            yield
+            yield still
         finally:
             if os.getpid() == pid:
                 with suppress(OSError):  # if it cannot be removed: an empty file is free, too

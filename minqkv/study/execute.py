@@ -22,7 +22,7 @@ from ..models import GPT, GPTConfig
 from ..runs import RunConfig, config_from, train_run
 from ..runtime import backend, files
 from ..runtime.blas import blas_threads
-from ..runtime.errors import Diverged, EnvironmentFault, UsageError
+from ..runtime.errors import Diverged, EnvironmentFault, MinqkvError, UsageError
 from ..runtime.locks import locked
 from ..runtime.version import code_version
 from ..variants import cache_bytes_per_token
@@ -106,7 +106,7 @@ class Records:
         self, out: str | Path, own: dict[str, type] | None = None, where: str | None = None
     ):
         self.found, self.damaged, written = {}, 0, {}
-        for path in sorted((Path(out) / "runs").glob("*.json")):
+        for path in _files(Path(out) / "runs"):
             record, config = _read(path, own)
             self.damaged += record is None
             if record and record["backend"] == (where or backend.current.name):
@@ -148,20 +148,27 @@ def study_folder(out: str | Path, identity: set[tuple[str, int]]):
     with locked(out, "study"):
         if (Path(out) / "config.json").exists():
             raise UsageError(f"{out} holds a run, not a study", "choose another folder with --out")
-        tables = Path(out) / "results.json"
-        if tables.exists() and not identity >= _identity(files.read_json(tables)):
+        if not identity >= identity_of(Path(out) / "results.json"):
             why = f"{out} holds the tables of another grid, which these runs would replace"
             raise UsageError(why, "choose another folder with --out")
         yield
 
 
-def _identity(results):
-    """Arms and seeds of the runs in a results.json; tasks of your own are left out."""
+def identity_of(path: Path) -> set[tuple[str, int]]:
+    """Arms and seeds of the runs in a results.json; tasks of your own are left out. None of it
+    counts where it is damaged: its tables are made again from the records. Raises EnvironmentFault
+    where it cannot be read: then it may be whole.
+    """
     found = set()
-    for run in results.get("runs", ()):
-        with contextlib.suppress(UsageError):
-            config = config_from(run["config"])
-            found.add((arm_of(config).hash, config.seed))
+    try:
+        for run in files.read_sealed(path)["runs"] if path.exists() else ():
+            with contextlib.suppress(UsageError):
+                config = config_from(run["config"])
+                found.add((arm_of(config).hash, config.seed))
+    except (MinqkvError, LookupError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        return set()
     return found
 
 
@@ -175,20 +182,33 @@ def _path(config, out, code):
     return Path(out) / "runs" / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
 
 
-def _read(path, own):
-    """(record, its RunConfig); nothing for a file that is damaged or of another kind: its run is
-    repeated.
+def _files(folder):
+    """The records in a folder, in order. Raises EnvironmentFault where it cannot be read: they
+    would all be made again.
     """
     try:
-        record = _upgraded(files.read_json(path))
+        return sorted(path for path in folder.iterdir() if path.suffix == ".json")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read {folder}: {error.strerror}") from error
+
+
+def _read(path, own):
+    """(record, its RunConfig); nothing for a file that is damaged or of another kind: its run is
+    repeated. Raises EnvironmentFault for one that cannot be read: it may be whole.
+    """
+    try:
+        record = _upgraded(files.read_sealed(path))
         config = config_from(record["config"], own)
         score = (record["score"] or {}).get(record["metric"])
         low, high = config.task.limits
         good = score is None if record["diverged"] else low <= score <= high
         if good and record.keys() == FIELDS and _sound(record):
             return record, config
-    except (EnvironmentFault, UsageError, LookupError, TypeError, ValueError, AttributeError):
-        pass
+    except (MinqkvError, LookupError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error.__cause__, OSError):
+            raise
     return None, None
 
 
@@ -197,22 +217,21 @@ def _sound(record):
     score, lifted, curve = record["score"] or {}, record["lifted"] or {}, record["curve"]
     diverged, reached = record["diverged"], record["reached"]
     names = ("params", "seconds", "cache_bytes_per_token", "cache_bytes_per_token_formula")
-    numbers = [record[name] for name in names] + [*score.values(), *record["losses"]]
-    numbers += [number for point in curve for number in point]
+    finite = [record[name] for name in names] + [*score.values(), *record["losses"]]
+    numbers = finite + [number for point in curve for number in point]
     numbers += [lifted[name] for name in ("score", "params") if lifted]
     numbers += [reached] if reached is not None else []
     texts = [record["code"], *([] if diverged is None else [diverged])]
     points = all(len(point) == 2 for point in curve)
-    return points and all(type(n) in (int, float) for n in numbers) and _are_texts(texts)
-
-
-def _are_texts(values):
-    return all(isinstance(value, str) for value in values)
+    sound = all(type(n) in (int, float) for n in numbers) and all(map(math.isfinite, finite))
+    return points and sound and all(isinstance(text, str) for text in texts)
 
 
 def _upgraded(record):
     """A record of version 0.1.0, or of the recall study's code, in today's form."""
-    if record.get("kind") != KIND or "metric" in record:
+    if record["kind"] != KIND:
+        raise ValueError("of another kind")
+    if "metric" in record:
         if record.get("lifted") and "variant" not in record["lifted"]:  # the recall study's
             width = 2 * record["config"]["task"]["head_dim"]
             record["lifted"] |= {"variant": "q-k=v", "head_dim": width}
@@ -244,13 +263,17 @@ def run_study(
     written, and what `run_on` raises.
     """
     records, missing = {}, []
-    files.make_folder(out)
+    files.make_folder(Path(out) / "runs")
     stored = Records(out, own_classes(configs))
 
     def keep(config, record, reused):
         records[config] = record
         if not reused:
-            files.write_json(_path(config, out, record["code"]), record)
+            path = _path(config, out, record["code"])
+            if not path.parent.is_dir():
+                why = f"{out} was removed, emptied or moved while the study was using it"
+                raise EnvironmentFault(why, "repeat the command, with another folder")
+            files.write_json(path, files.sealed(record))
         if on_record:
             on_record(config, record, reused)
 

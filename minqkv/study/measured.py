@@ -19,6 +19,7 @@ from ..runtime.errors import EnvironmentFault, UsageError
 
 COMMITTED = Path(__file__).parents[2] / "bench" / "results"
 IN_SHORT = Path(__file__).parent / "published" / "ours.csv"
+AGAIN = "repeat the command of the study: its finished runs are kept"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def in_folder(folder: str | Path, name: str | None = None) -> Results:
         raise UsageError(f"{folder} holds no results.json", cure)
     found = {}
     try:
-        for run in files.read_json(path)["runs"]:
+        for run in files.read_sealed(path, AGAIN)["runs"]:
             with suppress(UsageError):
                 config = config_from(_upgraded(run["config"]))
                 if config.split == "test":
@@ -78,8 +79,7 @@ def in_folder(folder: str | Path, name: str | None = None) -> Results:
                     found.setdefault(arm, {})[config.seed] = score
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         why = f"{path} is damaged, or not the results of a study: {type(error).__name__}: {error}"
-        cure = "repeat the command of the study: its finished runs are kept"
-        raise EnvironmentFault(why, cure) from error
+        raise EnvironmentFault(why, AGAIN) from error
     name = name or str(folder)
     return {config: Measured(config, scores, (name,)) for config, scores in found.items()}
 

@@ -12,6 +12,7 @@ no code is imported because a file names it.
 import json
 import math
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -20,14 +21,16 @@ from ..runs import config_from, hash_of
 from ..runtime import backend, files
 from ..runtime.errors import EnvironmentFault, UsageError
 from ..tasks.base import SHORT
+from ..tasks.registry import task_class
 from .claims import Finding
-from .execute import Records
+from .execute import Records, identity_of
 from .grid import OF_AN_ARM
 from .plan import Part, Plan
 from .stats import Estimate
 from .summary import Cell, Row
 
 MOST_SEEDS = 10_000  # that choose a rate
+AGAIN = "repeat the command of that study to write it again: finished runs are kept"
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ def write_plan(out: str | Path, plan: Plan, command: str) -> None:
     """
     about = {"kind": "minqkv study plan", "command": command, "backend": backend.current.name}
     about |= {"impossible": plan.impossible, "parts": [asdict(part) for part in plan.parts]}
-    files.write_text(Path(out) / "plan.json", json.dumps(about, ensure_ascii=False) + "\n")
+    text = json.dumps(files.sealed(about), ensure_ascii=False)
+    files.write_text(Path(out) / "plan.json", text + "\n")
 
 
 def read_study(path: str | Path, own: dict[str, type] | None = None) -> Stored:
@@ -85,9 +89,12 @@ def read_study(path: str | Path, own: dict[str, type] | None = None) -> Stored:
         if (path / "runs").is_dir():
             cure = "continue that study: repeat its command"
         raise EnvironmentFault(f"{path} holds no results of a study (no results.json)", cure)
-    found = _ended(path, files.read_json(results)) if results.exists() else None
+    found = _ended(path, files.read_sealed(results, AGAIN)) if results.exists() else None
     if plan.exists():
-        begun = _begun(path, files.read_json(plan), own)
+        begun, identity = _begun(path, files.read_sealed(plan, AGAIN), own)
+        if not identity >= identity_of(results):
+            why = f"{results} is of another study than plan.json beside it"
+            raise EnvironmentFault(why, "restore the right one of the two")
         if found is None or begun.planned > len(found.records):
             return begun
     return found
@@ -95,7 +102,7 @@ def read_study(path: str | Path, own: dict[str, type] | None = None) -> Stored:
 
 def _damaged(path, error):
     why = f"{path} is damaged, or of another version of minqkv: {error}"
-    return EnvironmentFault(why, "repeat the command of that study to write it again")
+    return EnvironmentFault(why, AGAIN)
 
 
 # ---- a study that has ended
@@ -160,7 +167,7 @@ def _cell(values, records):
     _number(cell.size["steps"])
     for n in (cell.equal or {}).values():
         _number(n)
-    rows = [_row(row, records) for row in values["rows"]]
+    rows = [_row(row, records, *_limits(cell.task)) for row in values["rows"]]
     scored = {row.arm: {s for s, v in row.by_seed.items() if v is not None} for row in rows}
     for row in rows:
         trained = scored.get(row.arm.partition(", lifted")[0], set())
@@ -173,10 +180,19 @@ def _cell(values, records):
     return replace(cell, rows=tuple(rows))
 
 
-def _row(values, records):
+def _limits(task):
+    """What a score of this task lies between; anything, for a task of your own."""
+    with suppress(UsageError):
+        return task_class(task).limits
+    return -math.inf, math.inf
+
+
+def _row(values, records, low, high):
     row = _made(Row, values)
     scores, reached = ({int(seed): _number_or_none(v) for seed, v in found.items()}
                        for found in (row.by_seed, row.reached))  # fmt: skip
+    if not all(low <= score <= high for score in scores.values() if score is not None):
+        raise ValueError(f"{row.arm} has a score outside {low:g} to {high:g}")
     if row.memory:
         for name in ("weights", "gradients", "moments", "activations"):
             _number(row.memory[name])
@@ -248,7 +264,9 @@ def _texts(values):
 
 
 def _begun(path, values, own):
-    """The plan, with what is on record so far: of any version of the code, on one backend."""
+    """The plan, with what is on record so far: of any version of the code, on one backend; and its
+    identity.
+    """
     try:
         plan, where = _plan(values, own), _text(values["backend"])
         command, left_out = _text(values["command"]), [_text(why) for why in values["impossible"]]
@@ -256,14 +274,14 @@ def _begun(path, values, own):
         if isinstance(error, UsageError) and "of your own" in str(error):
             raise
         raise _damaged(path / "plan.json", error) from error
-    stored = Records(path, plan.own, where)
-    plan.recall(stored, accept_code=True)
+    on_record = Records(path, plan.own, where)
+    plan.recall(on_record, accept_code=True)
     chosen = bool(plan.choices) or not plan.candidates
-    records = [stored.of(config, accept_code=True) for config in plan.configs]
-    selection = [stored.of(config, accept_code=True) for config in plan.candidates]
+    records = [on_record.of(config, accept_code=True) for config in plan.configs]
+    selection = [on_record.of(config, accept_code=True) for config in plan.candidates]
     found = {config.hash: r for config, r in zip(plan.configs, records, strict=True) if r}
     codes = dict(Counter(record["code"] for record in found.values()))
-    return Stored(
+    stored = Stored(
         path=path,
         command=command,
         cells=plan.cells(records) if chosen else [],
@@ -272,10 +290,11 @@ def _begun(path, values, own):
         left_out=left_out,
         missing=records.count(None) + selection.count(None),
         planned=len(records) + len(selection),
-        damaged=stored.damaged,
+        damaged=on_record.damaged,
         codes=codes,
         chosen=chosen,
     )
+    return stored, plan.identity
 
 
 def _plan(values, own):

@@ -385,7 +385,7 @@ def write_results(out: str | Path, results: dict) -> None:
     """results.json and results.csv under `out`, each replaced whole. In the first, each run is a
     line.
     """
-    parts = [f'"{name}": {_lines(value)}' for name, value in results.items()]
+    parts = [f'"{name}": {_lines(value)}' for name, value in files.sealed(results).items()]
     files.write_text(Path(out) / "results.json", "{\n" + ",\n".join(parts) + "\n}\n")
     text, columns = io.StringIO(), {}
     for run in results["runs"]:  # tasks differ in their sizes

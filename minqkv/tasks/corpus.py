@@ -58,7 +58,7 @@ class Corpus:
         self.folder = Path(folder)
         found = about(self.folder)
         place = self.folder / "tokenizer.json"
-        table = files.read_json(place)
+        table = files.read_json(place, shards.HINT.format(self.folder))
         stamp = _sha256(table)
         try:
             self.label, self.digest, self.splits = (
@@ -130,7 +130,8 @@ def prepare(
             "kind": KIND, "format": FORMAT, "label": text.label, "digest": digest,
             "tokenizer": made.name, "splits": splits, "left_out": text.left_out, "key": key,
         }  # fmt: skip
-        shards.save(folder / "corpus.json", json.dumps(summary, indent=1).encode())
+        summary = json.dumps(files.sealed(summary), indent=1)
+        shards.save(folder / "corpus.json", summary.encode())
         return _opened(_renamed(folder, f"{text.label}-{digest}"))
 
 
@@ -184,9 +185,9 @@ def about(folder: Path) -> dict:
     damaged, or of another kind.
     """
     try:
-        found = files.read_json(folder / "corpus.json")
+        found = files.read_sealed(folder / "corpus.json")
     except EnvironmentFault as error:
-        if isinstance(error.__cause__, PermissionError):
+        if isinstance(error.__cause__, OSError) and (folder / "corpus.json").exists():
             raise  # it may be whole
         raise EnvironmentFault(str(error), shards.HINT.format(folder)) from error
     if (found.get("kind"), found.get("format")) != (KIND, FORMAT):

@@ -111,8 +111,11 @@ def cache_root() -> Path:
     """The folder for data: $MINQKV_CACHE, or $XDG_CACHE_HOME/minqkv, or ~/.cache/minqkv."""
     if own := os.environ.get("MINQKV_CACHE"):
         return Path(own)
-    shared = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(shared, "minqkv")
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "minqkv")
+    except RuntimeError as error:  # an account without a home folder
+        cure = "set MINQKV_CACHE to a folder"
+        raise EnvironmentFault("there is no folder to keep data in", cure) from error
 
 
 def place(name: str) -> Path:
@@ -131,10 +134,9 @@ def collection(name: str) -> Collection:
 
 
 def is_complete(name: str) -> bool:
-    """Whether all files of a download are there, with their sizes."""
+    """Whether all files of a download are there, with the right content."""
     folder = place(name).parent if name in DOWNLOADS else place(name)
-    wanted = {folder / file.file: file.n_bytes for file in collection(name).files}
-    return all(path.is_file() and path.stat().st_size == size for path, size in wanted.items())
+    return all(is_whole(folder / file.file, file) for file in collection(name).files)
 
 
 def is_whole(path: Path, wanted: Download) -> bool:

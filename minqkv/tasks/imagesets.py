@@ -105,7 +105,7 @@ def located(data: str) -> Path:
         return folder
     if data in downloads.IMAGES:
         if not downloads.is_complete(data):
-            why = f"{data} is not downloaded, and there is no folder of that name here"
+            why = f"{data} is not downloaded whole, and no folder here has that name"
             raise UsageError(why, f"minqkv data fetch {data}")
         return downloads.place(data)
     if folder.exists():

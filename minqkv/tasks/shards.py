@@ -21,7 +21,7 @@ from ..runtime.errors import EnvironmentFault
 HEADER = struct.Struct("<8sHHIQ16s32s")
 MAGIC, VERSION = b"mqkvtoks", 1
 SHARD_TOKENS = 1 << 24  # in all shards of a split but the last: 32 MiB of uint16
-HINT = "delete {} and prepare the text again: minqkv data prepare SOURCE"
+HINT = "move {} elsewhere, and prepare the text again: minqkv data prepare SOURCE"
 
 
 class Tokens:

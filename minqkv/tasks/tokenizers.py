@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..runtime.errors import EnvironmentFault, UsageError, unknown
-from ..runtime.files import opened, read_json
+from ..runtime.files import opened, read_sealed
 from .rules import TOKENIZERS
 
 BATCH = 65_536  # words that are encoded at once, so that a long text makes no long list
@@ -326,7 +326,7 @@ class GPT2(BPE):
         """
         try:
             with opened(path) as file:
-                lines = file.read().decode().split("\n")
+                lines = file.read().decode("utf-8-sig").split("\n")  # some editors write a mark
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", "it is not UTF-8")
             raise EnvironmentFault(f"cannot read {path}: {why}") from error
@@ -399,7 +399,8 @@ def make(name: str, sample: bytes, progress: Progress | None = None) -> Tokenize
     if cls := class_of(name):
         return cls.made(name, sample, progress)
     if name.endswith(".json"):
-        return from_json(read_json(name), name)
+        cure = "restore it, or save one again: minqkv tokenize FILE --save FILE.json"
+        return from_json(read_sealed(name, cure), name)
     raise unknown("tokenizer", name, TOKENIZERS)
 
 

@@ -1,11 +1,10 @@
 """Where a learner is: one JSON file beside their work, replaced whole after each step."""
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from ..runtime.errors import EnvironmentFault
-from ..runtime.files import read_json, write_json
+from ..runtime.files import read_sealed, sealed, write_json
 
 SCHEMA = 1
 WORK = Path("minqkv-work")
@@ -14,29 +13,36 @@ WORK = Path("minqkv-work")
 class Progress:
     """Steps seen, checks passed (with the hash of the check), hints taken, per lesson.
 
-    A file that cannot be read is set aside; `message` then says so.
+    A damaged file is set aside. One that cannot be read is left alone, for it may be whole: then,
+    and where nothing can be written, progress is not kept. Each is told once, to `tell`.
     """
 
-    def __init__(self, work=WORK):
+    def __init__(self, work=WORK, tell=lambda message: None):
         self.work, self.path = Path(work), Path(work) / ".minqkv" / "progress.json"
-        self.lessons, self.message = {}, None
+        self.lessons, self.tell, self.kept = {}, tell, True
         self._read()
 
     def _read(self):
-        if not self.path.exists():
+        if not self.kept or not os.path.lexists(self.path):
             return
         try:
-            stored = read_json(self.path)
+            stored = read_sealed(self.path)
             schema, lessons = stored["schema"], stored["lessons"]
             entries = all(isinstance(entry, dict) for entry in lessons.values())
-            if not isinstance(schema, int) or not entries:
+            if type(schema) is not int or not entries:
                 raise ValueError("it has another form")
-        except (EnvironmentFault, KeyError, AttributeError, ValueError):
+        except (EnvironmentFault, KeyError, AttributeError, ValueError) as error:
+            if isinstance(error.__cause__, OSError):
+                self._keep_nothing(error)
+                return
             aside = self.path.with_name(f"progress.unreadable-{os.getpid()}.json")
-            self.message = "the progress file could not be read, so progress starts over"
-            with suppress(OSError):  # in a folder that cannot be written to it stays
+            try:
                 os.replace(self.path, aside)
-                self.message += f"; the old file is now {aside}"
+            except OSError:  # in a folder that cannot be written to, it stays
+                self._keep_nothing(error)
+            else:
+                why = "the progress file is damaged, so progress starts over"
+                self.tell(f"{why}; the old file is now {aside}")
             return
         if schema > SCHEMA:
             why = f"{self.path} was written by a newer minqkv"
@@ -62,7 +68,15 @@ class Progress:
             self._write()
 
     def _write(self):
-        write_json(self.path, {"schema": SCHEMA, "lessons": self.lessons})
+        if self.kept:
+            try:
+                write_json(self.path, sealed({"schema": SCHEMA, "lessons": self.lessons}))
+            except EnvironmentFault as error:
+                self._keep_nothing(error)
+
+    def _keep_nothing(self, error):
+        self.kept = False
+        self.tell(f"progress is not kept: {error}")
 
     def file(self, lesson):
         """The learner's own file."""

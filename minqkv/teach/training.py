@@ -2,7 +2,6 @@
 continued there.
 """
 
-import json
 import os
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
@@ -33,8 +32,8 @@ def trained(name, config):
 
 def _train(config, folder, show=None):
     """(model, losses, result)."""
-    from ..runs import train_run
-    from ..runtime import backend, files
+    from ..runs import read_run, train_run
+    from ..runtime import backend
     from ..runtime.parallel import set_threads
 
     threads = backend.current.threads
@@ -42,8 +41,7 @@ def _train(config, folder, show=None):
         model, result = train_run(config, folder, True, show)
     finally:
         set_threads(threads)
-    with files.opened(f"{folder}/metrics.jsonl") as file:
-        losses = [json.loads(line)["loss"] for line in file]
+    losses = [line["loss"] for line in read_run(folder)[1]]
     return model, losses, result
 
 
