@@ -17,7 +17,7 @@ from .runtime import backend, distributed, shown
 from .runtime.backend import Array
 from .runtime.errors import UsageError
 from .runtime.fields import plain
-from .runtime.undivided import undivided
+from .runtime.signals import undivided
 from .tensor import Tensor
 
 

@@ -495,7 +495,7 @@ def load_checkpoint(path, config_hash, model, optimizer=None):
         part, _, rest = name.partition("/")
         parts.setdefault(part, {})[rest] = array
         if array.dtype.kind != "f":
-            why = f"{path} is no checkpoint: {name} holds {array.dtype}, not real numbers"
+            why = f"{path} is not a checkpoint: {name} holds {array.dtype}, not real numbers"
             raise EnvironmentFault(why, f"restore it, or {_ANOTHER}")
         if not np.isfinite(array).all() and part == "model":
             why = f"the weights in {path} are not finite"

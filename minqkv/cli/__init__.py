@@ -128,7 +128,7 @@ def run_cli(argv):
 
 
 def _lacking(error):
-    """(what, cure) of an error whose cause is a resource of this process; None for a bug."""
+    """What happened, and what to do, if a resource of this process is the cause; None for a bug."""
     try:
         os.getcwd()
     except OSError:

@@ -46,8 +46,8 @@ def replacing(path, mode="wb"):
 
 
 def _is_special(path):
-    """Whether a path is that of a FIFO, a device or a folder; or an open stream: the shell's name
-    for one, /dev/stdout or /dev/fd/63, may lead to a plain file that must not be replaced.
+    """Whether a path is that of a FIFO, a device, a folder or an open stream. A name of a stream
+    (/dev/stdout, or /dev/fd/63 from a shell) may lead to a plain file, not to be replaced.
     """
     stream = os.path.abspath(path).startswith(("/dev/fd/", "/dev/std", "/proc/"))
     return path.exists() and (stream or not path.is_file())
@@ -214,7 +214,7 @@ def _archive(file):
     import numpy as np
 
     if not file.peek(2).startswith(b"PK"):
-        raise ValueError("it is no archive of arrays")
+        raise ValueError("it is not an archive of arrays")
     return np.load(file, allow_pickle=False)
 
 

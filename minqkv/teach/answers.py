@@ -20,7 +20,7 @@ LONGEST = 80  # characters of a number
 
 def number(text: str) -> list[float]:
     """The finite numbers that a text may mean: 1/2, 50%, 2*3, sqrt(2), 1 024; 1,024 has two
-    readings. Empty where it is no number.
+    readings. Empty if it is not a number.
     """
     text = re.sub(r"(?<=\d)%$", "/100", re.sub(r"(?<=\d) (?=\d{3}\b)", "", text.strip()))
     readings = {text.replace(",", "."), text.replace(",", "")}
@@ -40,7 +40,7 @@ def _computed(text):
 
 
 def _value(node):
-    """The number of an expression. Raises LookupError for what is no part of one."""
+    """The number of an expression. Raises LookupError for anything else."""
     if isinstance(node, ast.BinOp):
         return _OPERATIONS[type(node.op)](_value(node.left), _value(node.right))
     if isinstance(node, ast.UnaryOp):
@@ -53,7 +53,7 @@ def _value(node):
 
 
 def verdict(reply: str, answer, options: list[str] | None, tolerance: float) -> bool | None:
-    """Whether a reply is right; None where it is no answer to such a question."""
+    """Whether a reply is right; None if it does not answer such a question."""
     low = reply.lower()
     if options is not None:
         letters = dict(zip("abcdefgh", options, strict=False))

@@ -147,7 +147,7 @@ def curve(title, series, x="step", log=False):
 
 def predict(question, answer, options=None, tolerance=1e-2):
     """Ask before showing. `answer` was computed; with `options` (strings) it is one of them, else a
-    number (right within `tolerance`), a bool or a word. What is no answer is a key, or is asked
+    number (right within `tolerance`), a bool or a word. Anything else is a key, or is asked
     again. Without a terminal the question and the answer are stated."""
     answer = answer.item() if hasattr(answer, "item") else answer
     if options is not None and answer not in options:

@@ -148,7 +148,7 @@ def write(folder, pages, kind=PAGES):
 
 def _written(text, kind):
     """A hash of what people write in a file: of a notebook the sources of its cells, since Jupyter
-    changes the rest when it runs or saves one. None for what is no notebook.
+    changes the rest when it runs or saves one. None if it is not a notebook.
     """
     if kind.edited:
         try:

@@ -40,7 +40,7 @@ def _cut(value):
 
 
 def read(data):
-    """(passed, events), or None where these bytes are no report. No text in it can make a terminal
+    """(passed, events), or None if these bytes are not a report. No text in it can make a terminal
     do anything but print it.
     """
     try:
@@ -53,7 +53,7 @@ def read(data):
 
 
 def _refuse(name):
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _sound(event):
