@@ -76,7 +76,8 @@ def test_an_encoder_refuses_several_channels(backend):
 def test_logits_where_they_are_asked_for(backend, rng):
     model, ids = gpt("qkv"), rng.integers(0, 11, (3, 6))
     at = rng.random((3, 6)) < 0.4
-    np.testing.assert_array_equal(host(model(ids, at=at)), host(model(ids))[at])
+    # Close, not equal: BLAS may round a product of fewer rows differently.
+    np.testing.assert_allclose(host(model(ids, at=at)), host(model(ids))[at], 1e-12, 1e-14)
     for wrong in (at[:, :5], at[:2], at[0]):
         with pytest.raises(UsageError, match="do not fit ids"):
             model(ids, at=wrong)
