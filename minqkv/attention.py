@@ -121,7 +121,7 @@ class Attention(Module):
 
     Four methods make a design: what is stored of a token, what a query asks, how keys and values
     are read from what is stored, and what is done to the answer. Positions are below `block_size`
-    unless `reach` makes room for more. `head_dim`, the width of a head, is n_embd / n_head unless
+    unless `reach` makes room for more. `head_dim`, the head width, is n_embd / n_head unless
     given. `rope_value`, for K = V under rotary positions: "raw" stores unrotated keys and turns
     them when they are read; "unrotate" stores turned keys and turns the answer back. `window` and
     `sinks` are for a cache, which makes its own mask (`causal_mask`); without a cache, `mask` says
@@ -264,12 +264,12 @@ class Attention(Module):
 
 
 def checked_head_dim(n_embd: int, n_head: int, head_dim: int | None) -> int:
-    """The width of a head, n_embd / n_head unless given. Raises UsageError if that is
+    """The head width, n_embd / n_head unless given. Raises UsageError if that is
     impossible.
     """
     if head_dim is None and n_embd % n_head:
         why = f"n_embd {n_embd} is not divisible by n_head {n_head}"
-        raise UsageError(why, "a width of heads of its own is --head-dim")
+        raise UsageError(why, "to set the head width independently: --head-dim")
     head_dim = plain(head_dim)
     if head_dim is not None and (type(head_dim) is not int or head_dim < 1):
         raise UsageError(f"head_dim must be a whole number of at least 1, not {head_dim!r}")

@@ -56,7 +56,7 @@ ROPE_VALUES = {  # with K = V under rope, two different models: what is stored, 
 class VariantSpec:
     """One variant of attention (paper, section 3, tables 1 and 4).
 
-    `own_query`: Q has a projection of its own, else Q = K. `streams`: 2 with separate K and V, 1
+    `own_query`: Q has its own projection, else Q = K. `streams`: 2 with separate K and V, 1
     with K = V. `kv_heads`: stored heads, None for all of them. `plus`: None, "full" (the paper's
     "+"), or one half of it alone, "temperature" or "bias". `key_width`: the width of queries and
     keys where it is not that of the values (thin keys).

@@ -278,7 +278,7 @@ def test_a_folder_with_other_files_is_refused_before_anything_runs(cli, tmp_path
     (tmp_path / "thesis.tex").write_text("years of work")
     code, out, err = cli("lesson", "export", "--html", ".")
     assert (code, out) == (2, "")
-    assert "holds other files" in err
+    assert "might replace other files" in err
     assert "--html course" in err
     (tmp_path / "file").write_text("")
     assert "is not a folder" in cli("lesson", "export", "--html", "file")[2]

@@ -702,7 +702,7 @@ def test_no_folder_no_results_or_too_many(cli, tmp_path):
     for name in ("nowhere", "file", "empty"):
         code, out, err = cli("paper", name)
         assert (code, out) == (2, "")
-        assert f"{name} holds no results.json" in err
+        assert f"there is no results.json in {name}" in err
         assert "name the folder of a study that has ended" in err
     with open(tmp_path / "empty" / "results.json", "wb") as file:
         file.truncate(files.LARGEST + 1)

@@ -666,8 +666,8 @@ def test_folders_that_hold_nothing(cli, tmp_path):
     for name, code, words in (
         ("missing", 2, "missing is not a folder"),
         ("file", 2, "file is not a folder"),
-        ("empty", 3, "empty holds neither a study nor a run"),
-        ("old", 3, "old holds no results of a study"),
+        ("empty", 3, "empty contains neither a study nor a run"),
+        ("old", 3, "there are no study results in old"),
         ("bad", 3, "bad/results.json is damaged"),
     ):
         found, out, err = cli("report", name, "--html", "r.html")

@@ -633,11 +633,11 @@ def test_a_file_knows_its_kind_of_cache(cli, folder, kind):
     [
         (("--load-cache", "de.npz"), "needs a PROMPT that continues the saved text"),
         (("--save-cache", "x.npz"), "needs a PROMPT to read into the cache"),
-        (("d", "--save-cache", "x.npz", "--no-cache"), "do not go together"),
-        (("d", "--load-cache", "x.npz", "--compare"), "do not go together"),
-        (("d", "--load-cache", "x.npz", "--cache", "int8"), "has a kind already"),
+        (("d", "--save-cache", "x.npz", "--no-cache"), "cannot be combined"),
+        (("d", "--load-cache", "x.npz", "--compare"), "cannot be combined"),
+        (("d", "--load-cache", "x.npz", "--cache", "int8"), "already determines the kind"),
         (("d", "--load-cache", "none.npz"), "none.npz does not exist"),
-        (("d", "--load-cache", __file__), "corrupt, truncated or no prompt cache"),
+        (("d", "--load-cache", __file__), "corrupt, truncated or not a prompt cache"),
     ],
 )
 def test_files_of_prompts_that_are_refused(cli, folder, args, says):

@@ -57,7 +57,7 @@ def _differences(one):
 
 
 def _table(one):
-    """One table: where it is, groups with numbers of ours, those without, and the commands."""
+    """One table: where it is, groups with our numbers, groups without, and the commands."""
     alone, blocks = len(one.groups) == 1, [Text(f"Published: {one.where}.")]
     ran = [group for group in one.groups if any(row.ours for row in group.rows)]
     for group in ran:
@@ -75,7 +75,7 @@ def _table(one):
 
 
 def _group(group, alone):
-    """Rows with numbers of ours. What all rows share, state and reason, is said once."""
+    """Rows with our numbers. What all rows share, state and reason, is said once."""
     rows, first = group.rows, group.rows[0]
     shared = len({(row.state, row.why) for row in rows}) == 1
     relative = any(row.relative for row in rows)

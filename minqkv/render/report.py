@@ -166,7 +166,7 @@ def _difference(row, relative):
 
 
 def _tables(stored):
-    """A table for each task and size, what training holds, and what the names mean."""
+    """A table for each task and size, the memory of training, and what the names mean."""
     cells, blocks = stored.cells, []
     for cell in cells:
         view.cell_tables(sheet := Sheet(), cell, "")
@@ -194,7 +194,7 @@ def _cannot_tell(cells):
     if n and n < stats.SEEDS:
         said.append(
             f"With {n} seed{'s' * (n > 1)}, an exact sign-flip test cannot give a p below "
-            f"{view.number(2 / 2**n)}. Here a claim takes {stats.SEEDS} seeds or more, so the "
+            f"{view.number(2 / 2**n)}. Here a claim needs {stats.SEEDS} seeds or more, so the "
             "intervals on this page are descriptions, not tests."
         )
     if len(known) > 1:
@@ -247,7 +247,7 @@ class Run:
 
 
 def read_run(path, own=None):
-    """The Run of a folder; `own` is the class of a task of yours. Raises EnvironmentFault."""
+    """The Run of a folder; `own` is the class of your own task. Raises EnvironmentFault."""
     config, metrics, result, model = runs.read_run(path, own)
     if result:
         result = {files.printable(name): value for name, value in result.items()}

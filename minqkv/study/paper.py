@@ -5,7 +5,7 @@ found. Published numbers come from the files beside it, ours from result folders
 from a formula (beside.py).
 
 A row that compares the same thing is "the same" if the 95 % interval of the difference lies inside
-the margin of claims.py. It is "different" if, with at least eight seeds of ours, both the exact
+the margin of claims.py. It is "different" if, with at least eight of our seeds, both the exact
 sign-flip test (which takes the published mean as exact) and Welch's test say so, corrected by Holm
 within the table. Otherwise it "cannot be told". Figures that are computed are the same if they
 agree in all digits that were printed. Results of a "smaller scale" get no verdict.
