@@ -165,9 +165,9 @@ def test_nobody_is_advised_to_unpickle(content, ended):
 def test_a_report_refuses_files_of_another_run(name, ended, strange):
     shutil.copy(strange / name, ended)
     says = {
-        "best.npz": "best.npz belongs to another configuration",
+        "best.npz": "best.npz and the config.json next to it belong",
         "metrics.jsonl": "line 1 is damaged, or of another run",
-        "config.json": "checkpoint.npz belongs to another configuration",
+        "config.json": "checkpoint.npz and the config.json next to it belong",
         "result.json": "result.json was changed, or belongs to a different run",
     }[name]
     with pytest.raises(EnvironmentFault, match=says):

@@ -220,7 +220,7 @@ def test_a_file_is_missing(tmp_path):
     write_idx(tmp_path, *blobs(40))
     (path,) = tmp_path.glob("*labels*")
     path.unlink()
-    check_fault(tmp_path, "is there, but not the file of its labels", "train-images")
+    check_fault(tmp_path, "has no matching file of labels", "train-images")
 
 
 def test_labels_of_the_test_that_training_has_not(tmp_path):
@@ -385,7 +385,7 @@ BAD_ARCHIVES = {
     "bomb in a header": (lambda p: large(p, kind=tarfile.XHDTYPE), "unpacks to more than"),
     "text": (lambda p: p.write_bytes(b"not found"), "cannot use"),
     "empty": (lambda p: p.write_bytes(b""), "cannot use"),
-    "without images": (lambda p: tar_gz(p, {"readme.txt": b"x"}), "none of CIFAR's .bin files"),
+    "without images": (lambda p: tar_gz(p, {"readme.txt": b"x"}), "there are no CIFAR .bin files in"),
     "damaged images": (lambda p: tar_gz(p, {FIRST: b"x"}), "data_batch_1.bin: 1 bytes are not"),
 }  # fmt: skip
 
@@ -612,7 +612,7 @@ def test_a_folder_without_images(tmp_path):
 
 def test_a_folder_with_two_kinds(digits):
     (digits / "test_batch.bin").write_bytes(cifar_files()[0]["test_batch.bin"])
-    with pytest.raises(UsageError, match="holds IDX files and CIFAR files"):
+    with pytest.raises(UsageError, match="contains both IDX files and CIFAR files"):
         load(str(digits))
 
 

@@ -703,7 +703,7 @@ def test_no_folder_no_results_or_too_many(cli, tmp_path):
         code, out, err = cli("paper", name)
         assert (code, out) == (2, "")
         assert f"there is no results.json in {name}" in err
-        assert "name the folder of a study that has ended" in err
+        assert "name the folder of a finished study" in err
     with open(tmp_path / "empty" / "results.json", "wb") as file:
         file.truncate(files.LARGEST + 1)
     code, _, err = cli("paper", "empty")

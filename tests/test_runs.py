@@ -353,7 +353,7 @@ def test_resume_finds_the_default_folder_without_repeating_every_flag(cli, tmp_p
 def test_resume_where_there_is_no_run(cli):
     code, _, err = cli("train", "--resume", "--out", "nowhere")
     assert code == 2
-    assert "there is no run in nowhere" in err
+    assert "there is no run to continue in nowhere" in err
     assert (
         cli("train", "--resume", *FLAGS, "--steps", 2, "--out", "new")[0] == 0
     )  # with a task it may as well begin
@@ -416,11 +416,11 @@ CHECKPOINTS = {
     "of another model": (
         lambda f: train_run(SMALL.change(n_embd=8, steps=1), f.parent / "other")
         and shutil.copy(f.parent / "other" / "checkpoint.npz", f),
-        "belongs to another configuration"),
+        "belong to different configurations"),
     "of a stranger's making": (
         lambda f: files.write_arrays(
             f / "checkpoint.npz", "minqkv checkpoint", {}, {"a": np.ones(3)}),
-        "belongs to another configuration"),
+        "belong to different configurations"),
     "of this run, but of other arrays": (
         lambda f: files.write_arrays(f / "checkpoint.npz", "minqkv checkpoint",
             checkpoint(f)[0], {"model/a": np.ones(3)}),
@@ -626,8 +626,8 @@ def test_files_of_another_run_are_refused(name, other, ended, strangers, cli):
     code, out, err = cli("train", "--resume", "--out", ended)
     assert (code, out) == (3, "")
     says = {
-        "config.json": "belongs to another configuration than the config.json beside it",
-        "checkpoint.npz": "belongs to another configuration than the config.json beside it",
+        "config.json": "and the config.json next to it belong to different",
+        "checkpoint.npz": "and the config.json next to it belong to different",
         "metrics.jsonl": "is good up to step 0; line 1 is damaged, or of another run",
         "result.json": "result.json was changed, or belongs to a different run",
     }[name]

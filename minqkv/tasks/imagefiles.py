@@ -71,7 +71,7 @@ def idx(folder: Path) -> Found | None:
         if len(pair) < 2:
             (there,) = pair.values()
             (missing,) = {"images", "labels"} - pair.keys()
-            raise EnvironmentFault(f"{there} exists, but the file of its {missing} does not", AGAIN)
+            raise EnvironmentFault(f"{there} has no matching file of {missing}", AGAIN)
         images, labels = read_idx(pair["images"], 3), read_idx(pair["labels"], 1)
         if len(images) != len(labels):
             what = f"{len(images):,} images, but {len(labels):,} labels"
