@@ -385,7 +385,7 @@ BAD_ARCHIVES = {
     "bomb in a header": (lambda p: large(p, kind=tarfile.XHDTYPE), "unpacks to more than"),
     "text": (lambda p: p.write_bytes(b"not found"), "cannot use"),
     "empty": (lambda p: p.write_bytes(b""), "cannot use"),
-    "without images": (lambda p: tar_gz(p, {"readme.txt": b"x"}), "there are no CIFAR .bin files in"),
+    "without images": (lambda p: tar_gz(p, {"readme.txt": b"x"}), "no CIFAR .bin files in"),
     "damaged images": (lambda p: tar_gz(p, {FIRST: b"x"}), "data_batch_1.bin: 1 bytes are not"),
 }  # fmt: skip
 
@@ -412,7 +412,7 @@ def test_a_folder_for_each_class(channels, tmp_path):
     order = sorted(range(20), key=lambda i: pixels[i].tobytes())
     np.testing.assert_array_equal(everything(found)[0], pixels[order])
     np.testing.assert_array_equal(everything(found)[1], labels[order])
-    assert "the 20 images there are, divided by content" in found.about
+    assert "all 20 images, divided by content" in found.about
 
 
 def test_grey_among_coloured_images(tmp_path):
@@ -731,7 +731,7 @@ def test_a_task_knows_its_images(digits):
     assert task.title() == (
         "images: digits, 36 training images, 16 patches of 2 × 2  d 64  L 2  H 4"
     )
-    assert "10 test (the test images are those published as such" in task.about_data()
+    assert "10 test (the published test images are the test split" in task.about_data()
     cfg = task.config("q-k=v")
     assert (cfg.n_in, cfg.n_token, cfg.n_class, cfg.block_size) == (4, 16, 4, 17)
 

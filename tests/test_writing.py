@@ -314,7 +314,11 @@ def test_a_terminal_gets_no_control_characters(kind, folder, cli, fake, monkeypa
         ("bytes", ("x", "--cache", "plane"), "unknown cache 'plane' did you mean plain?"),
         ("bytes", ("x", "--no-cache", "--show-cache"), "--show-cache and --no-cache cannot"),
         ("bytes", ("x", "--no-cache", "--compare"), "--compare and --no-cache cannot"),
-        ("bytes", ("x", "--no-cache", "--cache", "float16"), "--cache float16 and --no-cache cannot"),
+        (
+            "bytes",
+            ("x", "--no-cache", "--cache", "float16"),
+            "--cache float16 and --no-cache cannot",
+        ),
         ("bytes", ("x", "--compare", "--show-cache"), "leave out --show-cache"),
         ("bytes", ("x", "--cache", "ring"), "without a window, so the ring needs one for example"),
         ("bytes", ("x", "--window", 8), "--window and --sinks are for a ring cache --cache ring"),

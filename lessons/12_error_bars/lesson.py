@@ -318,7 +318,7 @@ say(f"Our own difference in the loss, paired: {ours}, {clear}.")
 #
 # Two more habits. When a run either finds the trick or does not, a mean describes no run at all:
 # count how many **solved** it, k of n. And an interval that contains zero does not prove that there
-# is no difference; it only says that these seeds cannot tell.
+# is no difference; it only says that these seeds cannot show one.
 
 # %% The authors' runs
 baseline = dict(enumerate(runs["qkv", "sort", *cell]))

@@ -45,7 +45,7 @@ def start_page():
     lessons, progress = _desk()
     lesson, action = next_thing(lessons, progress)
     passed = sum(progress.done(each) for each in lessons)
-    echo("minqkv: attention with shared projections, to be read from end to end")
+    echo("minqkv: attention with shared projections, written to be read from end to end")
     click.echo()
     click.echo(f"Course: {passed} of {len(lessons)} lessons done")
     if lesson is None:

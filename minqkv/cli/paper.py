@@ -58,7 +58,7 @@ def paper(folders, names, run, jobs, out, html, dry_run, as_json):
     from ..study.paper import as_data, tables
 
     if dry_run and not run:
-        raise click.UsageError("--dry-run says what --run would run: add --run quick or --run all")
+        raise click.UsageError("--dry-run needs --run quick or --run all")
     tables({}, names)  # refuses an unknown name now, not after hours of --run
     given = [in_folder(folder) for folder in folders]
     if run:

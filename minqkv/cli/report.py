@@ -25,7 +25,7 @@ html_option = click.option(
 @click.option("--task", help="MODULE:CLASS, for a run or an unfinished study of your own task.")
 @computes
 def report(folders, html, markdown, task, as_json):
-    """Report studies and runs: tables, figures, intervals, and what they cannot tell.
+    """Report studies and runs: tables, figures, intervals, and what they cannot show.
 
     FOLDERS were written by `minqkv study` or `minqkv train`.  [default: all in runs/]
     """

@@ -56,7 +56,7 @@ def change(value, relative):
 
 
 def cell_tables(console, cell, note):
-    """One task: scores, what they cost, and what this many seeds cannot tell. Columns that would be
+    """One task: scores, what they cost, and what this many seeds cannot show. Columns that would be
     empty are left out.
     """
     columns = [

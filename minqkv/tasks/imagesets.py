@@ -124,11 +124,11 @@ def _divided(parts, classes, name):
         ((part, whole),) = parts.items()
         cut = _cut(whole, (0.8, 0.9, 1.0))
         kind = f"{len(whole[0]):,} {'test ' if part == 'test' else ''}images"
-        origin = f"the {kind} there are, divided by content"
+        origin = f"all {kind}, divided by content"
         splits = dict(zip(SPLITS, cut, strict=True))
     else:
         splits, left_out = _without_tested(parts)
-        origin = "the test images are those published as such"
+        origin = "the published test images are the test split"
         if "validation" not in splits:
             cut = _cut(splits["train"], (0.9, 1.0))
             splits["train"], splits["validation"] = cut
