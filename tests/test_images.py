@@ -659,7 +659,7 @@ def test_a_single_part_is_divided(tmp_path):
     write_idx(tmp_path, *blobs(200), "t10k")
     found = load(str(tmp_path))
     assert [len(found.splits[split][0]) for split in SPLITS] == [160, 20, 20]
-    assert "160 train, 20 validation, 20 test (the 200 test images there are" in found.about
+    assert "160 train, 20 validation, 20 test (all 200 test images" in found.about
     assert sum(len(rows(a)) for a, _ in found.splits.values()) == 200
 
 
