@@ -220,7 +220,7 @@ def _outlook(plan, out, jobs, executor, accept_code, changed_contrasts, as_json)
     where += f" like this one ({executor} may be faster)" if executor else ""
     line += f"; about {duration(seconds)} on {where}"
     if changed_contrasts:
-        say(stderr(), "flags that change the preset leave out its planned contrasts")
+        say(stderr(), "this study differs from its preset, so its planned contrasts are left out")
     return missing, seconds, line
 
 
