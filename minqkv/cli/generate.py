@@ -34,7 +34,7 @@ CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in 
 @click.option(
     "--top-p",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Draw only from the fewest tokens whose probabilities add up to p, likeliest first.",
+    help="Draw only from the likeliest tokens: the fewest whose probabilities reach p.",
 )
 @click.option(
     "--samples",

@@ -48,8 +48,8 @@ def _tables():
 def paper(folders, names, run, jobs, out, html, dry_run, as_json):
     """The paper's tables and claims beside ours: what agrees, what does not, what was not run.
 
-    Ours are the committed results. FOLDERS are your own studies: they replace runs that are also
-    there, and add missing ones.
+    Ours are the committed results. FOLDERS are your own studies: they replace our
+    runs of the same settings, and add missing ones.
     """
     from ..render.console import say, stderr, stdout
     from ..render.document import Section, Text, show, write_html
