@@ -307,7 +307,7 @@ def test_recomputation_needs_less_memory():
 
 
 def test_recompute_is_true_or_false():
-    with pytest.raises(UsageError, match="recompute must be bool, not 1"):
+    with pytest.raises(UsageError, match="recompute must be true or false, not 1"):
         mq.GPTConfig(5, 8, 1, 2, 8, recompute=1)
 
 
