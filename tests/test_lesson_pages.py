@@ -308,7 +308,7 @@ def test_what_a_killed_export_left_is_removed(tmp_path, made):
     with locked(tmp_path, "course"), pytest.raises(EnvironmentFault, match="this course is locked"):
         export.write(tmp_path, made)
     export.write(tmp_path, made)
-    assert names_in(tmp_path) == {*made, export.MARK}
+    assert names_in(tmp_path) == {*made, export.PAGES.mark}
     assert not list(tmp_path.glob(".*"))
 
 
