@@ -47,7 +47,7 @@ def cli(ctx):
     """Attention with shared projections: train it, compare it, measure its cache.
 
     `minqkv` alone shows where you are in the course; `minqkv learn` continues it. `minqkv study`
-    compares variants at equal cache bytes: about a minute on two recent cores.
+    compares variants at equal cache bytes, and first says how long it will take.
     """
     if ctx.invoked_subcommand is None:
         lesson.start_page()

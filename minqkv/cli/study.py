@@ -48,7 +48,8 @@ PRESETS = {  # name -> what it compares; the grids are in study/presets.py
     type=click.Choice(list(PRESETS)),
     default="quick",
     show_default=True,
-    help="; ".join(f"{name}: {about}" for name, about in PRESETS.items()) + ".",
+    help="; ".join(f"{name}: {about}" for name, about in PRESETS.items())
+    + ". Times are of two recent cores; --dry-run estimates yours.",
 )
 @click.option(
     "--tasks", type=Listed(Known(TASKS)), help=f"Tasks, from: {either(TASKS)}; or MODULE:CLASS."
