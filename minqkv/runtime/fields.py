@@ -12,9 +12,16 @@ LARGEST = 2**31 - 1  # of a size: no larger array can be addressed
 
 def plain(value):
     """NumPy's numbers, and arrays without axes, as Python's; all else as it is."""
-    return (
-        value.item() if getattr(value, "shape", None) == () and hasattr(value, "dtype") else value
-    )
+    alone = getattr(value, "shape", None) == () and hasattr(value, "dtype")
+    return value.item() if alone else value
+
+
+def whole(name, value, least=0, most=LARGEST):
+    """A whole number in these bounds, as Python's. Raises UsageError for anything else."""
+    value = plain(value)
+    if type(value) is not int or not least <= value <= most:
+        raise UsageError(f"{name} must be a whole number from {least} to {most:,}, not {value!r}")
+    return value
 
 
 def check_types(value) -> None:
