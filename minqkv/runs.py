@@ -210,9 +210,10 @@ def _finished(config, model, out):
         why = f"{folder.checkpoint} does not exist, though this run has ended"
         raise EnvironmentFault(why, f"restore it, or {_ANOTHER}")
     meta = load_checkpoint(folder.checkpoint, folder.hash, model)
-    ended = meta["step"] == config.recipe.steps
-    read_metrics(out)  # no line more, of whatever origin
-    return read_result(out, config, folder.hash, meta.get("metrics")) if ended else None
+    if meta["step"] != config.recipe.steps:
+        return None
+    read_metrics(out)  # refuses lines of any other origin
+    return read_result(out, config, folder.hash, meta.get("metrics"))
 
 
 def _train_and_score(config, model, folder, progress):

@@ -313,6 +313,7 @@ def test_a_working_directory_that_is_gone(tmp_path):
     ("error", "says"),
     [
         (ImportError("libopenblas.so.0: no such file", name="numpy"), "cannot be loaded: libopen"),
+        (ImportError("x.so: failed to map segment from shared object", name="x"), "out of memory"),
         (RuntimeError("can't start new thread"), "ulimit -u"),
         (BlockingIOError(11, "Resource temporarily unavailable"), "ulimit -u"),
         (OSError(24, "Too many open files"), "ulimit -n"),

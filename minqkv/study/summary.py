@@ -102,13 +102,11 @@ def told_apart(cells: list[Cell]) -> list[Cell]:
     """The tables of a study. Where several have one title, or one task and the same bytes, each
     title says what the others do not share.
     """
-    alike = {}
-    for one in cells:
-        alike.setdefault((one.task, str(one.equal)) if one.equal else one.title, []).append(one)
+    names = [f"{one.task} {one.equal}" if one.equal else one.title for one in cells]
     found = []
-    for one in cells:
-        others = alike[(one.task, str(one.equal)) if one.equal else one.title]
-        parts = apart(one.size, [other.size for other in others])
+    for one, name in zip(cells, names, strict=True):
+        others = [cell.size for cell, other in zip(cells, names, strict=True) if other == name]
+        parts = apart(one.size, others)
         new = [part for part in parts if part not in one.title.split("  ")]
         title = "  ".join([one.title, *new])
         found.append(replace(one, title=title, apart="  ".join(parts) or None))
