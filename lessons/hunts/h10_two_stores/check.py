@@ -50,11 +50,11 @@ def cases(rng):
     """A query (d,), far and near rows, d even, and how far all of it is moved."""
     F, N, d = int(rng.integers(1, 4)), int(rng.integers(1, 4)), int(rng.choice([4, 6]))
     rows = rng.standard_normal((F, d)), rng.standard_normal((N, d))
-    return rng.standard_normal(d), *rows, int(rng.integers(5, 40))
+    return rng.standard_normal(d), *rows, int(rng.integers(50, 1000))
 
 
 def use(learner, q, far, near, move):
-    """The answer at the beginning of a text, and later."""
+    """The answer at the beginning of a text, and `move` positions later."""
     first = learner.attend(q.copy(), far.copy(), near.copy(), 0)
     return {"at the beginning": first, "moved": learner.attend(q, far, near, move)}
 

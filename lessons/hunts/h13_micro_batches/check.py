@@ -12,7 +12,7 @@
 #   "https://github.com/huggingface/transformers/issues/24725",
 #   "https://github.com/meta-pytorch/torchtune/pull/1875",
 # ]
-# source = [["minqkv.train.loss_and_gradients", "weight"]]
+# source = [["minqkv.train.loss_and_gradients", "share = weight"]]
 # ///
 
 import numpy as np
