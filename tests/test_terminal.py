@@ -105,6 +105,7 @@ ONE_VALUE = [
     "lesson check 6",
     "lesson hint 6",
     "lesson list",
+    "lesson hunt",
     "lesson dev readme",
     "completion bash",
     "tasks",
