@@ -551,7 +551,7 @@ def test_what_cannot_be_saved(rng, tmp_path):
     for other in (own, BranchCache(cache, 2)):
         with pytest.raises(UsageError, match="cannot be saved"):
             caches.save(other, tmp_path / "a", model)
-    with pytest.raises(UsageError, match="of another model"):
+    with pytest.raises(UsageError, match="a different model"):
         caches.save(cache, tmp_path / "a", model_of("q-k=v"))
     assert not list(tmp_path.iterdir())
     with pytest.raises(EnvironmentFault, match="cannot write"):

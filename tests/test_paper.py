@@ -321,7 +321,7 @@ def test_what_the_page_says(tables):
     told = (
         f"Of the {same + untold} configurations of the synthetic tasks that both sides have run, "
     )
-    assert f"{told}{same} are the same and none is different. The other {untold} are" in text
+    assert f"{told}{same} are the same and none is different. The other {untold} cannot" in text
     rows = {(g.name, r.name): r.ours for g in tables["plus"].groups for r in g.rows}
     for name in ("sort q=k-v", "sort q=k=v", "reverse q=k=v"):
         of = rows["temperature", name]

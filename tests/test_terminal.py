@@ -290,7 +290,7 @@ def test_what_can_be_fetched_is_offered():
     from minqkv.tasks import downloads
 
     (argument,) = [p for p in LEAVES["data", "fetch"].params if p.name == "name"]
-    assert set(argument.type.names) == {*downloads.DOWNLOADS, *downloads.IMAGES}
+    assert set(argument.type.names()) == {*downloads.DOWNLOADS, *downloads.IMAGES}
 
 
 # ---- what a process may lack, NaN, and commands to be pasted

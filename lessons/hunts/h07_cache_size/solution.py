@@ -6,7 +6,7 @@ def cache_bytes(config, tokens):
     number.
 
     `config` is a dict, as a model's config.json: n_layer, n_embd, n_head,
-    n_kv_head (heads of keys and values), head_dim (the width of a head).
+    n_kv_head (heads of keys and values), head_dim (the head width).
     """
     width = config["n_kv_head"] * config["head_dim"]  # of keys, and of values
     per_token = 2 * config["n_layer"] * width

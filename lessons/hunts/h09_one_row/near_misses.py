@@ -19,7 +19,7 @@ def _weights(q, row, at):
 
 def attend__raw(q, row, start):
     """You mix rows that were never turned. That does not depend on where the text begins, but it is
-    another function than the one this model was trained with.
+    not the function that this model was trained with.
     """
     weights, _ = _weights(q, row, np.arange(start, start + len(q)))
     return weights @ row

@@ -37,7 +37,7 @@ mean it makes the loss smaller, the more the shorter the other texts are; in tra
 step is spent on it. A perplexity computed in this way cannot be compared with anyone else's.
 
 It comes back in each new training script; the two reports are a fix of one, and a question about
-another. In this package a target that does not count has a number of its own, `ignore_index`.
+another. In this package `ignore_index` marks a target that does not count.
 """
 
 
