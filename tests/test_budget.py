@@ -47,7 +47,7 @@ IMAGES = {f"tasks/{name}.py" for name in (
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
-    "the book": ({*BOOK, "runs"} - {"caches"}, 3110),
+    "the book": ({*BOOK, "runs"} - {"caches"}, 3225),
     "beside it, further kinds of cache": ({"caches"}, 400),
     "runtime": ({"runtime"}, 1160),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
