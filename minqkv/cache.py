@@ -137,7 +137,7 @@ class LayerCache(shown.Layer):
         another dtype, the arrays are converted one block at a time.
         """
         tracing.probe("cache.k", stored[0])
-        tracing.probe("cache.v", stored[-self.per_row])
+        tracing.probe("cache.r" if attention.spec.apart else "cache.v", stored[-self.per_row])
         dtype, n = q.data.dtype, stored[0].shape[2]
         one = n <= online.BLOCK or q.data.shape[2] > online.FEW or stored[0].dtype == dtype
         if one or grad_wanted(q) or tracing.active() is not None:

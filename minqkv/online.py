@@ -40,7 +40,7 @@ def part(
     k, v = (row.data for row in attention.read([Tensor(row) for row in rows], at))
     temperature, bias = attention.plus(at) if attention.spec.plus else (None, None)
     (B, H, T, d), h = q.shape, k.shape[1]
-    q = q * ((1 if temperature is None else temperature.data) / math.sqrt(d))
+    q = q * ((1 if temperature is None else temperature.data) / attention.root)
     scores = backend.bmm(q.reshape(B, h, -1, d), k.swapaxes(-1, -2)).reshape(B, H, T, -1)
     if bias is not None:
         scores += bias.data
