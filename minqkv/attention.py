@@ -142,6 +142,8 @@ class Attention(Module):
     Positions `at` are a slice if all sequences of a batch agree, else an array (B, T) on the host.
     """
 
+    sink = None  # in some designs, a score for each head of one more key, whose value is 0
+
     def __init__(
         self,
         spec: str | VariantSpec,
@@ -303,8 +305,11 @@ class Attention(Module):
         for name, value in (("q", q), ("k", k), ("v", v)):
             tracing.probe(name, value)
         temperature, bias = self.plus(at) if self.spec.plus else (None, None)
-        scale, plus = 1 / self.root, {"temperature": temperature, "bias": bias}
-        return scaled_dot_product_attention(q, k, v, mask, scale=scale, **plus)
+        return self.mix(q, k, v, mask, temperature=temperature, bias=bias)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Array | None, **plus) -> Tensor:
+        """Values (B, h, S, d_v), mixed by the softmax of the scores: (B, H, T, d_v)."""
+        return scaled_dot_product_attention(q, k, v, mask, scale=1 / self.root, **plus)
 
     def turn(self, x: Tensor, at: slice | np.ndarray, back: bool = False) -> Tensor:
         """Rotary positions `at` on the last d_rope channels of (B, h, T, d_h)."""

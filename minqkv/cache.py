@@ -143,7 +143,7 @@ class LayerCache(shown.Layer):
         if one or grad_wanted(q) or tracing.active() is not None:
             rows = [Tensor(row) for row in self.unpack(stored, dtype)]
             return attention.attend(q, rows, at, mask)
-        return online.answer(self.part(attention, q.data, stored, at, mask))
+        return online.answer(self.part(attention, q.data, stored, at, mask), attention.sink)
 
     def part(self, attention, q, stored, at, mask):
         """The part of the answers that comes from stored arrays; see `online.part`."""

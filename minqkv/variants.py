@@ -47,6 +47,15 @@ DEEPEST = 10_000  # layers
 _ALIASES = {"mha": "qkv", "q-k-v": "qkv", "q=k": "q=k-v", "k=v": "q-k=v"}
 PLUS = {"": None, "+": "full", "+temperature": "temperature", "+bias": "bias"}
 
+SHIPPED = {  # layers of models that ship: a variant, and options of Attention (minqkv/designs)
+    "qwen3": {"variant": "gqa-N", "norm": True, "rope_base": 1e6},
+    "gemma3": {"variant": "gqa-N", "norm": True, "rope_base": 1e6},
+    "gemma4-global": {"variant": "q-gqa-N", "norm": True, "head_dim": 512, "d_rope": 128,
+                      "rope_base": 1e6**0.25},
+    "deepseek-v3": {"variant": "mla", "head_dim": 128, "d_rope": 64},
+    "deepseek-v4": {"variant": "q-mqa", "norm": True, "head_dim": 512, "d_rope": 64,
+                    "rope_value": "unrotate"},
+}  # fmt: skip
 POSITIONS = {
     "learned": "a table, added to the embeddings",
     "sinusoidal": "fixed sines and cosines, added to the embeddings",
@@ -123,17 +132,20 @@ class VariantSpec:
             cure = "say q=k-v (shared Q and K, as in the 2023 paper) or q-k=v (shared K and V)"
             raise UsageError(f"{name!r} has two meanings", cure)
         if plus + kind not in PLUS:
-            raise unknown("variant", name, VARIANTS)
+            raise unknown("variant", name, [*VARIANTS, *SHIPPED])
         fields = _fields(base)
         if fields is not None:
             return cls(**fields | ({"plus": PLUS[plus + kind]} if plus else {}))
         if tied := re.fullmatch(r"q=k(?:=v)?-(gqa-\d+|mqa)", base):
             return cls(**_fields(tied[1]) | {"own_query": False})  # refused, with the reason
+        if base in SHIPPED:
+            why = f"{name} is a layer: the variant {SHIPPED[base]['variant']}, and options"
+            raise UsageError(why, f"mq.shipped_layer({base!r}, ...)")
         family = re.sub("-n?$", "", base)
         if f"{family}-N" in VARIANTS:
             what = "how wide are its keys" if family == "thin" else "how many KV heads"
             raise UsageError(f"{name!r}: {what}?", f"for instance {family}-4")
-        raise unknown("variant", name, VARIANTS)
+        raise unknown("variant", name, [*VARIANTS, *SHIPPED])
 
     @property
     def name(self) -> str:
