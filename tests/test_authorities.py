@@ -45,7 +45,7 @@ def tensors(found):
 def load(name, tmp_path, found=None, **options):
     """The layer of a golden file, read from a checkpoint with its tensors."""
     path = tmp_path / "model.safetensors"
-    safetensors_file.write(path, tensors(arrays(name) if found is None else found))
+    safetensors_file.write(path, tensors(arrays(name)) if found is None else found)
     options = {"block_size": 32, "dtype": "float64"} | SIZES.get(name, {}) | options
     return mq.load_layer(path, name.removesuffix("-no-rank"), LAYER, **options)
 

@@ -104,7 +104,7 @@ def load_layer(
         init = Init(0, dtype)
         found = shipped_layer(kind, block_size=block_size, init=init, **sizes | options)
         found.load_state_dict({name: np.asarray(a, dtype) for name, a in state.items()})
-    except (ValueError, ArithmeticError) as error:  # also UsageError
+    except (ValueError, ArithmeticError, LookupError, TypeError) as error:  # also UsageError
         why = f"the tensors of layer {layer} in {path} do not fit together as {kind}: {error}"
         raise EnvironmentFault(why) from error
     return found.eval()
@@ -164,8 +164,8 @@ def _normed(kind):
         state = {f"w{name}.weight": _heads(w[f"{name}_proj"], order) for name in "qkv"
                  if f"{name}_proj" in w}  # fmt: skip
         state["wo.weight"] = _heads(w["o_proj"].T, order).T
-        state["q_gain"] = (w["q_norm"] + gain)[order] * _factor(scale, d_h)
-        state["k_gain"] = (w["k_norm"] + gain)[order]
+        state["q_gain"] = (w["q_norm"].reshape(d_h) + gain)[order] * _factor(scale, d_h)
+        state["k_gain"] = (w["k_norm"].reshape(d_h) + gain)[order]
         return sizes, state
 
     return convert
