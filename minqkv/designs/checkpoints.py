@@ -94,7 +94,7 @@ def load_layer(
     Raises EnvironmentFault for a file that is damaged or holds no such layer of this kind.
     """
     if type(layer := plain(layer)) is not int or layer < 0:
-        raise UsageError(f"layers are numbered from 0, and {layer!r} is no such number")
+        raise UsageError(f"layers are numbered from 0; {layer!r} is not one of them")
     kind = str(kind).lower().replace("_", "-")
     if kind not in SHIPPED:
         raise unknown("layer", kind, SHIPPED)
