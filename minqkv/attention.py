@@ -362,7 +362,7 @@ def check_positions(
     if position not in POSITIONS:
         raise unknown("position scheme", position, POSITIONS)
     if position != "rope" and d_rope is not None:
-        raise UsageError(f"d_rope {d_rope}: only rotary positions turn channels", "position rope")
+        raise UsageError(f"d_rope {d_rope}: only rotary positions turn channels", "--position rope")
     if not 0 < rope_base < math.inf:
         raise UsageError(f"rope_base {rope_base} must be above 0 and finite")
     for spec in specs:
@@ -370,4 +370,4 @@ def check_positions(
             spec.turning(head_dim, d_rope)
         elif spec.apart and not spec.latent:
             why = f"{spec.name} stores what turns apart, and only rotary positions turn"
-            raise UsageError(why, "position rope")
+            raise UsageError(why, "--position rope")
