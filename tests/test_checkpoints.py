@@ -373,6 +373,12 @@ def test_what_is_no_number_of_a_layer(layer, tmp_path):
         mq.load_layer(path, "qwen3", layer)
 
 
+def test_numbers_that_nothing_is_computed_in(tmp_path):
+    path = write(tmp_path / "x.safetensors", tensors(arrays("qwen3")))
+    with pytest.raises(UsageError, match="unknown dtype 'float16'"):
+        mq.load_layer(path, "qwen3", LAYER, dtype="float16")
+
+
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [

@@ -93,6 +93,8 @@ def load_layer(
     YaRN, which stretches the positions of some checkpoints, is left out.
     Raises EnvironmentFault for a file that is damaged or holds no such layer of this kind.
     """
+    if dtype not in ("float32", "float64"):
+        raise unknown("dtype", dtype, ("float32", "float64"))
     if type(layer := plain(layer)) is not int or layer < 0:
         raise UsageError(f"layers are numbered from 0; {layer!r} is not one of them")
     kind = str(kind).lower().replace("_", "-")

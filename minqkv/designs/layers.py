@@ -119,6 +119,7 @@ def shipped_layer(
     block_size: int,
     init: Init | None = None,
     *,
+    spec: VariantSpec | None = None,
     kv_heads: int | None = None,
     query_rank: int | None = None,
     groups: int | None = None,
@@ -129,7 +130,8 @@ def shipped_layer(
 
     Its sizes are the model's where a design fixes them, unless `options`, those of Attention, say
     otherwise. `kv_heads` is for designs that store several heads. DeepSeek's queries are of
-    `query_rank`; deepseek-v4 has an output of `groups`, each of `out_rank`, and a sink.
+    `query_rank`; deepseek-v4 has an output of `groups`, each of `out_rank`, and a sink. `spec`
+    replaces the design's own, for a latent row of another width.
     Raises UsageError for a name or sizes that are not defined.
     """
     kind = str(kind).lower().replace("_", "-")
@@ -151,7 +153,7 @@ def shipped_layer(
     if groups and n_head % groups:
         raise UsageError(f"{n_head} heads do not fall into {groups} equal groups")
     init = init or Init()
-    spec = about.pop("spec", variant.replace("N", str(kv_heads)))
+    spec = spec or variant.replace("N", str(kv_heads))
     layer = (Sink if ranks else Attention)(
         spec, n_embd, n_head, block_size, init, bias=False, **about
     )
