@@ -1,4 +1,4 @@
-"""Every benchmark, each in a process of its own: `python -m bench [--quick] [--threads N]`."""
+"""Every benchmark, each in a separate process: `python -m bench [--quick] [--threads N]`."""
 
 import subprocess
 import sys

@@ -37,7 +37,7 @@ def add_argument(parser):
 
 def _checkout(text):
     if not (Path(text) / "minqkv/__init__.py").exists():
-        raise argparse.ArgumentTypeError(f"{text} holds no minqkv/__init__.py")
+        raise argparse.ArgumentTypeError(f"there is no minqkv/__init__.py in {text}")
     return Path(text).resolve()
 
 

@@ -31,7 +31,7 @@ def new_ids(size):
 
 def filled(model, size, capacity=None, **options):
     """A cache with the same contents in every layer. It is one position short of full, unless it is
-    given a larger capacity. `options` are those of `new_cache`.
+    given a larger capacity. `options` are passed to `new_cache`.
     """
     cache = model.new_cache(size.B, capacity or size.T, **options)
     if hasattr(cache, "layers"):

@@ -1,4 +1,4 @@
-"""One measurement of memory in a process of its own: `python -m bench.child TASK`, the answer as
+"""One measurement of memory in a separate process: `python -m bench.child TASK`, the answer as
 JSON on the last line.
 
 The baseline is what is resident once the library has run a tiny model and the parameters of the

@@ -144,7 +144,7 @@ def cell(size, variant, torch_gpt, options, rounds, timing):
     agree(candidates)
     samples = interleaved(candidates, rounds, **timing)
     assert cache.nbytes == row["cache_bytes"] // size.T * (size.T - 1), (
-        "the cache holds other bytes than the formula says"
+        "the bytes of the cache are not what the formula says"
     )
     return row | results(samples, size.B, row["parameter_bytes"] + row["cache_bytes"])
 

@@ -25,7 +25,7 @@ RATE = 0.1
 class Operation(NamedTuple):
     """`ours` and `theirs` are functions of the inputs, whose shapes are `inputs`.
 
-    Where PyTorch draws random numbers of its own, `exact` is what ours must equal.
+    Where PyTorch draws its own random numbers, `exact` is what ours must equal.
     """
 
     inputs: list

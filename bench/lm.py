@@ -177,7 +177,7 @@ def recomputation(options, rounds, timing):
 
 
 def memory_row(config, samples):
-    """Peak bytes above the weights, in a process of its own, and by formula."""
+    """Peak bytes above the weights, in a separate process, and by formula."""
     size, recompute = size_of(config), config.task.recompute
     task = {"kind": "step", "size": size, "variant": config.variant, "recompute": recompute}
     task |= {"threads": config.threads, "limit_GiB": None, "engine": "minqkv"}

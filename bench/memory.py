@@ -1,10 +1,10 @@
 """Peak memory of a training step and of decoding, against PyTorch and an analytic count: `python -m
 bench.memory`.
 
-Every measurement is a process of its own (bench.child). All figures are bytes above the parameters:
+Every measurement is a separate process (bench.child). All figures are bytes above the parameters:
 for a step the gradients, AdamW's two moments, what backward needs, temporaries. "Traced" is what
 NumPy asked for, "resident" what the system gave. With n threads, each shard of a batch adds a copy
-of the gradients. The analytic count is that of a step in one shard that saves what backward needs,
+of the gradients. The analytic count is for a step in one shard that saves what backward needs,
 once, and has no temporaries.
 """
 

@@ -1,4 +1,4 @@
-"""One side of `--against`, in a process of its own: `python -m bench.side FOLDER TASK`.
+"""One side of `--against`, in a separate process: `python -m bench.side FOLDER TASK`.
 
 It computes with the minqkv of FOLDER, whichever version that is; the models and the clock are those
 of this checkout. It says in a line of JSON which version it is and what each of its candidates

@@ -1,6 +1,6 @@
 """What `mq.set_threads(n)` alone does for a user's script: `python -m bench.threads`.
 
-The same training run four ways, in processes of their own, in turn, with no variable for BLAS in
+The same training run four ways, in separate processes, in turn, with no variable for BLAS in
 the environment unless said: by the command line; by a plain script (bench.plain) that calls
 `mq.set_threads(n)` and nothing else; by that script with OMP_NUM_THREADS=1 besides, which should
 change nothing; and by the script without the call. All must reach the same test loss.

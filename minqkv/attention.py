@@ -130,7 +130,7 @@ class Attention(Module):
 
     Four methods make a design: what is stored of a token, what a query asks, how keys and values
     are read from what is stored, and what is done to the answer. Positions are below `block_size`
-    unless `reach` makes room for more. `head_dim`, the width of a head, is n_embd / n_head unless
+    unless `reach` makes room for more. `head_dim`, the head width, is n_embd / n_head unless
     given. Under rotary positions the last `d_rope` channels of a query and of a key turn, all
     unless given, at frequencies that `rope_base` sets. `rope_value`, for K = V: "raw" stores values
     and turns them into keys when they are read; "unrotate" stores turned keys and turns the answer
@@ -324,12 +324,12 @@ class Attention(Module):
 
 
 def checked_head_dim(n_embd: int, n_head: int, head_dim: int | None) -> int:
-    """The width of a head, n_embd / n_head unless given. Raises UsageError if that is
+    """The head width, n_embd / n_head unless given. Raises UsageError if that is
     impossible.
     """
     if head_dim is None and n_embd % n_head:
         why = f"n_embd {n_embd} is not divisible by n_head {n_head}"
-        raise UsageError(why, "a width of heads of its own is --head-dim")
+        raise UsageError(why, "to set the head width independently: --head-dim")
     head_dim = plain(head_dim)
     if head_dim is not None and (type(head_dim) is not int or head_dim < 1):
         raise UsageError(f"head_dim must be a whole number of at least 1, not {head_dim!r}")

@@ -46,7 +46,7 @@ def _of_shape(x, shape, what):
     """The array behind x; UsageError for a shape that would be stretched, its gradient with it."""
     array = array_of(x)
     if array.shape != shape:
-        raise UsageError(f"{what} is of shape {shape}, not {array.shape}")
+        raise UsageError(f"{what} has shape {shape}, not {array.shape}")
     return array
 
 

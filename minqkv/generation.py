@@ -76,7 +76,7 @@ def generate(
 
     Shorter prompts are padded on the left, with -1. With n samples of each prompt there are B·n
     rows: n of the first prompt, then n of the second. `new` is `max_new_tokens`, or less where all
-    rows have drawn the end token. Arguments and errors are those of `iter_tokens`.
+    rows have drawn the end token. Arguments and errors: see `iter_tokens`.
     """
     samples = Sampling(temperature, **sampling).samples
     options = {"use_cache": use_cache, "cache": cache, **sampling}

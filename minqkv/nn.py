@@ -1,4 +1,4 @@
-"""Parameters, the modules that hold them, and how they start."""
+"""Parameters, the modules that hold them, and their initial values."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Optimizer(shown.Moments):
         self.views = [p.data for p in self.parameters]
 
     def __setstate__(self, state):
-        # Of a copy: what were views of the buffer are now arrays of their own.
+        # Of a copy: what were views of the buffer are now separate arrays.
         vars(self).update(state)
         if all(p.data is view for p, view in zip(self.parameters, self.views, strict=True)):
             self._move_in()

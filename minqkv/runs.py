@@ -309,9 +309,9 @@ class RunFolder:
         holds_a_run = any(file.exists() for file in known)
         if holds_a_run and not resume:
             cure = "continue it with --resume, or choose another folder with --out"
-            raise UsageError(f"{path} already holds a run", cure)
+            raise UsageError(f"there is already a run in {path}", cure)
         if (path / "plan.json").exists():
-            raise UsageError(f"{path} holds a study, not a run", "choose another folder with --out")
+            raise UsageError(f"{path} is a study, not a run", "choose another folder with --out")
         self.hash = config.hash  # None: a folder of version 0.1.0, whose files are not bound
         if not holds_a_run:
             write_config(path, config)
@@ -319,7 +319,7 @@ class RunFolder:
         stored, self.hash = read_config(path, type(config.task))
         if differences := "; ".join(difference(stored, config)):
             cure = "leave those flags out, or choose another folder with --out"
-            raise UsageError(f"{path} holds another run: {differences}", cure)
+            raise UsageError(f"{path} contains a different run: {differences}", cure)
 
     def restore(self, model, optimizer):
         """Load the checkpoint, if there is one, and cut off the metrics of later steps; write
@@ -373,7 +373,7 @@ class RunFolder:
         self.saved_step, self.saved_time = done, time.monotonic()
 
     def save_best(self, done, model):
-        """Replace the best model, once the checkpoint is that of this step or a later one."""
+        """Replace the best model, once the checkpoint is from this step or a later one."""
         self._write(self.best, done, model, {})
 
     def _write(self, path, done, model, arrays, **meta):
@@ -390,7 +390,7 @@ class RunFolder:
 
 
 def read_result(path, config, config_hash, check):
-    """The score of a finished run; `check` is that of the last line of its metrics. Raises
+    """The score of a finished run; `check` is from the last line of its metrics. Raises
     EnvironmentFault when it was changed, or is of another run.
     """
     path = Path(path) / "result.json"
@@ -402,7 +402,7 @@ def read_result(path, config, config_hash, check):
     if config_hash:
         sound = sound and bound == (config_hash, _next_check(result, check))
     if not sound or (bound != (None, None) and not config_hash):
-        raise EnvironmentFault(f"{path} was changed, or is of another run", cure)
+        raise EnvironmentFault(f"{path} was changed, or belongs to a different run", cure)
     return result
 
 
@@ -422,7 +422,7 @@ def _up_to(path, lines, config_hash, meta):
         why = f"{path} has {len(lines)} lines, but the checkpoint is from step {meta['step']}"
         raise EnvironmentFault(why, f"restore that file, or {_ANOTHER}")
     if config_hash and values and values[-1]["check"] != meta.get("metrics"):
-        why = f"{path} was written by another run than checkpoint.npz beside it"
+        why = f"{path} and the checkpoint.npz next to it were written by different runs"
         raise EnvironmentFault(why, f"restore the right one, or {_ANOTHER}")
     return values
 
@@ -488,7 +488,7 @@ def load_checkpoint(path, config_hash, model, optimizer=None):
     """
     meta, arrays = files.read_arrays(path, "minqkv checkpoint")
     if meta.get("config") != config_hash:
-        why = f"{path} belongs to another configuration than the config.json beside it"
+        why = f"{path} and the config.json next to it belong to different configurations"
         raise EnvironmentFault(why, "one of the two was changed or copied: restore the right one")
     parts = {"model": {}, "optimizer": {}}
     for name, array in arrays.items():
@@ -522,7 +522,7 @@ def write_config(path, config):
 
 
 def load_config(path: str | Path, own: type | None = None) -> RunConfig:
-    """The RunConfig of a run folder; `own` is the class of a task of yours. Raises EnvironmentFault
+    """The RunConfig of a run folder; `own` is the class of your own task. Raises EnvironmentFault
     when there is none, or it is of another kind or version.
     """
     return read_config(path, own)[0]
@@ -534,8 +534,8 @@ def read_config(path, own=None):
     """
     path = Path(path) / "config.json"
     if not path.exists():
-        cure = "minqkv train makes one; its folder is what --out names"
-        raise EnvironmentFault(f"{path.parent} holds no run (no config.json)", cure)
+        cure = "create one with minqkv train --out FOLDER"
+        raise EnvironmentFault(f"there is no run in {path.parent} (no config.json)", cure)
     stored = files.read_sealed(path, f"restore it, or {_ANOTHER}")
     if stored.get("kind") != "minqkv run":
         raise EnvironmentFault(f"{path} was not written by minqkv train")
@@ -585,7 +585,7 @@ def load_run(
     path: str | Path, own: type | None = None, best: bool = False
 ) -> tuple[Module, RunConfig]:
     """The model of a run folder, at its last checkpoint, and its configuration. `own` is the class
-    of a task of yours. With `best`, it is the model at its best validation score so far. Of a file
+    of your own task. With `best`, it is the model at its best validation score so far. Of a file
     that `save` wrote: the model, and the configuration of the model. Raises EnvironmentFault, and
     UsageError if the run has no best.
     """
@@ -620,10 +620,10 @@ def read_run(path, own=None):
 
 
 def _last_checkpoint(path, config, bound, model):
-    """Load checkpoint.npz, which is that of the last step if there is a result; its entries."""
+    """Load checkpoint.npz, which is from the last step if there is a result; its entries."""
     meta, steps = load_checkpoint(path / "checkpoint.npz", bound, model), config.recipe.steps
     if meta["step"] != steps and (path / "result.json").exists():
-        why = f"{path / 'checkpoint.npz'} is of step {meta['step']}"
+        why = f"{path / 'checkpoint.npz'} is from step {meta['step']}"
         cure = f"make it again: minqkv train --resume --out {shlex.quote(str(path))}"
         raise EnvironmentFault(f"{why}, but this run has ended after {steps} steps", cure)
     return meta

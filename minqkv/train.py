@@ -60,7 +60,7 @@ def fit(
     """The loop. A generator: yields (step, loss) after each of the steps from `start` to `steps`.
 
     `batch(step)` gives inputs and targets, `schedule(step)` the learning rate; `loss` and `weight`
-    are those of the task; `accumulate`: see train_step. Raises Diverged, naming the step, when a
+    come from the task; `accumulate`: see train_step. Raises Diverged, naming the step, when a
     loss is not finite.
     """
     for step in range(start, steps):
@@ -114,10 +114,10 @@ def loss_and_gradients(
     """loss(model, x, y), a mean over what counts, as a float.
 
     Gradients are added to those of the parameters. With several threads the batch is cut into
-    shards. Each runs on a replica of the model (the same weights, gradients of its own) and counts
+    shards. Each runs on a replica of the model (the same weights, its own gradients) and counts
     by its share, weight(its targets) / weight(y). Then the gradients are added up. With
     `accumulate`, the batch is computed in that many parts, whose gradients are added up as well.
-    With several ranks, each computes its own rows: the loss is that of the whole batch, and the
+    With several ranks, each computes its own rows: the loss covers the whole batch, and the
     optimiser's step adds up the gradients. Raises UsageError when x and y differ in shape, or no
     target counts.
     """

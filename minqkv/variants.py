@@ -72,7 +72,7 @@ ROPE_VALUES = {  # with K = V under rope, two different models: what is stored, 
 class VariantSpec:
     """One variant of attention (paper, section 3, tables 1 and 4).
 
-    `own_query`: Q has a projection of its own, else Q = K. `streams`: 2 with separate K and V, 1
+    `own_query`: Q has its own projection, else Q = K. `streams`: 2 with separate K and V, 1
     with K = V. `kv_heads`: stored heads, None for all of them. `plus`: None, "full" (the paper's
     "+"), or one half of it alone, "temperature" or "bias". `key_width`: the width of queries and
     keys where it is not that of the values (thin keys). For K = V, `apart`: what turns under rotary
@@ -179,7 +179,7 @@ class VariantSpec:
 
     @property
     def formula(self) -> str:
-        """Scores and output, in the paper's letters: α is 1 over the root of a query's width.
+        """Scores and output, in the paper's letters: α is 1 / √width of a query.
 
         Query heads share in groups of G: head i reads KV head ⌊i/G⌋. P and R are what turns in a
         query and in a key where that stands apart; U and W are the matrices of a latent row.

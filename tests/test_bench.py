@@ -245,7 +245,7 @@ def test_against_a_version_of_processes(processes, blas, tmp_path):
 def test_against_a_folder_without_the_package(tmp_path):
     done = bench("bench.step", "--against", str(tmp_path))
     assert done.returncode == 2
-    assert "holds no minqkv" in done.stderr
+    assert "there is no minqkv" in done.stderr
 
 
 class CacheOfAllLayers:

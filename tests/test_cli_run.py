@@ -401,8 +401,8 @@ def test_a_task_of_ones_own_that_fails_when_it_is_scored(symbols, says, my, cli)
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (("--set", "task=sort"), "--set task=sort: that has a flag of its own use --task"),
-        (("--set", "equal-bytes=a"), "that has a flag of its own use --equal-bytes"),
+        (("--set", "task=sort"), "--set task=sort: it has its own flag use --task"),
+        (("--set", "equal-bytes=a"), "it has its own flag use --equal-bytes"),
         (("--set", f"n_test={10**20}"), f"n_test {10**20} is too large at most 2,147,483,647"),
         (("--head-dim", 10**20), f"head_dim {10**20} is too large"),
         (("--set", f"batch={10**20}"), f"batch {10**20} is too large"),

@@ -102,8 +102,8 @@ def test_an_old_folder_with_files_of_a_new_run_is_refused(cli, tmp_path):
     shutil.copytree(OLD / "encoder", old)
     train_run(load_config(old), new)
     for name, says in (
-        ("checkpoint.npz", "belongs to another configuration"),
-        ("result.json", "was changed, or is of another run"),
+        ("checkpoint.npz", "belong to different configurations"),
+        ("result.json", "was changed, or belongs to a different run"),
     ):
         kept = (old / name).read_bytes()
         shutil.copy(new / name, old)

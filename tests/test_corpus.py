@@ -532,7 +532,7 @@ def test_counts_are_bound_to_the_tokens(field):
 
 @pytest.mark.parametrize(
     ("about", "message"),
-    [("", "not valid JSON"), ("[]", "holds no JSON object"), ("{}", "is not a corpus of format 1"),
+    [("", "not valid JSON"), ("[]", "is not a JSON object"), ("{}", "is not a corpus of format 1"),
      ('{"kind": "corpus", "format": 2}', "is not a corpus of format 1"),
      ('{"kind": "corpus", "format": 1}', "is damaged"),
      ('{"kind": "corpus", "format": 1, "label": 1, "digest": [], "splits": 3}', "is damaged")],

@@ -183,7 +183,7 @@ def test_what_is_there_is_not_downloaded_again(server, text, tmp_path):
 
 FAULTS = {
     "missing": "Not Found",
-    "other": "it is another file than expected: its SHA-256 differs",
+    "other": "it is not the expected file: its SHA-256 differs",
     "cut": "it ended after 70,000 of",
     "loop": "redirect error",
     "local": "not allowed",
@@ -375,7 +375,7 @@ def test_another_address_is_for_a_single_file(digits):
 def test_a_wrong_md5(server, digits, monkeypatch, cache):
     wrong = replace(digits[0], checksum="0" * 32)
     monkeypatch.setitem(downloads.IMAGES, "mnist", Collection("Digits", (wrong,)))
-    with pytest.raises(EnvironmentFault, match="another file than expected: its MD5 differs"):
+    with pytest.raises(EnvironmentFault, match="not the expected file: its MD5 differs"):
         fetch("mnist")
     assert not left(cache)
 

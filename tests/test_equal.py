@@ -90,7 +90,7 @@ def test_equal_bytes_are_those_of_a_filled_cache(task, position, n_head):
         else:
             s = "s" if n_head > 1 else ""
             why = f"{task} {variant} with {n_head} head{s}: "
-            reasons = f"no width of a head stores {size} B a token", f"at {size} B a token its thin"
+            reasons = f"no head width gives {size} B per token", f"at {size} B per token its thin"
             told = [one for one in left_out if one.startswith(tuple(why + r for r in reasons))]
             assert len(told) == 1
     assert not chosen
@@ -117,9 +117,7 @@ def test_thin_keys_as_wide_as_the_values_are_left_out(n_head):
 
 @pytest.mark.parametrize("n_head", [1, 2])
 def test_no_width_at_all_is_an_error_with_the_reason(n_head):
-    with pytest.raises(
-        UsageError, match=r"nothing to run: pairs qkv .*no width of a head stores 4"
-    ):
+    with pytest.raises(UsageError, match=r"nothing to run: pairs qkv .*no head width gives 4"):
         grid(["pairs"], ["qkv"], [0], equal_bytes=(4,), n_head=n_head, **TINY)
 
 
@@ -147,7 +145,7 @@ def test_equal_parameters(task, n_head, target):
             assert off[chosen[0]] == min(off.values()) <= 0.02
         else:
             assert min(off.values()) > 0.02
-            reason = f"{task} {variant}: no width of a head gives about {target:,} parameters"
+            reason = f"{task} {variant}: no head width gives about {target:,} parameters"
             assert reason in left_out
     assert len(found) + len(left_out) == len(names)
 
@@ -275,7 +273,7 @@ def test_recall_full_is_the_plan():
 
 def test_what_recall_full_leaves_out_is_what_no_width_gives():
     reasons = plan(blocks("recall-full", {})).impossible
-    pattern = r"pairs (\S+) with (\d) heads?: (?:no width of a head stores|at) (\d+) B a token.*"
+    pattern = r"pairs (\S+) with (\d) heads?: (?:no head width gives|at) (\d+) B per token.*"
     assert {re.fullmatch(pattern, reason).groups() for reason in reasons} == {
         *(("thin-1", "1", "8"), ("thin-2", "1", "8"), ("thin-2", "1", "16")),
         *(("qkv", "2", "8"), ("qkv", "2", "24"), ("gqa-2", "4", "8"), ("gqa-2", "4", "24")),

@@ -165,10 +165,10 @@ def test_nobody_is_advised_to_unpickle(content, ended):
 def test_a_report_refuses_files_of_another_run(name, ended, strange):
     shutil.copy(strange / name, ended)
     says = {
-        "best.npz": "best.npz belongs to another configuration",
+        "best.npz": "best.npz and the config.json next to it belong",
         "metrics.jsonl": "line 1 is damaged, or of another run",
-        "config.json": "checkpoint.npz belongs to another configuration",
-        "result.json": "result.json was changed, or is of another run",
+        "config.json": "checkpoint.npz and the config.json next to it belong",
+        "result.json": "result.json was changed, or belongs to a different run",
     }[name]
     with pytest.raises(EnvironmentFault, match=says):
         load_run(ended, best=True) if name == "best.npz" else runs.read_run(ended)
@@ -186,7 +186,9 @@ def test_an_earlier_checkpoint_of_a_run_that_has_ended(ended, tmp_path):
     weights = (ended / "checkpoint.npz").read_bytes()
     shutil.copy(tmp_path / "begun" / "checkpoint.npz", ended)
     for read in (load_run, runs.read_run):
-        with pytest.raises(EnvironmentFault, match="is of step 4, but this run has ended") as error:
+        with pytest.raises(
+            EnvironmentFault, match="is from step 4, but this run has ended"
+        ) as error:
             read(ended)
     assert f"minqkv train --resume --out {ended}" in error.value.hint
     train_run(SMALL, ended, resume=True)  # as the hint says
@@ -210,7 +212,7 @@ def test_results_of_another_study_than_the_plan_beside_them(study, tmp_path):
     config = SMALL.change(watch=0, seed=8)
     records = run_study([config], tmp_path / "other")
     write_results(out, as_results(records, "minqkv study", 1.0))
-    with pytest.raises(EnvironmentFault, match=r"results\.json is of another study than plan"):
+    with pytest.raises(EnvironmentFault, match=r"results\.json and the plan.json next to it"):
         read_study(out)
 
 
@@ -553,7 +555,7 @@ def test_a_study_in_use_is_refused_and_a_dead_owner_is_succeeded(study, cli):
 def test_a_run_does_not_move_into_the_folder_of_a_study(study):
     out, _ = study
     before = sorted(out.iterdir())
-    with pytest.raises(UsageError, match="holds a study, not a run"):
+    with pytest.raises(UsageError, match="is a study, not a run"):
         train_run(SMALL, out)
     assert sorted(out.iterdir()) == before
 

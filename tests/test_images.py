@@ -133,8 +133,8 @@ BAD_IDX = {
     "promises everything": ("images", promising(2**32 - 1, 8, 8), "at most 2,147,483,648 bytes"),
     "many labels": ("labels", promising(2**32 - 1), "cut short"),
     "gigantic": ("images", promising(1, 2**32 - 1, 2**32 - 1), "at most 1024 a side"),
-    "no images": ("images", promising(0, 8, 8), "it holds no images"),
-    "no pixels": ("images", promising(40, 0, 8), "it holds no images"),
+    "no images": ("images", promising(0, 8, 8), "it contains no images"),
+    "no pixels": ("images", promising(40, 0, 8), "it contains no images"),
     "fewer labels": ("labels", lambda d: promising(39)(d)[:-1], "40 images, but 39 labels"),
     "a stray label": ("labels", lambda d: d[:-1] + b"\xc8", "label 200 is out of range: no image"),
     "labels from 5": ("labels", lambda d: d[:8] + bytes(5 + b for b in d[8:]), "label 5 is out of"),
@@ -220,7 +220,7 @@ def test_a_file_is_missing(tmp_path):
     write_idx(tmp_path, *blobs(40))
     (path,) = tmp_path.glob("*labels*")
     path.unlink()
-    check_fault(tmp_path, "is there, but not the file of its labels", "train-images")
+    check_fault(tmp_path, "has no matching file of labels", "train-images")
 
 
 def test_labels_of_the_test_that_training_has_not(tmp_path):
@@ -324,7 +324,7 @@ def test_damaged_cifar_files(what, tmp_path):
 def test_only_the_batches_of_cifar_are_read(tmp_path):
     """Python's pickles, which are called alike, are never opened."""
     (tmp_path / "data_batch_1").write_bytes(b"\x80\x02cos\nsystem\n(S'echo'\ntR.")
-    with pytest.raises(UsageError, match="holds no images that can be read"):
+    with pytest.raises(UsageError, match=r"there are no images in .* that can be read"):
         load(str(tmp_path))
 
 
@@ -385,7 +385,7 @@ BAD_ARCHIVES = {
     "bomb in a header": (lambda p: large(p, kind=tarfile.XHDTYPE), "unpacks to more than"),
     "text": (lambda p: p.write_bytes(b"not found"), "cannot use"),
     "empty": (lambda p: p.write_bytes(b""), "cannot use"),
-    "without images": (lambda p: tar_gz(p, {"readme.txt": b"x"}), "none of CIFAR's .bin files"),
+    "without images": (lambda p: tar_gz(p, {"readme.txt": b"x"}), "no CIFAR .bin files in"),
     "damaged images": (lambda p: tar_gz(p, {FIRST: b"x"}), "data_batch_1.bin: 1 bytes are not"),
 }  # fmt: skip
 
@@ -412,7 +412,7 @@ def test_a_folder_for_each_class(channels, tmp_path):
     order = sorted(range(20), key=lambda i: pixels[i].tobytes())
     np.testing.assert_array_equal(everything(found)[0], pixels[order])
     np.testing.assert_array_equal(everything(found)[1], labels[order])
-    assert "the 20 images there are, divided by content" in found.about
+    assert "all 20 images, divided by content" in found.about
 
 
 def test_grey_among_coloured_images(tmp_path):
@@ -480,7 +480,7 @@ BAD_TREES = {
             b"P5 999999999 999999999 255\n"), "at most 1024 a side"),
     "no pixels": (
         lambda r: (r / "train" / "n00" / "images" / "n00_0.pgm").write_bytes(b"P5 0 8 255\n"),
-        "it holds no images"),
+        "it contains no images"),
     "16 bits": (
         lambda r: (r / "train" / "n00" / "images" / "n00_0.pgm").write_bytes(b"P5 1 1 65535\nxx"),
         "its largest value is 65535"),
@@ -603,14 +603,16 @@ def test_whatever_a_file_holds_is_read_or_refused(kind, tmp_path, rng):
 
 def test_a_folder_without_images(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"holds no images that can be read \(IDX files") as caught:
+    with pytest.raises(
+        UsageError, match=r"there are no images in .* that can be read \(IDX files"
+    ) as caught:
         load(str(tmp_path))
     assert "minqkv data fetch" in caught.value.hint
 
 
 def test_a_folder_with_two_kinds(digits):
     (digits / "test_batch.bin").write_bytes(cifar_files()[0]["test_batch.bin"])
-    with pytest.raises(UsageError, match="holds IDX files and CIFAR files"):
+    with pytest.raises(UsageError, match="contains both IDX files and CIFAR files"):
         load(str(digits))
 
 
@@ -620,7 +622,7 @@ def test_what_is_no_folder(tmp_path, digits):
     assert "mnist, fashion, cifar10, cifar100" in caught.value.hint
     with pytest.raises(UsageError, match="is not a folder"):
         load(str(digits / "t10k-labels-idx1-ubyte.gz"))
-    with pytest.raises(UsageError, match="cifar10 is not downloaded whole") as caught:
+    with pytest.raises(UsageError, match="cifar10 is not fully downloaded") as caught:
         load("cifar10")
     assert caught.value.hint == "minqkv data fetch cifar10"
 
@@ -638,7 +640,7 @@ def test_a_download_by_its_name(digits, monkeypatch):
     assert found.about.startswith("mnist: 36 train, 4 validation, 10 test")
     first = downloads.place("mnist") / files[0].file
     first.write_bytes(bytes(files[0].n_bytes))  # the right size, but nothing of it is there
-    with pytest.raises(UsageError, match="mnist is not downloaded whole") as caught:
+    with pytest.raises(UsageError, match="mnist is not fully downloaded") as caught:
         load("mnist")
     assert caught.value.hint == "minqkv data fetch mnist"
 
@@ -657,7 +659,7 @@ def test_a_single_part_is_divided(tmp_path):
     write_idx(tmp_path, *blobs(200), "t10k")
     found = load(str(tmp_path))
     assert [len(found.splits[split][0]) for split in SPLITS] == [160, 20, 20]
-    assert "160 train, 20 validation, 20 test (the 200 test images there are" in found.about
+    assert "160 train, 20 validation, 20 test (all 200 test images" in found.about
     assert sum(len(rows(a)) for a, _ in found.splits.values()) == 200
 
 
@@ -729,7 +731,7 @@ def test_a_task_knows_its_images(digits):
     assert task.title() == (
         "images: digits, 36 training images, 16 patches of 2 × 2  d 64  L 2  H 4"
     )
-    assert "10 test (the test images are those published as such" in task.about_data()
+    assert "10 test (the published test images are the test split" in task.about_data()
     cfg = task.config("q-k=v")
     assert (cfg.n_in, cfg.n_token, cfg.n_class, cfg.block_size) == (4, 16, 4, 17)
 
@@ -850,7 +852,7 @@ def test_a_large_picture_fits_the_terminal(tmp_path):
         ({"crop": -1}, "crop -1 must be at least 0"),
         ({"crop": 9}, "crop 9 is more than the image's side of 8"),
         ({"height": 0}, "height 0 must be"),
-        ({"digest": "x"}, "holds other images than"),
+        ({"digest": "x"}, "are not those this run was trained on"),
         ({"n_train": 0}, "n_train 0"),
         ({"n_validation": 0}, "n_validation 0"),
         ({"n_train": 37}, "n_train 37, but there are 36 training images"),
@@ -874,7 +876,7 @@ def test_other_images_in_the_same_place(digits, tmp_path):
     write_idx(digits, *blobs(40, seed=9), packed=True)
     assert len(task.images.splits["train"][0]) == 36  # what this process has read
     images._kept.clear()
-    with pytest.raises(EnvironmentFault, match="holds other images than this run was made with"):
+    with pytest.raises(EnvironmentFault, match="are not those this run was trained on"):
         task.check_data()
 
 
@@ -979,10 +981,10 @@ def test_a_run_is_resumed_with_the_same_images_only(cli, digits, tmp_path):
     write_idx(digits, *blobs(40, seed=9), packed=True)
     code, _, err = cli(*args, "--resume", "--data", digits)
     assert code == 2
-    assert "run holds another run: digest is" in err
+    assert "run contains a different run: digest is" in err
     code, _, err = cli("eval", "run")
     assert code == 3
-    assert "holds other images than this run was made with" in err
+    assert "are not those this run was trained on" in err
 
 
 def test_a_killed_run_ends_with_the_same_bits(digits, tmp_path):

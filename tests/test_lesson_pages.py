@@ -278,7 +278,7 @@ def test_a_folder_with_other_files_is_refused_before_anything_runs(cli, tmp_path
     (tmp_path / "thesis.tex").write_text("years of work")
     code, out, err = cli("lesson", "export", "--html", ".")
     assert (code, out) == (2, "")
-    assert "holds other files" in err
+    assert "might replace other files" in err
     assert "--html course" in err
     (tmp_path / "file").write_text("")
     assert "is not a folder" in cli("lesson", "export", "--html", "file")[2]
@@ -308,7 +308,7 @@ def test_what_a_killed_export_left_is_removed(tmp_path, made):
     with locked(tmp_path, "course"), pytest.raises(EnvironmentFault, match="this course is locked"):
         export.write(tmp_path, made)
     export.write(tmp_path, made)
-    assert names_in(tmp_path) == {*made, export.MARK}
+    assert names_in(tmp_path) == {*made, export.PAGES.mark}
     assert not list(tmp_path.glob(".*"))
 
 

@@ -256,7 +256,7 @@ def test_pages_and_notebooks_do_not_share_a_folder(few, cli, tmp_path):
     export.export_notebooks(tmp_path)
     code, _, err = cli("lesson", "export", "--html", ".")
     assert code == 2
-    assert "holds other files" in err
+    assert "might replace other files" in err
 
 
 def test_a_place_that_cannot_be_written(few, cli, tmp_path):

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -868,7 +869,9 @@ def test_interrupts_at_any_moment_leave_blas_and_the_claims_as_they_were():
     """
     done = run_alone(program)
     assert done.stdout.split() == ["True", "0", "0"], done.stdout + done.stderr[-2000:]
-    assert not done.stderr
+    # Python prints an interrupt that lands in a callback of its own; nobody can catch that one.
+    ignored = r"Exception ignored in: .*?KeyboardInterrupt: ?\n"
+    assert not re.sub(ignored, "", done.stderr, flags=re.DOTALL)
 
 
 def run_alone(program):

@@ -50,6 +50,18 @@ is a subtraction
 of the last one the first
 sees the bend
 and with force
+(is|are|was|were) (that|those) of
+of (yours|ours|theirs)
+(class|flag|line|message|model|number|process|row|scale|stream|sum)s? of (its|their) own
+(another|other) (?!hand|than)[a-z]+ than
+holds (no|none|neither|another)
+for who
+how many percent
+(a|the|its) root of
+widths? of (a|the) head
+a step of training
+models? of text
+truncated or no
 """
 PHRASES = [re.compile(rf"\b({line})\b", re.I) for line in PHRASES.strip().split("\n")]
 

@@ -300,7 +300,7 @@ def test_a_folder_with_a_run_is_refused_without_resume(cli):
     assert cli("train", *FLAGS, "--steps", 3, "--out", "run")[0] == 0
     code, out, err = cli("train", *FLAGS, "--steps", 3, "--out", "run")
     assert (code, out) == (2, "")
-    assert "run already holds a run" in err
+    assert "there is already a run in run" in err
     assert "--resume" in err
 
 
@@ -353,7 +353,7 @@ def test_resume_finds_the_default_folder_without_repeating_every_flag(cli, tmp_p
 def test_resume_where_there_is_no_run(cli):
     code, _, err = cli("train", "--resume", "--out", "nowhere")
     assert code == 2
-    assert "nowhere holds no run" in err
+    assert "there is no run to continue in nowhere" in err
     assert (
         cli("train", "--resume", *FLAGS, "--steps", 2, "--out", "new")[0] == 0
     )  # with a task it may as well begin
@@ -361,7 +361,7 @@ def test_resume_where_there_is_no_run(cli):
 
 def test_a_checkpoint_without_its_configuration_is_not_built_upon(begun):
     (begun / "config.json").unlink()
-    with pytest.raises(UsageError, match="already holds a run"):
+    with pytest.raises(UsageError, match="there is already a run in"):
         train_run(SMALL, begun)
     with pytest.raises(EnvironmentFault, match=r"no config\.json"):
         train_run(SMALL, begun, resume=True)
@@ -416,11 +416,11 @@ CHECKPOINTS = {
     "of another model": (
         lambda f: train_run(SMALL.change(n_embd=8, steps=1), f.parent / "other")
         and shutil.copy(f.parent / "other" / "checkpoint.npz", f),
-        "belongs to another configuration"),
+        "belong to different configurations"),
     "of a stranger's making": (
         lambda f: files.write_arrays(
             f / "checkpoint.npz", "minqkv checkpoint", {}, {"a": np.ones(3)}),
-        "belongs to another configuration"),
+        "belong to different configurations"),
     "of this run, but of other arrays": (
         lambda f: files.write_arrays(f / "checkpoint.npz", "minqkv checkpoint",
             checkpoint(f)[0], {"model/a": np.ones(3)}),
@@ -626,10 +626,10 @@ def test_files_of_another_run_are_refused(name, other, ended, strangers, cli):
     code, out, err = cli("train", "--resume", "--out", ended)
     assert (code, out) == (3, "")
     says = {
-        "config.json": "belongs to another configuration than the config.json beside it",
-        "checkpoint.npz": "belongs to another configuration than the config.json beside it",
+        "config.json": "and the config.json next to it belong to different",
+        "checkpoint.npz": "and the config.json next to it belong to different",
         "metrics.jsonl": "is good up to step 0; line 1 is damaged, or of another run",
-        "result.json": "result.json was changed, or is of another run",
+        "result.json": "result.json was changed, or belongs to a different run",
     }[name]
     assert says in " ".join(err.split())
     assert "delete" not in err
@@ -651,7 +651,7 @@ def test_a_checkpoint_of_the_same_configuration_but_another_run(begun, whole):
         for line in lines:
             del line["check"]
             folder.record(line | {"loss": line["loss"] + 1e-7})
-    with pytest.raises(EnvironmentFault, match=r"by another run than checkpoint\.npz beside it"):
+    with pytest.raises(EnvironmentFault, match=r"were written by different runs"):
         train_run(SMALL, begun, resume=True)
 
 

@@ -70,7 +70,7 @@ def test_jobs_do_not_change_the_result(finished, tmp_path):
     assert text == finished[1]
     records = []
     for out in (tmp_path / "two", finished[0]):
-        found = {path.name: plain(files.read_json(path)) for path in (out / "runs").iterdir()}
+        found = {path.name: plain(files.read_sealed(path)) for path in (out / "runs").iterdir()}
         records.append(found)
     assert records[0] == records[1]
 
@@ -504,7 +504,7 @@ def test_wrong_input_of_a_study(cli):
         (("--tasks", "reverse,srot"), "did you mean sort"),
         (("--variants", "qkv,q=kv"), "unknown variant 'q=kv'"),
         (("--variants", "kv"), "two meanings"),
-        (("--seeds", "0"), "none"),
+        (("--seeds", "0"), "at least 1 is needed, not 0"),
         (("--seeds", "one"), "is not a list of ints"),
         (("--seeds=-1,2",), "seed -1 must be at least 0"),
         (("--tasks", ","), "empty"),

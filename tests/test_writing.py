@@ -312,9 +312,13 @@ def test_a_terminal_gets_no_control_characters(kind, folder, cli, fake, monkeypa
         ("bytes", ("x", "--cache", "ring", "--window", 4, "--sinks", 2**63), "sinks must be a"),
         ("bytes", ("x", "--temperature", "nan"), "temperature nan must be finite"),
         ("bytes", ("x", "--cache", "plane"), "unknown cache 'plane' did you mean plain?"),
-        ("bytes", ("x", "--no-cache", "--show-cache"), "--show-cache needs a cache"),
-        ("bytes", ("x", "--no-cache", "--compare"), "--compare needs a cache"),
-        ("bytes", ("x", "--no-cache", "--cache", "float16"), "--cache float16 needs a cache"),
+        ("bytes", ("x", "--no-cache", "--show-cache"), "--show-cache and --no-cache cannot"),
+        ("bytes", ("x", "--no-cache", "--compare"), "--compare and --no-cache cannot"),
+        (
+            "bytes",
+            ("x", "--no-cache", "--cache", "float16"),
+            "--cache float16 and --no-cache cannot",
+        ),
         ("bytes", ("x", "--compare", "--show-cache"), "leave out --show-cache"),
         ("bytes", ("x", "--cache", "ring"), "without a window, so the ring needs one for example"),
         ("bytes", ("x", "--window", 8), "--window and --sinks are for a ring cache --cache ring"),
@@ -633,11 +637,11 @@ def test_a_file_knows_its_kind_of_cache(cli, folder, kind):
     [
         (("--load-cache", "de.npz"), "needs a PROMPT that continues the saved text"),
         (("--save-cache", "x.npz"), "needs a PROMPT to read into the cache"),
-        (("d", "--save-cache", "x.npz", "--no-cache"), "do not go together"),
-        (("d", "--load-cache", "x.npz", "--compare"), "do not go together"),
-        (("d", "--load-cache", "x.npz", "--cache", "int8"), "has a kind already"),
+        (("d", "--save-cache", "x.npz", "--no-cache"), "cannot be combined"),
+        (("d", "--load-cache", "x.npz", "--compare"), "cannot be combined"),
+        (("d", "--load-cache", "x.npz", "--cache", "int8"), "already determines the kind"),
         (("d", "--load-cache", "none.npz"), "none.npz does not exist"),
-        (("d", "--load-cache", __file__), "corrupt, truncated or no prompt cache"),
+        (("d", "--load-cache", __file__), "corrupt, truncated or not a prompt cache"),
     ],
 )
 def test_files_of_prompts_that_are_refused(cli, folder, args, says):

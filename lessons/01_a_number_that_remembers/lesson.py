@@ -15,9 +15,9 @@
 
 # %% [markdown]
 # A program makes one number `y` out of three others. Change one of the three a little: how far does
-# `y` move for each unit of that change? The answer is the slope of `y` in that number, called the
-# **gradient** of `y` with respect to it. A model that learns needs this for each of its numbers,
-# because it says which way to change them.
+# `y` move for each unit of that change? The answer is a slope, called the **gradient** of `y` with
+# respect to that number. A model that learns needs this for each of its numbers, because it says
+# which way to change them.
 #
 # The simplest way to find a slope is to nudge one number, run the program again, and look at the
 # difference.
@@ -91,7 +91,7 @@ say(
 
 # %% [markdown]
 # Now go back from the end. `y` grows just as fast as itself, so its own gradient is 1. Then each
-# operation passes its gradient on to the numbers it was made from, by a rule of its own.
+# operation passes its gradient on to the numbers it was made from, by its own rule.
 #
 # - When one part of a sum moves, the sum moves just as far. Both parts receive the gradient of the
 #   sum unchanged.
@@ -143,7 +143,7 @@ table(
 
 # %% [markdown]
 # What if a number is used twice? In `y = a * b + a` there are two paths from `a` to `y`. To tell
-# them apart, give the two uses names of their own, `first` and `second`, both with the value of
+# them apart, give the two uses separate names, `first` and `second`, both with the value of
 # `a`.
 #
 # Changing `a` changes both at once, and `y` moves by what each of them causes. So the two gradients

@@ -22,7 +22,7 @@ which they nearly always are, and then returns `g` itself: no sum, no copy. A su
 copy the whole array each time.
 
 That is safe because a gradient that is passed on is only borrowed: `backward` never adds into an
-array that it does not own. In the end each input gets an array of its own.
+array that it does not own. In the end each input gets its own array.
 """
 
 
@@ -31,7 +31,7 @@ def cases(rng):
     exceptions.
     """
     lengths = [int(n) for n in rng.permutation([2, 3, 4, 5])[: rng.integers(1, 5)]]
-    if rng.random() < 0.2:  # for who would tell axes apart by their lengths
+    if rng.random() < 0.2:  # for those who tell axes apart by length
         lengths.insert(0, lengths[-1])
     added = int(rng.integers(0, len(lengths) + 1))
     shape = tuple(1 if rng.random() < 0.5 else n for n in lengths[added:])

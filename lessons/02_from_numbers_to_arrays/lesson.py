@@ -246,7 +246,7 @@ predict(
     sum(right(np.ones((3, 3)))),
 )
 say(
-    "A square and a g of ones hide mistakes. A good check takes lengths that all differ and a "
+    "A square and a g of ones hide mistakes. A good check uses lengths that all differ and a "
     "random g: so do the exercises."
 )
 

@@ -19,7 +19,7 @@
 # %% [markdown]
 # In the first two lessons a gradient went back through one number, or through an array entry by
 # entry. A matrix product and a softmax are different: there every output depends on many inputs.
-# Nearly all that a model of text computes is made of these two, with one number at the end, the
+# Nearly everything a text model computes consists of these two, with one number at the end, the
 # cross-entropy.
 #
 # Take a row of three numbers times a matrix. Three inputs, two outputs: that makes six slopes, one

@@ -19,8 +19,8 @@ HINTS = (
 
 EXPLANATION = """
 The package keeps all parameters of a model in one long array, and m and v beside it: a step is a
-handful of passes over three arrays, however many layers there are. It corrects the root of `v`, and
-`m` together with the learning rate, by a single number each: the same function, in fewer passes.
+handful of passes over three arrays, however many layers there are. It corrects √v, and `m` together
+with the learning rate, by a single number each: the same function, in fewer passes.
 
 Where eps is added matters more than its size suggests. Put inside the root, or added before `v` is
 corrected, it gives a different optimiser: similar where gradients are large, but not where they are

@@ -8,7 +8,7 @@ def adam(w, g, state, lr, beta1, beta2, eps):
 
     g (n,) is their gradient. `state` is a dict for your own use, empty before the first step; you
     get it back at the next one. Keep in it what Adam remembers: two averages, and how many steps
-    have been made. Both averages are corrected for their start at zero; eps is added to the root.
-    Leave w and g as they are.
+    have been made. Both averages are corrected for their start at zero; eps is added to the square
+    root. Leave w and g as they are.
     """
     raise NotImplementedError

@@ -78,8 +78,8 @@ say(f"the loss was {round(loss.item(), 3)} and is {round(after, 3)}")
 
 # %% [markdown]
 # A training step is four lines: forget the old gradient, measure how wrong the model is, ask which
-# way is up, move. Learning is to repeat them. Everything else in training is about doing these four
-# well.
+# way is up, move. Learning means repeating them. Everything else in training is about doing these
+# four well.
 #
 # The package has the same step as `mq.train_step`, for any model and any optimiser. There a table
 # is `nn.Embedding`.
@@ -244,10 +244,7 @@ predict(
 heights = {"SGD": with_sgd**2 @ c / 2, "Adam": with_adam**2 @ c / 2}
 curve("height above the bottom", heights, log=True)
 compare("flat under Adam", with_adam[:, 0], "steep under Adam", with_adam[:, 1], tolerance=1e-5)
-say(
-    f"A slope {c[1]:g} times as steep makes both m and the root of v {c[1]:g} times as large, so "
-    "it cancels."
-)
+say(f"A slope {c[1]:g} times as steep makes both m and √v {c[1]:g} times as large, so it cancels.")
 say(
     "It cancels exactly because this valley lies along the two axes: Adam rescales each number, "
     "and cannot rotate."

@@ -63,8 +63,8 @@ def adam__power_of_the_difference(w, g, state, lr, beta1, beta2, eps):
 
 
 def adam__steps_counted_from_zero(w, g, state, lr, beta1, beta2, eps):
-    """Your t is 0 in the first step, so that `1 - beta**t` is 0. Count the step before you
-    use t.
+    """Your t is 0 in the first step, so that `1 - beta**t` is 0. Count the step before you use
+    t.
     """
     m, v, t = _averages(g, state, beta1, beta2)
     return _move(w, m, v, np.float64(t - 1), lr, beta1, beta2, eps)
@@ -98,29 +98,27 @@ def adam__corrections_swapped(w, g, state, lr, beta1, beta2, eps):
 
 
 def adam__v_corrected_outside_the_root(w, g, state, lr, beta1, beta2, eps):
-    """You take the root of v and correct it afterwards by `1 - beta2**t`: correct v, then take the
-    root.
-    """
+    """You take √v and correct it afterwards by `1 - beta2**t`: correct v, then take the root."""
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * (m / (1 - beta1**t)) / (np.sqrt(v) / (1 - beta2**t) + eps)
 
 
 def adam__eps_inside_the_root(w, g, state, lr, beta1, beta2, eps):
-    """Your eps is inside the root; it is added to the root."""
+    """Your eps is inside the square root; add it to the root."""
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * (m / (1 - beta1**t)) / np.sqrt(v / (1 - beta2**t) + eps)
 
 
 def adam__eps_before_correcting(w, g, state, lr, beta1, beta2, eps):
-    """You add eps to the root of v before v is corrected, so that eps is corrected with it. (The
-    shortcut in Adam's paper does so.)
+    """You add eps to √v before v is corrected, so that eps is corrected with it. (The shortcut in
+    Adam's paper does so.)
     """
     m, v, t = _averages(g, state, beta1, beta2)
     return w - lr * (m / (1 - beta1**t)) * np.sqrt(1 - beta2**t) / (np.sqrt(v) + eps)
 
 
 def adam__no_eps(w, g, state, lr, beta1, beta2, eps):
-    """You leave eps out: it is added to the root of v."""
+    """You leave eps out: it is added to √v."""
     m, v, t = _averages(g, state, beta1, beta2)
     return _move(w, m, v, t, lr, beta1, beta2, 0.0)
 
@@ -175,9 +173,7 @@ def adam__average_squared(w, g, state, lr, beta1, beta2, eps):
 
 
 def adam__squares_added_up(w, g, state, lr, beta1, beta2, eps):
-    """You square the sum over all parameters; each parameter has a v of its own (g**2, not g
-    @ g).
-    """
+    """You square the sum over all parameters; each parameter has its own v (g**2, not g @ g)."""
     return _move(w, *_averages(g, state, beta1, beta2, square=g @ g), lr, beta1, beta2, eps)
 
 

@@ -10,7 +10,7 @@ HINTS = (
     "Two steps: turn each row of scores into weights that add up to one, then one matrix product "
     "with the rows.",
     "The weights are e / e.sum(...), with e the exponential of the scores. Each row of scores has "
-    "a sum of its own: axis=-1 runs along a row, and keepdims=True keeps the sums as a column, so "
+    "its own sum: axis=-1 runs along a row, and keepdims=True keeps the sums as a column, so "
     "that the division fits.",
     "e = np.exp(scores - scores.max(axis=-1, keepdims=True)); weights = e / e.sum(axis=-1, "
     "keepdims=True); return weights @ rows.",

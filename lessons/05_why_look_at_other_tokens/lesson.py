@@ -73,7 +73,7 @@ right = round(alone * answers.size)
 say(f"Of {answers.size:,} answers it gets {right:,}, as many as a blind guess.")
 
 # %% [markdown]
-# So a token needs something of the others. What could they hand over? Not the digits as numbers:
+# So a token needs something from the others. What could they hand over? Not the digits as numbers:
 # mixing numbers gives other numbers, which no token has sent.
 #
 # Instead a digit becomes a row with a single one, in the column of that digit, and zeros elsewhere.
@@ -133,7 +133,7 @@ say(
 # %% Some more than others
 w = np.array([0.5, 0.25, 0.0, 0.25])  # (T,)
 predict(
-    "The rows are those of `(3, 1, 4, 1)`. What is in column 1 of `w @ rows`?",
+    "The rows stand for `(3, 1, 4, 1)`. What is in column 1 of `w @ rows`?",
     float((w @ rows)[1]),
 )
 show("w @ rows", w @ rows, columns=digits, digits=2)
@@ -141,7 +141,7 @@ compare("np.full(4, 1 / 4) @ rows", np.full(4, 0.25) @ rows, "the average", aver
 compare("np.eye(4)[2] @ rows", np.eye(4)[2] @ rows, "row 2", rows[2])
 
 # %% [markdown]
-# Each token needs weights of its own, so we give each a row of them. All weighted averages together
+# Each token needs its own weights, so we give each a row of them. All weighted averages together
 # are then one matrix product.
 #
 #     weights @ rows    (T, T) times (T, V) gives (T, V)

@@ -92,8 +92,8 @@ def mix__keeps_the_last(scores, rows):
 
 
 def mix__scaled_scores(scores, rows):
-    """You divide the scores by a root of d first. That comes with attention, in lesson 06; take
-    them as they are here.
+    """You divide the scores by √d first. That comes with attention, in lesson 06; take them as they
+    are here.
     """
     return _softmax(scores / np.sqrt(rows.shape[1])) @ rows
 

@@ -109,7 +109,7 @@ say(
 # root of d. A softmax over scores that are far apart puts nearly all the weight on one of them, and
 # then hardly any gradient gets through. The division keeps the spread at 1.
 
-# %% Why the root of d
+# %% Why √d
 rng = np.random.default_rng(6)
 rows = []
 for d in (4, 64, 1024):
@@ -123,7 +123,7 @@ say(
 )
 
 # %% [markdown]
-# Our d is four, so its root is two and the scores are halved. This is the array the layer calls
+# Our d is four, so √d is two and the scores are halved. This is the array the layer calls
 # `scores`.
 
 # %% Scaled

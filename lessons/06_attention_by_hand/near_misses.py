@@ -28,23 +28,23 @@ def attend__scale_by_d(x, wq, wk, wv):
 
 
 def attend__scale_by_width_of_x(x, wq, wk, wv):
-    """You divide by the root of C, the columns of x; it is d, the columns of q, over which a dot
-    product runs.
+    """You divide by √C (x has C columns). A dot product runs over the d columns of q: divide by
+    √d.
     """
     q, k, v, _, seen = _parts(x, wq, wk, wv)
     return _softmax(np.where(seen, q @ k.T / np.sqrt(x.shape[1]), -np.inf)) @ v
 
 
 def attend__scale_by_length(x, wq, wk, wv):
-    """You divide by the root of T, the number of tokens; it is d, the columns of q, over which a
-    dot product runs.
+    """You divide by √T (there are T tokens). A dot product runs over the d columns of q: divide by
+    √d.
     """
     q, k, v, _, seen = _parts(x, wq, wk, wv)
     return _softmax(np.where(seen, q @ k.T / np.sqrt(len(x)), -np.inf)) @ v
 
 
 def attend__multiplied_by_the_root(x, wq, wk, wv):
-    """You multiply the scores by the root of d; they have to be divided by it."""
+    """You multiply the scores by √d; they have to be divided by it."""
     _, _, v, scores, seen = _parts(x, wq, wk, wv)
     return _softmax(np.where(seen, scores * wq.shape[1], -np.inf)) @ v
 

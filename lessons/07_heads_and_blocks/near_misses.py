@@ -28,7 +28,7 @@ def split__interleaved(x, n_head):
 
 
 def split__takes_heads_for_width(x, n_head):
-    """split takes n_head for the width of a head: it is how many heads there are."""
+    """split takes n_head for the head width: it is the number of heads."""
     T, C = x.shape
     return x.reshape(T, C // n_head, n_head).transpose(1, 0, 2)
 

@@ -100,15 +100,15 @@ def tied_gradient__key_twice(x, w, g):
 
 
 def tied_gradient__no_scale_backward(x, w, g):
-    """You leave out the scale on the way back: the scores were divided by the root of d, so their
-    gradient is as well.
+    """You leave out the scale on the way back: the scores were divided by √d, so their gradient is
+    as well.
     """
     query, key, value = _parts(x, w, g)
     return (query + key) * np.sqrt(w.shape[1]) + value
 
 
 def tied_gradient__no_scale(x, w, g):
-    """Your scores are not divided by the root of d, neither forward nor backward."""
+    """Your scores are not divided by √d, neither forward nor backward."""
     k = x @ w
     scores = k @ k.T
     e = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -118,15 +118,15 @@ def tied_gradient__no_scale(x, w, g):
 
 
 def tied_gradient__scale_squared(x, w, g):
-    """You scale twice on the way back: the gradient of the scores is divided by the root of d once,
-    not by d.
+    """You scale twice on the way back: the gradient of the scores is divided by √d once, not by
+    d.
     """
     query, key, value = _parts(x, w, g)
     return (query + key) / np.sqrt(w.shape[1]) + value
 
 
 def tied_gradient__everything_scaled(x, w, g):
-    """You scale the value's part as well: the root of d belongs to the scores alone."""
+    """You scale the value's part as well: √d belongs to the scores alone."""
     query, key, value = _parts(x, w, g)
     return query + key + value / np.sqrt(w.shape[1])
 
@@ -151,7 +151,7 @@ def tied_gradient__softmax_by_product(x, w, g):
 
 def tied_gradient__softmax_diagonal(x, w, g):
     """Your softmax's backward is the diagonal, p * (1 - p): each weight of a row depends on every
-    score of it.
+    score in that row.
     """
     k, pattern, scale = _forward(x, w)
     d = pattern * (1 - pattern) * (g @ k.T) * scale
@@ -235,16 +235,16 @@ def tied_gradient__scale_by_d(x, w, g):
 
 
 def tied_gradient__query_unscaled(x, w, g):
-    """The query's part lacks the scale: the root of d divides the scores, so both of its sides get
-    it.
+    """The query's part lacks the scale: the scores are divided by √d, so both gradients must be as
+    well.
     """
     query, key, value = _parts(x, w, g)
     return query * np.sqrt(w.shape[1]) + key + value
 
 
 def tied_gradient__key_unscaled(x, w, g):
-    """The key's part lacks the scale: the root of d divides the scores, so both of its sides get
-    it.
+    """The key's part lacks the scale: the scores are divided by √d, so both gradients must be as
+    well.
     """
     query, key, value = _parts(x, w, g)
     return query + key * np.sqrt(w.shape[1]) + value

@@ -4,7 +4,7 @@
 #
 # [tool.minqkv.lesson]
 # title = "Sharing across heads"
-# question = "Does every head need keys and values of its own?"
+# question = "Does every head need its own keys and values?"
 # needs = ["heads", "parameters", "tied gradient", "qkv", "q-k=v"]
 # teaches = ["KV heads", "cache bytes", "gqa-N", "mqa", "q-gqa-N", "q-mqa", "thin-N"]
 # minutes = 15
@@ -18,7 +18,7 @@
 # ///
 
 # %% [markdown]
-# In lesson 07 every head had queries, keys and values of its own. In lesson 08 keys and values
+# In lesson 07 every head had its own queries, keys and values. In lesson 08 keys and values
 # became one. There is another way to keep fewer of them: heads may share with one another.
 #
 # Why keep fewer? A model that writes makes one token at a time, and each new token looks at all
@@ -193,7 +193,7 @@ say(
 
 # %% [markdown]
 # `gqa-N` can have from one KV head to as many as there are query heads, and both extremes have
-# names of their own.
+# their own names.
 #
 # Two things are refused. A number of KV heads that does not divide H would leave groups of
 # different sizes. And Q = K with fewer KV heads has no meaning: where the keys are the queries,
@@ -275,9 +275,9 @@ table("three tokens", ["variant", "streams", "KV heads", "cache.nbytes", "B/toke
 compare("measured", np.array(measured), "the formula", np.array(formula, float))
 
 # %% [markdown]
-# Now the same at the size of the paper's smaller model of text (section 5), with numbers of two
-# bytes. To measure a cache you need not run the model: we allocate real ones, of sixty-four
-# positions, and ask the arrays for their bytes.
+# Now the same at the size of the paper's smaller text model (section 5), with numbers of two bytes.
+# To measure a cache you need not run the model: we allocate real ones, of sixty-four positions, and
+# ask the arrays for their bytes.
 
 # %% At the size of a language model
 big = PRESETS["300m"]

@@ -9,7 +9,7 @@ def step(x, wq, wk, wv, wp, cache):
     x (T, C) holds a row for each new token, wp (P, C) a row for each position of the sequence: add
     to each token the row of its position. Then wq, wk and wv (C, d) make queries, keys and values.
 
-    The cache is a dict, made before the first call, with n = 0, and handed to you at each call:
+    The cache is a dict, made before the first call, with n = 0, and passed to you at each call:
         cache["k"], cache["v"]   arrays (P, d), room for every position; the first n rows are filled
         cache["n"]               n, how many
     Write the new rows into these arrays and count them. Each token sees every key that is not after

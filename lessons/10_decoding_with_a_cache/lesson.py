@@ -115,7 +115,7 @@ table(
 say("Without a cache the count grows with the square of the length; with a cache it is the length.")
 
 # %% [markdown]
-# What must we keep of a token, so that it need not be read again? It had a query, a key and a value
+# What must we keep of a token so that it need not be read again? It had a query, a key and a value
 # in each layer.
 #
 # The gradient tells us: send one back from the scores for the next token alone, and see which rows

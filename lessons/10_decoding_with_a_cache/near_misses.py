@@ -32,9 +32,7 @@ def _append(cache, k, v):
 
 
 def step__position_restarts(x, wq, wk, wv, wp, cache):
-    """Your positions start again at 0 in each call: the new tokens are at cache["n"] and
-    after.
-    """
+    """Your positions start again at 0 in each call: the new tokens are at cache["n"] and after."""
     q, k, v = _project(x, wq, wk, wv, wp, 0)
     start, end, k, v = _append(cache, k, v)
     return _attend(q, k, v, _seen(start, end))
@@ -50,8 +48,8 @@ def step__position_late(x, wq, wk, wv, wp, cache):
 
 
 def step__position_from_one(x, wq, wk, wv, wp, cache):
-    """Your positions are one too many: the first token of a sequence is at 0, and with n stored
-    the next at n.
+    """Your positions are one too many: the first token of a sequence is at 0, and with n stored the
+    next at n.
     """
     q, k, v = _project(x, wq, wk, wv, wp, cache["n"] + 1)
     start, end, k, v = _append(cache, k, v)
@@ -214,8 +212,8 @@ def step__no_scale(x, wq, wk, wv, wp, cache):
 
 
 def step__scale_by_width_of_x(x, wq, wk, wv, wp, cache):
-    """You divide by the root of C, the columns of x; it is d, the columns of q, over which a dot
-    product runs.
+    """You divide by √C (x has C columns). A dot product runs over the d columns of q: divide by
+    √d.
     """
     q, k, v = _project(x, wq, wk, wv, wp, cache["n"])
     start, end, k, v = _append(cache, k, v)

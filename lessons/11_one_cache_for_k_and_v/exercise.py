@@ -18,7 +18,7 @@ def raw_step(x, wq, wk, cache):
     x (C,) is the token; wq and wk (C, d) make its query and its key. What is stored is also the
     value, and it is not turned.
 
-    The cache is a dict, made before the first call, with n = 0, and handed to you at each call:
+    The cache is a dict, made before the first call, with n = 0, and passed to you at each call:
         cache["k"]   an array (P, d), room for every position; the first n rows are filled
         cache["n"]   n, how many; the new token is at position n, counted from 0
     Write the new row into this array and count it. For the scores turn the query by its position,

@@ -10,8 +10,8 @@ def perplexity(losses, counted):
     """The perplexity of a model, without the padding.
 
     losses (n, T) holds the loss of each target, in n documents; counted (n, T) is True where the
-    target is a real one and False where it is padding. Each real target counts alike, however long
-    its document is. Return a number.
+    target is a real one and False where it is padding. Each real target counts equally, however
+    long its document is. Return a number.
     """
     raise NotImplementedError
 

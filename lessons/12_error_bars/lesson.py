@@ -145,8 +145,8 @@ say(
 # to predict but more end signs. `score` above leaves them out, by a target that the loss ignores.
 # That is the **masked** loss.
 #
-# It is easy to forget this. The paper's models of text were scored with the padding (section 5).
-# (Training reads the padding in either case here, as it did there.)
+# It is easy to forget this. The paper's models were scored with the padding (section 5). (Training
+# reads the padding in either case here, as it did there.)
 
 # %% What is counted
 ids = documents(0, "test", 200)
@@ -187,7 +187,7 @@ rows = zip(variants, losses.mean(axis=1), spreads, strict=True)
 table("over seeds", ["variant", "mean", "spread"], list(rows))
 between = abs(losses[1].mean() - losses[0].mean())
 times, between = round(spreads[0] / between), round(between, 4)
-say(f"The means differ by {between}. The seeds of one variant are spread {times} times as wide.")
+say(f"The means differ by {between}. The spread over seeds is {times} times that.")
 
 # %% [markdown]
 # Look down the columns. Where one variant finds a seed easy, so does the other: some languages are
@@ -195,7 +195,7 @@ say(f"The means differ by {between}. The seeds of one variant are spread {times}
 #
 # Here the seeds are **paired**: with the same seed both variants read the same documents in the
 # same order, and each parameter that both have starts from the same numbers. For that the package
-# draws a parameter's start from a stream of its own, keyed by the seed and the parameter's name.
+# draws a parameter's start from a separate stream, keyed by the seed and the parameter's name.
 #
 # So subtract, seed by seed. What both have in common is gone; what is left is the difference
 # between the variants, and the chance effects that they do not share.
@@ -271,7 +271,7 @@ for n in (3, 6, 20):
     rows.append([str(n), normal, alarms[0], t, alarms[1]])
 factor, alarms = round(normal, 2), float(rows[0][2])
 predict(
-    f"Three seeds, and the factor {factor} of a normal distribution: how many percent are false "
+    f"Three seeds, and the factor {factor} of a normal distribution: what percentage are false "
     "alarms?",
     alarms,
     tolerance=3,
@@ -284,7 +284,7 @@ say("Student's t is larger where n is small, by exactly as much as is needed.")
 # samples, or seed by seed. For independent samples the squares of the two spreads add up.
 #
 # Take a difference of three percent in perplexity, which is about what the paper reports for
-# `q-k=v` against `qkv`. It trained each of its models of text once.
+# `q-k=v` against `qkv`. It trained each of its models once.
 
 # %% When three percent is noise
 n, three = len(seeds), np.log(1.03)
@@ -318,7 +318,7 @@ say(f"Our own difference in the loss, paired: {ours}, {clear}.")
 #
 # Two more habits. When a run either finds the trick or does not, a mean describes no run at all:
 # count how many **solved** it, k of n. And an interval that contains zero does not prove that there
-# is no difference; it only says that these seeds cannot tell.
+# is no difference; it only says that these seeds cannot show one.
 
 # %% The authors' runs
 baseline = dict(enumerate(runs["qkv", "sort", *cell]))

@@ -25,7 +25,7 @@ def perplexity__only_padding(losses, counted):
 
 
 def perplexity__mean_of_documents(losses, counted):
-    """You average within each document first: then a target in a short document weighs more than
+    """You average within each document first: then a target in a short document counts more than
     one in a long one.
     """
     return np.exp(np.mean([row[keep].mean() for row, keep in zip(losses, counted, strict=True)]))
@@ -103,7 +103,7 @@ def paired__n_minus_1_twice(a, b):
 
 
 def paired__variance(a, b):
-    """You use the variance where its root belongs: s is the square root of it."""
+    """You use the variance. s is its square root."""
     d = a - b
     return d.mean(), t_quantile(len(d) - 1) * d.var(ddof=1) / np.sqrt(len(d))
 
@@ -141,7 +141,7 @@ def paired__half_widths_added(a, b):
 
 
 def paired__spread_of_a(a, b):
-    """Your half width is that of a alone: take the spread of the differences."""
+    """Your half width uses the spread of a alone: take the spread of the differences."""
     return (a - b).mean(), _interval(a)[1]
 
 

@@ -27,7 +27,7 @@
 # real text, and then it writes.
 #
 # A model reads numbers, so the text must become numbers first. That is the work of a **tokenizer**.
-# The simplest one gives each character that occurs in the text a number of its own, its **id**, in
+# The simplest one gives each character that occurs in the text a number, its **id**, in
 # the order of Unicode. One more id marks the end of a document.
 #
 # The text is built in: source files and lessons of this package. If you have fetched tiny
@@ -216,7 +216,7 @@ curve("loss while it trains", both, x="part of the training")
 # %% [markdown]
 # In training, the loss may also fall because the model learns that text by heart. So we measure it
 # on the text that the model has not read, with the same targets as for the table. Each target
-# counts, because no window is padded. (If each document had a row of its own, there would be
+# counts, because no window is padded. (If each document had its own row, there would be
 # padding, and lesson 12 showed why it must not count.)
 #
 # There is one more number. Perplexity is per token, and tokenizers split a text into different
@@ -373,7 +373,7 @@ say(f"One token more is refused: {refusal}.")
 # The cache is full, and the model has no further positions. Lesson 14 is about caches that do not
 # grow.
 #
-# One thing is left for your exercise. Even at temperature 1, most of the vocabulary has some small
+# One thing remains, for your exercise. Even at temperature 1, most of the vocabulary has some small
 # chance. Each of these tokens is unlikely, but there are many of them: sooner or later one is drawn
 # and spoils a word. **Top-p** cuts off this tail. Sort the tokens, the likeliest first, add up
 # their probabilities, and keep as few as are needed to reach p. Then divide by the sum of those

@@ -114,7 +114,7 @@ def top_p__sorted_twice(probabilities, p):
 
 
 def top_p__one_cut_for_all(probabilities, p):
-    """You keep the same number of tokens in every row: each row has a cut of its own."""
+    """You keep the same number of tokens in every row: each row has its own cut."""
     order, falling = _sorted(probabilities)
     needed = (falling.cumsum(axis=1) - falling < p).sum(axis=1).max()
     return _back(order, np.where(np.arange(falling.shape[1]) < needed, falling, 0.0))

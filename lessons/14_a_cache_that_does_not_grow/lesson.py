@@ -365,7 +365,7 @@ say(f"The largest error here is {error.max():g}, and scale / 2 is {scale / 2:g}.
 compare("by hand", whole[None], "the package", backend.to_host(packed))
 
 # %% [markdown]
-# Each row of each head has a scale of its own, so one large number spoils only its own row.
+# Each row of each head has its own scale, so one large number spoils only that row.
 #
 # With K = V, one row has two uses. Rounding it changes the scores, and it changes what is mixed. In
 # the model with a sink we separate the two: first only the keys are rounded, then only the values,

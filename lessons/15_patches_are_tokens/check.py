@@ -37,7 +37,7 @@ def cases(rng):
 
 
 def use(learner, images, size, patches):
-    """Both ways, each with numbers of its own."""
+    """Both ways, each with its own numbers."""
     cut = learner.patchify(images, size)
     return {"cut": cut, "put back": learner.unpatchify(patches, size, *images.shape[1:3])}
 

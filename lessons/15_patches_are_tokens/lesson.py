@@ -147,7 +147,7 @@ compare("x @ W + b", one @ W + b, "the package", tokens.numpy(), tolerance=1e-9)
 # its terms. So for a model without positions, an image is a bag of patches.
 #
 # We shuffle the patches of the image. Two fresh models read the image and the shuffled one: the
-# first has no positions, the second has a learned row for each place, as our models of text had.
+# first has no positions, the second has a learned row for each place, as our text models had.
 # Both answer from the mean of all tokens.
 
 # %% A bag of patches
@@ -248,7 +248,7 @@ say(f"Right on {score['accuracy']:.1%} of {len(test)} images.")
 # %% [markdown]
 # What does the class token look at? Its row of the pattern has a weight for each patch. Written in
 # the order of the patches, these weights are a small picture, called an **attention map**. The
-# weights are those of the trained model, on an image that it was not trained on.
+# weights come from the trained model, on an image that it was not trained on.
 #
 # One weight is left out: that of the class token on itself. For comparison we also show the share
 # of each patch that the shape covers.
@@ -264,7 +264,7 @@ shares = patchify(covered[n_train:], P).mean(axis=-1)  # (300, N)
 last = maps[1, :, seen].reshape(2, 4, 4)  # (H, 4, 4), of the last layer
 heat("the image", images[n_train + seen, ..., 0], digits=0)
 even = 1 / (1 + x.shape[1])
-predict("If it looked at all tokens alike, how large would each weight be?", even)
+predict("If it looked at all tokens equally, how large would each weight be?", even)
 heat("covered by the shape", shares[seen].reshape(4, 4), digits=2)
 for head in range(2):
     heat(f"head {head} of the last layer", last[head], digits=2)

@@ -63,7 +63,7 @@ def check(
     on every variant and position scheme, with and without a window, as they are found.
 
     Caches are made by `GPT.new_cache(kind=kind, **options)`; a kind that takes a window is checked
-    only with one. The models have four heads; `variants` are all of theirs unless given. `error` is
+    only with one. The models have four heads; `variants` are all variants unless given. `error` is
     the largest difference of a logit, None if there is a `fault`.
     Raises UsageError if `kind` is not a cache class.
     """

@@ -1,8 +1,8 @@
 """A trained qkv model, rewritten as an equivalent q-k=v model of twice the head width.
 
 Put K and V side by side into the shared row, [K V], and let the queries be zero where V is, and the
-output projection zero where K is. Scores, pattern and output are those of qkv, and a token takes as
-many bytes in the cache. So at equal bytes, K = V can represent all that qkv can. Where a q-k=v
+output projection zero where K is. Scores, pattern and output equal those of qkv, and a token takes
+as many bytes in the cache. So at equal bytes, K = V can represent all that qkv can. Where a q-k=v
 model of that width did worse after training, training did not find what the model could represent.
 """
 

@@ -229,7 +229,7 @@ def _left_in(folder):
     ):
         with suppress(OSError, ValueError):  # another version; "max": no limit
             limit, now = (int((folder / name).read_text()) for name in (most, used))
-            stat = dict(line.split() for line in (folder / "memory.stat").open())
+            stat = dict(map(str.split, (folder / "memory.stat").read_text().splitlines()))
             return [max(0, limit - now + int(stat.get(cached, 0)))]
     return []
 

@@ -38,7 +38,7 @@ def rounding_errors(
 ) -> list[dict]:
     """Rows {"rounded", "perplexity", "largest", "mean"}: nothing rounded, then each of USES.
 
-    ids, targets (n, T); targets of -100 do not count. `largest` and `mean` are those of the
+    ids, targets (n, T); targets of -100 do not count. `largest` and `mean` are over the
     absolute differences from the exact logits, where a target counts. `kind` and `dtype` are as for
     `GPT.new_cache`, so **caches.options("int8") gives them. Raises UsageError if no target counts.
     """

@@ -12,7 +12,7 @@ from ..runtime.errors import unknown
 
 class Kind(NamedTuple):
     """`cls`, in the file `home`, stores elements of `dtype`, or of the model's. `rounds`: it stores
-    other numbers than it is given. `windowed`: it is made with a window.
+    numbers that differ from those it is given. `windowed`: it is made with a window.
     """
 
     home: str = "..cache"

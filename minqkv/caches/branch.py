@@ -103,7 +103,7 @@ def _mask(attention, at, keys):
 class BranchCache(KVCache):
     """n branches of each sequence of `cache`, with `capacity` positions (its own unless given).
 
-    Its bytes are those of the prefix, counted once, and those of the tails. `cache` may be plain or
+    It counts the bytes of the prefix once, and the bytes of the tails. `cache` may be plain or
     int8, but not a ring, whose positions are overwritten. Raises UsageError if one of its sequences
     is longer than `capacity`. Branches can be trimmed back to the prefix, but no further.
 

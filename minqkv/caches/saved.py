@@ -39,7 +39,7 @@ def save(cache: KVCache, path, model: GPT) -> None:
     if not len(cache):
         raise UsageError("the cache is empty", "read a prompt first")
     if cache.stored != stored_by(model):
-        raise UsageError("the cache is of another model: it stores rows of other sizes")
+        raise UsageError("the cache belongs to a different model: its rows have other sizes")
     arrays = {"lengths": cache.lengths, "held": cache.layers[-1].held}  # (B,), (B, S)
     empty = backend.upload(arrays["held"] < 0)[:, None, :, None]  # (B, 1, S, 1)
     for i, layer in enumerate(cache.layers):
@@ -96,7 +96,7 @@ def _read(path, model):
     except EnvironmentFault as error:  # without its advice, which is for runs
         raise EnvironmentFault(str(error)) from error
     if about.get("version") != VERSION:
-        why = f"{path} is of version {about.get('version')!r}; this program reads {VERSION}"
+        why = f"{path} has format {about.get('version')!r}; this program reads {VERSION}"
         raise EnvironmentFault(why, "read the prompt again, and save it")
     if about.get("model") != fingerprint(model):
         why = f"{path} was saved with another model: its configuration or weights differ"

@@ -55,10 +55,10 @@ def fetch(name, url, out, as_json):
 )
 @reports
 def prepare(source, tokenizer, as_json):
-    """Turn a text into tokens, once, and print its size.
+    """Turn a text into tokens before training, and print its size.
 
-    SOURCE is a file, a folder, - for stdin, or a downloaded text. Without SOURCE, it is the
-    built-in text. In a .jsonl file, each line is a document: {"text": "…"}.
+    SOURCE is a file, a folder, - for stdin, or a downloaded text. Without SOURCE, the
+    built-in text is used. In a .jsonl file, each line is a document: {"text": "…"}.
     """
     from ..render.progress import patient
     from ..tasks import corpus

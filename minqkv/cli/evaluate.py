@@ -91,7 +91,7 @@ def loaded(run, own, best):
     from ..runs import load_run
 
     if run.is_file():  # `load_run` would take one that mq.save has written
-        raise EnvironmentFault(f"{run} is a file: it holds no run", "name the folder of a run")
+        raise EnvironmentFault(f"{run} is a file", "name the folder of a run")
     model, config = load_run(run, own_task(own), **({"best": True} if best else {}))
     if not best and not (run / "result.json").exists():
         click.echo("note: this run is unfinished; this is its last checkpoint", err=True)

@@ -34,7 +34,7 @@ CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in 
 @click.option(
     "--top-p",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Draw only from the likeliest tokens, as few as add up to probability p.",
+    help="Draw only from the likeliest tokens: the fewest whose probabilities reach p.",
 )
 @click.option(
     "--samples",
@@ -140,9 +140,9 @@ def _check_files(save_cache, load_cache, prompt, kind, no_cache, compare):
         raise UsageError(f"{flag} needs a PROMPT {what}", f'minqkv generate RUN "…" {flag} FILE')
     if no_cache or compare:
         other = "--no-cache" if no_cache else "--compare"
-        raise UsageError(f"{flag} and {other} do not go together", "leave out one")
+        raise UsageError(f"{flag} and {other} cannot be combined", "leave one of them out")
     if load_cache and kind != "plain":
-        raise UsageError("a saved cache has a kind already", "leave out --cache")
+        raise UsageError("the saved cache already determines the kind", "leave out --cache")
 
 
 def _saving(tokens, cache, path, model):
@@ -160,7 +160,7 @@ def _check(kind, no_cache, show_cache, compare, sampling):
         raise unknown("cache", kind, KINDS)
     if no_cache and (show_cache or compare or kind != "plain"):
         other = "--show-cache" if show_cache else "--compare" if compare else f"--cache {kind}"
-        raise UsageError(f"{other} needs a cache, so --no-cache cannot be used", "leave out one")
+        raise UsageError(f"{other} and --no-cache cannot be combined", "leave one of them out")
     if show_cache and compare:
         raise UsageError("--compare does not draw the cache", "leave out --show-cache")
     if not sampling["temperature"]:

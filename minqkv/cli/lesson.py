@@ -45,7 +45,7 @@ def start_page():
     lessons, progress = _desk()
     lesson, action = next_thing(lessons, progress)
     passed = sum(progress.done(each) for each in lessons)
-    echo("minqkv: attention with shared projections, to be read from end to end")
+    echo("minqkv: attention with shared projections, written to be read from end to end")
     click.echo()
     click.echo(f"Course: {passed} of {len(lessons)} lessons done")
     if lesson is None:
@@ -164,7 +164,7 @@ def play(name, as_json, plain, no_pause, svg, step=None):
         print_json(stage.drawn)
     else:
         after = f"minqkv lesson start {chosen.number}" if finished else again
-        end = "Your place is saved." if progress.kept else "The end is not reached."
+        end = "Your place is saved." if progress.kept else "You have not reached the end."
         click.echo(f"{'The end.' if finished else end} Next: {after}")
 
 
@@ -195,7 +195,7 @@ def start(name, as_json):
 def check(name, as_json, watch=False, plain=False):
     """Check your answer on random cases.
 
-    It runs in a process of its own, with limits on time, memory, output, open files and processes.
+    It runs in a separate process, with limits on time, memory, output, open files and processes.
     What it starts ends with the check.
     """
     from ..render.lesson import choose
@@ -282,17 +282,17 @@ def reset(name, as_json):
     click.echo(f"Lesson {chosen.number} starts over.{moved}")
 
 
-_FOLDER = "The folder: a new or empty one, or that of an earlier export, which is replaced."
+_FOLDER = "Write web pages to a new or empty folder, or replace an earlier export."
 
 
 @lesson.command("export")
-@click.option("--html", "pages", type=click.Path(), metavar="DIR", help=f"Web pages. {_FOLDER}")
+@click.option("--html", "pages", type=click.Path(), metavar="DIR", help=_FOLDER)
 @click.option(
     "--notebook",
     "notebooks",
     type=click.Path(),
     metavar="DIR",
-    help="Jupyter notebooks. The same, but a notebook that has been changed is never replaced.",
+    help="Write Jupyter notebooks likewise. A notebook that you changed is never replaced.",
 )
 @reports
 def export_course(pages, notebooks, as_json):

@@ -94,7 +94,7 @@ SETTINGS = {  # name -> (type, help), of fields of tasks and recipes that have a
     "n_layer": (int, "Number of layers L."),
     "n_head": (int, "Number of heads H."),
     "n_embd": (int, "Width d."),
-    "head_dim": (int, "Width of a head, if not d / H."),
+    "head_dim": (int, "Head width, if not d / H."),
     "position": (Known(POSITIONS), f"{either(POSITIONS)}."),
     "rope_value": (Known(ROPE_VALUES), f"What K = V stores under rope: {either(ROPE_VALUES)}."),
     "window": (int, "For texts: tokens that each token sees, itself included.  [default: all]"),
@@ -153,7 +153,7 @@ def _set(texts, listed):
             raise UsageError(f"--set {text}: a name and a value are needed", "--set plus_start=-1")
         if name.strip().replace("-", "_") in _OWN_FLAGS:
             flag = "--" + name.strip().replace("_", "-")
-            raise UsageError(f"--set {text}: that has a flag of its own", f"use {flag}")
+            raise UsageError(f"--set {text}: it has its own flag", f"use {flag}")
         name = name.strip().replace("-", "_")
         kind = SETTINGS.get(name, (None,))[0]
         read = _word if kind is str or isinstance(kind, Known) else _literal
@@ -299,7 +299,7 @@ def _read_toml(path):
 
 
 def print_toml(flags):
-    """Print settings as a file that --config reads: those with a flag of their own, then [set]."""
+    """Print settings as a file that --config reads: those with their own flag, then [set]."""
     own = {name: value for name, value in flags.items() if name in SETTINGS or name in _FLAGS}
     for name, value in own.items():
         click.echo(f"{name.replace('_', '-')} = {_toml(value)}")

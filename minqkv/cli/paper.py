@@ -32,7 +32,7 @@ def _tables():
 @click.option(
     "--run",
     type=click.Choice(["quick", "all"]),
-    help="First run the studies that make our numbers: those that fit into ten minutes, or all.",
+    help="First run the studies behind our numbers: those that fit into ten minutes, or all.",
 )
 @click.option("--jobs", type=click.IntRange(1), help="For --run: see `minqkv study`.")
 @click.option(
@@ -40,7 +40,7 @@ def _tables():
     type=click.Path(path_type=Path),
     default=Path("runs/paper"),
     show_default=True,
-    help="For --run: where each study gets a folder.",
+    help="For --run: the parent folder of the studies.",
 )
 @html_option
 @click.option("--dry-run", is_flag=True, help="Print what --run would run, and its duration.")
@@ -48,8 +48,8 @@ def _tables():
 def paper(folders, names, run, jobs, out, html, dry_run, as_json):
     """The paper's tables and claims beside ours: what agrees, what does not, what was not run.
 
-    Ours are the committed results. FOLDERS of studies of yours take their place where they have the
-    same runs, and fill what is missing.
+    Ours are the committed results. FOLDERS are your own studies: they replace our
+    runs of the same settings, and add missing ones.
     """
     from ..render.console import say, stderr, stdout
     from ..render.document import Section, Text, show, write_html
@@ -58,7 +58,7 @@ def paper(folders, names, run, jobs, out, html, dry_run, as_json):
     from ..study.paper import as_data, tables
 
     if dry_run and not run:
-        raise click.UsageError("--dry-run says what --run would run: add --run quick or --run all")
+        raise click.UsageError("--dry-run needs --run quick or --run all")
     tables({}, names)  # refuses an unknown name now, not after hours of --run
     given = [in_folder(folder) for folder in folders]
     if run:

@@ -22,12 +22,12 @@ html_option = click.option(
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
 @html_option
 @click.option("--markdown", is_flag=True, help="Print Markdown, for a README.")
-@click.option("--task", help="MODULE:CLASS, if the task of an unfinished study or a run is yours.")
+@click.option("--task", help="MODULE:CLASS, for a run or an unfinished study of your own task.")
 @computes
 def report(folders, html, markdown, task, as_json):
-    """Report studies and runs: tables, figures, intervals, and what they cannot tell.
+    """Report studies and runs: tables, figures, intervals, and what they cannot show.
 
-    FOLDERS are those of `minqkv study` and `minqkv train`.  [default: all in runs/]
+    FOLDERS were written by `minqkv study` or `minqkv train`.  [default: all in runs/]
     """
     from ..render.console import say, stderr, stdout
     from ..render.document import show, to_markdown, write_html
@@ -88,13 +88,13 @@ def _part(path, own, command):
     from ..study.stored import is_study
 
     if not path.is_dir():
-        raise UsageError(f"{path} is not a folder", "name one that study or train wrote")
+        raise UsageError(f"{path} is not a folder", "name one written by minqkv study or train")
     if _is_run(path):
         return _run(path, own, command)
     if is_study(path):
         return _study(path, own, command)
     cure = "name a folder that minqkv study or minqkv train wrote, with --out or under runs/"
-    raise EnvironmentFault(f"{path} holds neither a study nor a run", cure)
+    raise EnvironmentFault(f"{path} contains neither a study nor a run", cure)
 
 
 def _study(path, own, command):

@@ -170,7 +170,7 @@ def _config_to_train(task, out, resume, given):
         if task is None or stored.task.name == task:
             config = stored.change(**given)
     elif task is None:
-        what = f"{out} holds no run to continue" if resume and out else "train needs a task"
+        what = f"there is no run to continue in {out}" if resume and out else "train needs a task"
         raise UsageError(what, "--task reverse, or --resume --out FOLDER for a run started earlier")
     return config, out
 

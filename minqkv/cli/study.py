@@ -33,7 +33,7 @@ PRESETS = {  # name -> what it compares; the grids are in study/presets.py
     "recall": "accuracy against bytes, about 15 minutes",
     "recall-full": "the study of docs/recall.md, about two hours",
     "nano": "language models on tiny Shakespeare: docs/language-models.md, about two hours",
-    "mnist": "the paper's projections on MNIST, about an hour; --data says where it is",
+    "mnist": "the paper's projections on MNIST (its folder: --data), about an hour",
     "cifar10": "the same on CIFAR-10, about an hour",
     "sets": "the same, finding the odd one out in a set, about 20 minutes",
     "dense": "the same, labelling the patches of generated shapes, about 20 minutes",
@@ -75,12 +75,12 @@ PRESETS = {  # name -> what it compares; the grids are in study/presets.py
 @click.option(
     "--selection-seeds",
     type=click.IntRange(1),
-    help="How many seeds, from 100 up, choose one of several --lr for each arm.  [default: 3]",
+    help="How many seeds, from 100 on, are used to choose among several --lr.  [default: 3]",
 )
 @click.option(
     "--ablate",
     type=click.Choice(["plus"]),
-    help='Instead of variants: the halves of "+", and a masked diagonal.',
+    help='Instead of variants, compare the two parts of "+", and a masked diagonal.',
 )
 @click.option(
     "--jobs",
@@ -220,7 +220,7 @@ def _outlook(plan, out, jobs, executor, accept_code, changed_contrasts, as_json)
     where += f" like this one ({executor} may be faster)" if executor else ""
     line += f"; about {duration(seconds)} on {where}"
     if changed_contrasts:
-        say(stderr(), "with other flags beside the preset, its planned contrasts are left out")
+        say(stderr(), "this study differs from its preset, so its planned contrasts are left out")
     return missing, seconds, line
 
 

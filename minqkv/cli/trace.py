@@ -70,7 +70,7 @@ def _view(name, about):
 
 
 _view("forward", "Queries, keys, values, scores, pattern and output, in order.")
-_view("decode", "Token by token: the cache, its bytes, and which memory it is.")
+_view("decode", "Token by token: the cache, its bytes, and which arrays share memory.")
 _view("backward", "The gradient of each array, then of each weight.")
 
 COMMANDS = (trace,)

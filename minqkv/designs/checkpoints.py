@@ -91,7 +91,7 @@ def load_layer(
     Sizes are read off the tensors. What they do not show is the model's published choice unless
     given: `scale` of the scores, and `options` of Attention such as d_rope, rope_base and window.
     YaRN, which stretches the positions of some checkpoints, is left out.
-    Raises EnvironmentFault for a file that is damaged or holds no such layer of this kind.
+    Raises EnvironmentFault if the file is damaged, or the layer is missing or of another kind.
     """
     if dtype not in ("float32", "float64"):
         raise unknown("dtype", dtype, ("float32", "float64"))

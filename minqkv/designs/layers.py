@@ -78,7 +78,7 @@ class Slim(Attention):
     """A trained layer of separate K and V that stores only K (arXiv 2503.05840): where W_K is
     square and has an inverse, V = K W_K⁻¹ W_V exactly.
 
-    Its parameters are those of `layer`, which it does not change. It is not for training: what
+    It shares the parameters of `layer`, which it does not change. It is not for training: what
     takes K to V stays as it is.
     """
 

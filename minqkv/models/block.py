@@ -141,7 +141,7 @@ class Layered:
 def check_config(cfg) -> None:
     """Refuse a configuration that no model can be built from.
 
-    A variant is stored under its canonical name, and the width of a head as a number.
+    A variant is stored under its canonical name, and the head width as a number.
     """
     for name in cfg.sizes:
         if not 1 <= (size := getattr(cfg, name)) <= LARGEST:

@@ -37,7 +37,7 @@ class GPTConfig(Layered):
     """A decoder in the style of GPT-2: pre-norm, GELU, tied head (paper, section 5).
 
     `d_ff`, the width inside the MLP, is 4·n_embd unless given; 0 leaves the MLP out. `head_dim`,
-    the width of a head, is n_embd / n_head unless given. `variant` may name one variant a layer:
+    the head width, is n_embd / n_head unless given. `variant` may name one variant per layer:
     "qkv/q-k=v". `d_rope`, `rope_base` and `norm` are as for Attention. With a `window`, a token
     sees itself, the window - 1 tokens before it, and the first `sinks` tokens. With `recompute`,
     training keeps only the input of each block, and backward computes the block again.
@@ -221,7 +221,7 @@ class GPT(Module):
 
         `capacity` is block_size unless given, and may be larger if positions are not learned.
         `dtype` is the model's unless given. `kind` is the class of the cache, made with (stored,
-        batch, capacity, dtype, **options). The options that it `takes` are those of this model's
+        batch, capacity, dtype, **options). The options that it `takes` come from this model's
         configuration unless given.
         """
         cfg = self.config

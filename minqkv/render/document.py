@@ -124,7 +124,7 @@ def write_html(path, title, sections, description=""):
 
 
 def _names():
-    """A function that gives each heading an anchor of its own."""
+    """A function that gives each heading its own anchor."""
     used = {"top", "content"}
 
     def name(title):

@@ -120,7 +120,7 @@ def value(text):
 
 
 def table(caption, columns, rows, sortable=True):
-    """A table in a box of its own that scrolls.
+    """A table in its own scrolling box.
 
     `columns` are (header, "left" or "right"), and those on the right hold numbers, by which they
     are sorted. A cell is text, a pair (text, class: good, bad, strong or note), or Markup. The

@@ -9,10 +9,10 @@ LEGEND = (
     "perplexity; a figure that is computed agrees in all digits that were printed.",
     "**Different**: with eight seeds or more, the exact sign-flip test and Welch's test say so "
     "after Holm's correction; or a figure that is computed is not what was printed.",
-    "**Cannot be told**: neither of the two. The interval shows what n seeds leave open.",
+    "**Inconclusive**: neither of the two. The interval shows what n seeds leave open.",
     "**Smaller scale**: our runs are too small to be compared figure by figure.",
 )
-_COLOURS = {"different": "bold", "the same": "green", "cannot be told": "yellow"}
+_COLOURS = {"different": "bold", "the same": "green", "inconclusive": "yellow"}
 _NONE = "–"  # in a cell without a figure
 
 
@@ -36,7 +36,7 @@ def sections(tables):
 
 
 def _overview(tables):
-    headings = ("different", "the\nsame", "cannot\nbe told", "smaller\nscale", "not\nrun")
+    headings = ("different", "the\nsame", "incon-\nclusive", "smaller\nscale", "not\nrun")
     columns = [("table", "left"), *((heading, "right") for heading in headings)]
     counts = [(one.name, summary([one])) for one in tables]
     rows = [[name, *(str(n[state] or "·") for state in STATES)] for name, n in counts]
@@ -57,7 +57,7 @@ def _differences(one):
 
 
 def _table(one):
-    """One table: where it is, groups with numbers of ours, those without, and the commands."""
+    """One table: where it is, groups with our numbers, groups without, and the commands."""
     alone, blocks = len(one.groups) == 1, [Text(f"Published: {one.where}.")]
     ran = [group for group in one.groups if any(row.ours for row in group.rows)]
     for group in ran:
@@ -75,7 +75,7 @@ def _table(one):
 
 
 def _group(group, alone):
-    """Rows with numbers of ours. What all rows share, state and reason, is said once."""
+    """Rows with our numbers. What all rows share, state and reason, is said once."""
     rows, first = group.rows, group.rows[0]
     shared = len({(row.state, row.why) for row in rows}) == 1
     relative = any(row.relative for row in rows)

@@ -32,7 +32,7 @@ class TwoLines(Progress):
 def progress(label, total, start=0, console=None, below=False, began=None):
     """Yields `advance(done, note="")`, which shows how much of `total` is done.
 
-    A caller who prints lines of its own meanwhile passes its `console`. Then the lines appear above
+    A caller who prints its own lines meanwhile passes its `console`. Then the lines appear above
     the bar, and off a terminal they replace the tenths. With `below`, the note is on a line below
     the bar. `began` is the time.monotonic() at which the work after `start` began; now unless
     given.

@@ -1,4 +1,4 @@
-"""The report of a study or a run as Sections: what was found, what it cannot tell, and how it was
+"""The report of a study or a run as Sections: what was found, what it cannot show, and how it was
 made. `document.py` shows them.
 """
 
@@ -44,7 +44,7 @@ def study_sections(stored, command):
         figures = _figures(stored)
         sections += [Section("Figures", figures)] if figures else []
         sections += [Section("Tables", _tables(stored))]
-        sections += [Section("What this n cannot tell", _cannot_tell(stored.cells))]
+        sections += [Section("What these seeds cannot show", _cannot_tell(stored.cells))]
     return [*sections, Section("How it was made", _made(stored, command))]
 
 
@@ -166,7 +166,7 @@ def _difference(row, relative):
 
 
 def _tables(stored):
-    """A table for each task and size, what training holds, and what the names mean."""
+    """A table for each task and size, the memory of training, and what the names mean."""
     cells, blocks = stored.cells, []
     for cell in cells:
         view.cell_tables(sheet := Sheet(), cell, "")
@@ -194,7 +194,7 @@ def _cannot_tell(cells):
     if n and n < stats.SEEDS:
         said.append(
             f"With {n} seed{'s' * (n > 1)}, an exact sign-flip test cannot give a p below "
-            f"{view.number(2 / 2**n)}. Here a claim takes {stats.SEEDS} seeds or more, so the "
+            f"{view.number(2 / 2**n)}. Here a claim needs {stats.SEEDS} seeds or more, so the "
             "intervals on this page are descriptions, not tests."
         )
     if len(known) > 1:
@@ -247,7 +247,7 @@ class Run:
 
 
 def read_run(path, own=None):
-    """The Run of a folder; `own` is the class of a task of yours. Raises EnvironmentFault."""
+    """The Run of a folder; `own` is the class of your own task. Raises EnvironmentFault."""
     config, metrics, result, model = runs.read_run(path, own)
     if result:
         result = {files.printable(name): value for name, value in result.items()}
@@ -276,7 +276,7 @@ def run_sections(run, commands):
         sections.append(Section("Who attends to whom", attention(run.model, run.config)))
     return [
         *sections,
-        Section("What this n cannot tell", [Text(_one_seed(run.config))]),
+        Section("What one seed cannot show", [Text(_one_seed(run.config))]),
         Section("How it was made", [Code("\n".join(commands)), _settings(run)]),
     ]
 

@@ -56,7 +56,7 @@ def change(value, relative):
 
 
 def cell_tables(console, cell, note):
-    """One task: scores, what they cost, and what this many seeds cannot tell. Columns that would be
+    """One task: scores, what they cost, and what this many seeds cannot show. Columns that would be
     empty are left out.
     """
     columns = [
@@ -156,7 +156,7 @@ def _difference_style(estimate, better):
 
 
 def memory_table(console, cells):
-    """What a step of training holds, for each task and arm."""
+    """Memory of one training step, for each task and arm."""
     rows = {}
     for cell in cells:
         for row in (row for row in cell.rows if row.memory):
@@ -176,7 +176,7 @@ def memory_table(console, cells):
     ]
     columns += [("activations", "right"), ("all", "right"), ("activations\nby formula", "right")]
     if rows:
-        title = "What a step of training holds, in kB (1,000 bytes), measured"
+        title = "Memory of one training step, in kB (1,000 bytes), measured"
         table(console, title, columns, list(rows.values()))
 
 
@@ -187,7 +187,7 @@ def formulas(console, cells, itemsize):
     columns = [("variant", "left"), ("attention", "left")]
     table(console, title, columns, [list(pair) for pair in rows.items()])
     cache = f"Cache: measured on a filled cache, {itemsize} bytes per number; equal to the formula."
-    encoder = "An encoder has no cache; its figures are those of a decoder with the same attention."
+    encoder = "An encoder has no cache; the figures are for a decoder with the same attention."
     say(console, f"{cache} {encoder}")
     say(console, "α = 1/√d_h; head i reads stored head ⌊i/G⌋; s and g are learned.")
     console.print()
@@ -278,7 +278,7 @@ def _groups(cells):
         single = not _by_bytes(cell)
         groups.setdefault((cell.title if single else cell.task, single), []).append(cell)
     for (title, single), found in groups.items():
-        # Panels whose labels differ have axes of their own.
+        # Panels whose labels differ have their own axes.
         what = "cache bytes per token" if single else f"B per token and layer ({title})"
         series = _points(found) if single else _curves_of_arms(found)
         if series:

@@ -34,7 +34,7 @@ def training(model) -> Iterator[None]:
         if _training.get(id(model)) or _decoding.get(id(model)):
             what = "trained" if _training.get(id(model)) else "used for decoding"
             why = f"this model is being {what} at the moment"
-            raise UsageError(why, "give each thread a model of its own")
+            raise UsageError(why, "give each thread its own model")
         _training[id(model)] = WeakSet([claim])
     try:
         yield

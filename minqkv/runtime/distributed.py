@@ -5,8 +5,8 @@ every batch, and MPI adds up the flat gradient over all of them.
 
 Every rank builds the same model and draws the same batch, since both depend on the configuration
 and the step alone. So only gradients and losses are sent, and all ranks make the same step. The
-result is that of one process with the whole batch, up to rounding; with the same number of ranks,
-it is the same to the bit.
+result equals that of one process with the whole batch, up to rounding. With the same number of
+ranks, it is the same to the bit.
 """
 
 import signal
@@ -41,7 +41,7 @@ def ranks():
     global _comm
     comm = mpi().COMM_WORLD
     if comm.size < 2:
-        raise UsageError("this is one process", "start several: mpiexec -n 2 minqkv train …")
+        raise UsageError("--distributed mpi needs several processes", "mpiexec -n 2 minqkv train …")
     try:
         _comm = comm
         for number in (signal.SIGINT, signal.SIGTERM) if comm.rank else ():

@@ -46,7 +46,7 @@ def replacing(path, mode="wb"):
 
 
 def _is_special(path):
-    """Whether a path is that of a FIFO, a device, a folder or an open stream. A name of a stream
+    """Whether a path leads to a FIFO, a device, a folder or an open stream. A name of a stream
     (/dev/stdout, or /dev/fd/63 from a shell) may lead to a plain file, not to be replaced.
     """
     stream = os.path.abspath(path).startswith(("/dev/fd/", "/dev/std", "/proc/"))
@@ -123,7 +123,7 @@ def read_json(path, cure=None):
     except (ValueError, RecursionError) as error:
         raise EnvironmentFault(f"{path} is not valid JSON: {error}", cure) from error
     if not isinstance(value, dict):
-        raise EnvironmentFault(f"{path} holds no JSON object", cure)
+        raise EnvironmentFault(f"{path} is not a JSON object", cure)
     return value
 
 
@@ -251,7 +251,7 @@ def read_arrays(path, kind):
         if isinstance(error, OSError) and error.errno not in invalid:
             raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
         raise EnvironmentFault(
-            f"{path} is corrupt, truncated or no {kind}: {' '.join(str(error).split())}",
+            f"{path} is corrupt, truncated or not a {kind}: {' '.join(str(error).split())}",
             "restore it from a copy, or start again in another folder",
         ) from error
     if found != kind:

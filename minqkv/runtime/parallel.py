@@ -189,7 +189,7 @@ def _replica(value, twins, leaves):
         if value.node.vjp is not None:
             raise Irreplicable("the result of an operation, kept in the model")
         twin = object.__new__(kind)
-        twin.data, twin.node = value.data, type(value.node)(value.dtype)  # gradients of its own
+        twin.data, twin.node = value.data, type(value.node)(value.dtype)  # its own gradients
         leaves.append((value, twin))
     elif kind in (list, tuple):
         twin = kind([_replica(item, twins, leaves) for item in value])

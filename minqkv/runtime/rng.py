@@ -17,7 +17,7 @@ first_row = ContextVar("first_row", default=0)  # of a batch: where the shard at
 
 
 class Step:
-    """A step of training: its number, and whether dropout has drawn masks for it."""
+    """A training step: its number, and whether dropout has drawn masks for it."""
 
     def __init__(self, n: int):
         self.n, self.drawn = n, False

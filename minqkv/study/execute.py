@@ -83,7 +83,7 @@ def measured_cache(config):
     """(measured, formula): float32 bytes of a token in all layers of a filled cache, and the same
     by formula.
 
-    An encoder has no cache: its figure is that of a GPT with the same attention.
+    An encoder has no cache: its figure is for a GPT with the same attention.
     """
     own = config.task.config(config.variant)
     names = ("block_size", "n_layer", "n_head", "n_embd", "variant", "head_dim")
@@ -140,7 +140,7 @@ def recorded(config: RunConfig, out: str | Path, accept_code: bool = False) -> d
 
 @contextlib.contextmanager
 def study_folder(out: str | Path, identity: set[tuple[str, int]]):
-    """The folder of a study, for this process alone; `identity` is that of a Plan. Raises
+    """The folder of a study, for this process alone; `identity` comes from a Plan. Raises
     UsageError where it holds the tables of another grid, which would be replaced, or a run. A grid
     may grow, by more seeds for instance.
     """

@@ -74,7 +74,7 @@ def _rounds(executor, jobs, work, left, study):
             for item in islice(left, jobs):  # runs start in order: these had begun
                 lost[item] += 1 + getattr(error, "allowed_failures", 0)  # dask's own repeats
             if max(lost.values()) > AGAIN:
-                why = f"the same run lost its worker {AGAIN + 1} times, perhaps for lack of memory"
+                why = f"the same run lost its worker {AGAIN + 1} times, perhaps out of memory"
                 cure = "repeat the command to continue; fewer --jobs need less memory"
                 raise EnvironmentFault(why, cure) from error
 

@@ -88,7 +88,7 @@ def grid(
 
     `lists` gives each further field its values, or one value. `equal_bytes`: bytes of a token in
     the cache of a layer, on average over the layers; `equal_params`: numbers in the model. For each
-    of them the width of a head is chosen. A variant that no width fits is left out, and the reason
+    of them the head width is chosen. A variant that no width fits is left out, and the reason
     appended to `impossible`. Raises UsageError.
     """
     configs, left_out = {}, [] if impossible is None else impossible
@@ -99,7 +99,7 @@ def grid(
         given, cls = dict(zip(names, cell, strict=True)), (own or {}).get(task)
         equal = per_token is not None or n_params is not None
         if equal and "head_dim" in given:
-            why = "equal bytes and equal parameters choose the width of a head"
+            why = "equal bytes and equal parameters already choose the head width"
             raise UsageError(why, "leave --head-dim out")
         try:
             if per_token is not None:
@@ -122,7 +122,7 @@ def as_list(value):
 
 
 class NoWidth(UsageError):
-    """No width of a head gives what was asked for."""
+    """No head width gives what was asked for."""
 
 
 def _models(task, variant, own, given) -> Iterator:
@@ -151,13 +151,13 @@ def _is_qkv(cfg):
 
 
 def _width_for_bytes(task, variant, per_token, own, given):
-    why, n = f"no width of a head stores {per_token} B a token", given.get("n_head")
+    why, n = f"no head width gives {per_token} B per token", given.get("n_head")
     for width, cfg in _models(task, variant, own, given):
         found = cache_bytes_per_token(cfg, ITEMSIZE)
         if found == per_token * cfg.n_layer and not _is_qkv(cfg):
             return width
         if found == per_token * cfg.n_layer:
-            why = f"at {per_token} B a token its thin keys would be as wide as its values"
+            why = f"at {per_token} B per token its thin keys would be as wide as its values"
         if found > per_token * cfg.n_layer:
             break
     heads = f" with {n} head{'s' if n > 1 else ''}" if n else ""
@@ -175,7 +175,7 @@ def _width_for_params(task, variant, n_params, own, given):
         width = min(models, key=lambda width: abs(width - models[0] - i))
         if abs(built(width) - n_params) <= NEAR * n_params:
             return width
-    raise NoWidth(f"{task} {variant}: no width of a head gives about {n_params:,} parameters")
+    raise NoWidth(f"{task} {variant}: no head width gives about {n_params:,} parameters")
 
 
 def ablation(

@@ -66,8 +66,8 @@ def in_folder(folder: str | Path, name: str | None = None) -> Results:
     """
     path = Path(folder) / "results.json"
     if not path.is_file():
-        cure = "name the folder of a study that has ended, as `minqkv study --out` writes it"
-        raise UsageError(f"{folder} holds no results.json", cure)
+        cure = "name the folder of a finished study, as written by `minqkv study --out`"
+        raise UsageError(f"there is no results.json in {folder}", cure)
     found = {}
     try:
         for run in files.read_sealed(path, AGAIN)["runs"]:

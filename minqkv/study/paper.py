@@ -5,9 +5,9 @@ found. Published numbers come from the files beside it, ours from result folders
 from a formula (beside.py).
 
 A row that compares the same thing is "the same" if the 95 % interval of the difference lies inside
-the margin of claims.py. It is "different" if, with at least eight seeds of ours, both the exact
+the margin of claims.py. It is "different" if, with at least eight of our seeds, both the exact
 sign-flip test (which takes the published mean as exact) and Welch's test say so, corrected by Holm
-within the table. Otherwise it "cannot be told". Figures that are computed are the same if they
+within the table. Otherwise it is "inconclusive". Figures that are computed are the same if they
 agree in all digits that were printed. Results of a "smaller scale" get no verdict.
 """
 
@@ -27,7 +27,7 @@ from .published import printed, synthetic_2026
 from .summary import Cell, without_nan
 
 STATES = DIFFERENT, SAME, UNTOLD, SMALLER, NOT_RUN = (
-    "different", "the same", "cannot be told", "smaller scale", "not run",
+    "different", "the same", "inconclusive", "smaller scale", "not run",
 )  # fmt: skip
 UNEXPLAINED = "No reason is known. The published figure may itself be one run, without an interval."
 
@@ -196,14 +196,14 @@ def _scale(row, spec):
 
 
 def _unclear(row):
-    """Why a row cannot be told, where the interval does not say it."""
+    """Why a row is inconclusive, where the interval does not say it."""
     found = row.difference or row.ours
     if row.lost:
         return f"runs that diverged: {row.lost}"
     if row.ours and row.ours.n == 1:
         return "one seed gives no interval"
     if found and found.clear_of_zero:
-        few = f"{row.ours.n} seeds are too few for a verdict, which takes {stats.SEEDS}"
+        few = f"{row.ours.n} seeds are too few for a verdict, which needs {stats.SEEDS}"
         why = few if row.p is None else f"p, corrected, is {row.p:.2f}".replace("0.", ".")
         return f"the interval does not contain zero, but {why}"
     return ""

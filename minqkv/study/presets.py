@@ -1,4 +1,4 @@
-"""The named grids. A preset is a list of blocks, and each block a grid of its own."""
+"""The named grids. A preset is a list of blocks, and each block is a grid."""
 
 from ..tasks.rules import RULES
 from ..variants import NAMES, variant_names

@@ -85,15 +85,15 @@ def read_study(path: str | Path, own: dict[str, type] | None = None) -> Stored:
     path = Path(path)
     results, plan = path / "results.json", path / "plan.json"
     if not plan.exists() and not results.exists():
-        cure = "a study makes one: minqkv study --out FOLDER"
+        cure = "create them with minqkv study --out FOLDER"
         if (path / "runs").is_dir():
             cure = "continue that study: repeat its command"
-        raise EnvironmentFault(f"{path} holds no results of a study (no results.json)", cure)
+        raise EnvironmentFault(f"there are no study results in {path} (no results.json)", cure)
     found = _ended(path, files.read_sealed(results, AGAIN)) if results.exists() else None
     if plan.exists():
         begun, identity = _begun(path, files.read_sealed(plan, AGAIN), own)
         if not identity >= identity_of(results):
-            why = f"{results} is of another study than plan.json beside it"
+            why = f"{results} and the plan.json next to it belong to different studies"
             raise EnvironmentFault(why, "restore the right one of the two")
         if found is None or begun.planned > len(found.records):
             return begun
@@ -117,7 +117,7 @@ def _ended(path, values):
             command=_text(values["command"]),
             cells=[_cell(_today(cell, values), records) for cell in values["cells"]],
             records=records,
-            findings=[_made(Finding, found) for found in values.get("contrasts", ())],
+            findings=[_finding(found) for found in values.get("contrasts", ())],
             versions=_texts(values["versions"]),
             recipes={_text(name): _texts(recipe) for name, recipe in recipes.items()},
             seconds=_seconds(values["wall_seconds"]),
@@ -160,6 +160,12 @@ def _today(cell, values):
     about |= {"size": size | {"steps": runs[0]["config"]["steps"]}, "rows": rows}
     about |= {"baseline": "qkv" if any(row["arm"] == "qkv" for row in rows) else None}
     return about | {"solved_from": values["solved_from"]}
+
+
+def _finding(values):
+    """A Finding. The plans, and results of their time, say "cannot be told" for "inconclusive"."""
+    finding = _made(Finding, values)
+    return replace(finding, verdict=finding.verdict.replace("cannot be told", "inconclusive"))
 
 
 def _cell(values, records):
@@ -305,6 +311,6 @@ def _plan(values, own):
         rates, targets = (tuple(map(_number, part[name])) for name in ("rates", "targets"))
         equal, n_seeds = part["equal"], _number(part["selection_seeds"])
         if equal not in (None, "bytes", "params") or not configs or n_seeds > MOST_SEEDS:
-            raise ValueError("a part of it makes no sense")
+            raise ValueError("part of it is invalid")
         parts.append(Part(configs, rates, equal, targets, n_seeds, bool(part["one_rate"])))
     return Plan(parts, own=own or {})

@@ -316,7 +316,7 @@ def as_results(
     Where records of other code were accepted, each run says which code it came from.
     """
     recipes = {}
-    for record in records:  # the rate is that of each run
+    for record in records:  # each run has its own rate
         recipe = {name: v for name, v in record["config"]["recipe"].items() if name != "lr"}
         recipes.setdefault(record["config"]["task"]["name"], recipe | _optimiser(recipe))
     return {
@@ -366,7 +366,7 @@ def _as_run(record, config, width):
 
 
 def _lines(value):
-    """JSON, each item of a list on a line of its own."""
+    """JSON, each item of a list on a separate line."""
     if isinstance(value, list) and value:
         return "[\n" + ",\n".join(json.dumps(v, ensure_ascii=False) for v in value) + "\n]"
     return json.dumps(value, ensure_ascii=False)

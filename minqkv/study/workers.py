@@ -26,7 +26,7 @@ class Stopped(Exception):
 
 def run_here(study: bytes, code: str, backend_name: str, pickled: bytes) -> dict:
     """The function(item) that was pickled, with BLAS on one thread. Raises EnvironmentFault when
-    this worker has other code than the study, or not its backend.
+    this worker's code differs from the study's, or it lacks the backend.
     """
     where = f"the worker on {socket.gethostname()}"
     if code_version() != code:
@@ -62,7 +62,7 @@ class _Spawn(SpawnContext):
 
 def processes(jobs: int) -> tuple[Executor, Callable]:
     """A pool of processes, one core each, and a function that ends them. The function raises
-    EnvironmentFault when a process has ended with an exit code of its own.
+    EnvironmentFault when a process has ended with its own exit code.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         os._exit(1)  # a worker that imports the script it belongs to, which starts the study again

@@ -34,7 +34,7 @@ class Recipe:
     """How a model is trained: by Adam, whose rate rises for `warmup` steps and falls to `floor`·lr.
 
     `clip` bounds the norm of the gradient; `restart`: see optim.warmup_cosine. `weight_decay` is
-    that of AdamW. A batch is computed in `accumulate` parts, which need less memory than the whole.
+    as in AdamW. A batch is computed in `accumulate` parts, which need less memory than the whole.
     """
 
     steps: int

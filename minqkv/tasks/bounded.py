@@ -2,7 +2,7 @@
 
 A file may promise more than it holds, or unpack to far more than its size. So nothing is allocated
 because a header says so: what is there is read in pieces, up to a limit. Archives are read from
-front to back; no file of theirs is ever written to disk.
+front to back; none of their files is ever written to disk.
 """
 
 from __future__ import annotations

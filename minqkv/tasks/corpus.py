@@ -51,7 +51,7 @@ class Corpus:
     `label` names the source; `digest` (12 hex digits) covers the tokenizer, all tokens and all
     document offsets; `splits` has for each split the counts of documents, tokens and bytes.
 
-    Raises EnvironmentFault if the folder holds no corpus, or a damaged one.
+    Raises EnvironmentFault if there is no corpus in the folder, or a damaged one.
     """
 
     def __init__(self, folder: str | Path):
@@ -286,7 +286,7 @@ class Divided:
                 found.update(content.decode("utf-8"))
             except UnicodeDecodeError as error:
                 why = f"{name} is not UTF-8: byte {error.start} is {content[error.start]:#04x}"
-                hint = "choose one that takes any text: --tokenizer bytes or bpe-1024"
+                hint = "choose one that accepts any text: --tokenizer bytes or bpe-1024"
                 raise EnvironmentFault(why, hint) from error
         return "".join(sorted(found)).encode("utf-8")
 

@@ -200,7 +200,7 @@ def _fetch_file(wanted, url, path, advance, timeout, is_text):
             use = "name the file: --text FILE" if is_text else f"put it into {path.parent}"
             raise EnvironmentFault(
                 f"cannot download {url}: {why}",
-                f"repeat the command to go on, or download {wanted.url} in another way, then {use}",
+                f"repeat the command, or download {wanted.url} in another way, then {use}",
             ) from error
 
 
@@ -223,7 +223,7 @@ def _receive(url, wanted, path, advance, timeout):
         os.truncate(part, 0)
         if not resumed:
             name = ALGORITHMS[wanted.algorithm]
-            raise OSError(f"it is another file than expected: its {name} differs")
+            raise OSError(f"it is not the expected file: its {name} differs")
         _receive(url, wanted, path, advance, timeout)  # its beginning may have been of another file
     finally:
         with suppress(OSError):

@@ -29,7 +29,7 @@ _kept = {}  # (digest, n) -> the Embedded that this process made last
 @dataclass(frozen=True)
 class Embedded:
     """Split -> its images by class, (classes, images, WIDTH): as many of each class as there are of
-    the rarest. `accuracy` is that of the network on the validation images.
+    the rarest. `accuracy`: of the network on the validation images.
     """
 
     by_class: dict[str, np.ndarray]
@@ -69,7 +69,7 @@ def embedded(images: ImageSet, n: int) -> Embedded:
     if (images.digest, n) not in _kept:
         _kept.clear()
         with blas_threads(1):  # the same bits, however many cores there are
-            # In a context of its own, with gradients: the caller may have turned them off.
+            # In a separate context, with gradients: the caller may have turned them off.
             _kept[images.digest, n] = Context().run(_embedded, images, n)
     return _kept[images.digest, n]
 

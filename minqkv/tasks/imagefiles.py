@@ -34,7 +34,7 @@ class Found:
 def check_size(n: int, height: int, width: int, channels: int) -> int:
     """The number of bytes of n images. Raises ValueError for none, or for too large ones."""
     if n < 1 or min(height, width) < 1:
-        raise ValueError("it holds no images")
+        raise ValueError("it contains no images")
     if max(height, width) > MOST_SIDE:
         raise ValueError(
             f"images of {height} × {width} pixels; at most {MOST_SIDE} a side are read"
@@ -66,12 +66,12 @@ def idx(folder: Path) -> Found | None:
     parts = {}
     for part, pair in pairs.items():
         if len(sets[part]) > 1:
-            why = f"{folder} holds several sets of {part} images: {', '.join(sets[part])}"
+            why = f"{folder} contains several sets of {part} images: {', '.join(sets[part])}"
             raise UsageError(why, "name a folder with one of them")
         if len(pair) < 2:
             (there,) = pair.values()
             (missing,) = {"images", "labels"} - pair.keys()
-            raise EnvironmentFault(f"{there} is there, but not the file of its {missing}", AGAIN)
+            raise EnvironmentFault(f"{there} has no matching file of {missing}", AGAIN)
         images, labels = read_idx(pair["images"], 3), read_idx(pair["labels"], 1)
         if len(images) != len(labels):
             what = f"{len(images):,} images, but {len(labels):,} labels"
@@ -190,7 +190,7 @@ def _assembled(kind, contents, place):
             raise EnvironmentFault(f"cannot use {place / name}: {error}", AGAIN) from error
         parts.setdefault("test" if name == kind.test else "train", []).append(found)
     if not parts:
-        raise EnvironmentFault(f"{place} holds none of CIFAR's .bin files", AGAIN)
+        raise EnvironmentFault(f"there are no CIFAR .bin files in {place}", AGAIN)
     joined = {
         part: tuple(np.concatenate(arrays) for arrays in zip(*found, strict=True))
         for part, found in parts.items()

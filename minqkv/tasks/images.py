@@ -80,11 +80,11 @@ class OfImages(Task):
 
     @property
     def images(self) -> imagesets.ImageSet:
-        """The images. Raises EnvironmentFault if they are no longer those of this task."""
+        """The images. Raises EnvironmentFault if they no longer belong to this task."""
         if (self.data, self.digest) not in _kept:
             found = _read(self.data).digest
             if found != self.digest:
-                why = f"{self.data} holds other images than this run was made with"
+                why = f"the images in {self.data} are not those this run was trained on"
                 cure = "restore them, or train again in another folder"
                 raise EnvironmentFault(f"{why}: their digest is {found}, not {self.digest}", cure)
         return _kept[self.data, self.digest]
@@ -111,7 +111,7 @@ class OfImages(Task):
         return Recipe(steps, warmup=twentieth, clip=1.0, watch=tenth)
 
     def check_data(self):
-        """The images are there, are those of this task, and are enough."""
+        """The images are there, belong to this task, and are enough."""
         there, *shape = self.images.splits["train"][0].shape
         if shape != [self.height, self.width, self.channels]:
             raise UsageError(f"these images have {' × '.join(map(str, shape))} numbers each")

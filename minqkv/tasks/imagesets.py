@@ -87,10 +87,10 @@ def load(data: str, progress: Callable[[int, int], None] | None = None) -> Image
     except PermissionError as error:
         raise EnvironmentFault(f"cannot read {folder}: {error.strerror}") from error
     if not found:
-        why = f"{data} holds no images that can be read"
-        raise UsageError(f"{why} ({LAYOUTS})", "minqkv data fetch mnist gets some")
+        why = f"there are no images in {data} that can be read"
+        raise UsageError(f"{why} ({LAYOUTS})", "to download some: minqkv data fetch mnist")
     if len(found) > 1:
-        why = f"{data} holds IDX files and CIFAR files"
+        why = f"{data} contains both IDX files and CIFAR files"
         raise UsageError(why, "name a folder with one of them")
     return _divided(found[0].parts, found[0].classes, folder.resolve().name)
 
@@ -105,11 +105,11 @@ def located(data: str) -> Path:
         return folder
     if data in downloads.IMAGES:
         if not downloads.is_complete(data):
-            why = f"{data} is not downloaded whole, and no folder here has that name"
+            why = f"{data} is not fully downloaded, and there is no folder of that name here"
             raise UsageError(why, f"minqkv data fetch {data}")
         return downloads.place(data)
     if folder.exists():
-        raise UsageError(f"{data} is not a folder", "--data names the folder that holds the files")
+        raise UsageError(f"{data} is not a folder", "--data is the folder with the files")
     known = ", ".join(downloads.IMAGES)
     raise UsageError(f"there is no folder {data!r}", f"--data takes a folder, or {known}")
 
@@ -124,11 +124,11 @@ def _divided(parts, classes, name):
         ((part, whole),) = parts.items()
         cut = _cut(whole, (0.8, 0.9, 1.0))
         kind = f"{len(whole[0]):,} {'test ' if part == 'test' else ''}images"
-        origin = f"the {kind} there are, divided by content"
+        origin = f"all {kind}, divided by content"
         splits = dict(zip(SPLITS, cut, strict=True))
     else:
         splits, left_out = _without_tested(parts)
-        origin = "the test images are those published as such"
+        origin = "the published test images are the test split"
         if "validation" not in splits:
             cut = _cut(splits["train"], (0.9, 1.0))
             splits["train"], splits["validation"] = cut

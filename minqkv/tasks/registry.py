@@ -24,7 +24,7 @@ CLASSES |= dict.fromkeys(TEXT, Text) | {"images": Images, "segment": Segment, "s
 
 
 def task_class(name: str, own: type | None = None) -> type:
-    """The class of a task by its name; `own` is that of a name MODULE:CLASS, already imported.
+    """The class of a task by its name; `own` is for a name MODULE:CLASS, already imported.
 
     Raises UsageError for an unknown name, and for a class of your own that is not given: code is
     never imported because a file names it.

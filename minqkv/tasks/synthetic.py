@@ -71,8 +71,8 @@ class Synthetic(Task):
             object.__setattr__(self, "position", default)
         super().__post_init__()
         if self.seq_len < 1 or self.alphabet < 2:
-            sizes = f"length {self.seq_len} must be at least 1 and alphabet {self.alphabet}"
-            raise UsageError(f"{sizes} at least 2")
+            found = f"length {self.seq_len} and alphabet {self.alphabet}"
+            raise UsageError(f"{found}: the length must be at least 1, the alphabet at least 2")
         if (why := RULES[self.name].even) and self.seq_len % 2:
             cure = f"--seq-len {self.seq_len + 1}"
             raise UsageError(

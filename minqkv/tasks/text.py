@@ -225,7 +225,7 @@ class Text(Task):
         try:
             return self.corpus.tokenizer.encode(data).tolist() or [self.end]
         except UsageError as error:  # its advice is for a text to be trained on
-            hint = "leave it out, or train on a text with --tokenizer bytes, which takes anything"
+            hint = "leave it out, or train on a text with --tokenizer bytes, which accepts any text"
             raise UsageError(str(error), hint) from error
 
     def decode(self, ids):

@@ -110,7 +110,7 @@ class Chars(Tokenizer):
         what = f"character {text.index(character) + 1:,} of the text, {character!r}"
         raise UsageError(
             f"{what}, is none of the {self.end:,} that this tokenizer knows",
-            "leave it out; a model trained with --tokenizer bytes takes any text",
+            "leave it out; a model trained with --tokenizer bytes accepts any text",
         )
 
 
@@ -119,7 +119,7 @@ def _utf8(data):
         return data.decode()
     except UnicodeDecodeError as error:
         what = f"byte {error.start:,} is 0x{data[error.start]:02x}"
-        hint = "use --tokenizer bytes, which takes any file"
+        hint = "use --tokenizer bytes, which accepts any file"
         raise UsageError(f"the text is not UTF-8: {what}", hint) from error
 
 
@@ -295,7 +295,7 @@ def _replace(pair, new, words, times, places):
 class GPT2(BPE):
     """Byte-pair encoding with GPT-2's merges, from a file that the user supplies.
 
-    The ids are GPT-2's: the 256 bytes in an order of its own, 50,000 merges, `end` = 50,256. They
+    The ids are GPT-2's: the 256 bytes in GPT-2's own order, 50,000 merges, `end` = 50,256. They
     can differ in two cases: for characters that Unicode has added or reclassified since GPT-2,
     where this Python's tables decide, and for bytes that are not UTF-8. GPT-2 does not accept
     those; here they count as symbols.
@@ -342,7 +342,7 @@ class GPT2(BPE):
             ids["".join(pair)] = 256 + len(merges)
             merges.append([ids[piece] for piece in pair])
         if not merges:
-            raise EnvironmentFault(f"{path} holds no merges", hint)
+            raise EnvironmentFault(f"there are no merges in {path}", hint)
         return from_json({"kind": cls.kind, "merges": merges}, path)
 
     @staticmethod
@@ -419,8 +419,8 @@ def from_json(value: dict, source: str = "the file") -> Tokenizer:
     kind = value.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         how = "save one with: minqkv tokenize FILE --save FILE.json"
-        raise EnvironmentFault(f"{source} holds no tokenizer", how)
+        raise EnvironmentFault(f"there is no tokenizer in {source}", how)
     try:
         return kinds[kind](*map(value.get, kinds[kind].fields))
     except UsageError as error:
-        raise EnvironmentFault(f"{source} holds a damaged tokenizer: {error}") from error
+        raise EnvironmentFault(f"the tokenizer in {source} is damaged: {error}") from error

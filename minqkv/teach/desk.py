@@ -62,7 +62,7 @@ def check(lesson, progress, limit=None):
 
 
 def run(lesson, path, limit=None):
-    """(passed, events) of any file as an answer to this lesson, in a process of its own."""
+    """(passed, events) of any file as an answer to this lesson, in a separate process."""
     limit = LIMIT if limit is None else limit
     make = tempfile.TemporaryDirectory(prefix="minqkv-", ignore_cleanup_errors=True)
     with (

@@ -175,7 +175,7 @@ def _refuse_foreign(folder, kind, made):
     if not found:
         return set()
     if kind.mark not in found:
-        raise UsageError(f"{folder} holds other files, and {kind.what} might replace them", other)
+        raise UsageError(f"{kind.what} might replace other files in {folder}", other)
     stored = read_json(folder / kind.mark).get("pages")
     stored = stored if isinstance(stored, dict) else {}  # a file that anyone may have changed
     names = {name for name in stored if re.fullmatch(kind.names, name)}

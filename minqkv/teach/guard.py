@@ -5,7 +5,7 @@ starts is watched from here, and nothing outlives the guard. It ends all when th
 when there is too much of it, or when its own stdin is closed: the command that started it is gone,
 however that happened. Then the folder is removed.
 
-On Linux the code gets a numbering of processes of its own, where the system permits that: it can
+On Linux the code gets a separate numbering of processes, where the system permits that: it can
 signal nothing outside, and the kernel ends all of it at once. Elsewhere orphans come to the guard,
 which looks for them ten times a second. On macOS an orphan made in between is not found, and memory
 is limited only by looking. This guards against mistakes; it does not keep secrets: what the user
@@ -122,7 +122,7 @@ def main(folder, seconds, *command):
 
 
 def _apart():
-    """Give the next child a numbering of processes of its own, if that is permitted."""
+    """Give the next child a separate numbering of processes, if that is permitted."""
     pid = os.fork()
     if not pid:  # tried first by a process that can be spared: half of it cannot be undone
         os._exit(_unshared())

@@ -30,7 +30,7 @@ class Progress:
             schema, lessons = stored["schema"], stored["lessons"]
             entries = all(isinstance(entry, dict) for entry in lessons.values())
             if type(schema) is not int or not entries:
-                raise ValueError("it has another form")
+                raise ValueError("its format is unknown")
         except (EnvironmentFault, KeyError, AttributeError, ValueError) as error:
             if isinstance(error.__cause__, OSError):
                 self._keep_nothing(error)

@@ -127,7 +127,7 @@ class Player:
             elif key == "h":
                 emit("say", text=self.hint())
             elif key == "g":
-                emit("say", text=f"g and a step from 1 to {steps}, for example: g 2")
+                emit("say", text=f"Type g and a step number from 1 to {steps}, for example: g 2")
             else:
                 emit("code", source=KEYS, line=0)
         return True
