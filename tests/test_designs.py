@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_laws import KINDS as PLAIN
 from test_laws import Branches
-from toys import IDS, SHIPPED, design, gradients, host
+from toys import IDS, SHIPPED, design, gpt, gradients, host, scramble
 
 from minqkv import Attention, KVCache, generate, gradcheck, trace
 from minqkv import backend as backends
@@ -149,3 +149,48 @@ def test_the_matrices_of_a_latent_row_start_by_the_scheme(scheme):
                "xavier": (2 / (fan_in + fan_out)) ** 0.5}[scheme]  # fmt: skip
         assert p.shape == (8, fan_in, fan_out)
         assert host(p).std() == pytest.approx(std, rel=0.05)
+
+
+@pytest.mark.parametrize("variant", ["gta-2", "gla-2", "mla"])
+def test_what_stands_apart_has_no_choice_of_what_is_stored(variant, rng):
+    """The row never turns: "raw" and "unrotate" are one model."""
+    x, found = Tensor(rng.standard_normal((2, 5, 16))), []
+    for rope_value in ("raw", "unrotate"):
+        layer = Attention(variant, 16, 4, 8, Init(0, "float64"), position="rope", norm=True,
+                          rope_value=rope_value)  # fmt: skip
+        found.append(host(scramble(layer)(x)))
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("variant", ["qkv", "q-k=v", "q=k=v", "q-mqa", "gta-2", "mla"])
+def test_every_gain_matters(variant, rng):
+    """To the output, and in any choice of what is stored. Keys of mean square 1 change nothing if
+    the row grows.
+    """
+    x = Tensor(rng.standard_normal((2, 5, 16)))
+    for rope_value in ("raw", "unrotate"):
+        layer = scramble(Attention(variant, 16, 4, 8, Init(0, "float64"), position="rope",
+                                   norm=True, bias=False, rope_value=rope_value))  # fmt: skip
+        before = host(layer(x))
+        gains = {name for name, _ in layer.named_parameters() if "gain" in name}
+        assert gains == {"q_gain", "k_gain"} - {"q=k=v": {"q_gain"}, "mla": {"k_gain"}}.get(
+            variant, set()
+        )
+        layer.wk.weight.data *= 7.0
+        np.testing.assert_allclose(host(layer(x)), before, rtol=0, atol=1e-5)
+        for name in gains:
+            gain = getattr(layer, name)
+            gain.data *= 1.5
+            assert np.abs(host(layer(x)) - before).max() > 1e-3, name
+            gain.data /= 1.5
+
+
+@pytest.mark.parametrize("variant", ["qkv", "q-mqa", "gta-2", "mla"])
+def test_positions_beyond_the_tables(variant, rng):
+    """Tables that grow have the base and the width of those that were there."""
+    about = {"position": "rope", "rope_base": 30.0, "d_rope": 2, "n_layer": 1}
+    short, long = (gpt(variant, block_size=n, **about) for n in (4, 40))
+    ids = rng.integers(0, 11, (2, 30))
+    cache = short.new_cache(2, 30)
+    steps = [host(short(ids[:, i : i + 3], cache=cache)) for i in range(0, 30, 3)]
+    np.testing.assert_allclose(np.concatenate(steps, axis=1), host(long(ids)), rtol=0, atol=1e-10)
