@@ -188,7 +188,7 @@ def test_every_gain_matters(variant, rng):
 @pytest.mark.parametrize("variant", ["qkv", "q-mqa", "gta-2", "mla"])
 def test_positions_beyond_the_tables(variant, rng):
     """Tables that grow have the base and the width of those that were there."""
-    about = {"position": "rope", "rope_base": 30.0, "d_rope": 2, "n_layer": 1}
+    about = {"position": "rope", "rope_base": 30.0, "d_rope": 4, "n_layer": 1}
     short, long = (gpt(variant, block_size=n, **about) for n in (4, 40))
     ids = rng.integers(0, 11, (2, 30))
     cache = short.new_cache(2, 30)
