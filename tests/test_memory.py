@@ -9,7 +9,13 @@ import pytest
 
 import minqkv as mq
 from minqkv import functional as F
-from minqkv.analysis.memory import activation_bytes, arrays, layer_numbers, training_memory
+from minqkv.analysis.memory import (
+    activation_bytes,
+    arrays,
+    layer_numbers,
+    scoring_bytes,
+    training_memory,
+)
 from minqkv.runtime.errors import UsageError
 from minqkv.tasks.recall import Recall
 from minqkv.train import IGNORE
@@ -66,6 +72,19 @@ def test_the_formula_of_designs_that_ship(variant, d_rope, norm):
         if variant != "gta-2":
             found = needs(size, variant, "learned", norm=norm)
             assert found["activations"] == found["activations_formula"] > 0, size
+
+
+@pytest.mark.parametrize("variant", ["qkv", "gta-2", "gla-2", "mla"])
+def test_a_forward_pass_takes_no_more_than_the_formula_says(variant):
+    cfg = mq.GPTConfig(11, 300, 1, 4, 32, variant, "rope", head_dim=16, d_ff=8, norm=True)
+    model, ids = mq.GPT(cfg), np.zeros((4, 300), int)
+    with mq.no_grad():
+        F.cross_entropy(model(ids), ids)
+        tracemalloc.start()
+        F.cross_entropy(model(ids), ids)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak <= scoring_bytes(cfg, 4, 300)
 
 
 @pytest.mark.parametrize(("position", "rope_value"), POSITIONS)

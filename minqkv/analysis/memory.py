@@ -139,7 +139,8 @@ def scoring_bytes(cfg: GPTConfig, batch: int, length: int) -> int:
     sequences of `length` tokens: in an attention, in an MLP, or at the head. By formula, and a
     little more than what is measured.
     """
-    d, wide = cfg.n_embd, cfg.n_head * cfg.head_dim
+    rows = [spec.widths(cfg.head_dim)[1] for spec in cfg.specs]  # latent rows are wider than heads
+    d, wide = cfg.n_embd, cfg.n_head * max(cfg.head_dim, *rows)
     attention = 2 * d + 7 * wide + cfg.n_head * min(length, 2 * F.BLOCK)  # scores: of two blocks
     mlp = 4 * d + 2 * cfg.d_ff
     head = 3 * d + 2 * cfg.vocab_size  # logits and probabilities
