@@ -23,7 +23,7 @@ from .nn import Init, Linear, Module
 from .runtime import backend, tracing
 from .runtime.backend import Array
 from .runtime.errors import UsageError, unknown
-from .runtime.fields import LARGEST, plain
+from .runtime.fields import whole
 from .tensor import Tensor
 from .variants import POSITIONS, ROPE_VALUES, VariantSpec
 
@@ -330,19 +330,12 @@ def checked_head_dim(n_embd: int, n_head: int, head_dim: int | None) -> int:
     if head_dim is None and n_embd % n_head:
         why = f"n_embd {n_embd} is not divisible by n_head {n_head}"
         raise UsageError(why, "to set the head width independently: --head-dim")
-    head_dim = plain(head_dim)
-    if head_dim is not None and (type(head_dim) is not int or head_dim < 1):
-        raise UsageError(f"head_dim must be a whole number of at least 1, not {head_dim!r}")
-    return n_embd // n_head if head_dim is None else head_dim
+    return n_embd // n_head if head_dim is None else whole("head_dim", head_dim, 1)
 
 
 def check_window(window: int | None, sinks: int) -> tuple[int | None, int]:
     """The two as Python's numbers. Raises UsageError if there can be no such window."""
-    window, sinks = plain(window), plain(sinks)
-    if window is not None and (type(window) is not int or not 1 <= window <= LARGEST):
-        raise UsageError(f"window must be a whole number from 1 to {LARGEST:,}, not {window!r}")
-    if type(sinks) is not int or not 0 <= sinks <= LARGEST:
-        raise UsageError(f"sinks must be a whole number from 0 to {LARGEST:,}, not {sinks!r}")
+    window, sinks = window if window is None else whole("window", window, 1), whole("sinks", sinks)
     if sinks and window is None:
         raise UsageError(f"{sinks} sinks without a window: every token sees them anyway")
     return window, sinks

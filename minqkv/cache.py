@@ -21,7 +21,7 @@ from .attention import Attention, causal_mask
 from .runtime import backend, shown, tracing
 from .runtime.backend import Array
 from .runtime.errors import UsageError
-from .runtime.fields import plain
+from .runtime.fields import plain, whole
 from .tensor import Tensor, grad_wanted
 
 
@@ -387,8 +387,7 @@ class KVCache(shown.Cache):
 
     def grow(self, n: int) -> None:
         """Count n more positions, after views have written them for all sequences."""
-        if type(n) is not int or not 0 <= n <= self.capacity - len(self):
-            raise UsageError(f"grow({n}): {self.capacity - len(self)} positions are free")
+        n = whole("new positions", n, most=self.capacity - len(self))
         for layer in self.layers:
             layer.ends += n
 

@@ -150,7 +150,7 @@ def _gelu(data, y, slope):
         slope *= y
         slope *= data
         slope += y
-    y *= backend.xp.maximum(whole, -1e4, out=data)  # 0 times -∞ is not a number
+    y *= backend.xp.clip(whole, -1e4, math.inf, out=data)  # 0 times -∞ is not a number
 
 
 def softmax(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from .nn import Parameter
 from .runtime import backend, distributed, shown
 from .runtime.backend import Array
 from .runtime.errors import UsageError
-from .runtime.fields import plain
+from .runtime.fields import whole
 from .runtime.signals import undivided
 from .tensor import Tensor
 
@@ -104,9 +104,7 @@ class Optimizer(shown.Moments):
         for name in self.slots:
             if name not in state or np.shape(state[name]) != self.data.shape:
                 raise UsageError(f"optimiser state {name!r} does not fit these parameters")
-        steps = plain(state.get("steps"))
-        if type(steps) is not int or steps < 0:
-            raise UsageError(f"optimiser state 'steps' is a whole number, not {steps!r}")
+        steps = whole("steps of an optimiser", state.get("steps"))
         arrays = [Tensor(state[name], dtype=self.data.dtype).data for name in self.slots]
         self.steps = steps
         for name, array in zip(self.slots, arrays, strict=True):

@@ -24,7 +24,6 @@ import hashlib
 import json
 import math
 import os
-import shlex
 import signal
 import threading
 import time
@@ -46,6 +45,7 @@ from .runtime.errors import Diverged, EnvironmentFault, UsageError, unknown
 from .runtime.fields import check_types
 from .runtime.locks import locked
 from .runtime.parallel import set_threads
+from .runtime.shown import pasted
 from .runtime.signals import stopping
 from .runtime.version import __version__
 from .tasks.base import Recipe, Task, check_split
@@ -210,8 +210,10 @@ def _finished(config, model, out):
         why = f"{folder.checkpoint} does not exist, though this run has ended"
         raise EnvironmentFault(why, f"restore it, or {_ANOTHER}")
     meta = load_checkpoint(folder.checkpoint, folder.hash, model)
-    ended = meta["step"] == config.recipe.steps
-    return read_result(out, config, folder.hash, meta.get("metrics")) if ended else None
+    if meta["step"] != config.recipe.steps:
+        return None
+    read_metrics(out)  # refuses lines of any other origin
+    return read_result(out, config, folder.hash, meta.get("metrics"))
 
 
 def _train_and_score(config, model, folder, progress):
@@ -330,12 +332,12 @@ class RunFolder:
         meta = {"step": 0}
         if self.checkpoint.exists():
             meta = load_checkpoint(self.checkpoint, self.hash, model, optimizer)
-        lines, self.saved_step = _lines(self.metrics), meta["step"]
-        values = _up_to(self.metrics, lines[: self.saved_step], self.hash, meta)
+        self.saved_step, values = meta["step"], _up_to(self.metrics, self.hash, meta)
+        lines = _lines(self.metrics)[: self.saved_step]
         self.check = values[-1]["check"] if values else _first_check(self.hash)
         self.curve = _curve(values)
         with files.replacing(self.metrics) as file:
-            file.writelines(lines[: self.saved_step])
+            file.writelines(lines)
         if self.saved_step and self.saved_step == _best(self.task, self.curve):
             self.save_best(self.saved_step, model)
         return self.saved_step
@@ -394,7 +396,7 @@ def read_result(path, config, config_hash, check):
     EnvironmentFault when it was changed, or is of another run.
     """
     path = Path(path) / "result.json"
-    cure = f"restore it, or score the run again: minqkv eval {shlex.quote(str(path.parent))}"
+    cure = f"restore it, or score the run again: minqkv eval {pasted(path.parent)}"
     result = files.read_json(path, cure)
     bound = result.pop("config", None), result.pop("check", None)
     found = [result.get(name) for name in (config.task.metric, "steps", "params")]
@@ -413,10 +415,11 @@ def read_metrics(path: str | Path) -> list[dict]:
     return _verified(path, whole, _bound(files.read_sealed(config)))
 
 
-def _up_to(path, lines, config_hash, meta):
+def _up_to(path, config_hash, meta):
     """The values of the lines of metrics up to a checkpoint with these entries. Raises
     EnvironmentFault when they do not belong to it.
     """
+    lines = _lines(path)[: meta["step"]]
     values = _verified(path, lines, config_hash)
     if len(lines) < meta["step"]:
         why = f"{path} has {len(lines)} lines, but the checkpoint is from step {meta['step']}"
@@ -607,7 +610,7 @@ def read_run(path, own=None):
     result, model, meta = None, None, {"step": 0}
     if (path / "checkpoint.npz").exists():
         meta = _last_checkpoint(path, config, bound, model := config.build().eval())
-    _up_to(path / "metrics.jsonl", _lines(path / "metrics.jsonl")[: meta["step"]], bound, meta)
+    _up_to(path / "metrics.jsonl", bound, meta)
     metrics = read_metrics(path)
     if (path / "result.json").exists():
         if len(metrics) < config.recipe.steps:
@@ -624,15 +627,14 @@ def _last_checkpoint(path, config, bound, model):
     meta, steps = load_checkpoint(path / "checkpoint.npz", bound, model), config.recipe.steps
     if meta["step"] != steps and (path / "result.json").exists():
         why = f"{path / 'checkpoint.npz'} is from step {meta['step']}"
-        cure = f"make it again: minqkv train --resume --out {shlex.quote(str(path))}"
+        cure = f"make it again: minqkv train --resume --out {pasted(path)}"
         raise EnvironmentFault(f"{why}, but this run has ended after {steps} steps", cure)
     return meta
 
 
 def _load_best(path, task, bound, model, meta):
     """Replace the weights of a checkpoint with these entries by those of the best step so far."""
-    metrics, done = path / "metrics.jsonl", meta["step"]
-    lines = _up_to(metrics, _lines(metrics)[:done], bound, meta)
+    lines, done = _up_to(path / "metrics.jsonl", bound, meta), meta["step"]
     step = _best(task, _curve(lines))
     if step is None:
         cure = "to have one, train with --set watch=N"

@@ -94,7 +94,8 @@ def train_step(
     trains this model or decodes with it.
     """
     with training(model):
-        if {*map(id, optimizer.parameters)}.isdisjoint(map(id, model.parameters())):
+        moved = {*map(id, optimizer.parameters)}
+        if not any(id(p) in moved for _, p in model.named_parameters()):  # the first one tells
             raise UsageError("this optimiser moves no parameter of this model")
         model.train(optimizer.steps)
         optimizer.zero_grad()

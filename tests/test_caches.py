@@ -384,7 +384,7 @@ def test_what_branches_refuse(rng):
     with pytest.raises(UsageError, match="cannot have branches"):
         BranchCache(model_of(window=3).new_cache(kind=RingCache), 2)
     for n in (0, 1.5):
-        with pytest.raises(UsageError, match="at least 1"):
+        with pytest.raises(UsageError, match="branches of a sequence must be"):
             BranchCache(cache, n)
     for capacity in (3, -1):
         with pytest.raises(UsageError, match="less than the prefix of 4"):

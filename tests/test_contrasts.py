@@ -114,7 +114,7 @@ def test_a_certain_difference_within_the_margin_is_the_same():
 def test_an_interval_that_leaves_the_margin_is_not_the_same():
     found = verdict([0.03, -0.03] * 4)
     assert abs(found.difference.mean) < 0.02 < found.difference.half
-    assert found.verdict == "inconclusive"
+    assert found.verdict == "cannot be told"
 
 
 def test_the_margin_is_two_hundredths():
@@ -126,10 +126,10 @@ def test_the_margin_is_two_hundredths():
 def test_fewer_than_eight_seeds_claim_nothing():
     far, near = [-0.5 - i / 100 for i in range(8)], [0.0] * 8
     assert verdict(far).verdict == "different"
-    assert verdict(far, 7).verdict == "inconclusive"
+    assert verdict(far, 7).verdict == "cannot be told"
     assert verdict(far, 7).p_adjusted == 2 / 128
     assert verdict(near).verdict == "the same"
-    assert verdict(near, 7).verdict == "inconclusive"
+    assert verdict(near, 7).verdict == "cannot be told"
 
 
 @pytest.mark.parametrize("lost", [None, ...])
@@ -170,7 +170,7 @@ def test_holm_corrects_within_a_family_alone():
 
 def test_ever_more_contrasts_make_a_claim_impossible():
     cell = table(arm("qkv", 2, HIGH), arm("q-k=v", 4, shifted(HIGH, -0.5)))
-    for n, said in ((6, "different"), (7, "inconclusive")):  # 6 · 2/256 = .047, 7 · 2/256 = .055
+    for n, said in ((6, "different"), (7, "cannot be told")):  # 6 · 2/256 = .047, 7 · 2/256 = .055
         found = findings([Contrast("f", **PAIRS)] * n, [cell])
         assert {one.verdict for one in found} == {said}
 
@@ -269,7 +269,7 @@ def test_the_contrasts_of_the_study_from_its_runs():
             assert kept["p"] == p
             assert kept["p_adjusted"] == pytest.approx(adjusted, rel=1e-12)
             same = abs(mean(differences)) + half < 0.02
-            said = "the same" if same else "different" if adjusted <= 0.05 else "inconclusive"
+            said = "the same" if same else "different" if adjusted <= 0.05 else "cannot be told"
             assert kept["verdict"] == said
 
 

@@ -174,6 +174,13 @@ def test_a_report_refuses_files_of_another_run(name, ended, strange):
         load_run(ended, best=True) if name == "best.npz" else runs.read_run(ended)
 
 
+def test_a_run_that_has_ended_is_not_shown_beside_foreign_metrics(ended, strange):
+    with open(ended / "metrics.jsonl", "a") as file:
+        file.write((strange / "metrics.jsonl").read_text().splitlines()[0] + "\n")
+    with pytest.raises(EnvironmentFault, match="is good up to step"):
+        train_run(SMALL, ended, resume=True)
+
+
 def test_an_earlier_checkpoint_of_a_run_that_has_ended(ended, tmp_path):
     """Both files are of this run, and whole."""
 

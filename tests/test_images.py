@@ -857,7 +857,7 @@ def test_a_large_picture_fits_the_terminal(tmp_path):
         ({"n_validation": 0}, "n_validation 0"),
         ({"n_train": 37}, "n_train 37, but there are 36 training images"),
         ({"height": 4}, "these images have 8 × 8 × 1 numbers"),
-        ({"flip": 1}, "flip must be bool or none"),
+        ({"flip": 1}, "flip must be true or false or none"),
         ({"n_test": 0}, "n_test 0"),
     ],
 )

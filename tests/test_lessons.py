@@ -22,7 +22,7 @@ from minqkv.render.course import lesson_page
 from minqkv.render.layout import number
 from minqkv.runtime.errors import MinqkvError
 from minqkv.teach import author, checks, desk, export
-from minqkv.teach.lessons import course
+from minqkv.teach.lessons import course, hunts
 
 LESSONS = course()
 each = pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
@@ -234,7 +234,7 @@ def test_numpy_and_strict_agree(lesson):
 
 
 def test_the_index_is_current():
-    assert (ROOT / "lessons/README.md").read_text("utf-8") == author.readme(LESSONS)
+    assert (ROOT / "lessons/README.md").read_text("utf-8") == author.readme(LESSONS, hunts())
 
 
 # ---- the checks of this file can fail: a lesson with every fault

@@ -163,7 +163,7 @@ def test_the_cells(tables):
                 (mean, half), abs=1e-5
             )
             assert row.p == (pytest.approx(adjusted[key], abs=1e-4) if key in adjusted else None)
-            state = "inconclusive"
+            state = "cannot be told"
             if abs(mean) + half < 0.02:
                 state = "the same"
             elif adjusted.get(key, 1) <= 0.05:
@@ -209,9 +209,9 @@ def test_what_the_plus_adds(tables):
         of = row.difference or row.ours
         inside, certain = abs(of.mean) + of.half < 0.02, adjusted.get(key, 1) <= 0.05
         if key[0] == "gain":
-            state = "the same" if inside else "different" if certain else "inconclusive"
+            state = "the same" if inside else "different" if certain else "cannot be told"
         else:  # what is published takes the positions to help
-            state = "different" if inside or (certain and of.mean < 0) else "inconclusive"
+            state = "different" if inside or (certain and of.mean < 0) else "cannot be told"
             state = "the same" if certain and of.mean > 0 else state
         assert row.state == state, key
 
@@ -316,7 +316,7 @@ def test_what_the_page_says(tables):
         return f"{abs(value):.3f}".removeprefix("0")
 
     states = [row.state for row in tables["cells"].rows]
-    same, untold = states.count("the same"), states.count("inconclusive")
+    same, untold = states.count("the same"), states.count("cannot be told")
     assert states.count("different") == 0
     told = (
         f"Of the {same + untold} configurations of the synthetic tasks that both sides have run, "
@@ -431,14 +431,14 @@ def test_the_margin(monkeypatch):
     monkeypatch.setitem(beside.synthetic_2026(), key, [0.5, 0.5, 0.5])
     for n in (2, 8):
         assert state(around(0.51, 0.0099, n), "qkv").state == "the same"
-        assert state(around(0.51, 0.0101, n), "qkv").state == "inconclusive"
+        assert state(around(0.51, 0.0101, n), "qkv").state == "cannot be told"
     assert MARGIN == 0.02
 
 
 def test_different_takes_eight_seeds(monkeypatch):
     monkeypatch.setitem(beside.synthetic_2026(), ("qkv", "reverse", 16, 64, 2, 4), [0.5] * 3)
     row = state(around(0.6, 0.01, 7), "qkv")
-    assert (row.state, row.p) == ("inconclusive", None)
+    assert (row.state, row.p) == ("cannot be told", None)
     assert "7 seeds are too few" in row.why
     row = state(around(0.6, 0.01, 8), "qkv")
     assert (row.state, row.p) == ("different", 2 / 256)
@@ -454,7 +454,7 @@ def test_the_spread_of_the_published_seeds_counts(monkeypatch):
     row = state(mine, "qkv")
     assert row.p == pytest.approx(welch(mine, far)[2], abs=1e-4)
     assert row.p > 0.5
-    assert row.state == "inconclusive"
+    assert row.state == "cannot be told"
 
 
 def test_the_p_values_of_a_table_are_corrected_together(monkeypatch):
@@ -470,23 +470,23 @@ def test_the_p_values_of_a_table_are_corrected_together(monkeypatch):
     monkeypatch.setitem(beside.synthetic_2026(), ("qkv", "sort", 16, 64, 2, 4), [0.5] * 3)
     seven[sort] = measured.Measured(sort, dict(enumerate(around(0.6, 0.01, 8))), ("here",))
     rows = paper.tables(seven, ("cells",))[0].rows[:-1]
-    assert {row.state for row in rows} == {"inconclusive"}  # 7 · 2 / 256 is above .05
+    assert {row.state for row in rows} == {"cannot be told"}  # 7 · 2 / 256 is above .05
 
 
 def test_one_seed_and_runs_that_diverged():
     row = state([0.5])
-    assert (row.state, row.why) == ("inconclusive", "one seed gives no interval")
+    assert (row.state, row.why) == ("cannot be told", "one seed gives no interval")
     row = state([1.0, 1.0, None], "qkv")
-    assert (row.state, row.why) == ("inconclusive", "runs that diverged: 1")
+    assert (row.state, row.why) == ("cannot be told", "runs that diverged: 1")
     row = state([None, None], "qkv")
-    assert (row.state, row.ours) == ("inconclusive", None)
+    assert (row.state, row.ours) == ("cannot be told", None)
 
 
 @pytest.mark.parametrize(
     ("gain", "half", "expected"),
     [
         (0.0, 0.019, "different"),
-        (0.0, 0.021, "inconclusive"),
+        (0.0, 0.021, "cannot be told"),
         (0.1, 0.05, "the same"),
         (-0.1, 0.05, "different"),
     ],
@@ -603,7 +603,7 @@ def test_a_sweep_counts_when_it_is_complete():
     assert row().difference.mean == pytest.approx(row().ours.mean - 0.698)
     found[config] = measured.Measured(config, {0: 0.5, 1: None}, ("here",))
     assert (row().ours.n, row().lost) == (1, 1)
-    assert paper.tables(found, ("synthetic",))[0].rows[0].state == "inconclusive"
+    assert paper.tables(found, ("synthetic",))[0].rows[0].state == "cannot be told"
     del found[config]
     assert row().ours is None
 

@@ -13,7 +13,7 @@ import re
 import pytest
 from commands import ROOT
 
-from minqkv.teach.lessons import course
+from minqkv.teach.lessons import FILES, course, hunts
 
 MOST = 35  # words of a sentence
 PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")]
@@ -193,6 +193,15 @@ def test_lesson(lesson):
     texts = list(lesson_texts(lesson))
     assert [fault for text in texts for fault in faults(text)] == []
     assert list(untaught(lesson.number, texts)) == []
+
+
+@pytest.mark.parametrize("hunt", hunts(), ids=lambda hunt: hunt.name)
+def test_hunt(hunt):
+    """For after the course: any term may be used."""
+    texts = [hunt.title, hunt.question]
+    for kind in FILES:
+        texts += strings(hunt.companion(kind).read_text("utf-8"))
+    assert [fault for text in texts for fault in faults(text)] == []
 
 
 def test_terms_are_taught_where_the_table_says():

@@ -320,7 +320,7 @@ def test_what_they_are_unless_told_otherwise():
         ("mqar", {"pairs": 6}, "pairs 6 must be 2 to keys 5"),
         ("pairs", {"keys": 2}, "pairs 3 must be 2 to keys 2"),
         ("pair", {}, "unknown task 'pair'"),
-        ("pairs", {"pairs": 2.0}, "pairs must be int"),
+        ("pairs", {"pairs": 2.0}, "pairs must be a whole number"),
         ("pairs", {"n_head": 3}, "not divisible"),
         ("mqar", {"n_embd": 6, "n_head": 2, "position": "rope"}, "must be even"),
     ],

@@ -601,7 +601,7 @@ def test_the_structure_of_a_study(pages):
         "Summary",
         "Figures",
         "Tables",
-        "What these seeds cannot show",
+        "What this n cannot tell",
         "How it was made",
     ]
     words = Page(text).text("main")
@@ -627,7 +627,7 @@ def test_the_command(cli, finished, tmp_path):
     assert Page((tmp_path / "new/folder/r.html").read_text("utf-8")).levels()[0] == 1
     code, out, _ = cli("report", finished)
     assert code == 0
-    assert "What these seeds cannot show" in out
+    assert "What this n cannot tell" in out
     code, out, _ = cli("report", finished, "--markdown")
     assert out.startswith(f"## Results of {finished.name}\n")
 

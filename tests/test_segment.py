@@ -133,7 +133,7 @@ def test_gradients_through_its_loss(variant):
     [
         ({"patch": 5}, "patches of 5 × 5 do not fill images of 32 × 32"),
         ({"patch": 0}, "do not fill"),
-        ({"patch": 2.0}, "patch must be int"),
+        ({"patch": 2.0}, "patch must be a whole number"),
         ({"n_validation": 0}, "n_validation 0 must be at least 1"),
         ({"n_test": 0}, "n_test 0 must be at least 1"),
         ({"n_head": 3}, "not divisible"),

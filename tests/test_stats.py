@@ -140,15 +140,15 @@ def test_eight_seeds_can_tell_six_contrasts_apart_and_no_more():
     [
         (0.10, 0.03, 8, 0.01, "different"),
         (-0.10, 0.03, 8, 0.05, "different"),
-        (0.10, 0.03, 8, 0.051, "inconclusive"),
-        (0.10, 0.03, 7, 0.01, "inconclusive"),
+        (0.10, 0.03, 8, 0.051, "cannot be told"),
+        (0.10, 0.03, 7, 0.01, "cannot be told"),
         (0.00, 0.01, 8, 1.0, "the same"),
         (-0.01, 0.009, 8, 1.0, "the same"),
-        (-0.01, 0.011, 8, 1.0, "inconclusive"),
-        (0.02, 0.0, 8, 1.0, "inconclusive"),  # on the margin is not inside it
+        (-0.01, 0.011, 8, 1.0, "cannot be told"),
+        (0.02, 0.0, 8, 1.0, "cannot be told"),  # on the margin is not inside it
         (0.01, 0.005, 8, 0.01, "the same"),  # certain, and too small to matter
         (0.018, 0.005, 8, 0.01, "different"),  # perhaps too small to matter, but certain
-        (0.0, math.nan, 1, 1.0, "inconclusive"),
+        (0.0, math.nan, 1, 1.0, "cannot be told"),
     ],
 )
 def test_verdicts(mean, half, n, p, expected):
@@ -159,7 +159,7 @@ def test_a_verdict_from_seeds():
     worse = [-0.12, -0.10, -0.09, -0.15, -0.08, -0.11, -0.13, -0.07]
     assert verdict(estimate(worse), sign_flip(worse), 0.02) == "different"
     noise = [0.12, -0.10, 0.09, -0.15, 0.08, -0.11, 0.13, -0.07]
-    assert verdict(estimate(noise), sign_flip(noise), 0.02) == "inconclusive"
+    assert verdict(estimate(noise), sign_flip(noise), 0.02) == "cannot be told"
     assert verdict(estimate([0.0] * 8), sign_flip([0.0] * 8), 0.02) == "the same"
 
 

@@ -18,7 +18,7 @@ from minqkv.render.figures import figure as svg_figure
 from minqkv.render.study import cell_tables, curves, figure, memory_table
 from minqkv.runs import configure
 from minqkv.study.rates import Choice, arm_of
-from minqkv.study.summary import summarise, unresolved
+from minqkv.study.summary import summarise, told_apart, unresolved
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -114,6 +114,23 @@ def test_each_task_has_a_panel():
     assert [e.text for e in drawn.of_class("text", "strong")] == ["pairs", "mqar"]
     assert drawn.points == [("qkv", 16, 0.5), ("qkv", 16, 0.75)]
     assert drawn.legend == ["qkv"]
+
+
+@pytest.mark.parametrize("equal", [None, "bytes"])
+@pytest.mark.parametrize(
+    ("name", "values"), [("weight_decay", (0.0, 0.1)), ("beta2", (0.9, 0.99)), ("n_embd", (8, 16))]
+)
+def test_panels_and_tables_say_in_what_they_differ(name, values, equal):
+    """Also in what a title leaves out; a panel of curves is of one table, as always."""
+    given = {"curve": [climb(3)], "reached": [3], "steps": 6}
+    arms = [runs("qkv", 2, [0.5], **{name: value}, **given) for value in values]
+    cells = told_apart(cells_of(*arms, equal=equal))
+    for one, value in zip(cells, values, strict=True):
+        assert f"{'d' if name == 'n_embd' else name} {value}" in one.title.split("  ")
+    assert len({one.title for one in cells}) == 2
+    for drawn in (Drawing(figure(cells)), Drawing(curves(cells, by_hash(cells, *arms)))):
+        text = " ".join(e.text for e in drawn.of_class("text", "strong"))  # titles, in lines
+        assert all(f" {value}" in text for value in values)
 
 
 def test_a_diverged_seed_is_in_no_mean_and_an_arm_without_a_score_not_drawn():

@@ -341,7 +341,7 @@ def test_the_margin_is_one_per_cent_of_perplexity(shakespeare):
     assert finding(1.0105).verdict == "different"
     assert finding(0.9895).verdict == "different"
     assert finding(1.0095, 0.002).verdict == "different"  # the interval leaves the margin
-    assert finding(1.0, 0.02).verdict == "inconclusive"
+    assert finding(1.0, 0.02).verdict == "cannot be told"
 
 
 def test_a_contrast_names_the_rows_of_the_table(shakespeare):

@@ -208,9 +208,9 @@ def test_the_causal_form_adds_a_perplexity():
         ({"steps": 9, "watch": -1}, "watch -1 must be at least 0"),
         ({"steps": 9, "lr": math.nan}, "lr nan must be above 0 and finite"),
         ({"steps": 9, "clip": 0.0}, "clip 0.0 must be above 0 and finite"),
-        ({"steps": 9, "restart": 1}, "restart must be bool, not 1"),
-        ({"steps": True}, "steps must be int, not True"),
-        ({"steps": 9, "lr": "1"}, "lr must be float or int, not '1'"),
+        ({"steps": 9, "restart": 1}, "restart must be true or false, not 1"),
+        ({"steps": True}, "steps must be a whole number, not True"),
+        ({"steps": 9, "lr": "1"}, "lr must be a number, not '1'"),
     ],
 )
 def test_refused_recipes(given, says):

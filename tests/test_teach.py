@@ -821,6 +821,8 @@ COMMANDS = [
     "lesson start 6",
     "lesson check 6",
     "lesson hint 6",
+    "lesson hunt",
+    "lesson hunt 1",
     "trace forward",
     "trace decode",
     "trace backward",
@@ -998,3 +1000,4 @@ def test_the_wheel_carries_the_lessons(tmp_path):
     assert names.split() == [lesson.name for lesson in course()]
     for kind in lessons.FILES:
         assert (tmp_path / f"lib/minqkv/_lessons/{LESSON.name}/{kind}.py").exists()
+        assert (tmp_path / f"lib/minqkv/_lessons/hunts/h01_cached_step/{kind}.py").exists()

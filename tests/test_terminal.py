@@ -105,6 +105,7 @@ ONE_VALUE = [
     "lesson check 6",
     "lesson hint 6",
     "lesson list",
+    "lesson hunt",
     "lesson dev readme",
     "completion bash",
     "tasks",
@@ -193,6 +194,8 @@ def test_plurals_and_large_numbers(cli):
     assert [counted(n, "step") for n in (0, 1, 2000)] == ["0 steps", "1 step", "2,000 steps"]
     assert [decimal(x) for x in (1.60782, 2.0176350630991888e19)] == ["1.6078", "2.02e+19"]
     assert [number(x) for x in (0.5, 12.0, 3e9)] == [".500", "12.000", "3e+09"]
+    assert [decimal(x) for x in (1.0, 0.99996, 1.00002)] == ["1.0000", "0.99996", "1.00002"]
+    assert [number(x) for x in (1, 0.9996, 0.9994, 0.0004)] == ["1.000", ".9996", ".999", ".000"]
     assert bytes_text(3 << 40) == "3 TiB"
     out = cli("trace", "forward", "--n-head", 1)[1]
     assert "1 head, 1 stored" in out
@@ -311,6 +314,7 @@ def test_a_working_directory_that_is_gone(tmp_path):
     ("error", "says"),
     [
         (ImportError("libopenblas.so.0: no such file", name="numpy"), "cannot be loaded: libopen"),
+        (ImportError("x.so: failed to map segment from shared object", name="x"), "out of memory"),
         (RuntimeError("can't start new thread"), "ulimit -u"),
         (BlockingIOError(11, "Resource temporarily unavailable"), "ulimit -u"),
         (OSError(24, "Too many open files"), "ulimit -n"),

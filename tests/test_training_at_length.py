@@ -307,7 +307,7 @@ def test_recomputation_needs_less_memory():
 
 
 def test_recompute_is_true_or_false():
-    with pytest.raises(UsageError, match="recompute must be bool, not 1"):
+    with pytest.raises(UsageError, match="recompute must be true or false, not 1"):
         mq.GPTConfig(5, 8, 1, 2, 8, recompute=1)
 
 
@@ -684,7 +684,7 @@ def test_a_line_for_each_tenth_elsewhere(monkeypatch):
     lines = [line for line in printed if not line.startswith(" ")]
     assert [line.split()[1] for line in lines] == [f"{n}/40" for n in (24, 28, 32, 36, 40)]
     assert "accuracy" not in lines[1]
-    assert "loss 2.3457  accuracy 0.5  " in lines[2]
+    assert "loss 2.3457  accuracy 0.5000  " in lines[2]
     assert all("tokens/s" in line and " left" in line for line in lines)
     samples = [line for line in printed if line.startswith(" ")]
     written = r" writes: to be\x1b or\nnot, é\ " + 40 * "x"

@@ -17,7 +17,7 @@ from ..attention import causal_mask
 from ..cache import KVCache, LayerCache, agreed, chosen
 from ..runtime import backend
 from ..runtime.errors import UsageError
-from ..runtime.fields import plain
+from ..runtime.fields import plain, whole
 from .ring import RingCache, as_array
 
 
@@ -116,9 +116,7 @@ class BranchCache(KVCache):
     def __init__(self, cache: KVCache, n: int, capacity: int | None = None):
         if isinstance(cache, (RingCache, BranchCache)):
             raise UsageError(f"a {type(cache).__name__} cannot have branches", "cache.clone(rows)")
-        n, capacity = plain(n), plain(capacity)
-        if type(n) is not int or n < 1:
-            raise UsageError(f"at least 1 branch of each sequence is needed, not {n}")
+        n, capacity = whole("branches of a sequence", n, 1), plain(capacity)
         if capacity is not None and capacity < len(cache):
             raise UsageError(f"a capacity of {capacity} is less than the prefix of {len(cache)}")
         self.kind, self.bytes_per_token = type(cache), cache.bytes_per_token

@@ -47,7 +47,7 @@ def cli(ctx):
     """Attention with shared projections: train it, compare it, measure its cache.
 
     `minqkv` alone shows where you are in the course; `minqkv learn` continues it. `minqkv study`
-    compares variants at equal cache bytes: about a minute on two recent cores.
+    compares variants at equal cache bytes, and first says how long it will take.
     """
     if ctx.invoked_subcommand is None:
         lesson.start_page()
@@ -140,6 +140,8 @@ def _lacking(error):
         return f"out of memory: {error}".rstrip(": "), "choose a smaller size"
     if isinstance(error, ImportError) and not (error.name or "").startswith("minqkv"):
         why = str(error).partition("\n")[0]
+        if "failed to map" in why or "annot allocate" in why:  # the library itself is whole
+            return f"out of memory: {why}", _CURES[errno.ENOMEM]
         return f"a library cannot be loaded: {why}", "install it again, with pip"
     if "can't start new thread" in str(error):
         return "no further thread can be started", _CURES[errno.EAGAIN]

@@ -6,13 +6,19 @@ from ..tasks.rules import TOKENIZERS
 from .options import TOKENIZER_HELP, Known, print_json, reports
 
 
+def _names():
+    from ..tasks import downloads
+
+    return (*downloads.DOWNLOADS, *downloads.IMAGES)
+
+
 @click.group()
 def data():
     """Download, prepare and list what models are trained on."""
 
 
 @data.command()
-@click.argument("name", type=Known(("shakespeare", "mnist", "fashion", "cifar10", "cifar100")))
+@click.argument("name", type=Known(_names))
 @click.option("--url", help="Another address of the same file.")
 @click.option(
     "--out",
@@ -97,7 +103,7 @@ def list_data(as_json):
             rows.append(_described(folder))
         except MinqkvError as error:
             faults.append(str(error))
-    names = (*downloads.DOWNLOADS, *downloads.IMAGES)
+    names = _names()
     fetched = [
         {"name": name, "path": str(downloads.place(name)), "bytes": _size(name)}
         for name in names

@@ -1,4 +1,4 @@
-"""`minqkv learn`, `minqkv lesson ...`, and the start page."""
+"""`minqkv learn`, `minqkv lesson ...` with its hunts, and the start page."""
 
 import click
 
@@ -6,13 +6,23 @@ from ..runtime.errors import EnvironmentFault, Exit, UsageError
 from .options import Known, echo, print_json, reports, stages
 
 
+def _known(exercises):
+    return [each.key for each in exercises] + [each.name.partition("_")[2] for each in exercises]
+
+
 def _numbers():
-    from ..teach.lessons import course
+    from ..teach.lessons import course, hunts
 
-    return [str(lesson.number) for lesson in course()] + [lesson.name[3:] for lesson in course()]
+    return _known(course() + hunts())
 
 
-_WHICH = "NAME is a number (6) or a name; without it, your current lesson."
+def _hunts():
+    from ..teach.lessons import hunts
+
+    return _known(hunts())
+
+
+_WHICH = "NAME is a number (6, or h3 for a hunt) or a name; without it, your current lesson."
 _lesson = click.argument("name", required=False, type=Known(_numbers))
 _no_pause = click.option(
     "--no-pause", is_flag=True, help="Ask nothing (automatic when not in a terminal)."
@@ -28,13 +38,13 @@ def _desk():
 
 
 def _chosen(name):
-    """(the lesson of this name, or the one the learner is at; progress)."""
-    from ..teach.lessons import find
+    """(the lesson or hunt of this name, or the lesson the learner is at; progress)."""
+    from ..teach.lessons import find, hunts
     from ..teach.progress import next_thing
 
     lessons, progress = _desk()
     if name:
-        return find(name, lessons), progress
+        return find(name, lessons + hunts()), progress
     return next_thing(lessons, progress)[0] or lessons[-1], progress
 
 
@@ -59,6 +69,7 @@ def start_page():
         click.echo("Next:   minqkv learn\n")
     for command, does in (
         ("minqkv lesson list", "the lessons, and where you are"),
+        ("minqkv lesson hunt", "short programs, each with a bug to find"),
         ("minqkv trace forward", "every array computed in one attention call"),
         ("minqkv study", "train every variant and compare them"),
         ("minqkv --help", "all commands"),
@@ -140,6 +151,9 @@ def play(name, as_json, plain, no_pause, svg, step=None):
     from ..teach.runner import Player
 
     chosen, progress = _chosen(name)
+    if not chosen.steps:
+        hint = f"it is started with: minqkv lesson hunt {chosen.key}"
+        raise UsageError(f"{chosen.key} is a hunt, which has no steps to play", hint)
     again = f"minqkv lesson play {chosen.number}"
     if step and step > len(chosen.steps):
         raise UsageError(f"lesson {chosen.number} has {len(chosen.steps)} steps", again)
@@ -181,8 +195,8 @@ def start(name, as_json):
         print_json({"file": str(path), "new": new, "write": chosen.exercise})
         return
     click.echo(f"{path}{'' if new else ' already exists; unchanged'}")
-    names = " and ".join(chosen.exercise)
-    click.echo(f"Write {names} there; then: minqkv lesson check {chosen.number}")
+    names, do = " and ".join(chosen.exercise), "Write" if chosen.steps else "Repair"
+    click.echo(f"{do} {names} there; then: minqkv lesson check {chosen.key}")
 
 
 @lesson.command(epilog=_WHICH)
@@ -223,10 +237,60 @@ def check(name, as_json, watch=False, plain=False):
     if as_json:
         print_json(stage.drawn)
     elif passed:
-        click.echo(f"The solution, to compare: minqkv lesson solution {chosen.number}")
+        click.echo(f"The solution, to compare: minqkv lesson solution {chosen.key}")
         last = next_thing(course(), progress)[0] is None
-        click.echo("That was the last lesson. Next: minqkv study" if last else "Next: minqkv learn")
+        after = "That was the last lesson. Next: minqkv study" if last else "Next: minqkv learn"
+        click.echo(after if chosen.steps else "The other hunts: minqkv lesson hunt")
     return None if passed else Exit.CHECK_FAILED
+
+
+@lesson.command(epilog="NAME is a number (3 or h3) or a name; without it, all hunts are listed.")
+@click.argument("name", required=False, type=Known(_hunts))
+@click.option("--plain", is_flag=True, help="No colour.")
+@reports
+def hunt(name, as_json, plain=False):
+    """Find the bug: a gallery of short programs that are wrong.
+
+    Each has a mistake of a kind that was reported in real software. A hunt copies its program to
+    minqkv-work/ and shows the law that it breaks, with numbers. Repair it; `minqkv lesson check`,
+    `hint` and `solution` then work as they do for lessons.
+    """
+    from ..render.lesson import choose
+    from ..teach import desk
+    from ..teach.events import quoted
+    from ..teach.lessons import find, hunts
+
+    progress = _desk()[1]
+    if not name:
+        return _gallery(hunts(), progress, as_json)
+    chosen = find(f"h{name}" if name.isdecimal() else name, hunts())
+    path, new = desk.start(chosen, progress)
+    title = f"# Hunt {chosen.key}: {chosen.title}\n\n{chosen.question}"
+    events = [{"event": "prose", "text": title}]
+    events += [quoted(path.read_text("utf-8"))] if new else []
+    stage = choose(plain, as_json)
+    for event in events + desk.check(chosen, progress)[1]:
+        stage.draw(event)
+    if as_json:
+        print_json(stage.drawn)
+    return None
+
+
+def _gallery(hunts, progress, as_json):
+    rows = []
+    for each in hunts:
+        state = "started" if progress.file(each).exists() else ""
+        state = "found" if progress.done(each) else state
+        rows.append({"number": each.key, "name": each.name, "title": each.title, "state": state})
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        click.echo(f"{row['number']:>3}  {row['title']:38} {row['state']}".rstrip())
+    left = [row["number"] for row in rows if row["state"] != "found"]
+    click.echo(f"{len(rows) - len(left)} of {len(rows)} found.", nl=not left)
+    if left:
+        click.echo(f" Next: minqkv lesson hunt {left[0]}")
 
 
 @lesson.command(epilog=_WHICH)
@@ -279,7 +343,7 @@ def reset(name, as_json):
         print_json({"lesson": chosen.name, "backup": backup and str(backup)})
         return
     moved = f" Your file is now {backup}" if backup else ""
-    click.echo(f"Lesson {chosen.number} starts over.{moved}")
+    click.echo(f"{'Lesson' if chosen.steps else 'Hunt'} {chosen.key} starts over.{moved}")
 
 
 _FOLDER = "Write web pages to a new or empty folder, or replace an earlier export."
@@ -329,12 +393,12 @@ def dev():
 @click.argument("names", nargs=-1, type=Known(_numbers))
 @reports
 def dev_check(names, as_json):
-    """Check lessons against the rules in AUTHORS.md."""
+    """Check lessons and hunts against the rules in AUTHORS.md."""
     from ..teach.author import check_lesson, untaught_variants
-    from ..teach.lessons import course, find
+    from ..teach.lessons import course, find, hunts
 
-    lessons = course()
-    chosen = [find(name, lessons) for name in names] or lessons
+    lessons, all_hunts = course(), hunts()
+    chosen = [find(name, lessons + all_hunts) for name in names] or lessons + all_hunts
     report = {each.name: check_lesson(each, lessons) for each in chosen}
     if not names:
         untaught = [f"no lesson teaches {name}" for name in untaught_variants(lessons)]
@@ -356,9 +420,9 @@ def dev_check(names, as_json):
 def dev_readme(as_json):
     """Print lessons/README.md from the metadata."""
     from ..teach.author import readme
-    from ..teach.lessons import course
+    from ..teach.lessons import course, hunts
 
-    text = readme(course())
+    text = readme(course(), hunts())
     print_json({"text": text}) if as_json else click.echo(text, nl=False)
 
 

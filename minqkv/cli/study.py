@@ -48,7 +48,8 @@ PRESETS = {  # name -> what it compares; the grids are in study/presets.py
     type=click.Choice(list(PRESETS)),
     default="quick",
     show_default=True,
-    help="; ".join(f"{name}: {about}" for name, about in PRESETS.items()) + ".",
+    help="; ".join(f"{name}: {about}" for name, about in PRESETS.items())
+    + ". Times are of two recent cores; --dry-run estimates yours.",
 )
 @click.option(
     "--tasks", type=Listed(Known(TASKS)), help=f"Tasks, from: {either(TASKS)}; or MODULE:CLASS."
@@ -359,22 +360,24 @@ def _run(plan, missing, seconds, out, jobs, executor, accept_code):
 
 def _labels(configs):
     """A function that names the cell of a run: the task, its size where there are several, the arm,
-    and the rate where rates are chosen.
+    the rate where rates are chosen, and what else differs.
     """
-    from ..study.grid import OF_AN_ARM, arm
+    from ..study.grid import OF_AN_ARM, apart, arm, cell
 
-    titles = {}
+    titles, alike = {}, {}
     for c in configs:
         titles.setdefault(c.task.name, set()).add((c.task.title(OF_AN_ARM), c.recipe.steps))
 
-    def label(c):
+    def short(c):
         several = len(titles[c.task.name]) > 1
         sized = f"{c.task.title(OF_AN_ARM)}  {counted(c.recipe.steps, 'step')}"
         task = sized if several else c.task.name
         rate = f"lr {c.recipe.lr:g}" if c.split == "validation" else ""
         return "  ".join(filter(None, (task, arm(c, True), rate)))
 
-    return label
+    for c in configs:
+        alike.setdefault(short(c), []).append(cell(c, True))
+    return lambda c: "  ".join([short(c), *apart(cell(c, True), alike[short(c)])])
 
 
 COMMANDS = (study,)

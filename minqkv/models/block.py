@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..attention import (
-    LARGEST,
     Attention,
     check_positions,
     check_window,
@@ -22,6 +21,7 @@ from ..nn import MLP, Dropout, LayerNorm, Module
 from ..runtime import backend
 from ..runtime.backend import Array
 from ..runtime.errors import UsageError, unknown
+from ..runtime.fields import whole
 from ..tensor import Tensor
 from ..variants import VariantSpec, layer_specs, layered_name
 
@@ -144,10 +144,7 @@ def check_config(cfg) -> None:
     A variant is stored under its canonical name, and the head width as a number.
     """
     for name in cfg.sizes:
-        if not 1 <= (size := getattr(cfg, name)) <= LARGEST:
-            raise UsageError(f"{name} must be a whole number from 1 to {LARGEST:,}, not {size}")
-    if getattr(cfg, "d_ff", 0) > 4 * LARGEST:
-        raise UsageError(f"d_ff {cfg.d_ff} is too large", f"at most {4 * LARGEST:,}")
+        whole(name, getattr(cfg, name), 1)
     head_dim = checked_head_dim(cfg.n_embd, cfg.n_head, cfg.head_dim)
     object.__setattr__(cfg, "head_dim", head_dim)
     object.__setattr__(cfg, "variant", layered_name(cfg.specs))

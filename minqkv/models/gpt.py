@@ -15,7 +15,7 @@ from ..nn import Embedding, Init, LayerNorm, Module, one_step
 from ..runtime import backend
 from ..runtime.claims import decoding
 from ..runtime.errors import UsageError
-from ..runtime.fields import check_types
+from ..runtime.fields import LARGEST, check_types, whole
 from ..tensor import Tensor, no_grad, recomputed
 from .block import (
     PROTOCOLS,
@@ -70,8 +70,7 @@ class GPTConfig(Layered):
         check_types(self)
         if self.d_ff is None:
             object.__setattr__(self, "d_ff", 4 * self.n_embd)
-        if self.d_ff < 0:
-            raise UsageError(f"d_ff must be a whole number, 0 or more, not {self.d_ff}")
+        whole("d_ff", self.d_ff, most=4 * LARGEST)
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout must be in [0, 1), not {self.dropout}")
         check_config(self)

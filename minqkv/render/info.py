@@ -23,7 +23,8 @@ def variant_table(rows, cfg, config, context, dtype):
     ]
     lines = []
     for row in rows:
-        macs = [f"{row[name] / 1e9:,.1f}" for name in ("macs", "macs_causal")]
+        macs = [row[name] / 1e9 for name in ("macs", "macs_causal")]
+        macs = [f"{n:,.1f}" if n >= 1 else f"{n:.2g}" for n in macs]
         cache = [f"{row['cache_bytes_per_token']:,} B", bytes_text(row["cache_bytes_at_context"])]
         saved = f"{100 * row['reduction']:.6g} %" if row["reduction"] else "–"
         lines.append([row["name"], row["formula"], f"{row['params']:,}", *macs, *cache, saved])

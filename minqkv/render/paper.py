@@ -9,10 +9,10 @@ LEGEND = (
     "perplexity; a figure that is computed agrees in all digits that were printed.",
     "**Different**: with eight seeds or more, the exact sign-flip test and Welch's test say so "
     "after Holm's correction; or a figure that is computed is not what was printed.",
-    "**Inconclusive**: neither of the two. The interval shows what n seeds leave open.",
+    "**Cannot be told**: neither of the two. The interval shows what n seeds leave open.",
     "**Smaller scale**: our runs are too small to be compared figure by figure.",
 )
-_COLOURS = {"different": "bold", "the same": "green", "inconclusive": "yellow"}
+_COLOURS = {"different": "bold", "the same": "green", "cannot be told": "yellow"}
 _NONE = "–"  # in a cell without a figure
 
 
@@ -36,7 +36,7 @@ def sections(tables):
 
 
 def _overview(tables):
-    headings = ("different", "the\nsame", "incon-\nclusive", "smaller\nscale", "not\nrun")
+    headings = ("different", "the\nsame", "cannot\nbe told", "smaller\nscale", "not\nrun")
     columns = [("table", "left"), *((heading, "right") for heading in headings)]
     counts = [(one.name, summary([one])) for one in tables]
     rows = [[name, *(str(n[state] or "·") for state in STATES)] for name, n in counts]

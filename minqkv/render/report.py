@@ -44,7 +44,7 @@ def study_sections(stored, command):
         figures = _figures(stored)
         sections += [Section("Figures", figures)] if figures else []
         sections += [Section("Tables", _tables(stored))]
-        sections += [Section("What these seeds cannot show", _cannot_tell(stored.cells))]
+        sections += [Section("What this n cannot tell", _cannot_tell(stored.cells))]
     return [*sections, Section("How it was made", _made(stored, command))]
 
 
@@ -276,7 +276,7 @@ def run_sections(run, commands):
         sections.append(Section("Who attends to whom", attention(run.model, run.config)))
     return [
         *sections,
-        Section("What one seed cannot show", [Text(_one_seed(run.config))]),
+        Section("What this n cannot tell", [Text(_one_seed(run.config))]),
         Section("How it was made", [Code("\n".join(commands)), _settings(run)]),
     ]
 

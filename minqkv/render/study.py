@@ -25,7 +25,8 @@ def number(value, digits=3):
     """.684, 1.000, or "–" where there is none."""
     if value is None or math.isnan(value):
         return "–"
-    text = f"{value:.{digits}f}" if abs(value) < 1e7 else decimal(value)
+    small = abs(value) < 10**-digits
+    text = f"{value:.{digits}f}" if small else decimal(value, digits)
     return text[1:] if text.startswith("0.") else text
 
 
@@ -157,17 +158,16 @@ def _difference_style(estimate, better):
 
 def memory_table(console, cells):
     """Memory of one training step, for each task and arm."""
-    rows = {}
+    rows = []
     for cell in cells:
+        alone = not cell.equal and [each.task for each in cells].count(cell.task) == 1
         for row in (row for row in cell.rows if row.memory):
             m = row.memory
             parts = [m[name] for name in ("weights", "gradients", "moments", "activations")]
             by_formula = m["activations_formula"]
             texts = [f"{n / 1e3:,.0f}" for n in (*parts, sum(parts))]
             texts.append("–" if by_formula is None else f"{by_formula / 1e3:,.0f}")
-            name = f"{cell.task}, {cell.equal['bytes']} B" if _by_bytes(cell) else cell.task
-            name = cell.title if (name, row.arm) in rows else name
-            rows[name, row.arm] = [f"{name}: {row.arm}", *texts]
+            rows.append([f"{cell.task if alone else name_of(cell)}: {row.arm}", *texts])
     columns = [
         ("task and arm", "left"),
         ("weights", "right"),
@@ -177,7 +177,7 @@ def memory_table(console, cells):
     columns += [("activations", "right"), ("all", "right"), ("activations\nby formula", "right")]
     if rows:
         title = "Memory of one training step, in kB (1,000 bytes), measured"
-        table(console, title, columns, list(rows.values()))
+        table(console, title, columns, rows)
 
 
 def formulas(console, cells, itemsize):
@@ -276,7 +276,8 @@ def _groups(cells):
     groups = {}
     for cell in cells:
         single = not _by_bytes(cell)
-        groups.setdefault((cell.title if single else cell.task, single), []).append(cell)
+        name = cell.title if single else _with(cell.task, cell)
+        groups.setdefault((name, single), []).append(cell)
     for (title, single), found in groups.items():
         # Panels whose labels differ have their own axes.
         what = "cache bytes per token" if single else f"B per token and layer ({title})"
@@ -369,7 +370,11 @@ def curves(cells, records, columns=2):
 
 def name_of(cell):
     """A table in a few words: its task and bytes; otherwise its title."""
-    return f"{cell.task}, {cell.equal['bytes']} B" if _by_bytes(cell) else cell.title
+    return _with(f"{cell.task}, {cell.equal['bytes']} B", cell) if _by_bytes(cell) else cell.title
+
+
+def _with(name, cell):
+    return f"{name}  {cell.apart}" if cell.apart else name
 
 
 def _by_bytes(cell):

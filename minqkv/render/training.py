@@ -66,7 +66,7 @@ class Live:
             self.advance = self.stack.enter_context(shown)
         self.seconds += step.seconds
         if step.validation is not None:
-            self.score = f"{self.task.metric} {step.validation:.4g}"
+            self.score = f"{self.task.metric} {decimal(step.validation)}"
         self.advance(step.done, self._note(step))
         if step.validation is not None:
             self._sample(step)

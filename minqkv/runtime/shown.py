@@ -10,7 +10,11 @@ def counted(n: int, noun: str) -> str:
 
 
 def decimal(value: float, digits: int = 4) -> str:
-    """ "1.6078", but "2.02e+19" and "3.1e-07", where so many digits would say nothing."""
+    """ "1.6078", but "2.02e+19" and "3.1e-07", where so many digits would say nothing, and
+    "0.99996", because what is almost 1 is not 1.
+    """
+    while round(value, digits) == 1 and abs(value - 1) > 1e-9:
+        digits += 1
     usual = 10**-digits <= abs(value) < 1e7 or not value
     return f"{value:.{digits}f}" if usual else f"{value:.3g}"
 

@@ -10,7 +10,7 @@ from .summary import Cell, Row
 
 MARGIN = 0.02  # smaller differences of accuracy do not matter
 RELATIVE_MARGIN = 0.01  # neither do smaller relative differences of perplexity
-UNTOLD = "inconclusive: a run diverged"
+UNTOLD = "cannot be told: a run diverged"
 
 
 @dataclass(frozen=True)

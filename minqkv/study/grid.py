@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 from ..attention import check_positions
 from ..runs import RunConfig, configure
 from ..runtime.errors import UsageError, unknown
-from ..tasks.base import Recipe
+from ..tasks.base import SHORT, Recipe
 from ..tasks.registry import field_names, task_class
 from ..variants import PLUS, VARIANTS, VariantSpec, cache_bytes_per_token, layer_specs
 from .presets import PRESETS, TEN
@@ -239,3 +239,12 @@ def cell(config: RunConfig, equal: bool = False, width: bool = False) -> dict:
     recipe = asdict(config.recipe)
     recipe.pop("lr")
     return values | recipe
+
+
+def apart(size: dict, others: list[dict]) -> list[str]:
+    """What one size, as of `cell`, does not share with all others: parts of a name."""
+    return [
+        f"{SHORT.get(name, name)} {value}"
+        for name, value in size.items()
+        if name != "digest" and any(other.get(name) != value for other in others)
+    ]

@@ -7,7 +7,7 @@ from a formula (beside.py).
 A row that compares the same thing is "the same" if the 95 % interval of the difference lies inside
 the margin of claims.py. It is "different" if, with at least eight of our seeds, both the exact
 sign-flip test (which takes the published mean as exact) and Welch's test say so, corrected by Holm
-within the table. Otherwise it is "inconclusive". Figures that are computed are the same if they
+within the table. Otherwise it "cannot be told". Figures that are computed are the same if they
 agree in all digits that were printed. Results of a "smaller scale" get no verdict.
 """
 
@@ -27,7 +27,7 @@ from .published import printed, synthetic_2026
 from .summary import Cell, without_nan
 
 STATES = DIFFERENT, SAME, UNTOLD, SMALLER, NOT_RUN = (
-    "different", "the same", "inconclusive", "smaller scale", "not run",
+    "different", "the same", "cannot be told", "smaller scale", "not run",
 )  # fmt: skip
 UNEXPLAINED = "No reason is known. The published figure may itself be one run, without an interval."
 
@@ -196,7 +196,7 @@ def _scale(row, spec):
 
 
 def _unclear(row):
-    """Why a row is inconclusive, where the interval does not say it."""
+    """Why a row cannot be told, where the interval does not say it."""
     found = row.difference or row.ours
     if row.lost:
         return f"runs that diverged: {row.lost}"

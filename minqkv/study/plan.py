@@ -11,7 +11,7 @@ from ..tasks.registry import field_names, task_class
 from .execute import Records
 from .grid import as_list, grid
 from .rates import FIRST_SEED, Choice, arm_of, candidates, choose, choose_one, with_rates
-from .summary import Cell, summarise
+from .summary import Cell, summarise, told_apart
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Plan:
             configs = with_rates(list(dict.fromkeys(configs)), self.choices)
             found = [r for config in configs if (r := by_hash[config.hash])]
             cells += summarise(found, equal, targets, self.choices, self.own)
-        return cells
+        return told_apart(cells)
 
 
 def plan(

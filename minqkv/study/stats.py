@@ -149,7 +149,7 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def verdict(difference: Estimate, p_adjusted: float, margin: float) -> str:
-    """What may be claimed of a paired difference: "different", "the same" or "inconclusive".
+    """What may be claimed of a paired difference: "different", "the same" or "cannot be told".
 
     The first two need at least SEEDS seeds. "the same": the 95 % interval lies inside ±margin.
     "different": the adjusted p of the sign-flip test is at most .05. A difference can be certain
@@ -160,7 +160,7 @@ def verdict(difference: Estimate, p_adjusted: float, margin: float) -> str:
         return "the same"
     if difference.n >= SEEDS and p_adjusted <= 0.05:
         return "different"
-    return "inconclusive"
+    return "cannot be told"
 
 
 def median_steps(steps: list[int | None], budget: int) -> tuple[float | None, int]:

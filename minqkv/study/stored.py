@@ -117,7 +117,7 @@ def _ended(path, values):
             command=_text(values["command"]),
             cells=[_cell(_today(cell, values), records) for cell in values["cells"]],
             records=records,
-            findings=[_finding(found) for found in values.get("contrasts", ())],
+            findings=[_made(Finding, found) for found in values.get("contrasts", ())],
             versions=_texts(values["versions"]),
             recipes={_text(name): _texts(recipe) for name, recipe in recipes.items()},
             seconds=_seconds(values["wall_seconds"]),
@@ -160,12 +160,6 @@ def _today(cell, values):
     about |= {"size": size | {"steps": runs[0]["config"]["steps"]}, "rows": rows}
     about |= {"baseline": "qkv" if any(row["arm"] == "qkv" for row in rows) else None}
     return about | {"solved_from": values["solved_from"]}
-
-
-def _finding(values):
-    """A Finding. The plans, and results of their time, say "cannot be told" for "inconclusive"."""
-    finding = _made(Finding, values)
-    return replace(finding, verdict=finding.verdict.replace("cannot be told", "inconclusive"))
 
 
 def _cell(values, records):

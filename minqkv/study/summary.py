@@ -21,7 +21,7 @@ from ..runtime.version import __version__, code_version
 from ..tasks.base import Task
 from ..variants import formula
 from . import stats
-from .grid import ITEMSIZE, OF_AN_ARM, arm, cell, mixing_widths, of_an_arm
+from .grid import ITEMSIZE, OF_AN_ARM, apart, arm, cell, mixing_widths, of_an_arm
 from .published import synthetic_2026
 from .rates import Choice, arm_of
 
@@ -69,6 +69,7 @@ class Cell:
     equal: dict | None  # {"bytes": of a token in a layer} or {"params": numbers in the model}
     baseline: str | None  # the arm that the others are compared with
     rows: tuple
+    apart: str | None = None  # where others have the same name: in what this one differs
 
 
 def summarise(
@@ -95,6 +96,21 @@ def summarise(
         _cell(dict(size), equal and {equal: group}, arms, choices or {}, of_an_arm(*of))
         for (size, group, of), arms in cells.items()
     ]
+
+
+def told_apart(cells: list[Cell]) -> list[Cell]:
+    """The tables of a study. Where several have one title, or one task and the same bytes, each
+    title says what the others do not share.
+    """
+    names = [f"{one.task} {one.equal}" if one.equal else one.title for one in cells]
+    found = []
+    for one, name in zip(cells, names, strict=True):
+        others = [cell.size for cell, other in zip(cells, names, strict=True) if other == name]
+        parts = apart(one.size, others)
+        new = [part for part in parts if part not in one.title.split("  ")]
+        title = "  ".join([one.title, *new])
+        found.append(replace(one, title=title, apart="  ".join(parts) or None))
+    return found
 
 
 def _equal(record, config, equal, targets):

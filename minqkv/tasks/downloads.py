@@ -243,6 +243,7 @@ def _append(file, url, wanted, advance, timeout):
     try:
         answer = urlopen(request, timeout=timeout)
     except HTTPError as error:
+        error.close()
         if error.code != 416:  # no such range: the file is another one
             raise
         answer = urlopen(url, timeout=timeout)

@@ -15,10 +15,11 @@ import numpy as np
 
 from ..render.lesson import Recorder
 from ..variants import NAMES
-from .checks import CASES, Check, judge, namespace
+from .checks import CASES, Check, diagnose, judge, namespace
 from .child import examine
+from .desk import ending
 from .events import on
-from .lessons import FILES
+from .lessons import FILES, Hunt
 from .runner import Player
 from .training import brief
 
@@ -39,7 +40,18 @@ check_of = cache(Check)  # one for all promises of a lesson: what it has compute
 
 
 def check_lesson(lesson, lessons):
-    """Faults of one lesson, under the name of the promise it breaks."""
+    """Faults of one lesson or hunt, under the name of the promise it breaks."""
+    if isinstance(lesson, Hunt):
+        promises = {
+            "files": program(lesson),
+            "the program is wrong": wrong(lesson),
+            "solution passes": solution(lesson),
+            "near misses": misses(lesson, least=1),
+            "hints": hints(lesson),
+            "prose": prose(lesson),
+            "reports": reports(lesson),
+        }
+        return {promise: _caught(faults) for promise, faults in promises.items()}
     promises = {
         "files": files(lesson),
         "stub fails": stub(lesson),
@@ -80,6 +92,57 @@ def files(lesson):
         yield from (f"{step.title}: over 78 columns: {row}" for row in wide)
 
 
+MOST = 30  # lines of code of a hunt's program
+
+
+def program(hunt):
+    """A hunt has a program, a solution, near misses and a check; the program is short."""
+    absent = [kind for kind in FILES if not hunt.companion(kind).exists()]
+    yield from (f"{hunt.name}/{kind}.py is missing" for kind in absent)
+    if len(hunt.question) > 400:
+        yield "a question of more than 400 characters"
+    if len(hunt.title) > 38:
+        yield "a title of more than 38 characters does not fit the list"
+    text = hunt.companion("exercise").read_text("utf-8")
+    wide = [row.strip() for row in text.split("\n") if len(row) > 78]
+    yield from (f"over 78 columns: {row}" for row in wide)
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        if documented and ast.get_docstring(node) is not None:
+            del node.body[0]
+    rows = list(filter(str.strip, ast.unparse(tree).split("\n")))
+    if len(rows) > MOST:
+        yield f"the program has {len(rows)} lines of code; {MOST} at most"
+
+
+def wrong(hunt):
+    """The program must break its law: it runs on every case, gives another result on some, and no
+    diagnosis gives the mistake away. The law is said, with the numbers.
+    """
+    check = check_of(hunt)
+    outcomes = judge(check, namespace(hunt.companion("exercise")))
+    if not any(outcome.fault for outcome in outcomes):
+        yield "the program passes its own check"
+    yield from {f"the program raises: {one.fault}" for one in outcomes if one.error}
+    if found := diagnose(check, outcomes):
+        yield f"a near miss gives the mistake away: {found}"
+    said = str(examine(check, str(hunt.companion("exercise")))[1])
+    if not check.law or check.law not in said:
+        yield "the law is not said"
+    if "'name': 'expected" not in said and "expected[" not in said:
+        yield "the numbers are not shown"
+
+
+def reports(hunt):
+    """Each report has an address, and the right code is where `source` says."""
+    if not hunt.reports:
+        yield "no report"
+    form = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+/(issues|pull)/\d+")
+    yield from (f"no address of a report: {at}" for at in hunt.reports if not form.fullmatch(at))
+    ending(hunt)
+
+
 def stub(lesson):
     """The stub must fail as not written, and say in a docstring what is asked."""
     path = lesson.companion("exercise")
@@ -100,12 +163,12 @@ def solution(lesson):
         yield f"the solution fails: {events[0]['text']}"
 
 
-def misses(lesson):
-    """At least three near misses; each fails, and none can be taken for another."""
+def misses(lesson, least=3):
+    """At least so many near misses; each fails, and none can be taken for another."""
     check = check_of(lesson)
     known = check.near_misses
-    if len(known) < 3:
-        yield f"{len(known)} near misses; three at least"
+    if len(known) < least:
+        yield f"{len(known)} near misses; {least} at least"
     if any(outcome.fault for outcome in judge(check, namespace(lesson.companion("solution")))):
         yield "the solution fails on some case"
     tried = {name: [miss.outcome(seed) for seed in range(CASES)] for name, miss in known.items()}
@@ -140,8 +203,8 @@ def prose(lesson):
     texts = [("question", lesson.question), ("title", lesson.title)]
     texts += [(step.title, step.prose) for step in lesson.steps]
     texts += [("an event", text) for text in _spoken(lesson.text)]
-    texts += [("the explanation", check_of(lesson).explanation)]
-    for where, text in texts:
+    texts += [("the explanation", check_of(lesson).explanation), ("the law", check_of(lesson).law)]
+    for where, text in [pair for pair in texts if pair[1]]:
         yield from (f"{where}: {found!r} is typed, not computed" for found in measured(text))
         if "!" in text:
             yield f"{where}: an exclamation mark"
@@ -261,7 +324,7 @@ def runs(lesson, played=None, whole=None):
         yield f"{len(lesson.steps)} steps; a lesson has six to fourteen"
 
 
-def readme(lessons):
+def readme(lessons, hunts):
     """lessons/README.md, whole."""
     rows = []
     for lesson in lessons:
@@ -270,7 +333,8 @@ def readme(lessons):
         cells = f"{lesson.number:02}", link, lesson.question, needed, str(lesson.minutes)
         rows.append(f"| {' | '.join(cells)} |")
     total = sum(lesson.minutes for lesson in lessons)
-    return _README.format(rows="\n".join(rows), total=total)
+    found = [f"| {each.key} | {each.title} | {each.question} |" for each in hunts]
+    return _README.format(rows="\n".join(rows), total=total, hunts="\n".join(found))
 
 
 _README = """\
@@ -292,6 +356,17 @@ mistakes; `minqkv lesson hint 6` helps.
 
 Each folder holds `lesson.py`, the exercise and its solution, known mistakes (`near_misses.py`), and
 what the check tries (`check.py`). [AUTHORS.md](AUTHORS.md) says how to write a lesson.
+
+## Find the bug
+
+Each of these programs is short and wrong, in a way that was reported in real software. `minqkv
+lesson hunt h1` copies it to `minqkv-work/` and shows the law that it breaks, with numbers. Repair
+it there; `minqkv lesson check h1` and `minqkv lesson hint h1` work as for a lesson. When you have
+found it, you see the public report, and where this package does it right.
+
+| | program | what is wrong |
+|---|---|---|
+{hunts}
 
 This page is generated: `minqkv lesson dev readme > lessons/README.md`.
 """

@@ -32,8 +32,8 @@ PATIENCE_S = 1.0  # a comparison of costs that takes longer is left out
 
 
 class Check:
-    """A lesson's check file: cases(rng), reference(*args), TOLERANCE, HINTS, EXPLANATION, perhaps
-    use(learner, *args).
+    """The check file of a lesson or hunt: cases(rng), reference(*args), TOLERANCE, HINTS,
+    EXPLANATION, perhaps LAW and use(learner, *args).
     """
 
     def __init__(self, lesson):
@@ -42,7 +42,7 @@ class Check:
         self.cases, self.reference = found["cases"], found["reference"]
         self.tolerance = found["TOLERANCE"]
         self.hints, self.explanation = found["HINTS"], found["EXPLANATION"]
-        self.use = found.get("use", self._call)
+        self.law, self.use = found.get("LAW"), found.get("use", self._call)
         self.arguments = list(inspect.signature(self.reference).parameters)
         self._expected = {}
 

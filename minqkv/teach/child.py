@@ -90,7 +90,8 @@ def _load(source, file):
 
 def _failure(check, outcomes, failed, file):
     worst = min(failed, key=lambda outcome: (not guard.limit_met(outcome.error), size(outcome)))
-    events = [said(worst.fault, "bad")]
+    events = [said(f"The law: {check.law}")] if check.law else []
+    events.append(said(worst.fault, "bad"))
     if worst.error is not None:
         events += _places(worst.error, file)
         if isinstance(worst.error, NotImplementedError):

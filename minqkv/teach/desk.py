@@ -4,6 +4,7 @@ a fresh start.
 
 import json
 import os
+import pkgutil
 import re
 import signal
 import subprocess
@@ -17,8 +18,8 @@ from ..runtime.errors import UsageError
 from ..runtime.files import write_text
 from . import guard, report
 from .checks import Check
-from .events import quoted, said
-from .lessons import code_of, fingerprint
+from .events import place, quoted, said
+from .lessons import Hunt, code_of, fingerprint
 
 LIMIT = 20.0  # seconds that the learner's code may take in a check
 GRACE = 10.0  # seconds in which the guard ends what it guards, and itself
@@ -41,7 +42,7 @@ def check(lesson, progress, limit=None):
     """(passed, events) of the learner's file; a pass is recorded."""
     path = progress.file(lesson)
     if not path.exists():
-        create = f"Create it with: minqkv lesson start {lesson.number}"
+        create = f"Create it with: minqkv lesson start {lesson.key}"
         return False, [said(f"There is no {path} yet. {create}", "bad")]
     if not path.is_file():
         return False, [said(f"{path} is not a plain file", "bad")]
@@ -49,16 +50,21 @@ def check(lesson, progress, limit=None):
     passed, found = run(lesson, path, limit)
     if passed:
         progress.update(lesson, passed=fingerprint(lesson))
-        return True, events + found
+        return True, events + found + (ending(lesson) if isinstance(lesson, Hunt) else [])
     with suppress(
         OSError, ValueError, SyntaxError, RecursionError, MemoryError
     ):  # the check has said so
         stub = lesson.companion("exercise").read_text("utf-8")
         if code_of("\n".join(_rows(path))) == code_of(stub):
             found.append(said("You have not changed this file yet; edit it."))
-    n = lesson.number
-    again = f"Again: minqkv lesson check {n}. A hint: minqkv lesson hint {n}"
+    again = f"Again: minqkv lesson check {lesson.key}. A hint: minqkv lesson hint {lesson.key}"
     return False, [*events, *found, said(again)]
+
+
+def ending(hunt):
+    """What a hunt ends with: where such a mistake was reported, and the code that does it right."""
+    reports = [said(f"Reported: {address}") for address in hunt.reports]
+    return reports + [place(pkgutil.resolve_name(name), *at) for name, *at in hunt.source]
 
 
 def run(lesson, path, limit=None):
@@ -197,7 +203,7 @@ def solution(lesson, progress, spoil=False):
     if "passed" not in progress.of(lesson) and not spoil:
         raise UsageError(
             "the solution unlocks once your code passes",
-            f"minqkv lesson hint {lesson.number}, or --spoil to see it now",
+            f"minqkv lesson hint {lesson.key}, or --spoil to see it now",
         )
     path = progress.work / "solutions" / f"{lesson.name}.py"
     write_text(path, lesson.companion("solution").read_text("utf-8"))

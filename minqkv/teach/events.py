@@ -220,6 +220,11 @@ def source(thing, at=None):
     """Point at the real implementation: file and line of a function or class, or of the line in it
     that contains `at`.
     """
+    stage().draw(place(thing, at))
+
+
+def place(thing, at=None):
+    """The event of `source`."""
     thing = inspect.unwrap(thing)
     rows, line = inspect.getsourcelines(thing)
     if at is not None:
@@ -230,7 +235,8 @@ def source(thing, at=None):
     package = Path(__file__).resolve().parents[1]
     file = Path(inspect.getsourcefile(thing)).resolve()
     shown = file.relative_to(package.parent) if file.is_relative_to(package) else file.name
-    emit("source", name=thing.__qualname__, file=str(shown).replace("\\", "/"), line=line)
+    file = str(shown).replace("\\", "/")
+    return {"event": "source", "name": thing.__qualname__, "file": file, "line": line}
 
 
 def gradients(function, inputs, cotangent):

@@ -1,5 +1,5 @@
-"""Lessons as files: found by name, their metadata read, cut into steps. Order comes from the
-numbers in the names.
+"""Lessons and hunts as files: found by name, their metadata read, lessons cut into steps. Order
+comes from the numbers in the names.
 """
 
 import ast
@@ -17,16 +17,11 @@ FILES = ("exercise", "solution", "near_misses", "check")
 EVENTS = (
     "say", "show", "heat", "table", "curve", "predict", "compare", "memory", "cache_step", "source",
 )  # fmt: skip
-FIELDS = {
-    "title": str,
-    "question": str,
-    "needs": list,
-    "teaches": list,
-    "minutes": int,
-    "budget_s": (int, float),
-    "exercise": list,
-    "uses": list,
-}
+FIELDS = {"title": str, "question": str, "exercise": list}
+OF_LESSONS = FIELDS | {
+    "needs": list, "teaches": list, "minutes": int, "budget_s": (int, float), "uses": list,
+}  # fmt: skip
+OF_HUNTS = FIELDS | {"reports": list, "source": list}
 RELEASED = {  # hash that 0.1.0 stored with a pass -> fingerprint of that check, lessons 01 to 12
     "4678412bec76d630": "c2269162559ad454",
     "4fe902c20fd0430b": "e66da7dac08a0bf5",
@@ -80,33 +75,61 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
-    """One lesson: `path` is its lesson.py, the rest its metadata."""
+class Exercise:
+    """Something to write or to repair, with a check: `path` is the file that holds its metadata."""
 
     path: Path
     title: str
     question: str
-    needs: list
-    teaches: list
-    minutes: int
-    budget_s: float
     exercise: list
-    uses: list
 
     @property
     def name(self):
-        """The name of its folder: 06_attention_by_hand."""
+        """The name of its folder: 06_attention_by_hand, h03_chunked_prefill."""
         return self.path.parent.name
 
     @property
-    def number(self):
-        """Its place in the course."""
-        return int(self.name[:2])
+    def key(self):
+        """What a learner types: 6, h3."""
+        return re.sub(r"^(h?)0*(\d+)_.*", r"\1\2", self.name)
 
     @cached_property
     def text(self):
         """The file."""
         return self.path.read_text("utf-8")
+
+    def companion(self, kind):
+        """The file beside it: exercise, solution, near_misses or check."""
+        return self.path.with_name(f"{kind}.py")
+
+
+@dataclass(frozen=True, eq=False)
+class Hunt(Exercise):
+    """A short program with a mistake to find: an exercise without a lesson.
+
+    `reports` are the addresses where such a mistake was reported in public; `source` lists
+    [name, part of a line] of the code of this package that does it right.
+    """
+
+    reports: list
+    source: list
+    steps = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson(Exercise):
+    """One lesson: `path` is its lesson.py, the rest its metadata."""
+
+    needs: list
+    teaches: list
+    minutes: int
+    budget_s: float
+    uses: list
+
+    @property
+    def number(self):
+        """Its place in the course."""
+        return int(self.key)
 
     @cached_property
     def steps(self):
@@ -125,10 +148,6 @@ class Lesson:
         """Whether it trains for minutes: it imports `trained`."""
         return "trained" in self.calls
 
-    def companion(self, kind):
-        """The file beside it: exercise, solution, near_misses or check."""
-        return self.path.with_name(f"{kind}.py")
-
 
 def root():
     """The folder of the lessons: inside an installed package, or beside it in a source tree."""
@@ -144,18 +163,26 @@ def course(folder=None):
     return [read(path) for path in sorted((folder or root()).glob("[0-9][0-9]_*/lesson.py"))]
 
 
-def find(name, lessons):
-    """A lesson by number (6, 06) or name (attention_by_hand, 06_attention_by_hand). Raises
-    UsageError with near matches.
+def hunts(folder=None):
+    """All hunts, in order."""
+    folder = folder or root() / "hunts"
+    return [read(path) for path in sorted(folder.glob("h[0-9][0-9]_*/check.py"))]
+
+
+def find(name, exercises):
+    """A lesson or hunt by number (6, 06, h3) or name (attention_by_hand, 06_attention_by_hand).
+    Raises UsageError with near matches.
     """
     text = str(name).lower().removesuffix(".py").replace("-", "_")
-    for lesson in lessons:
-        numbered = text.isdecimal() and int(text) == lesson.number
-        if numbered or text in (lesson.name, lesson.name[3:]):
-            return lesson
-    if text.isdigit():
-        raise UsageError(f"no lesson {name}", f"there are lessons 1 to {lessons[-1].number}")
-    raise unknown("lesson", name, [lesson.name[3:] for lesson in lessons])
+    words = {one: one.name.partition("_")[2] for one in exercises}
+    for one, word in words.items():
+        if text in (one.name, word) or re.sub(r"^(h?)0+(?=\d)", r"\1", text) == one.key:
+            return one
+    what = "hunt" if text.startswith("h") or isinstance(exercises[0], Hunt) else "lesson"
+    keys = [one.key for one in exercises if isinstance(one, Hunt) == (what == "hunt")]
+    if keys and re.fullmatch(r"h?\d+", text):
+        raise UsageError(f"no {what} {name}", f"there are {what}s {keys[0]} to {keys[-1]}")
+    raise unknown(what, name, words.values())
 
 
 def fingerprint(lesson):
@@ -194,30 +221,33 @@ def _tree(node):
 def _prose(node):
     """A docstring, an import, or one of the texts of a check."""
     if isinstance(node, ast.Assign):
-        return getattr(node.targets[0], "id", None) in ("HINTS", "EXPLANATION")
+        return getattr(node.targets[0], "id", None) in ("LAW", "HINTS", "EXPLANATION")
     quoted = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     return quoted or isinstance(node, (ast.Import, ast.ImportFrom))
 
 
 def read(path):
-    """A lesson's metadata. Raises MinqkvError naming the file and what is wrong."""
+    """The Lesson or Hunt whose metadata this file holds. Raises MinqkvError naming the file and
+    what is wrong.
+    """
+    kind, known = (Hunt, OF_HUNTS) if path.name == "check.py" else (Lesson, OF_LESSONS)
     block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", path.read_text("utf-8"), re.M)
     where = f"{path.parent.name}/{path.name}"
     try:
         rows = [row.removeprefix("#").removeprefix(" ") + "\n" for row in block[1].splitlines()]
-        fields = tomllib.loads("".join(rows))["tool"]["minqkv"]["lesson"]
+        fields = tomllib.loads("".join(rows))["tool"]["minqkv"][kind.__name__.lower()]
     except (TypeError, KeyError, tomllib.TOMLDecodeError) as error:
-        why = f"no [tool.minqkv.lesson] in a `# /// script` block ({error})"
+        why = f"no [tool.minqkv.{kind.__name__.lower()}] in a `# /// script` block ({error})"
         raise MinqkvError(f"{where}: {why}") from error
     if isinstance(fields.get("exercise"), str):
         fields["exercise"] = [fields["exercise"]]
-    faults = [name for name in FIELDS if not isinstance(fields.get(name), FIELDS[name])]
-    faults += sorted(fields.keys() - FIELDS)
+    faults = [name for name in known if not isinstance(fields.get(name), known[name])]
+    faults += sorted(fields.keys() - known)
     faults += [] if fields.get("exercise") else ["exercise"]
     if faults:
         why = f"metadata missing, unknown or of the wrong type: {', '.join(faults)}"
         raise MinqkvError(f"{where}: {why}")
-    return Lesson(path, **fields)
+    return kind(path, **fields)
 
 
 def _is_event(node):

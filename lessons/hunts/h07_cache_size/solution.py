@@ -1,0 +1,13 @@
+"""Solution h7: what is stored are the KV heads, each of its own width."""
+
+
+def cache_bytes(config, tokens):
+    """Bytes of a KV cache of float32 numbers for so many tokens, a whole
+    number.
+
+    `config` is a dict, as a model's config.json: n_layer, n_embd, n_head,
+    n_kv_head (heads of keys and values), head_dim (the width of a head).
+    """
+    width = config["n_kv_head"] * config["head_dim"]  # of keys, and of values
+    per_token = 2 * config["n_layer"] * width
+    return per_token * tokens * 4
