@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .attention import Attention
     from .cache import KVCache
     from .checking import gradcheck
+    from .designs.checkpoints import load_layer
+    from .designs.layers import shipped_layer
     from .generation import generate
     from .models.gpt import GPT, GPTConfig
     from .models.saved import save
@@ -57,6 +59,8 @@ _HOME = {  # public name -> the module it is in
     "generate": "generation",
     "Task": "tasks.base",
     "load_run": "runs",
+    "load_layer": "designs.checkpoints",
+    "shipped_layer": "designs.layers",
     "save": "models.saved",
 }
 _MODULES = {"functional": "functional", "nn": "nn", "backend": "runtime.backend"}

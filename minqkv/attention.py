@@ -7,9 +7,18 @@ in the cache. (With rotary positions and "raw", the key is that array, turned wh
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from .functional import merge_heads, rotate, scaled_dot_product_attention, split_heads
+from .functional import (
+    concat,
+    merge_heads,
+    rms_norm,
+    rotate,
+    scaled_dot_product_attention,
+    split_heads,
+)
 from .nn import Init, Linear, Module
 from .runtime import backend, tracing
 from .runtime.backend import Array
@@ -122,13 +131,18 @@ class Attention(Module):
     Four methods make a design: what is stored of a token, what a query asks, how keys and values
     are read from what is stored, and what is done to the answer. Positions are below `block_size`
     unless `reach` makes room for more. `head_dim`, the head width, is n_embd / n_head unless
-    given. `rope_value`, for K = V under rotary positions: "raw" stores unrotated keys and turns
-    them when they are read; "unrotate" stores turned keys and turns the answer back. `window` and
-    `sinks` are for a cache, which makes its own mask (`causal_mask`); without a cache, `mask` says
-    what is seen.
+    given. Under rotary positions the last `d_rope` channels of a query and of a key turn, all
+    unless given, at frequencies that `rope_base` sets. `rope_value`, for K = V: "raw" stores values
+    and turns them into keys when they are read; "unrotate" stores turned keys and turns the answer
+    back. With `norm`, queries and keys are scaled to mean square 1, then by a learned gain for each
+    channel. With K = V the stored row is scaled so, and a value that is stored "raw" is without the
+    gain. `window` and `sinks` are for a cache, which makes its own mask (`causal_mask`); without a
+    cache, `mask` says what is seen.
 
     Positions `at` are a slice if all sequences of a batch agree, else an array (B, T) on the host.
     """
+
+    sink = None  # in some designs, a score for each head of one more key, whose value is 0
 
     def __init__(
         self,
@@ -142,6 +156,9 @@ class Attention(Module):
         head_dim: int | None = None,
         position: str = "none",
         rope_value: str = "raw",
+        d_rope: int | None = None,
+        rope_base: float = 10_000.0,
+        norm: bool = False,
         plus_channels: tuple[int, int, int] = (5, 5, 5),
         plus_start: float | None = None,
         window: int | None = None,
@@ -150,25 +167,39 @@ class Attention(Module):
         init = init or Init()
         window, sinks = check_window(window, sinks)
         spec = VariantSpec.parse(spec).for_heads(n_head)
-        d_qk, d_v = spec.widths(checked_head_dim(n_embd, n_head, head_dim))
-        check_positions([spec], d_v, position, rope_value)
+        head_dim = checked_head_dim(n_embd, n_head, head_dim)
+        check_positions([spec], head_dim, position, rope_value, d_rope, rope_base)
         self.spec, self.name, rope = spec, init.name, position == "rope"
+        self.norm, self.rope_base = norm, rope_base
+        self.d_rope = spec.turning(head_dim, d_rope) if rope else 0
+        d_query, d_row = spec.widths(head_dim, self.d_rope)
         self.n_head, self.kv_heads = n_head, spec.stored_heads(n_head)
         self.window, self.sinks = window, sinks
-        queries, keys, values = n_head * d_qk, self.kv_heads * d_qk, self.kv_heads * d_v
+        self.root = math.sqrt(d_query)  # scores are divided by it
         # All projections as one matrix would be this wide: it sets the bound of "xavier".
-        fused = spec.own_query * queries + keys + (spec.streams - 1) * values
+        stored = spec.rows(n_head, head_dim, self.d_rope)
+        fused = spec.own_query * n_head * d_query + sum(heads * width for heads, width in stored)
         if spec.own_query:
-            self.wq = Linear(n_embd, queries, init / "wq", bias, fused)
-        self.wk = Linear(n_embd, keys, init / "wk", bias, fused)  # K, and what shares it
+            self.wq = Linear(n_embd, n_head * d_query, init / "wq", bias, fused)
+        self.wk = Linear(n_embd, self.kv_heads * d_row, init / "wk", bias, fused)  # and its sharers
         if spec.streams == 2:
-            self.wv = Linear(n_embd, values, init / "wv", bias, fused)
-        self.wo = Linear(n_head * d_v, n_embd, init / "wo", bias)
+            self.wv = Linear(n_embd, self.kv_heads * head_dim, init / "wv", bias, fused)
+        if spec.apart and rope:
+            self.wr = Linear(n_embd, self.d_rope, init / "wr", bias, fused)
+        if spec.latent:
+            self.into = (init / "into").weight(head_dim, d_row, heads=n_head)
+            self.out_of = (init / "out_of").weight(d_row, head_dim, heads=n_head)
+        if norm and spec.own_query:
+            self.q_gain = (init / "q_gain").constant((d_query,), 1.0)
+        if norm and not spec.latent:  # there, it would only scale two matrices
+            self.k_gain = (init / "k_gain").constant((d_row,), 1.0)
+        self.wo = Linear(n_head * head_dim, n_embd, init / "wo", bias)
         if spec.plus:
             self.plus = Plus(spec.plus, block_size, init / "plus", plus_channels, plus_start)
-        self.angles = rope_table(block_size, d_qk, init.dtype) if rope else None
-        self.turn_late = rope and spec.streams == 1 and rope_value == "raw"
-        self.turn_back = rope and spec.streams == 1 and rope_value == "unrotate"
+        self.angles = rope_table(block_size, self.d_rope, init.dtype, rope_base) if rope else None
+        one_row = spec.streams == 1 and not spec.apart
+        self.turn_late = (rope or norm) and one_row and rope_value == "raw"
+        self.turn_back = rope and one_row and rope_value == "unrotate"
 
     def forward(
         self,
@@ -205,21 +236,40 @@ class Attention(Module):
             reach_sinusoids(self.plus.columns, end, self.plus.width)
         if self.angles is not None:
             pairs, dtype = self.angles[0].shape[1], self.angles[0].dtype
-            self.angles = lengthened(self.angles, end, lambda n: rope_table(n, 2 * pairs, dtype))
+            about = 2 * pairs, dtype, self.rope_base
+            self.angles = lengthened(self.angles, end, lambda n: rope_table(n, *about))
 
     def store(self, x: Tensor, at: slice | np.ndarray) -> tuple[Tensor, ...]:
-        """What is kept of new tokens: keys and values, or the one row that is both."""
-        k = split_heads(self.wk(x), self.kv_heads)  # (B, h, T, d_h)
-        k = k if self.turn_late else self.turn(k, at)
-        if self.spec.streams == 1:
-            return (k,)
-        return k, split_heads(self.wv(x), self.kv_heads)  # (B, h, T, d_h)
+        """What is kept of new tokens: keys and values; or the one row that is both; or such a row
+        and, beside it, what turns.
+        """
+        k = split_heads(self.wk(x), self.kv_heads)  # (B, h, T, d_row)
+        k = rms_norm(k) if self.norm or self.spec.latent else k
+        k = k if self.turn_late else self.key(k, at)
+        if self.spec.streams == 2:
+            return k, split_heads(self.wv(x), self.kv_heads)  # (B, h, T, d_h)
+        if self.spec.apart and self.d_rope:
+            return k, self.turn(split_heads(self.wr(x), 1), at)  # (B, 1, T, d_rope)
+        return (k,)
+
+    def key(self, k: Tensor, at: slice | np.ndarray) -> Tensor:
+        """Rows (B, h, T, d_row) as keys: with the gain of `norm`, and turned, unless what turns
+        stands apart.
+        """
+        k = k * self.k_gain if self.norm and not self.spec.latent else k
+        return k if self.spec.apart else self.turn(k, at)
 
     def query(self, x: Tensor, rows: tuple[Tensor, ...], at: slice | np.ndarray) -> Tensor:
         """What new tokens look for; with Q = K, the keys they are found by."""
         if not self.spec.own_query:
             return self.read(rows, at)[0]
-        return self.turn(split_heads(self.wq(x), self.n_head), at)  # (B, H, T, d_h)
+        q = split_heads(self.wq(x), self.n_head)  # (B, H, T, d_query)
+        q = self.turn(rms_norm(q) * self.q_gain if self.norm else q, at)
+        if not self.spec.latent:
+            return q
+        d_head = self.into.shape[1]
+        # What a head asks, asked of a latent row, and what turns: (B, H, T, d_row + d_rope)
+        return concat([q[..., :d_head] @ self.into, q[..., d_head:]], axis=-1)
 
     def read(
         self, rows: tuple[Tensor, ...], at: slice | np.ndarray | None = None
@@ -228,14 +278,20 @@ class Attention(Module):
         unless given.
         """
         row = rows[0]
+        if self.spec.apart and self.d_rope:
+            still = row if self.spec.latent else row[..., : row.shape[-1] - self.d_rope]
+            return concat([still, concat([rows[1]] * self.kv_heads, axis=1)], axis=-1), row
         if self.turn_late:
             at = slice(0, row.shape[2]) if at is None else at
-            return self.turn(row, at), row  # the key is a temporary; the value stays raw
+            return self.key(row, at), row  # the key is a temporary; the value stays raw
         return row, rows[-1]  # with K = V, the same row twice
 
     def answer(self, z: Tensor, at: slice | np.ndarray) -> Tensor:
-        """The mixed values, turned back from the query's position if `turn_back`."""
-        return self.turn(z, at, back=True) if self.turn_back else z
+        """The mixed values, turned back from the query's position if `turn_back`; of latent rows,
+        what each head takes out of them.
+        """
+        z = self.turn(z, at, back=True) if self.turn_back else z
+        return z @ self.out_of if self.spec.latent else z  # (B, H, T, d_row) -> (B, H, T, d_h)
 
     def attend(
         self,
@@ -249,17 +305,21 @@ class Attention(Module):
         for name, value in (("q", q), ("k", k), ("v", v)):
             tracing.probe(name, value)
         temperature, bias = self.plus(at) if self.spec.plus else (None, None)
-        return scaled_dot_product_attention(q, k, v, mask, temperature=temperature, bias=bias)
+        return self.mix(q, k, v, mask, temperature=temperature, bias=bias)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Array | None, **plus) -> Tensor:
+        """Values (B, h, S, d_v), mixed by the softmax of the scores: (B, H, T, d_v)."""
+        return scaled_dot_product_attention(q, k, v, mask, scale=1 / self.root, **plus)
 
     def turn(self, x: Tensor, at: slice | np.ndarray, back: bool = False) -> Tensor:
-        """Rotary positions `at` on (B, h, T, d_h)."""
+        """Rotary positions `at` on the last d_rope channels of (B, h, T, d_h)."""
         if self.angles is None:
             return x
         at = within(at, len(self.angles[0]))
         at = at if isinstance(at, slice) else backend.upload(at)
-        cos, sin = (table[at] for table in self.angles)  # (T, d_h/2), or (B, T, d_h/2)
+        cos, sin = (table[at] for table in self.angles)  # (T, d_rope/2), or (B, T, ...)
         if cos.ndim == 3:
-            cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, d_h/2)
+            cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, d_rope/2)
         return rotate(x, cos, -sin if back else sin)
 
 
@@ -281,14 +341,26 @@ def check_window(window: int | None, sinks: int) -> tuple[int | None, int]:
     return window, sinks
 
 
-def check_positions(specs, head_dim: int, position: str, rope_value: str) -> None:
+def check_positions(
+    specs,
+    head_dim: int,
+    position: str,
+    rope_value: str,
+    d_rope: int | None = None,
+    rope_base: float = 10_000.0,
+) -> None:
     """Refuse positions that these designs cannot have. Raises UsageError."""
     if rope_value not in ROPE_VALUES:
         raise unknown("rope_value", rope_value, ROPE_VALUES)
     if position not in POSITIONS:
         raise unknown("position scheme", position, POSITIONS)
+    if position != "rope" and d_rope is not None:
+        raise UsageError(f"d_rope {d_rope}: only rotary positions turn channels", "--position rope")
+    if not 0 < rope_base < math.inf:
+        raise UsageError(f"rope_base {rope_base} must be above 0 and finite")
     for spec in specs:
-        d_qk, _ = spec.widths(head_dim)
-        if position == "rope" and d_qk % 2:
-            why = f"rotary positions turn pairs: the width of a key, {d_qk}, must be even"
-            raise UsageError(f"{why} ({spec.name}, head_dim {head_dim})")
+        if position == "rope":
+            spec.turning(head_dim, d_rope)
+        elif spec.apart and not spec.latent:
+            why = f"{spec.name} stores what turns apart, and only rotary positions turn"
+            raise UsageError(why, "--position rope")

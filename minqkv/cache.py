@@ -137,13 +137,13 @@ class LayerCache(shown.Layer):
         another dtype, the arrays are converted one block at a time.
         """
         tracing.probe("cache.k", stored[0])
-        tracing.probe("cache.v", stored[-self.per_row])
+        tracing.probe("cache.r" if attention.spec.apart else "cache.v", stored[-self.per_row])
         dtype, n = q.data.dtype, stored[0].shape[2]
         one = n <= online.BLOCK or q.data.shape[2] > online.FEW or stored[0].dtype == dtype
         if one or grad_wanted(q) or tracing.active() is not None:
             rows = [Tensor(row) for row in self.unpack(stored, dtype)]
             return attention.attend(q, rows, at, mask)
-        return online.answer(self.part(attention, q.data, stored, at, mask))
+        return online.answer(self.part(attention, q.data, stored, at, mask), attention.sink)
 
     def part(self, attention, q, stored, at, mask):
         """The part of the answers that comes from stored arrays; see `online.part`."""

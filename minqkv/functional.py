@@ -93,6 +93,23 @@ def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float = 1e-5) -> Tensor:
     return make(y, (x, w, b), vjp)
 
 
+def rms_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """Each row to mean square 1: (..., d) -> (..., d). `eps`, inside the root, is in the units of
+    the mean square.
+    """
+    data, d = array_of(x), x.shape[-1]
+    inv = 1 / backend.xp.sqrt(backend.row_dot(data, data) * (1 / d) + float(eps))  # (..., 1)
+    unit = data * inv
+
+    def vjp(g, wanted):
+        dx = unit * (backend.row_dot(g, unit) * (-1 / d))  # what would change the mean square
+        dx += g
+        dx *= inv
+        return (dx,)
+
+    return make(unit, (x,), vjp)
+
+
 def relu(x: Tensor) -> Tensor:
     """max(x, 0)."""
     on = ~(array_of(x) <= 0)  # also what is not a number, which stays that
@@ -166,22 +183,23 @@ def dropout(x: Tensor, rate: float, rng: np.random.Generator) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Array, sin: Array) -> Tensor:
-    """Turn pairs (x_i, x_{i + n/2}) of the last axis: (B, h, T, n) by angles whose cos and sin are
-    (T, n/2), or (B, 1, T, n/2).
+    """Turn pairs (x_i, x_{i + m}) of the last 2m channels: (B, h, T, n) by angles whose cos and sin
+    are (T, m), or (B, 1, T, m). The channels before them stay as they are.
 
     Rotary positions in the "halves" convention. The gradient turns back.
     """
 
-    half = x.shape[-1] // 2
+    half, still = cos.shape[-1], x.shape[-1] - 2 * cos.shape[-1]
     for table in (cos, sin):
-        if table.shape[-2:] != (x.shape[-2], half) or x.shape[-1] % 2:
+        if table.shape[-2:] != (x.shape[-2], half) or still < 0:
             raise UsageError(f"rotate: angles {table.shape} do not fit {x.shape}")
 
     def turn(a, sin):
-        first, second = a[..., :half], a[..., half:]  # (..., T, n/2) each
+        first, second = a[..., still : still + half], a[..., still + half :]  # (..., T, m) each
         out = backend.xp.empty(a.shape, a.dtype)
-        out[..., :half] = first * cos - second * sin
-        out[..., half:] = second * cos + first * sin
+        out[..., :still] = a[..., :still]
+        out[..., still : still + half] = first * cos - second * sin
+        out[..., still + half :] = second * cos + first * sin
         return out
 
     return make(turn(array_of(x), sin), (x,), lambda g, wanted: (turn(g, -sin),))

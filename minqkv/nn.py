@@ -58,14 +58,17 @@ class Init:
         """The same number everywhere."""
         return self._parameter(np.full(shape, value))
 
-    def weight(self, fan_in: int, fan_out: int, fused: int | None = None) -> Parameter:
-        """A (fan_in, fan_out) matrix by the scheme."""
+    def weight(
+        self, fan_in: int, fan_out: int, fused: int | None = None, heads: int | None = None
+    ) -> Parameter:
+        """A (fan_in, fan_out) matrix by the scheme, or one for each of so many heads."""
+        shape = (fan_in, fan_out) if heads is None else (heads, fan_in, fan_out)
         if self.scheme == "gpt2":
-            return self.normal((fan_in, fan_out), 0.02)
+            return self.normal(shape, 0.02)
         bound = 1 / math.sqrt(fan_in)
         if self.scheme == "xavier":
             bound = math.sqrt(6 / (fan_in + (fused or fan_out)))
-        return self.uniform((fan_in, fan_out), bound)
+        return self.uniform(shape, bound)
 
     def bias(self, fan_in: int, fan_out: int) -> Parameter:
         """A (fan_out,) vector by the scheme."""

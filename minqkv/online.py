@@ -40,7 +40,7 @@ def part(
     k, v = (row.data for row in attention.read([Tensor(row) for row in rows], at))
     temperature, bias = attention.plus(at) if attention.spec.plus else (None, None)
     (B, H, T, d), h = q.shape, k.shape[1]
-    q = q * ((1 if temperature is None else temperature.data) / math.sqrt(d))
+    q = q * ((1 if temperature is None else temperature.data) / attention.root)
     scores = backend.bmm(q.reshape(B, h, -1, d), k.swapaxes(-1, -2)).reshape(B, H, T, -1)
     if bias is not None:
         scores += bias.data
@@ -62,8 +62,12 @@ def merge(a: Part, b: Part) -> Part:
     return a[0] * x + b[0] * y, a[1] * x + b[1] * y, peak
 
 
-def answer(found: Part) -> Tensor:
-    """The output of attention from all parts, merged: (B, H, T, d_v), a constant."""
+def answer(found: Part, sink: Tensor | None = None) -> Tensor:
+    """The output of attention from all parts, merged: (B, H, T, d_v), a constant. `sink` (H, 1, 1):
+    the score of one more key, whose value is 0.
+    """
+    if sink is not None:
+        found = merge(found, (0.0, 1.0, sink.data))
     mixed, total, _ = found
     return Tensor(mixed / (total + (total == 0)))  # zeros for a query that sees nothing
 

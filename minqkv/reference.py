@@ -37,6 +37,11 @@ def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float = 1e-5) -> Tensor:
     return centred / (variance + eps).sqrt() * w + b
 
 
+def rms_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / √(mean of x² + eps)."""
+    return x / ((x * x).mean(-1, keepdims=True) + eps).sqrt()  # (..., d) / (..., 1)
+
+
 def relu(x: Tensor) -> Tensor:
     """max(x, 0)."""
     return where(x.data <= 0, 0.0, x)
@@ -61,11 +66,12 @@ def dropout(x: Tensor, rate: float, rng: np.random.Generator) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Array, sin: Array) -> Tensor:
-    """(a, b) -> (a cos - b sin, b cos + a sin) on the two halves of the last axis."""
-    half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]  # (..., T, n/2) each
+    """(a, b) -> (a cos - b sin, b cos + a sin), a and b the two halves of the last channels."""
+    m = cos.shape[-1]
+    still, pairs = x[..., : x.shape[-1] - 2 * m], x[..., x.shape[-1] - 2 * m :]
+    a, b = pairs[..., :m], pairs[..., m:]  # (..., T, m) each
     cos, sin = Tensor(cos), Tensor(sin)
-    return concat([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return concat([still, a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
 def split_heads(x: Tensor, n: int) -> Tensor:

@@ -12,6 +12,7 @@ and tests go through VARIANTS and POSITIONS. This file imports no NumPy, so `--h
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
@@ -34,12 +35,27 @@ VARIANTS = {  # canonical name -> what differs from qkv; N is a number of KV hea
     "q-mqa": {"streams": 1, "kv_heads": 1},
     "thin-N": {"key_width": "N"},
 }
-NAMES = tuple(VARIANTS)
+NAMES = tuple(VARIANTS)  # the paper's, and thin keys: those that lessons teach
+VARIANTS |= {  # what others have published since
+    "gqa-N-thin-M": {"kv_heads": "N", "key_width": "M"},
+    "gta-N": {"streams": 1, "kv_heads": "N", "apart": True},
+    "gla-N": {"streams": 1, "kv_heads": "N", "apart": True, "latent": 2},
+    "mla": {"streams": 1, "kv_heads": 1, "apart": True, "latent": 4},
+}
 WIDEST_KEY = 1 << 16
 DEEPEST = 10_000  # layers
 _ALIASES = {"mha": "qkv", "q-k-v": "qkv", "q=k": "q=k-v", "k=v": "q-k=v"}
 PLUS = {"": None, "+": "full", "+temperature": "temperature", "+bias": "bias"}
 
+SHIPPED = {  # layers of models that ship: a variant, and options of Attention (minqkv/designs)
+    "qwen3": {"variant": "gqa-N", "norm": True, "rope_base": 1e6},
+    "gemma3": {"variant": "gqa-N", "norm": True, "rope_base": 1e6},
+    "gemma4-global": {"variant": "q-gqa-N", "norm": True, "head_dim": 512, "d_rope": 128,
+                      "rope_base": 1e6**0.25},
+    "deepseek-v3": {"variant": "mla", "head_dim": 128, "d_rope": 64},
+    "deepseek-v4": {"variant": "q-mqa", "norm": True, "head_dim": 512, "d_rope": 64,
+                    "rope_value": "unrotate"},
+}  # fmt: skip
 POSITIONS = {
     "learned": "a table, added to the embeddings",
     "sinusoidal": "fixed sines and cosines, added to the embeddings",
@@ -59,7 +75,9 @@ class VariantSpec:
     `own_query`: Q has its own projection, else Q = K. `streams`: 2 with separate K and V, 1
     with K = V. `kv_heads`: stored heads, None for all of them. `plus`: None, "full" (the paper's
     "+"), or one half of it alone, "temperature" or "bias". `key_width`: the width of queries and
-    keys where it is not that of the values (thin keys).
+    keys where it is not that of the values (thin keys). For K = V, `apart`: what turns under rotary
+    positions is a small row beside the others, one for all heads, and these never turn. `latent`: a
+    stored row is as wide as so many heads, and each query head reads it through two matrices.
     """
 
     own_query: bool = True
@@ -67,6 +85,8 @@ class VariantSpec:
     kv_heads: int | None = None
     plus: str | None = None
     key_width: int | None = None
+    apart: bool = False
+    latent: int | None = None
 
     def __post_init__(self):
         check_types(self)
@@ -88,6 +108,12 @@ class VariantSpec:
         if self.key_width is not None and not 1 <= self.key_width <= WIDEST_KEY:
             why = f"keys need a width of at least 1 and at most {WIDEST_KEY:,}"
             raise UsageError(f"{why}, not {self.key_width}")
+        if self.apart and not (self.own_query and self.streams == 1):
+            why = "what turns stands apart from a row that is K and V, and Q has its own projection"
+            raise UsageError(f"{why}: elsewhere the keys themselves can turn", "use gta-2 or mla")
+        if self.latent is not None and (self.latent < 1 or not self.apart):
+            why = "a latent row is one stream, K = V, at least a head wide, and what turns is apart"
+            raise UsageError(why, "use mla or gla-2")
 
     @classmethod
     def parse(cls, name: str | Self) -> Self:
@@ -99,37 +125,37 @@ class VariantSpec:
         if isinstance(name, cls):
             return name
         text = re.sub(r"[\s()]", "", str(name).lower()).replace("≠", "-").replace("_", "-")
-        text = re.sub(r"(?<=gqa)(?=\d)|(?<=thin)(?=\d)", "-", text)
+        text = re.sub(r"(?<=gqa|gta|gla|hin)(?=\d)", "-", text)
         base, plus, kind = text.partition("+")
         base = _ALIASES.get(base, base)
         if base == "kv":
             cure = "say q=k-v (shared Q and K, as in the 2023 paper) or q-k=v (shared K and V)"
             raise UsageError(f"{name!r} has two meanings", cure)
         if plus + kind not in PLUS:
-            raise unknown("variant", name, NAMES)
+            raise unknown("variant", name, [*VARIANTS, *SHIPPED])
         fields = _fields(base)
         if fields is not None:
             return cls(**fields | ({"plus": PLUS[plus + kind]} if plus else {}))
         if tied := re.fullmatch(r"q=k(?:=v)?-(gqa-\d+|mqa)", base):
             return cls(**_fields(tied[1]) | {"own_query": False})  # refused, with the reason
+        if base in SHIPPED:
+            why = f"{name} is a layer: the variant {SHIPPED[base]['variant']}, and options"
+            raise UsageError(why, f"mq.shipped_layer({base!r}, ...)")
         family = re.sub("-n?$", "", base)
         if f"{family}-N" in VARIANTS:
             what = "how wide are its keys" if family == "thin" else "how many KV heads"
             raise UsageError(f"{name!r}: {what}?", f"for instance {family}-4")
-        raise unknown("variant", name, NAMES)
+        raise unknown("variant", name, [*VARIANTS, *SHIPPED])
 
     @property
     def name(self) -> str:
         """The canonical name. Raises UsageError for a combination that VARIANTS does not name."""
         if self.plus in ("temperature", "bias"):
             return replace(self, plus="full").name + self.plus
-        for name, fields in VARIANTS.items():  # an exact entry first, so that one head is "mqa"
-            if vars(self) == {**vars(_QKV), **fields}:
-                return name
-        for n in filter(None, (self.kv_heads, self.key_width)):
-            for name in VARIANTS:
-                if vars(self) == {**vars(_QKV), **_numbered(name, n)}:
-                    return name.replace("N", str(n))
+        for name in sorted(VARIANTS, key=lambda name: "N" in name):  # so that one head is "mqa"
+            numbers = {letter: vars(self)[field] for field, letter in _letters(name).items()}
+            if vars(self) == {**vars(_QKV), **_numbered(name, numbers)}:
+                return _written(name, numbers)
         raise UsageError(f"{self} has no name in minqkv.variants.VARIANTS")
 
     def for_heads(self, n_head: int) -> Self:
@@ -138,7 +164,7 @@ class VariantSpec:
         """
         if self.kv_heads is None:
             return self
-        if self.kv_heads == n_head:
+        if self.kv_heads == n_head and not self.apart:
             return replace(self, kv_heads=None)
         if n_head % self.kv_heads:
             fits = ", ".join(str(g) for g in range(1, n_head + 1) if n_head % g == 0)
@@ -153,15 +179,20 @@ class VariantSpec:
 
     @property
     def formula(self) -> str:
-        """Scores and output, in the paper's letters: α = 1/√d_h.
+        """Scores and output, in the paper's letters: α is 1 / √width of a query.
 
-        Query heads share in groups of G: head i reads KV head ⌊i/G⌋.
+        Query heads share in groups of G: head i reads KV head ⌊i/G⌋. P and R are what turns in a
+        query and in a key where that stands apart; U and W are the matrices of a latent row.
         """
         q = "K" if not self.own_query else "Q"
         value = "V" if self.streams == 2 else "K"
         k = "K"
         if self.kv_heads is not None:
             q, k, value = "Qᵢ", "K⌊i/G⌋", f"{value}⌊i/G⌋"
+        if self.latent:
+            q, value = "QᵢUᵢ", f"{value}Wᵢ"
+        if self.apart:
+            q, k = f"[{q},Pᵢ]", f"[{k},R]"
         scores = f"α{q}{k}ᵀ"
         inside = {
             None: scores,
@@ -171,32 +202,68 @@ class VariantSpec:
         }[self.plus]
         return f"softmax({inside}){value}"
 
-    def widths(self, head_dim: int) -> tuple[int, int]:
-        """(d_qk, d_v): numbers in a key, and in a value, of one head."""
-        return self.key_width or head_dim, head_dim
+    def widths(self, head_dim: int, d_rope: int = 0) -> tuple[int, int]:
+        """Numbers in a query, as it is projected, and in a stored row, of one head. Of separate K
+        and V, that is a row of K; V has head_dim numbers.
+        """
+        row = self.key_width or (self.latent or 1) * head_dim
+        return (head_dim + d_rope if self.latent else row), row
+
+    def turning(self, head_dim: int, d_rope: int | None = None) -> int:
+        """How many channels of a query and a key turn under rotary positions: `d_rope`, or all, or
+        about half a head where they stand apart. Raises UsageError where these are not pairs.
+        """
+        width, _ = self.widths(head_dim)
+        turning = width if d_rope is None else d_rope
+        if d_rope is None and self.apart:
+            turning = max(2, head_dim // 4 * 2)
+        if type(turning) is not int or turning % 2 or turning < 2:
+            what = f"the width of a key, {turning}," if d_rope is None else f"d_rope {d_rope}"
+            why = f"rotary positions turn pairs: {what} must be even, and 2 or more"
+            raise UsageError(f"{why} ({self.name}, head_dim {head_dim})")
+        if turning > width and not self.latent:
+            raise UsageError(f"d_rope {turning}: a key has {width} numbers ({self.name})")
+        return turning
+
+    def rows(self, n_head: int, head_dim: int, d_rope: int = 0) -> list[tuple[int, int]]:
+        """(heads, width) of each array that is stored per token: K and V; or one row that is both;
+        or such a row and, beside it, what turns, `d_rope` numbers.
+        """
+        h, (_, row) = self.stored_heads(n_head), self.widths(head_dim)
+        second = (h, head_dim) if self.streams == 2 else (1, d_rope if self.apart else 0)
+        return [(h, row), *([second] if second[1] else [])]
+
+    def sizes(self, cfg: GPTConfig) -> tuple[int, int, int]:
+        """Heads, their width, and how many of its channels turn, in this layer of a model."""
+        rope = cfg.position == "rope"
+        return cfg.n_head, cfg.head_dim, self.turning(cfg.head_dim, cfg.d_rope) if rope else 0
 
     def stored(self, cfg: GPTConfig) -> list[tuple[int, int]]:
         """(heads, width) of each array that the cache keeps per token in a layer."""
-        widths = self.widths(cfg.head_dim)[: self.streams]
-        return [(self.stored_heads(cfg.n_head), width) for width in widths]
+        return self.rows(*self.sizes(cfg))
 
     def layer_params(self, cfg: GPTConfig) -> int:
         """Numbers in one block: attention, MLP and norms."""
-        d, f, beta = cfg.n_embd, cfg.d_ff, int(cfg.bias)
-        d_qk, d_v = self.widths(cfg.head_dim)
-        projected = self.own_query * cfg.n_head * d_qk + _numbers(self.stored(cfg))
-        attention = (d + beta) * projected + cfg.n_head * d_v * d + beta * d
+        d, f, beta, (H, d_h, d_rope) = cfg.n_embd, cfg.d_ff, int(cfg.bias), self.sizes(cfg)
+        query, row = self.widths(d_h, d_rope)
+        projected = self.own_query * H * query + _numbers(self.stored(cfg))
+        attention = (d + beta) * projected + H * d_h * d + beta * d
+        attention += 2 * H * d_h * row if self.latent else 0
         attention += sum(cfg.plus_channels[:2]) if self.plus else 0
+        attention += self.own_query * query + row * (not self.latent) if cfg.norm else 0
         mlp = 2 * d * f + beta * (f + d) + 2 * d if f else 0
         return attention + mlp + 2 * d
 
     def layer_macs(self, cfg: GPTConfig, n: int, causal: bool) -> int:
         """Multiply-accumulates of one block on n tokens."""
-        d_qk, d_v = self.widths(cfg.head_dim)
-        projected = self.own_query * cfg.n_head * d_qk + _numbers(self.stored(cfg))
+        d, (H, d_h, d_rope) = cfg.n_embd, self.sizes(cfg)
+        query, row = self.widths(d_h, d_rope)
+        projected = self.own_query * H * query + _numbers(self.stored(cfg))
+        into_and_out_of = 2 * H * d_h * row if self.latent else 0
+        key, value = row + d_rope if self.latent else query, d_h if self.streams == 2 else row
         pairs = n * (n + 1) // 2 if causal else n * n
-        scores_and_mix = pairs * cfg.n_head * (d_qk + d_v)
-        return n * cfg.n_embd * (projected + cfg.n_head * d_v + 2 * cfg.d_ff) + scores_and_mix
+        per_token = d * (projected + H * d_h + 2 * cfg.d_ff) + into_and_out_of
+        return n * per_token + pairs * H * (key + value)
 
     def params(self, cfg: GPTConfig) -> int:
         """`params` of a GPT with this variant in every layer."""
@@ -210,12 +277,11 @@ class VariantSpec:
         """L · σ · h · d_h · itemsize (paper, section 4)."""
         return cfg.n_layer * _numbers(self.stored(cfg)) * itemsize
 
-    def reduction(self, n_head: int, head_dim: int = 1) -> float:
+    def reduction(self, n_head: int, head_dim: int = 1, d_rope: int = 0) -> float:
         """The share of qkv's cache that is saved: 1 - σh / 2H; with thin keys, 1 - (d_qk + d_v) /
-        2d_h.
+        2d_h. `d_rope` is what turns apart.
         """
-        stored = self.stored_heads(n_head) * sum(self.widths(head_dim)[: self.streams])
-        return 1 - stored / (2 * n_head * head_dim)
+        return 1 - _numbers(self.rows(n_head, head_dim, d_rope)) / (2 * n_head * head_dim)
 
 
 _QKV = VariantSpec()
@@ -223,29 +289,45 @@ _QKV = VariantSpec()
 
 def _fields(name):
     """What `name` changes about qkv: "gqa-4" is gqa-N with N = 4. None for an unknown name."""
-    family, _, n = name.rpartition("-")
-    if name not in VARIANTS and f"{family}-N" in VARIANTS and n.isdecimal():
-        return _numbered(f"{family}-N", int(n))
-    return VARIANTS.get(name)
+    for entry in VARIANTS:
+        pattern = re.sub("[NM]", lambda letter: rf"(?P<{letter[0]}>\d+)", re.escape(entry))
+        if found := re.fullmatch(pattern, name):
+            return _numbered(entry, {letter: int(n) for letter, n in found.groupdict().items()})
+    return None
 
 
-def _numbered(name, n):
-    return {field: n if value == "N" else value for field, value in VARIANTS[name].items()}
+def _letters(name):
+    """The fields of an entry whose numbers are in its name, and their letters."""
+    return {field: value for field, value in VARIANTS[name].items() if value in ("N", "M")}
+
+
+def _written(name, numbers):
+    """The name of an entry, with a number for each letter."""
+    return re.sub("[NM]", lambda letter: str(numbers[letter[0]]), name)
+
+
+def _numbered(name, numbers):
+    return {field: numbers.get(value, value) for field, value in VARIANTS[name].items()}
 
 
 def _numbers(stored):
     return sum(heads * width for heads, width in stored)
 
 
-def variant_names(groups: int, key_width: int | None = None) -> tuple[str, ...]:
-    """Every registered name, with numbers for N: `groups` KV heads, and thin keys of width
-    `key_width` (`groups`, unless given).
+def defined(position: str) -> list[str]:
+    """The entries that there are under this position scheme: what turns has to turn."""
+    return [name for name in VARIANTS if position == "rope" or not name.startswith("gta")]
+
+
+def variant_names(
+    groups: int, key_width: int | None = None, among: Iterable[str] = VARIANTS
+) -> tuple[str, ...]:
+    """Every registered name, or those `among` them, with numbers: `groups` KV heads, and thin keys
+    of width `key_width` (`groups`, unless given).
     """
-    width = key_width or groups
-    return tuple(
-        name.replace("N", str(width if "key_width" in fields else groups))
-        for name, fields in VARIANTS.items()
-    )
+    numbers = {"kv_heads": groups, "key_width": key_width or groups}
+    letters = [{v: numbers[field] for field, v in _letters(name).items()} for name in among]
+    return tuple(map(_written, among, letters))
 
 
 # ---- whole models, whose layers may differ in their variants

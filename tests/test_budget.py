@@ -28,7 +28,7 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 
 # A module, or a folder of them, imports from lower ranks and from its own folder.
 BOOK = ("tensor", "reference", "functional", "checking", "nn", "optim", "variants", "attention",
-        "online", "cache", "caches", "models", "train", "generation")  # fmt: skip
+        "online", "cache", "caches", "models", "designs", "train", "generation")  # fmt: skip
 RANKS = [
     {"runtime"},  # with its kernels: what the book stands on
     *({unit} for unit in BOOK),
@@ -47,8 +47,9 @@ IMAGES = {f"tasks/{name}.py" for name in (
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
-    "the book": ({*BOOK, "runs"} - {"caches"}, 3090),
+    "the book": ({*BOOK, "runs"} - {"caches", "designs"}, 3220),
     "beside it, further kinds of cache": ({"caches"}, 400),
+    "beside it, layers of models that ship": ({"designs"}, 300),
     "runtime": ({"runtime"}, 1160),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "of it, several machines": ({"runtime/distributed.py"}, 60),

@@ -319,7 +319,7 @@ def test_variants_gives_the_figures_of_the_paper(config, cli):
     code, out, _ = cli("variants", "--config", config, "--json")
     found = {row["name"]: row for row in json.loads(out)}
     assert code == 0
-    assert len(found) == 11
+    assert len(found) == 14  # all but gta, whose positions are rotary
     thin = found["thin-32"]  # half of d_h: keys half as wide, values as they are
     assert (thin["reduction"], found["q-k=v"]["params"] > thin["params"]) == (0.25, False)
     for name, (params, per_token, saved) in PAPER[config].items():
@@ -330,6 +330,19 @@ def test_variants_gives_the_figures_of_the_paper(config, cli):
         assert (row["cache_bytes_per_token"], row["reduction"]) == (per_token, saved)
         assert row["cache_bytes_at_context"] == per_token * 32768
         assert row["macs"] > row["macs_causal"]
+
+
+def test_variants_under_rotary_positions(cli, tmp_path):
+    """With GTA, which has none of the other positions. Its row is tied, but for what turns."""
+    path = tmp_path / "cfg.json"
+    sizes = {"vocab_size": 100, "block_size": 32, "n_layer": 3, "n_head": 8, "n_embd": 64}
+    path.write_text(json.dumps(sizes | {"position": "rope", "d_rope": 4}))
+    code, out, _ = cli("variants", "--config", str(path), "--json")
+    found = {row["name"]: row["cache_bytes_per_token"] for row in json.loads(out)}
+    assert code == 0
+    assert found["gta-2"] == 3 * 2 * (2 * 8 + 4)
+    assert found["mla"] == 3 * 2 * (4 * 8 + 4)
+    assert len(found) == 15
 
 
 def test_variants_of_any_dimensions(cli, tmp_path):

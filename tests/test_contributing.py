@@ -160,11 +160,10 @@ def test_a_lesson(copy):
 
 def test_names_are_canonical_and_apart():
     for name, fields in VARIANTS.items():
-        spec = VariantSpec.parse(name.replace("N", "2"))
-        assert spec.name == name.replace("N", "2")
-        assert (
-            VariantSpec(**{f: 2 if value == "N" else value for f, value in fields.items()}) == spec
-        )
+        written = name.replace("N", "2").replace("M", "6")
+        spec, numbers = VariantSpec.parse(written), {"N": 2, "M": 6}
+        assert spec.name == written
+        assert VariantSpec(**{f: numbers.get(v, v) for f, v in fields.items()}) == spec
 
 
 def test_a_combination_without_a_name_says_so(monkeypatch):

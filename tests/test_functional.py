@@ -117,6 +117,10 @@ def turned_apart(m, x):
     return m.rotate(x, cos[:, None], sin[:, None])  # (B, 1, T, 2) each
 
 
+def turned_in_part(m, x):
+    return m.rotate(x, *rope_table(x.shape[-2], 4, x.dtype))
+
+
 def causal(n_queries, n_keys):
     keys = backends.xp.arange(n_keys)
     return causal_mask(keys[n_keys - n_queries :], keys)
@@ -150,12 +154,15 @@ FUSED = {
     "embedding, large vocabulary": (lambda m, w: m.embedding(IDS * 90, w), [(600, 2)]),
     "layer_norm": (lambda m, x, w, b: m.layer_norm(x, w, b), [(2, 3, 6), (6,), (6,)]),
     "layer_norm, eps": (lambda m, x, w, b: m.layer_norm(x, w, b, eps=0.5), [(3, 6), (6,), (6,)]),
+    "rms_norm": (lambda m, x: m.rms_norm(x), [(2, 3, 6)]),
+    "rms_norm, eps": (lambda m, x: m.rms_norm(x, eps=0.5), [(3, 6)]),
     "relu": (lambda m, x: m.relu(x), [(3, 4)]),
     "gelu": (lambda m, x: m.gelu(x * 3), [(3, 4)]),
     "softmax": (lambda m, x: m.softmax(x), [(2, 3, 4)]),
     "softmax of itself": (lambda m, x: m.softmax(x) * x, [(3, 4)]),
     "dropout": (lambda m, x: m.dropout(x, 0.3, np.random.default_rng(1)), [(5, 4)]),
     "rotate": (turned, [(2, 1, 3, 4)]),
+    "rotate, some channels": (turned_in_part, [(2, 1, 3, 7)]),
     "rotate, rows differ": (turned_apart, [(2, 3, 3, 4)]),
     "split_heads": (lambda m, x: m.split_heads(x, 3), [(2, 5, 6)]),
     "merge_heads": (lambda m, x: m.merge_heads(x), [(2, 3, 5, 2)]),
@@ -270,6 +277,7 @@ def test_a_number_does_not_change_the_dtype(backend, leaf, number):
             F, x.reshape(1, 1, 2, 3), x.reshape(1, 1, 2, 3), x.reshape(1, 1, 2, 3), scale=number
         ),
         lambda x: F.layer_norm(x, x[0], x[1], eps=number),
+        lambda x: F.rms_norm(x, eps=number),
         lambda x: F.dropout(x, number / 8, np.random.default_rng(0)),
     ]
     for use in uses:

@@ -401,7 +401,7 @@ STRETCHED = {
     "bias per head": lambda: attend(bias=leaf(ones(2, 1, 3))),
     "bias of one key": lambda: attend(bias=leaf(ones(1))),
     "angles of one position": lambda: F.rotate(leaf(ones(1, 1, 3, 4)), ones(1, 2), ones(1, 2)),
-    "an odd width": lambda: F.rotate(leaf(ones(1, 1, 3, 3)), ones(3, 1), ones(3, 1)),
+    "more angles than pairs": lambda: F.rotate(leaf(ones(1, 1, 3, 3)), ones(3, 2), ones(3, 2)),
 }
 
 

@@ -9,14 +9,20 @@ import pytest
 
 import minqkv as mq
 from minqkv import functional as F
-from minqkv.analysis.memory import activation_bytes, arrays, layer_numbers, training_memory
+from minqkv.analysis.memory import (
+    activation_bytes,
+    arrays,
+    layer_numbers,
+    scoring_bytes,
+    training_memory,
+)
 from minqkv.runtime.errors import UsageError
 from minqkv.tasks.recall import Recall
 from minqkv.train import IGNORE
-from minqkv.variants import variant_names
+from minqkv.variants import NAMES, variant_names
 
 QKV = mq.VariantSpec()
-VARIANTS = (*variant_names(2), "q=k=v+temperature", "q=k=v+bias", "q=k-v+bias")
+VARIANTS = (*variant_names(2, among=NAMES), "q=k=v+temperature", "q=k=v+bias", "q=k-v+bias")
 POSITIONS = [("learned", "raw"), ("none", "raw"), ("rope", "raw"), ("rope", "unrotate")]
 SIZES = [  # batch, length, n_layer, n_head, n_embd, d_ff, vocab_size
     (2, 5, 3, 4, 16, 48, 7),
@@ -52,6 +58,41 @@ def test_the_formula_is_what_the_graph_holds_to_the_byte(variant, position, rope
         for dtype in ("float32", "float64"):
             found = needs(size, variant, position, rope_value=rope_value, dtype=dtype)
             assert found["activations"] == found["activations_formula"] > 0, (size, dtype)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize(
+    ("variant", "d_rope"), [("gta-2", 2), ("gla-2", 4), ("mla", None), ("gqa-2-thin-4", 2)]
+)
+def test_the_formula_of_designs_that_ship(variant, d_rope, norm):
+    for size in SIZES[0], SIZES[2], SIZES[4]:
+        given = {"norm": norm, "d_rope": d_rope, "head_dim": 6}
+        found = needs(size, variant, "rope", **given)
+        assert found["activations"] == found["activations_formula"] > 0, size
+        if variant != "gta-2":
+            found = needs(size, variant, "learned", norm=norm)
+            assert found["activations"] == found["activations_formula"] > 0, size
+
+
+@pytest.mark.parametrize("variant", ["qkv", "gta-2", "gla-2", "mla"])
+def test_a_forward_pass_takes_no_more_than_the_formula_says(variant):
+    cfg = mq.GPTConfig(11, 300, 1, 4, 32, variant, "rope", head_dim=16, d_ff=8, norm=True)
+    model, ids = mq.GPT(cfg), np.zeros((4, 300), int)
+    with mq.no_grad():
+        F.cross_entropy(model(ids), ids)
+        tracemalloc.start()
+        F.cross_entropy(model(ids), ids)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak <= scoring_bytes(cfg, 4, 300)
+
+
+@pytest.mark.parametrize(("position", "rope_value"), POSITIONS)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "thin" not in name])
+def test_the_formula_with_norms(variant, position, rope_value):
+    for d_rope in (None, 2) if position == "rope" else (None,):
+        found = needs(SIZES[0], variant, position, rope_value=rope_value, norm=True, d_rope=d_rope)
+        assert found["activations"] == found["activations_formula"] > 0
 
 
 def test_the_formula_without_biases_and_with_dropout():
@@ -197,7 +238,9 @@ def test_rotary_positions_take_back_what_one_row_less_saves():
     assert unrotate == qkv + 4 * L * T * (d // H) // 2
 
 
-@pytest.mark.parametrize("variant", [name for name in variant_names(2) if name != "qkv"])
+@pytest.mark.parametrize(
+    "variant", [name for name in variant_names(2, among=NAMES) if name != "qkv"]
+)
 def test_every_variant_needs_less_than_qkv(variant):
     qkv, found = needs(SIZES[0], "qkv"), needs(SIZES[0], variant)
     assert found["weights"] < qkv["weights"]

@@ -432,6 +432,7 @@ OPERATIONS = {
     "linear without bias": (F.linear, (2, 4), (4, 5)),
     "embedding": (lambda w: F.embedding(np.array([[1, 1, 0], [4, 0, 1]]), w), (5, 3)),
     "layer_norm": (F.layer_norm, (2, 3, 4), (4,), (4,)),
+    "rms_norm": (F.rms_norm, (2, 3, 4)),
     "relu": (F.relu, (2, 3)),
     "gelu": (F.gelu, (2, 3)),
     "softmax": (F.softmax, (2, 3, 4)),
@@ -441,6 +442,10 @@ OPERATIONS = {
     "rotate": (
         lambda a: F.rotate(a, *map(backend.upload, (np.cos(ANGLES), np.sin(ANGLES)))),
         (2, 3, 4),
+    ),
+    "rotate some channels": (
+        lambda a: F.rotate(a, *map(backend.upload, (np.cos(ANGLES), np.sin(ANGLES)))),
+        (2, 3, 7),
     ),
     "attention": (attention(), (2, 4, 3, 5), (2, 4, 3, 5), (2, 4, 3, 5)),
     "attention, masked and grouped": (attention(CAUSAL), (2, 4, 3, 5), (2, 2, 3, 5), (2, 2, 3, 5)),

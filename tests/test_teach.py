@@ -3,6 +3,7 @@ are installed.
 """
 
 import fcntl
+import itertools
 import json
 import os
 import pty
@@ -835,11 +836,11 @@ def test_json(command, cli):
         json.loads(line, parse_constant=pytest.fail)
 
 
-VARIANTS = [name.replace("-N", "-2") for name in NAMES]
+VARIANTS = [name.replace("-N", "-2") for name in NAMES] + ["gqa-2-thin-2", "gla-2", "mla"]
+TRACED = [*itertools.product(VARIANTS, ["learned", "rope"]), ("gta-2", "rope")]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("position", ["learned", "rope"])
+@pytest.mark.parametrize(("variant", "position"), TRACED)
 def test_trace(variant, position, cli, monkeypatch):
     size = ("--n-head", 4, "--n-embd", 8)
     for view in ("forward", "decode", "backward"):
@@ -852,8 +853,11 @@ def test_trace(variant, position, cli, monkeypatch):
         if view == "decode":
             differences = re.findall(r"without a cache:\s+([\d.e+-]+)", " ".join(out.split()))
             assert max(map(float, differences)) < 1e-5
+            spec, apart = mq.VariantSpec.parse(variant), "turned: its own memory" in out
             one_array = "values: same memory as keys" in out
-            assert one_array == (mq.VariantSpec.parse(variant).streams == 1)
+            assert apart == (spec.apart and position == "rope")
+            assert one_array == (spec.streams == 1 and not apart)
+            assert ("(two arrays:" in out) == one_array
     assert "grad.scores" in out
 
 

@@ -51,6 +51,7 @@ FUSED = {
         [(7, 3)]),
     "layer_norm": (F.layer_norm, lambda x, w, b: tF.layer_norm(x, (6,), w, b),
         [(2, 3, 6), (6,), (6,)]),
+    "rms_norm": (F.rms_norm, lambda x: tF.rms_norm(x, (6,), eps=1e-6), [(2, 3, 6)]),
     "relu": (F.relu, tF.relu, [(3, 4)]),
     "gelu": (F.gelu, lambda x: tF.gelu(x, approximate="tanh"), [(30, 4)]),
     "softmax": (F.softmax, lambda x: x.softmax(-1), [(2, 3, 4)]),

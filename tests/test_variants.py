@@ -5,14 +5,14 @@ import re
 from itertools import product
 
 import pytest
-from toys import DESIGNS, EVERY, SMALL, design, gpt, host
+from toys import DESIGNS, EVERY, SHIPPED, SMALL, design, gpt, host
 
 from minqkv import backend, models, variants
 from minqkv import functional as F
 from minqkv.cache import KVCache
 from minqkv.models import GPT, GPTConfig
 from minqkv.runtime.errors import UsageError
-from minqkv.variants import NAMES, VariantSpec
+from minqkv.variants import NAMES, VARIANTS, VariantSpec
 
 BIG = GPTConfig(vocab_size=50304, block_size=2048, n_layer=20, n_head=16, n_embd=1024)  # "300M"
 HUGE = GPTConfig(vocab_size=50304, block_size=2048, n_layer=22, n_head=32, n_embd=2048)  # "1.2B"
@@ -80,7 +80,7 @@ def test_macs(cfg, name, q, streams, stored):
     assert spec.macs(cfg, 1, causal=True) == spec.macs(cfg, 1)
 
 
-@pytest.mark.parametrize("name", [name for name in DESIGNS if "+" not in name])
+@pytest.mark.parametrize("name", [name for name in (*DESIGNS, *SHIPPED) if "+" not in name])
 def test_macs_are_those_of_the_live_model(name, monkeypatch):
     """Every product of a real prefill counted from the shapes that reach it."""
     counted = []
@@ -114,13 +114,13 @@ def test_params_are_those_of_the_live_model(name, bias, position):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("name", DESIGNS)
+@pytest.mark.parametrize("name", [*DESIGNS, *SHIPPED])
 def test_params_of_every_design(name, bias):
     model = design(name, bias=bias)
     assert variants.params(model.config) == model.n_params
 
 
-@pytest.mark.parametrize("name", DESIGNS)
+@pytest.mark.parametrize("name", [*DESIGNS, *SHIPPED])
 def test_cache_bytes_are_those_of_a_live_cache(name):
     model = design(name)
     cache = model.new_cache(1, 1)
@@ -135,7 +135,8 @@ def test_cache_bytes_are_those_of_a_live_cache(name):
 ABLATIONS = ["q=k-v+temperature", "q=k-v+bias", "q=k=v+temperature", "q=k=v+bias"]
 
 
-@pytest.mark.parametrize("name", [*EVERY, *ABLATIONS, "gqa-16", "q-gqa-8", "thin-1", "thin-48"])
+@pytest.mark.parametrize("name", [*EVERY, *ABLATIONS, "gqa-16", "q-gqa-8", "thin-1", "thin-48",
+    "gta-8", "gta-1", "gla-2", "gla-1", "mla", "gqa-8-thin-4", "gqa-1-thin-16"])  # fmt: skip
 def test_canonical_names_round_trip(name):
     spec = VariantSpec.parse(name)
     assert spec.name == name
@@ -145,10 +146,12 @@ def test_canonical_names_round_trip(name):
 
 def test_every_name_is_a_design_of_its_own():
     assert [name.replace("2", "N") for name in EVERY] == list(NAMES)
-    assert len({VariantSpec.parse(name) for name in EVERY}) == len(NAMES) == 11
+    every = variants.variant_names(2, 6)
+    assert len({VariantSpec.parse(name) for name in every}) == len(VARIANTS) == len(NAMES) + 4 == 15
     others = [name for name in EVERY if "mqa" not in name and "thin" not in name]
     assert len({VariantSpec.parse(name).formula for name in others}) == len(others) == 8
-    assert variants.variant_names(4, 6)[-3:] == ("q-gqa-4", "q-mqa", "thin-6")
+    names = variants.variant_names(4, 6)
+    assert names[8:] == ("q-gqa-4", "q-mqa", "thin-6", "gqa-4-thin-6", "gta-4", "gla-4", "mla")
 
 
 @pytest.mark.parametrize(
@@ -163,6 +166,7 @@ def test_every_name_is_a_design_of_its_own():
         ("Q-GQA-4", "q-gqa-4"),
         ("q_gqa4", "q-gqa-4"), ("MQA", "mqa"), ("gqa-1", "mqa"), ("GQA1", "mqa"),
         ("Q-MQA", "q-mqa"), ("q-gqa-1", "q-mqa"),
+        ("GTA8", "gta-8"), ("gla_2", "gla-2"), ("MLA", "mla"), ("GQA8-thin4", "gqa-8-thin-4"),
         ("Thin-8", "thin-8"), ("thin8", "thin-8"), ("thin_08", "thin-8"),
     ],
 )  # fmt: skip
@@ -192,6 +196,51 @@ def test_fields_and_formula(name, own_query, streams, kv_heads, plus, formula):
     spec = VariantSpec.parse(name)
     assert spec == VariantSpec(own_query, streams, kv_heads, plus)
     assert spec.formula == formula
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "formula"),
+    [
+        ("gqa-8-thin-4", (True, 2, 8, None, 4), "softmax(αQᵢK⌊i/G⌋ᵀ)V⌊i/G⌋"),
+        ("gta-8", (True, 1, 8, None, None, True), "softmax(α[Qᵢ,Pᵢ][K⌊i/G⌋,R]ᵀ)K⌊i/G⌋"),
+        (
+            "gla-2",
+            (True, 1, 2, None, None, True, 2),
+            "softmax(α[QᵢUᵢ,Pᵢ][K⌊i/G⌋,R]ᵀ)K⌊i/G⌋Wᵢ",
+        ),
+        ("mla", (True, 1, 1, None, None, True, 4), "softmax(α[QᵢUᵢ,Pᵢ][K⌊i/G⌋,R]ᵀ)K⌊i/G⌋Wᵢ"),
+    ],
+)
+def test_fields_and_formula_of_designs_that_ship(name, fields, formula):
+    spec = VariantSpec.parse(name)
+    assert spec == VariantSpec(*fields)
+    assert spec.formula == formula
+
+
+LLAMA = GPTConfig(128_256, 8192, 32, 32, 4096, position="rope")  # the sizes of Llama 3, 8B
+V3 = GPTConfig(129_280, 4096, 61, 128, 7168, head_dim=128, position="rope", d_rope=64)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "name", "stored", "bytes_per_token"),
+    [
+        (LLAMA, "gqa-8", [(8, 128), (8, 128)], 131_072),
+        (LLAMA, "q-gqa-8", [(8, 128)], 65_536),
+        (LLAMA, "gta-8", [(8, 128), (1, 64)], 69_632),
+        (LLAMA, "gqa-8-thin-32", [(8, 32), (8, 128)], 81_920),
+        (LLAMA, "gla-2", [(2, 256), (1, 64)], 36_864),
+        (LLAMA, "mla", [(1, 512), (1, 64)], 36_864),
+        (V3, "mla", [(1, 512), (1, 64)], 70_272),
+    ],
+)
+def test_bytes_of_designs_that_ship(cfg, name, stored, bytes_per_token):
+    spec = VariantSpec.parse(name)
+    assert spec.stored(cfg) == stored
+    assert spec.cache_bytes_per_token(cfg, 2) == bytes_per_token
+    (H, d_h, d_rope), qkv = spec.sizes(cfg), 2 * cfg.n_head * cfg.head_dim * cfg.n_layer * 2
+    assert 1 - spec.reduction(H, d_h, d_rope) == pytest.approx(bytes_per_token / qkv, abs=1e-15)
+    cache = KVCache([stored], 1, 3, "float16")
+    assert cache.capacity_nbytes * cfg.n_layer == 3 * bytes_per_token
 
 
 def test_gqa_with_all_heads_is_the_ungrouped_variant():
@@ -234,6 +283,14 @@ def test_gqa_with_all_heads_is_the_ungrouped_variant():
         ("thin-0", "width of at least 1", None),
         ("thin-4+", "to make queries differ", None),
         ("q-thin-4", "unknown variant", "thin-N"),
+        ("gta", "how many KV heads", "gta-4"),
+        ("gla-N", "how many KV heads", "gla-4"),
+        ("gta-0", "at least one", None),
+        ("mla+", "to make queries differ", None),
+        ("mla-2", "unknown variant", "mla"),
+        ("gtaa-2", "unknown variant", "gta-N"),
+        ("gqa-2-thin", "unknown variant", "gqa-N-thin-M"),
+        ("q-gqa-2-thin-4", "unknown variant", "gqa-N-thin-M"),
     ],
 )  # fmt: skip
 def test_refused_names(name, says, hint):
@@ -253,6 +310,11 @@ def test_refused_names(name, says, hint):
         ({"plus": "full"}, "to make queries differ"),
         ({"key_width": 0}, "at least 1"),
         ({"key_width": 2, "streams": 1}, "K = V has one width"),
+        ({"apart": True}, "stands apart from a row that is K and V"),
+        ({"apart": True, "streams": 1, "own_query": False}, "Q has its own projection"),
+        ({"latent": 4}, "a latent row is one stream"),
+        ({"latent": 4, "streams": 1}, "what turns is apart"),
+        ({"latent": 0, "streams": 1, "apart": True}, "at least a head wide"),
     ],
 )
 def test_refused_fields(fields, says):
@@ -345,6 +407,29 @@ def test_rotary_positions_turn_pairs_of_a_key(variant, head_dim, why):
     with pytest.raises(UsageError, match=why):
         GPTConfig(**SMALL, variant=variant, head_dim=head_dim, position="rope")
     GPTConfig(**SMALL, variant="thin-2", head_dim=3, position="rope")  # values need no pairs
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "why"),
+    [
+        ("qkv", {"d_rope": 3}, "d_rope 3 must be even"),
+        ("qkv", {"d_rope": 0}, "d_rope 0 must be even, and 2 or more"),
+        ("q-k=v", {"d_rope": 6}, "d_rope 6: a key has 4 numbers"),
+        ("gta-2", {"d_rope": 6}, "d_rope 6: a key has 4 numbers"),
+        ("gqa-2-thin-2", {"d_rope": 4}, r"d_rope 4: a key has 2 numbers \(gqa-2-thin-2\)"),
+        ("mla", {"d_rope": 5}, "d_rope 5 must be even"),
+        ("qkv", {"d_rope": 2, "position": "learned"}, "only rotary positions turn channels"),
+        ("gta-2", {"position": "learned"}, "gta-2 stores what turns apart, and only rotary"),
+        ("qkv/gta-2", {"position": "none"}, "gta-2 stores what turns apart, and only rotary"),
+        ("gta-3", {}, "4 heads do not fall into 3 equal groups"),
+        ("gla-3", {}, "4 heads do not fall into 3 equal groups"),
+        ("qkv", {"rope_base": 0.0}, "rope_base 0.0 must be above 0"),
+        ("qkv", {"rope_base": math.nan}, "rope_base nan must be above 0"),
+    ],
+)
+def test_positions_that_a_design_cannot_have(variant, changes, why):
+    with pytest.raises(UsageError, match=why):
+        GPTConfig(**SMALL, **{"position": "rope"} | changes, variant=variant)
 
 
 def test_more_layers_than_anybody_builds_are_refused():

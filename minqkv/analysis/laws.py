@@ -105,8 +105,10 @@ def by_law(rows: Iterable[dict]) -> list[dict]:
 
 def schemes(variant: str) -> list[tuple[str, str]]:
     """(position, rope_value) of all the models of this variant."""
-    choice = [*ROPE_VALUES] if VariantSpec.parse(variant).streams == 1 else ["raw"]
-    return [(p, value) for p in POSITIONS for value in (choice if p == "rope" else ["raw"])]
+    spec = VariantSpec.parse(variant)
+    choice = [*ROPE_VALUES] if spec.streams == 1 and not spec.apart else ["raw"]
+    positions = ["rope"] if spec.apart and not spec.latent else POSITIONS
+    return [(p, value) for p in positions for value in (choice if p == "rope" else ["raw"])]
 
 
 def laws(case: Case) -> Iterator[tuple[str, float | None, str | None]]:
@@ -130,16 +132,22 @@ class Case:
     shared = 0
 
     def __init__(self, kind, variant="qkv", position="learned", rope_value="raw", window=None,
-                 sinks=0, seed=0, options=None):  # fmt: skip
+                 sinks=0, seed=0, options=None, **fields):  # fmt: skip
         cfg = GPTConfig(11, LENGTH, 2, 4, 16, variant, position, rope_value, d_ff=24,
-                        dtype="float64", window=window, sinks=sinks)  # fmt: skip
-        self.kind, self.options, self.model = kind, options or {}, scrambled(GPT(cfg, seed), seed)
+                        dtype="float64", window=window, sinks=sinks, **fields)  # fmt: skip
+        self.kind, self.options = kind, options or {}
+        self.model = scrambled(self.build(cfg, seed), seed)
         self.rng = stream(seed, "laws")
         self.ids = self.rng.integers(0, 11, (3, LENGTH))
         self.ids[:, : self.shared] = self.ids[0, : self.shared]
         self.dtype = self.options.get("dtype", "float64")
         with rounded(self.model, kind, self.dtype):  # as the cache stores its rows
             self.expected = backend.to_host(self.model(self.ids).data)  # (3, LENGTH, V)
+
+    @staticmethod
+    def build(cfg, seed):
+        """The model of a configuration."""
+        return GPT(cfg, seed)
 
     def cache(self, start=0, batch=3, **options):
         """A new cache that has read the first `start` tokens."""

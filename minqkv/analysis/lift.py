@@ -26,7 +26,7 @@ def lift(model: GPT) -> GPT:
     Raises UsageError where that is not a whole number, or the variant has no such twin.
     """
     cfg = model.config
-    widths = {spec.widths(cfg.head_dim) for spec in cfg.specs}
+    widths = {(spec.widths(cfg.head_dim)[0], cfg.head_dim) for spec in cfg.specs}
     if len(widths) > 1 or not all(_can_be_lifted(spec) for spec in cfg.specs):
         raise UsageError(f"{cfg.variant} has no twin with K = V: queries, K and V must be separate")
     ((d_qk, d_v),) = widths

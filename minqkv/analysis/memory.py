@@ -139,7 +139,8 @@ def scoring_bytes(cfg: GPTConfig, batch: int, length: int) -> int:
     sequences of `length` tokens: in an attention, in an MLP, or at the head. By formula, and a
     little more than what is measured.
     """
-    d, wide = cfg.n_embd, cfg.n_head * cfg.head_dim
+    rows = [spec.widths(cfg.head_dim)[1] for spec in cfg.specs]  # latent rows are wider than heads
+    d, wide = cfg.n_embd, cfg.n_head * max(cfg.head_dim, *rows)
     attention = 2 * d + 7 * wide + cfg.n_head * min(length, 2 * F.BLOCK)  # scores: of two blocks
     mlp = 4 * d + 2 * cfg.d_ff
     head = 3 * d + 2 * cfg.vocab_size  # logits and probabilities
@@ -151,24 +152,29 @@ def layer_numbers(cfg: GPTConfig, spec: VariantSpec, batch: int, length: int) ->
 
     With K = V there are no rows of values beside the keys. But under rotary positions one of two
     things takes their place: turned keys beside the stored rows ("raw"), or the answer before and
-    after it is turned back ("unrotate").
+    after it is turned back ("unrotate"). Where what turns stands apart, there are keys of their
+    own, too; of latent rows, also queries and answers as the heads have them.
     """
-    d, H = cfg.n_embd, cfg.n_head
-    stored = spec.stored(cfg)
-    (h, d_k), (_, d_v) = stored[0], stored[-1]
-    rope = cfg.position == "rope" and spec.streams == 1
-    turn_late, turn_back = rope and cfg.rope_value == "raw", rope and cfg.rope_value == "unrotate"
+    d, (H, d_h, d_rope), norm = cfg.n_embd, spec.sizes(cfg), cfg.norm
+    (query, row), h, one_row = spec.widths(d_h, d_rope), spec.stored_heads(H), spec.streams == 1
+    d_k = row + d_rope if spec.latent else row
+    d_v = row if one_row else d_h
+    late = one_row and not spec.apart and cfg.rope_value == "raw" and bool(d_rope or norm)
+    turn_back = one_row and not spec.apart and cfg.rope_value == "unrotate" and d_rope > 0
 
-    rows = sum(heads * width for heads, width in stored) + turn_late * h * d_k
+    rows = h * (row + d_h * (not one_row) + d_k * (late or (spec.apart and d_rope > 0)))
+    if norm or spec.latent:  # the factor that made a row's mean square 1, and that row
+        rows += h * (1 + row * (not late and not spec.latent))
     # The scaled queries. A temperature needs them unscaled, too: with Q = K those are the keys,
     # unless they are turned separately.
-    queries = H * d_k * (2 if turn_late and spec.plus in ("full", "temperature") else 1)
-    answers = H * d_v * (2 if turn_back else 1)
+    queries = H * d_k * (2 if late and spec.plus in ("full", "temperature") else 1)
+    queries += H * (query + 1) * (norm and spec.own_query) + H * query * bool(spec.latent)
+    answers = H * d_v * (2 if turn_back else 1) + H * d_h * bool(spec.latent)
     attention = length * (_norm(d) + rows + queries + answers) + H * _pattern(length)
     # In the MLP, if there is one: the slope of GELU, and its output.
     mlp = length * (_norm(d) + 2 * cfg.d_ff) if cfg.d_ff else 0
     # What the sequences of a batch share: the bias of "+", and the sines of the way back.
-    shared = length * (spec.plus in ("full", "bias")) + turn_back * length * d_v // 2
+    shared = length * (spec.plus in ("full", "bias")) + turn_back * length * d_rope // 2
     return batch * (attention + mlp) + shared
 
 

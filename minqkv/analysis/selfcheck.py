@@ -58,12 +58,13 @@ def _cases(seed):
     yield "linear", f.linear, (t(2, 3, 4), t(4, 5), t(5))
     yield "embedding", lambda w: f.embedding(np.array([[2, 0], [2, 1]]), w), (t(3, 4),)
     yield "layer_norm", f.layer_norm, (t(3, 4), t(4), t(4))
+    yield "rms_norm", f.rms_norm, (t(3, 4),)
     yield "dropout", lambda x: f.dropout(x, 0.5, stream(seed, "mask")), (t(3, 4),)
     angles = backend.upload(rng.uniform(0, 6, (3, 2)))
     yield (
         "rotate",
         lambda x: f.rotate(x, backend.xp.cos(angles), backend.xp.sin(angles)),
-        (t(2, 3, 4),),
+        (t(2, 3, 5),),
     )
     yield "split_heads", lambda x: f.split_heads(x, 2), (t(2, 3, 4),)
     yield "merge_heads", f.merge_heads, (t(2, 3, 4, 2),)

@@ -58,8 +58,9 @@ class BranchLayer(LayerCache):
             at = np.broadcast_to(as_array(at), (len(self.start), q.data.shape[2]))  # (B·n, T)
             own = self.part(attention, q.data, stored, self.held, _mask(attention, at, self.held))
             if not len(self.prefix):
-                return online.answer(own)
-            return online.answer(online.merge(self._shared(attention, q.data, at), own))
+                return online.answer(own, attention.sink)
+            found = online.merge(self._shared(attention, q.data, at), own)
+            return online.answer(found, attention.sink)
         except BaseException:  # a call that is refused or interrupted changes nothing
             self.trim(before)
             raise

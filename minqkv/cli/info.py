@@ -55,7 +55,7 @@ def variants(config, names, context, dtype, svg, as_json, **dims):
     Computed from formulas; tests compare them with real models.
     """
     from ..models import PRESETS, GPTConfig
-    from ..variants import cache_bytes_per_token, formula, macs, params, variant_names
+    from ..variants import cache_bytes_per_token, defined, formula, macs, params, variant_names
 
     if config.lower() in PRESETS:
         base = PRESETS[config.lower()]
@@ -75,7 +75,7 @@ def variants(config, names, context, dtype, svg, as_json, **dims):
     cfg = GPTConfig(**values)
     groups = next(g for g in range(max(1, cfg.n_head // 4), 0, -1) if cfg.n_head % g == 0)
     thin = max(2, cfg.head_dim // 4 * 2)  # even, so that rotary positions have pairs to turn
-    names = names or variant_names(groups, thin)
+    names = names or variant_names(groups, thin, defined(cfg.position))
     configs = {c.variant: c for c in (replace(cfg, variant=name) for name in names)}
     qkv = cache_bytes_per_token(replace(cfg, variant="qkv"), _DTYPES[dtype])
     rows = []

@@ -64,6 +64,9 @@ class Block(Module):
             head_dim=cfg.head_dim,
             position=cfg.position,
             rope_value=cfg.rope_value,
+            d_rope=cfg.d_rope,
+            rope_base=cfg.rope_base,
+            norm=cfg.norm,
             plus_channels=style.plus_channels,
             plus_start=cfg.plus_start,
             window=cfg.window,
@@ -120,7 +123,8 @@ class Positions(Module):
 class Layered:
     """What configurations of models have in common."""
 
-    window, sinks = None, 0  # no window, unless a configuration has these fields
+    window, sinks = None, 0  # unless a configuration has these fields
+    d_rope, rope_base, norm = None, 10_000.0, False
     sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")  # at least 1 each
 
     @property
@@ -144,7 +148,8 @@ def check_config(cfg) -> None:
     head_dim = checked_head_dim(cfg.n_embd, cfg.n_head, cfg.head_dim)
     object.__setattr__(cfg, "head_dim", head_dim)
     object.__setattr__(cfg, "variant", layered_name(cfg.specs))
-    check_positions(cfg.specs, head_dim, cfg.position, cfg.rope_value)
+    rope = cfg.position, cfg.rope_value, cfg.d_rope, cfg.rope_base
+    check_positions(cfg.specs, head_dim, *rope)
     check_window(cfg.window, cfg.sinks)
     if cfg.dtype not in ("float32", "float64"):
         raise unknown("dtype", cfg.dtype, ("float32", "float64"))

@@ -38,9 +38,9 @@ class GPTConfig(Layered):
 
     `d_ff`, the width inside the MLP, is 4·n_embd unless given; 0 leaves the MLP out. `head_dim`,
     the head width, is n_embd / n_head unless given. `variant` may name one variant per layer:
-    "qkv/q-k=v". With a `window`, a token sees itself, the window - 1 tokens before it, and the
-    first `sinks` tokens. With `recompute`, training keeps only the input of each block, and
-    backward computes the block again.
+    "qkv/q-k=v". `d_rope`, `rope_base` and `norm` are as for Attention. With a `window`, a token
+    sees itself, the window - 1 tokens before it, and the first `sinks` tokens. With `recompute`,
+    training keeps only the input of each block, and backward computes the block again.
     """
 
     vocab_size: int
@@ -60,6 +60,9 @@ class GPTConfig(Layered):
     window: int | None = None
     sinks: int = 0
     recompute: bool = False
+    d_rope: int | None = None
+    rope_base: float = 10_000.0
+    norm: bool = False
 
     plus_channels = PROTOCOLS["2026"].plus_channels
 

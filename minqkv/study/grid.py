@@ -218,7 +218,8 @@ def arm(config: RunConfig, equal: bool = False, width: bool = False) -> str:
     if equal:
         changed += [f"H {task.n_head} d {config.task.config(config.variant).head_dim}"]
         changed += [task.position] if task.position != "learned" else []
-        shared_row = any(spec.streams == 1 for spec in task.config(config.variant).specs)
+        specs = task.config(config.variant).specs
+        shared_row = any(spec.streams == 1 and not spec.apart for spec in specs)
         changed += [task.rope_value] if task.position == "rope" and shared_row else []
     if width and not equal and task.head_dim is not None:
         changed += [f"d_h {task.head_dim}"]

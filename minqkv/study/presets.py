@@ -1,13 +1,13 @@
 """The named grids. A preset is a list of blocks, and each block is a grid."""
 
 from ..tasks.rules import RULES
-from ..variants import VARIANTS, variant_names
+from ..variants import NAMES, variant_names
 from .published import synthetic_2026
 
 _authors = synthetic_2026()  # what the authors ran: (variant, task, and the size)
-PROJECTIONS = tuple(name for name in VARIANTS if any(name == key[0] for key in _authors))
+PROJECTIONS = tuple(name for name in NAMES if any(name == key[0] for key in _authors))
 _TASKS = tuple(name for name in RULES if any(name == key[1] for key in _authors))
-TEN = tuple(name for name in variant_names(groups=2) if not name.startswith("thin"))
+TEN = tuple(name for name in variant_names(2, among=NAMES) if not name.startswith("thin"))
 _ONE_SIZE = {"seq_len": (16,), "n_embd": (64,), "n_layer": (2,), "n_head": (4,)}
 _PAPER = {
     "tasks": _TASKS, "variants": PROJECTIONS, "seeds": (0, 1, 2), "seq_len": (16, 64, 128),

@@ -211,7 +211,7 @@ def cache_step(cache, config, new=1):
     formula, held = per_token * len(cache), cache.nbytes
     if formula != held:
         raise LessonError(f"the cache holds {held} bytes, the formula says {formula}")
-    twice = f" (two arrays: {2 * held:,} B)" if spec.streams == 1 else ""
+    twice = f" (two arrays: {2 * held:,} B)" if len(cache.stored[0]) == 1 else ""
     step = f"write {per_token * new:,} B read {held:,} B cache {held:,} B"
     say(f"t={len(cache)} {step}{twice}")
 

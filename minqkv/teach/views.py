@@ -28,6 +28,7 @@ _AXES = {
     "pattern": "weights, a row per query",
     "cache.k": "stored keys",
     "cache.v": "stored values",
+    "cache.r": "what turns, stored once for all heads",
 }
 
 
@@ -59,6 +60,8 @@ def forward(model, ids, digits=3):
         say(f"one projection, {layer.wk.weight.size} numbers, makes keys and values")
         if np.array_equal(arrays["k"], arrays["v"]):
             say("v is k, number by number")
+        elif spec.apart:
+            say("v is the stored row, and so is a part of k; what turns in k is beside the row")
         else:
             say("v is the unturned k: rotary positions turn only what is compared")
     if not spec.own_query:
@@ -106,19 +109,21 @@ def decode(model, ids, digits=3):
     """
     _headline(model)
     cache = model.new_cache(1, ids.shape[1])
+    apart = VariantSpec.parse(model.config.variant).apart and len(cache.stored[0]) == 2
     whole = model(ids).numpy()  # (1, T, V)
     for i in range(ids.shape[1]):
         with trace() as t:
             logits = model(ids[:, i : i + 1], cache=cache).numpy()  # (1, 1, V)
         cache_step(cache, model.config)
         arrays = _of_layer(t)
-        streams = ("cache.k",) if len(cache.stored[0]) == 1 else ("cache.k", "cache.v")
+        streams = ("cache.k", "cache.r" if apart else "cache.v")[: len(cache.stored[0])]
         drawn = {name: arrays[name] for name in ("q", *streams, "pattern")}
         _draw(drawn, ids[0, : i + 1], digits, first=i)
         difference = abs(logits[:, 0] - whole[:, i]).max()
         say(f"largest difference to the same position without a cache: {difference:.1e}")
     rows = cache.layers[0].rows
-    memory(keys=rows[0], values=rows[-1])
+    first, second = ("rows", "turned") if apart else ("keys", "values")
+    memory(**{first: rows[0], second: rows[-1]})
 
 
 def backward(model, ids, digits=3):

@@ -7,9 +7,10 @@ from minqkv.functional import cross_entropy
 from minqkv.models import GPT, GPTConfig, Tagger, TaggerConfig, ViT, ViTConfig
 from minqkv.runtime.rng import stream
 from minqkv.tensor import Tensor
-from minqkv.variants import variant_names
+from minqkv.variants import NAMES, variant_names
 
-EVERY = variant_names(2)  # with four heads, of which two are stored; keys of width 2 where thin
+# With four heads, of which two are stored; keys of width 2 where thin.
+EVERY = variant_names(2, among=NAMES)
 DESIGNS = {name: {"variant": name} for name in EVERY} | {  # and what a name alone does not say
     "shared in one layer": {"variant": "qkv/q-k=v"},
     "thin keys, then one row": {"variant": "thin-2/q-mqa"},
@@ -18,6 +19,19 @@ DESIGNS = {name: {"variant": name} for name in EVERY} | {  # and what a name alo
     "no MLP": {"variant": "q-k=v", "d_ff": 0},
     "all of it": {"variant": "thin-6/q-gqa-2", "head_dim": 4, "d_ff": 0},
 }
+SHIPPED = {  # designs of models that ship
+    "gqa-2-thin-6": {"variant": "gqa-2-thin-6"},
+    "gta-2": {"variant": "gta-2", "position": "rope"},
+    "gla-2": {"variant": "gla-2", "position": "rope", "d_rope": 6},
+    "mla": {"variant": "mla"},
+    "mla, rope, norms": {"variant": "mla", "position": "rope", "norm": True, "rope_base": 50.0},
+    "norms": {"variant": "gqa-2", "position": "rope", "norm": True},
+    "norms, raw": {"variant": "q-gqa-2", "position": "rope", "norm": True, "d_rope": 2},
+    "norms, unrotate": {"variant": "q-mqa", "position": "rope", "norm": True, "d_rope": 2,
+                        "rope_value": "unrotate", "head_dim": 6},
+    "norms, q=k=v+": {"variant": "q=k=v+", "norm": True},
+    "half turns": {"variant": "qkv/gta-4", "position": "rope", "head_dim": 6, "d_rope": 4},
+}  # fmt: skip
 POSITIONS = [  # a scheme, and what K = V does under rotary ones
     (name, value)
     for name in variants.POSITIONS
@@ -45,8 +59,8 @@ def gpt(variant, **changes):
 
 
 def design(name, **changes):
-    """A decoder like it, one of DESIGNS."""
-    return gpt(**DESIGNS[name] | changes)
+    """A decoder like it, one of DESIGNS or SHIPPED."""
+    return gpt(**(DESIGNS | SHIPPED)[name] | changes)
 
 
 def tagger(variant, **changes):
