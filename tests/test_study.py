@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import xml.dom.minidom
 from dataclasses import asdict
@@ -493,10 +494,11 @@ def test_progress_goes_to_stderr(finished):
     assert "left" not in text
 
 
-def test_json_on_stdout_is_what_is_kept(finished, cli):
-    code, text, _ = cli(*SMALL, "--out", finished[0], "--json")
+def test_json_on_stdout_is_what_is_kept(finished, cli, tmp_path):
+    out = shutil.copytree(finished[0], tmp_path / "copy")
+    code, text, _ = cli(*SMALL, "--out", out, "--json")
     assert code == 0
-    assert plain(json.loads(text)) == plain(results(finished[0]))
+    assert plain(json.loads(text)) == plain(results(out))
 
 
 def test_wrong_input_of_a_study(cli):

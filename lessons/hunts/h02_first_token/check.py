@@ -2,7 +2,7 @@
 
 # /// script
 # [tool.minqkv.hunt]
-# title = "A short cut for the first token"
+# title = "A shortcut for the first token"
 # question = """
 # A decoder with a cache. The first answer is right, and all later ones are a little off.\
 # """
@@ -24,12 +24,12 @@ LAW = "Token by token gives the same answers as all tokens at once."
 HINTS = (
     "The first answer is right, so look at what the second token reads. Print `keys[: t + 1]`.",
     "One of the rows that every later token attends to was never computed.",
-    "The short cut for the first token returns its value, which is right, but leaves row 0 of both "
+    "The shortcut for the first token returns its value, which is right, but leaves row 0 of both "
     "arrays as zeros. Write the rows of every token, the first included.",
 )
 
 EXPLANATION = """
-The answer to the first token needs no attention, so somebody wrote a short cut, and it left out the
+The answer to the first token needs no attention, so somebody wrote a shortcut, and it left out the
 write as well. From then on each token attended to a row of zeros in place of the first token. A
 score of zero is not "hidden": it gets a fair share of the weight.
 
