@@ -136,7 +136,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_how_a_hostile_answer_ends(name, tmp_path, monkeypatch):
     if name == "memory kept" and not guard.LINUX:
-        pytest.skip("only what is touched is counted here")
+        pytest.skip("here, memory counts only once it is used")
     source, message = HOSTILE[name]
     passed, text = answered(tmp_path, monkeypatch, source)
     assert not passed
@@ -212,7 +212,7 @@ def test_all_ends_with_a_guard_that_is_killed(tmp_path, monkeypatch):
     thread.join()
     wait_until(lambda: not living(mark))
     if "exit code 77" in text:
-        pytest.skip("no numbering of processes of one's own is permitted here")
+        pytest.skip("PID namespaces are not permitted here")
     assert "ended the check (it was killed)" in text
 
 
