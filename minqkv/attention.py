@@ -13,11 +13,13 @@ import numpy as np
 
 from .functional import (
     concat,
+    embedding,
     merge_heads,
     rms_norm,
     rotate,
     scaled_dot_product_attention,
     split_heads,
+    transpose,
 )
 from .nn import Init, Linear, Module
 from .runtime import backend, tracing
@@ -25,7 +27,7 @@ from .runtime.backend import Array
 from .runtime.errors import UsageError, unknown
 from .runtime.fields import whole
 from .tensor import Tensor
-from .variants import POSITIONS, ROPE_VALUES, VariantSpec
+from .variants import FARTHEST, POSITIONS, ROPE_VALUES, VariantSpec
 
 
 def sinusoids(n: int, channels: int, width: int | None = None, dtype="float32") -> np.ndarray:
@@ -53,6 +55,11 @@ def within(at: slice | np.ndarray, n: int) -> slice | np.ndarray:
     if first < -isinstance(at, np.ndarray) or end > n:  # -1 is padding: any row will do
         raise UsageError(f"positions {first} to {end - 1}, but the tables hold 0 to {n - 1}")
     return at
+
+
+def as_array(at: slice | np.ndarray) -> np.ndarray:
+    """Positions, a slice or (..., T), as an array (T,) or (..., T)."""
+    return np.arange(at.start, at.stop) if isinstance(at, slice) else at
 
 
 def lengthened(tables: tuple[Array, ...], end: int, make) -> tuple[Array, ...]:
@@ -125,6 +132,45 @@ class Plus(Module):
         return temperature, bias.reshape(shape)
 
 
+def slopes(n_head: int) -> np.ndarray:
+    """The rates of ALiBi, (H,): 2^(-8/n), 2^(-16/n) ... 2^-8, where n, a power of two, is the
+    number of heads. Otherwise n is the next lower one, and the exponents of the other heads lie in
+    the middle between these (arXiv 2108.12409, and its released code).
+    """
+    n = 1 << n_head.bit_length() - 1
+    return 2.0 ** (-8 / n * np.r_[1 : n + 1, np.arange(n_head - n) + 0.5])
+
+
+class Distance(Module):
+    """What is added to a score, by head and by how far the key lies before the query.
+
+    "alibi": minus the distance, either way, times a fixed rate for each head (`slopes`).
+    "relative": a learned number for each head and distance (arXiv 1910.10683, without its buckets);
+    all distances from FARTHEST on share one. If queries see keys `ahead` of them, distances are
+    signed, so that the two directions can differ.
+    """
+
+    def __init__(self, kind, n_head, block_size, init=None, ahead=True):
+        init = init or Init()
+        self.far = min(block_size - 1, FARTHEST)
+        self.first = -self.far if ahead else 0
+        self.slopes = self.weight = None
+        if kind == "alibi":
+            self.slopes = backend.upload(slopes(n_head)[:, None, None].astype(init.dtype))
+        else:
+            self.weight = (init / "weight").normal((self.far - self.first + 1, n_head), 0.02)
+
+    def forward(self, queries: slice | np.ndarray, keys: slice | np.ndarray) -> Tensor:
+        """(1, H, T, S) for positions (T,) and (S,); (B, H, T, S) if sequences differ."""
+        i, j = (np.atleast_2d(as_array(at)) for at in (queries, keys))
+        before = i[:, :, None] - j[:, None, :]  # (B, T, S)
+        if self.slopes is not None:
+            away = backend.upload(np.abs(before), self.slopes.dtype)[:, None]  # (B, 1, T, S)
+            return Tensor(-self.slopes * away)  # (B, H, T, S)
+        rows = np.clip(before, self.first, self.far) - self.first
+        return transpose(embedding(rows, self.weight), 0, 3, 1, 2)  # (B, T, S, H) -> (B, H, T, S)
+
+
 class Attention(Module):
     """Multi-head attention of any VariantSpec (paper, section 3): (B, T, C) -> (B, T, C).
 
@@ -136,13 +182,15 @@ class Attention(Module):
     and turns them into keys when they are read; "unrotate" stores turned keys and turns the answer
     back. With `norm`, queries and keys are scaled to mean square 1, then by a learned gain for each
     channel. With K = V the stored row is scaled so, and a value that is stored "raw" is without the
-    gain. `window` and `sinks` are for a cache, which makes its own mask (`causal_mask`); without a
+    gain. `ahead` says whether queries see later keys, which a learned distance has to know.
+    `window` and `sinks` are for a cache, which makes its own mask (`causal_mask`); without a
     cache, `mask` says what is seen.
 
     Positions `at` are a slice if all sequences of a batch agree, else an array (B, T) on the host.
     """
 
     sink = None  # in some designs, a score for each head of one more key, whose value is 0
+    distance = None  # in some schemes, what is added to a score by distance
 
     def __init__(
         self,
@@ -163,6 +211,7 @@ class Attention(Module):
         plus_start: float | None = None,
         window: int | None = None,
         sinks: int = 0,
+        ahead: bool = True,
     ):
         init = init or Init()
         window, sinks = check_window(window, sinks)
@@ -196,6 +245,8 @@ class Attention(Module):
         self.wo = Linear(n_head * head_dim, n_embd, init / "wo", bias)
         if spec.plus:
             self.plus = Plus(spec.plus, block_size, init / "plus", plus_channels, plus_start)
+        if position == "alibi" or "relative" in position:
+            self.distance = Distance(position, n_head, block_size, init / "distance", ahead)
         self.angles = rope_table(block_size, self.d_rope, init.dtype, rope_base) if rope else None
         one_row = spec.streams == 1 and not spec.apart
         self.turn_late = (rope or norm) and one_row and rope_value == "raw"
@@ -299,13 +350,28 @@ class Attention(Module):
         rows: tuple[Tensor, ...],
         at: slice | np.ndarray,
         mask: Array | None = None,
+        asked: slice | np.ndarray | None = None,
     ) -> Tensor:
-        """Queries (B, H, T, d_h) against rows stored at positions `at`: (B, H, T, d_h)."""
+        """Queries (B, H, T, d_h) at positions `asked` against rows stored at positions `at`:
+        (B, H, T, d_h). Unless given, `asked` is `at`.
+        """
         k, v = self.read(rows, at)
         for name, value in (("q", q), ("k", k), ("v", v)):
             tracing.probe(name, value)
-        temperature, bias = self.plus(at) if self.spec.plus else (None, None)
+        temperature, bias = self.shifts(at if asked is None else asked, at)
         return self.mix(q, k, v, mask, temperature=temperature, bias=bias)
+
+    def shifts(
+        self, asked: slice | np.ndarray, at: slice | np.ndarray
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The temperature and the bias of scores between queries at positions `asked` and keys at
+        positions `at`; see `scaled_dot_product_attention`.
+        """
+        temperature, bias = self.plus(at) if self.spec.plus else (None, None)
+        if self.distance is None:
+            return temperature, bias
+        away = self.distance(asked, at)  # (B, H, T, S)
+        return temperature, away if bias is None else away + bias
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Array | None, **plus) -> Tensor:
         """Values (B, h, S, d_v), mixed by the softmax of the scores: (B, H, T, d_v)."""

@@ -127,14 +127,14 @@ class LayerCache(shown.Layer):
         try:
             mask = self._seen(attention, at, q.data.shape[2], mask)
             stored = self.append(*[row.data for row in rows], at=at)
-            return self.read(attention, q, stored, slice(0, len(self)), mask)
+            return self.read(attention, q, stored, slice(0, len(self)), mask, at)
         except BaseException:  # a call that is refused or interrupted changes nothing
             self.trim(before)
             raise
 
-    def read(self, attention, q, stored, at, mask):
-        """Answer queries with stored arrays at positions `at`. For a few queries on a long cache of
-        another dtype, the arrays are converted one block at a time.
+    def read(self, attention, q, stored, at, mask, asked):
+        """Answer queries at positions `asked` with stored arrays at positions `at`. For a few
+        queries on a long cache of another dtype, the arrays are converted one block at a time.
         """
         tracing.probe("cache.k", stored[0])
         tracing.probe("cache.r" if attention.spec.apart else "cache.v", stored[-self.per_row])
@@ -142,10 +142,11 @@ class LayerCache(shown.Layer):
         one = n <= online.BLOCK or q.data.shape[2] > online.FEW or stored[0].dtype == dtype
         if one or grad_wanted(q) or tracing.active() is not None:
             rows = [Tensor(row) for row in self.unpack(stored, dtype)]
-            return attention.attend(q, rows, at, mask)
-        return online.answer(self.part(attention, q.data, stored, at, mask), attention.sink)
+            return attention.attend(q, rows, at, mask, asked)
+        found = self.part(attention, q.data, stored, at, mask, asked)
+        return online.answer(found, attention.sink)
 
-    def part(self, attention, q, stored, at, mask):
+    def part(self, attention, q, stored, at, mask, asked):
         """The part of the answers that comes from stored arrays; see `online.part`."""
         n, dtype = stored[0].shape[2], q.dtype
         step = n if stored[0].dtype == dtype else online.BLOCK
@@ -153,7 +154,7 @@ class LayerCache(shown.Layer):
         def rows(piece):
             return self.unpack([array[:, :, piece] for array in stored], dtype)
 
-        return online.in_blocks(attention, q, rows, at, mask, n, step)
+        return online.in_blocks(attention, q, rows, at, mask, asked, n, step)
 
     def _seen(self, attention, at, n, mask):
         """What queries see, by their positions and by `mask`; None: everything."""

@@ -238,8 +238,9 @@ def scaled_dot_product_attention(
     q (B, H, T, d_k), k (B, h, S, d_k), v (B, h, S, d_v) with h dividing H: query head i reads
     stored head ⌊i / (H/h)⌋. q, k and v may be the same Tensor. `mask` is a boolean array (T, S),
     or (B, 1, T, S) where the rows of a batch differ, True where a key may be seen; a query that
-    sees none gets zeros. `scale` is 1/√d_k unless given. `temperature` () and `bias` (S,) or
-    (B, 1, 1, S), Tensors, are what survives the softmax of the paper's "+".
+    sees none gets zeros. `scale` is 1/√d_k unless given. `temperature` () and `bias`, Tensors: what
+    survives the softmax of the paper's "+", and what depends on distance. A bias is (S,), or has
+    four axes, each as long as that of the scores (B, H, T, S) or 1, the last S.
     Returns (B, H, T, d_v). Raises UsageError for shapes that do not fit. (Paper, section 3.)
 
     Queries come in blocks of rows, and a block ends at the last key that any of its rows may see: a
@@ -266,7 +267,8 @@ def scaled_dot_product_attention(
     )
 
     def vjp(g, wanted):
-        dk = dv = db = None
+        dk = dv = None
+        db = backend.xp.zeros_like(call.bias) if wanted[4] else None
         dq = _heads_last(call.q, q_shape[3]) if wanted[0] else None
         dt = backend.xp.zeros((), out.dtype) if wanted[3] else None
         for rows, end in reversed(blocks):  # under a causal mask, the last block reaches all keys
@@ -278,7 +280,8 @@ def scaled_dot_product_attention(
             if wanted[3]:  # Σ dS · scale q kᵀ = scale Σ q · (dS k): the scores are not needed
                 dt += (d_scaled * unscaled[:, :, rows]).sum() * scale
             dk, dv = _add_first(dk, parts[0], S), _add_first(dv, parts[1], S)  # (B, h, S, d)
-            db = _add_first(db, parts[2], S, axis=-1)  # (S,), or (B, 1, 1, S)
+            if wanted[4]:
+                call.of_block(db, rows, end)[...] += parts[2]
         return dq, dk, dv, dt, db
 
     return make(out, (q, k, v, temperature, bias), vjp)
@@ -292,7 +295,7 @@ class _Attention:
 
     def __init__(self, q, k, v, mask, bias):
         self.q, self.k, self.v, self.mask = q, k, v, mask
-        self.bias = None if bias is None else array_of(bias)  # (S,), or (B, 1, 1, S)
+        self.bias = None if bias is None else array_of(bias)  # (S,), or four axes
         # Scores that cannot overflow need no shift by their maximum. To find out, each query and
         # key is read once, which pays where there are more queries than numbers in a key.
         few = q.shape[2] < q.shape[3]
@@ -318,7 +321,7 @@ class _Attention:
         scores = self.unfold(scores)  # (B, H, t, end)
         tracing.probe("scores", scores)
         if self.bias is not None:
-            scores += self.bias[..., :end]  # the "+": its temperature is already in the queries
+            scores += self.of_block(self.bias, rows, end)  # a temperature is already in the queries
             tracing.probe("plus", scores)
         if self.mask is not None:
             number = scores.dtype.type  # Python's numbers would make a float64 mask
@@ -365,18 +368,24 @@ class _Attention:
         if prefix is not None:
             tracing.probe("grad.scores", d_scores, prefix)
         if wanted[4]:
-            db = self.bias_gradient(d_scores)  # (end,), or (B, 1, 1, end)
+            db = self.bias_gradient(d_scores)  # as `of_block`
         d = fold(d_scores)  # (B, h, G·t, end)
         if wanted[1]:
             dk = bmm(d.swapaxes(-1, -2), fold(self.q[:, :, rows]))  # (B, h, end, d_k)
         d_scaled = bmm(d, self.k[:, :, :end])  # (B, h, G·t, d_k)
         return self.unfold(d_scaled), dk, dv, db
 
+    def of_block(self, bias, rows, end):
+        """The part of a bias that is added to a block: (end,), or four axes, some of length 1."""
+        own = bias.ndim == 4 and bias.shape[2] > 1  # each query has its own
+        return bias[:, :, rows, :end] if own else bias[..., :end]
+
     def bias_gradient(self, d_scores):
         """The gradient of the scores, (B, H, t, end), summed to the shape of the bias."""
         if self.bias.ndim == 1:
             return backend.column_sum(d_scores)  # (end,)
-        return d_scores.sum(axis=(1, 2), keepdims=True)  # (B, 1, 1, end)
+        one = tuple(axis for axis in range(3) if self.bias.shape[axis] == 1)
+        return d_scores.sum(axis=one, keepdims=True) if one else d_scores
 
 
 def _check_attention(q, k, v, mask, temperature, bias):
@@ -391,8 +400,14 @@ def _check_attention(q, k, v, mask, temperature, bias):
         raise UsageError(f"attention: a mask is boolean, of shape {shapes[0]} or {shapes[1]}")
     if temperature is not None:
         _of_shape(temperature, (), "attention: a temperature")
-    if bias is not None and bias.shape != (q[0], 1, 1, k[2]):
-        _of_shape(bias, (k[2],), "attention: a bias that all sequences share")
+    if bias is not None and bias.ndim != 4:
+        _of_shape(bias, (k[2],), "attention: a bias that all queries share")
+    elif bias is not None:
+        full = *q[:3], k[2]
+        own = [n if n > 1 else m for n, m in zip(bias.shape[:3], full, strict=False)]
+        if (*own, bias.shape[3]) != full:
+            why = f"attention: a bias of four axes is {full}, some of the first three being 1"
+            raise UsageError(f"{why}, not {bias.shape}")
 
 
 def _blocks(T, S, mask, step):
@@ -412,19 +427,16 @@ def _heads_last(x, width):
     return backend.xp.empty((B, T, H, width), x.dtype).swapaxes(1, 2)
 
 
-def _add_first(total, part, n, axis=2):
-    """Add `part` to the start of `total`, which has n along `axis`.
+def _add_first(total, part, n):
+    """Add `part` (B, h, end, d) to the first rows of `total` (B, h, n, d).
 
     A first part that is full-length becomes the total.
     """
-    if part is None or (total is None and part.shape[axis] == n):
+    if part is None or (total is None and part.shape[2] == n):
         return part
-    axis %= part.ndim  # from the front
     if total is None:
-        shape = *part.shape[:axis], n, *part.shape[axis + 1 :]
-        total = backend.xp.zeros(shape, part.dtype)
-    places = total[(slice(None),) * axis + (slice(part.shape[axis]),)]
-    places += part
+        total = backend.xp.zeros((*part.shape[:2], n, part.shape[3]), part.dtype)
+    total[:, :, : part.shape[2]] += part
     return total
 
 

@@ -29,16 +29,17 @@ def part(
     q: Array,
     rows: tuple[Array, ...],
     at: slice | np.ndarray,
-    mask: Array | None = None,
+    mask: Array | None,
+    asked: slice | np.ndarray,
 ) -> Part:
-    """The part of the answers to queries q (B, H, T, d) that comes from rows stored at positions
-    `at`; `mask` as for `Attention.attend`.
+    """The part of the answers to queries q (B, H, T, d) at positions `asked` that comes from rows
+    stored at positions `at`; `mask` as for `Attention.attend`.
 
     Returns Σ exp(s - peak) v, (B, H, T, d_v), and two arrays (B, H, T, 1): Σ exp(s - peak), and
     `peak`, the largest score.
     """
     k, v = (row.data for row in attention.read([Tensor(row) for row in rows], at))
-    temperature, bias = attention.plus(at) if attention.spec.plus else (None, None)
+    temperature, bias = attention.shifts(asked, at)
     (B, H, T, d), h = q.shape, k.shape[1]
     q = q * ((1 if temperature is None else temperature.data) / attention.root)
     scores = backend.bmm(q.reshape(B, h, -1, d), k.swapaxes(-1, -2)).reshape(B, H, T, -1)
@@ -78,6 +79,7 @@ def in_blocks(
     rows: Callable[[slice], tuple[Array, ...]],
     at: slice | np.ndarray,
     mask: Array | None,
+    asked: slice | np.ndarray,
     n: int,
     step: int,
 ) -> Part:
@@ -85,7 +87,7 @@ def in_blocks(
 
     def block(piece):
         shown = None if mask is None else mask[..., piece]
-        return part(attention, q, rows(piece), some(at, piece), shown)
+        return part(attention, q, rows(piece), some(at, piece), shown, asked)
 
     return reduce(merge, (block(slice(i, min(i + step, n))) for i in range(0, n, step)))
 

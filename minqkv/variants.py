@@ -61,7 +61,11 @@ POSITIONS = {
     "sinusoidal": "fixed sines and cosines, added to the embeddings",
     "none": "no positions",
     "rope": "queries and keys are turned by an angle that grows with the position",
+    "alibi": "scores fall with the distance between query and key, in each head at its own rate",
+    "relative": "a learned number for each head and distance is added to the scores",
+    "learned+relative": "both of these",
 }
+FARTHEST = 128  # distances that "relative" tells apart; those beyond count as this
 ROPE_VALUES = {  # with K = V under rope, two different models: what is stored, what is the value
     "raw": "unturned rows: the stored row is the value; a turned copy is the key",
     "unrotate": "turned rows: the stored row is key and value; the answer is turned back",
@@ -251,6 +255,7 @@ class VariantSpec:
         attention += 2 * H * d_h * row if self.latent else 0
         attention += sum(cfg.plus_channels[:2]) if self.plus else 0
         attention += self.own_query * query + row * (not self.latent) if cfg.norm else 0
+        attention += H * min(cfg.block_size, FARTHEST + 1) if "relative" in cfg.position else 0
         mlp = 2 * d * f + beta * (f + d) + 2 * d if f else 0
         return attention + mlp + 2 * d
 
@@ -363,7 +368,7 @@ def formula(variant: str) -> str:
 
 def params(cfg: GPTConfig) -> int:
     """Numbers in a GPT. The head is tied."""
-    positions = cfg.block_size * cfg.n_embd if cfg.position == "learned" else 0
+    positions = cfg.block_size * cfg.n_embd if "learned" in cfg.position else 0
     layers = sum(spec.layer_params(cfg) for spec in cfg.specs)
     return layers + 2 * cfg.n_embd + cfg.vocab_size * cfg.n_embd + positions
 

@@ -23,7 +23,8 @@ from minqkv.variants import NAMES, variant_names
 
 QKV = mq.VariantSpec()
 VARIANTS = (*variant_names(2, among=NAMES), "q=k=v+temperature", "q=k=v+bias", "q=k-v+bias")
-POSITIONS = [("learned", "raw"), ("none", "raw"), ("rope", "raw"), ("rope", "unrotate")]
+POSITIONS = [("learned", "raw"), ("none", "raw"), ("rope", "raw"), ("rope", "unrotate"),
+             ("alibi", "raw"), ("relative", "raw")]  # fmt: skip
 SIZES = [  # batch, length, n_layer, n_head, n_embd, d_ff, vocab_size
     (2, 5, 3, 4, 16, 48, 7),
     (3, 1, 1, 4, 8, 5, 2),

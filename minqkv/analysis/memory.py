@@ -122,6 +122,7 @@ def activation_bytes(
     answers = tokens if asked is None else asked
     itemsize, rows = np.dtype(cfg.dtype).itemsize, tokens * d
     masks = (2 if cfg.d_ff else 1) * rows if cfg.dropout else 0  # booleans, of each sublayer
+    masks += 8 * length**2 if "relative" in cfg.position else 0  # where a distance is looked up
     layers = [itemsize * layer_numbers(cfg, s, batch, length) + masks for s in cfg.specs]
     head = itemsize * answers * (_norm(d) + cfg.vocab_size)  # the last norm; the probabilities
     head += 8 * (4 * answers + (asked or 0))  # targets, three lists of places; which are asked
@@ -173,8 +174,10 @@ def layer_numbers(cfg: GPTConfig, spec: VariantSpec, batch: int, length: int) ->
     attention = length * (_norm(d) + rows + queries + answers) + H * _pattern(length)
     # In the MLP, if there is one: the slope of GELU, and its output.
     mlp = length * (_norm(d) + 2 * cfg.d_ff) if cfg.d_ff else 0
-    # What the sequences of a batch share: the bias of "+", and the sines of the way back.
+    # What the sequences of a batch share: a bias, and the sines of the way back.
     shared = length * (spec.plus in ("full", "bias")) + turn_back * length * d_rope // 2
+    distances = cfg.position == "alibi" or "relative" in cfg.position
+    shared = H * length**2 if distances else shared
     return batch * (attention + mlp) + shared
 
 

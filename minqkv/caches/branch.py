@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from .. import online
-from ..attention import causal_mask
+from ..attention import as_array, causal_mask
 from ..cache import KVCache, LayerCache, agreed, chosen
 from ..runtime import backend
 from ..runtime.errors import UsageError
 from ..runtime.fields import plain, whole
-from .ring import RingCache, as_array
+from .ring import RingCache
 
 
 class BranchLayer(LayerCache):
@@ -56,7 +56,8 @@ class BranchLayer(LayerCache):
         try:
             stored = self.append(*[row.data for row in rows], at=at)
             at = np.broadcast_to(as_array(at), (len(self.start), q.data.shape[2]))  # (B·n, T)
-            own = self.part(attention, q.data, stored, self.held, _mask(attention, at, self.held))
+            seen = _mask(attention, at, self.held)
+            own = self.part(attention, q.data, stored, self.held, seen, at)
             if not len(self.prefix):
                 return online.answer(own, attention.sink)
             found = online.merge(self._shared(attention, q.data, at), own)
@@ -70,8 +71,9 @@ class BranchLayer(LayerCache):
         (N, H, T, d), B = q.shape, len(self.prefix.lengths)
         together = q.reshape(B, -1, H, T, d).swapaxes(1, 2).reshape(B, H, -1, d)  # (B, H, n·T, d)
         keys = self.prefix.held  # (B, S)
-        mask = _mask(attention, at.reshape(B, -1), keys)  # (B, 1, n·T, S)
-        found = self.prefix.part(attention, together, self.prefix.rows, keys, mask)
+        at = at.reshape(B, -1)  # (B, n·T)
+        mask = _mask(attention, at, keys)  # (B, 1, n·T, S)
+        found = self.prefix.part(attention, together, self.prefix.rows, keys, mask, at)
         return tuple(
             array.reshape(B, H, -1, T, array.shape[3]).swapaxes(1, 2).reshape(N, H, T, -1)
             for array in found

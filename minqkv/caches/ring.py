@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..attention import causal_mask, check_window
+from ..attention import as_array, causal_mask, check_window
 from ..cache import KVCache, LayerCache
 from ..runtime import backend
 from ..runtime.errors import UsageError
@@ -57,7 +57,7 @@ class RingLayer(LayerCache):
                 stored, keys = self._beside(arrays), beside(self.positions, at)
             all_seen = single and isinstance(at, slice)
             mask = None if all_seen else self._mask(at, keys)
-            z = self.read(attention, q, stored, keys, mask)
+            z = self.read(attention, q, stored, keys, mask, at)
             if not single:
                 self.append(*arrays, at=at)
             return z
@@ -159,11 +159,6 @@ class RingCache(KVCache):
     def positions(self):
         """Absolute positions of stored keys: (S,), or (B, S) if sequences differ; -1 for none."""
         return backend.upload(self.layers[-1].positions)
-
-
-def as_array(at):
-    """Positions, a slice or (B, T), as an array (T,) or (B, T)."""
-    return np.arange(at.start, at.stop) if isinstance(at, slice) else at
 
 
 def beside(old, new):

@@ -69,6 +69,9 @@ class Sink(Attention):
         is_sink[:, :, 0] = 1
         k, v = (concat([Tensor(xp.zeros((B, h, 1, t.shape[3]), dtype)), t], axis=2) for t in (k, v))
         k = concat([k, Tensor(is_sink)], axis=3)  # (B, h, 1 + S, d_k + 1)
+        if (bias := plus.get("bias")) is not None:  # by distance; a sink is at none
+            beside = Tensor(xp.zeros((*bias.shape[:-1], 1), dtype))
+            plus["bias"] = concat([beside, bias], axis=-1)  # (B, H, T, 1 + S)
         if mask is not None:
             mask = xp.concatenate([xp.ones((*mask.shape[:-1], 1), bool), mask], axis=-1)
         return super().mix(concat([q, asked], axis=3), k, v, mask, **plus)

@@ -71,6 +71,7 @@ class Block(Module):
             plus_start=cfg.plus_start,
             window=cfg.window,
             sinks=cfg.sinks,
+            ahead=cfg.ahead,
         )
         self.drop_1 = Dropout(style.dropout, init / "drop_1")
         if not d_ff:
@@ -97,13 +98,13 @@ class Block(Module):
 class Positions(Module):
     """Adds position information to (B, T, C): a learned table, or sinusoids.
 
-    For "none" and "rope" it adds nothing; "rope" turns queries and keys instead.
+    The other schemes add nothing here: they act on queries and keys, or on scores.
     """
 
     def __init__(self, cfg, init, std):
         shape = (cfg.block_size, cfg.n_embd)
         self.weight = None
-        if cfg.position == "learned":
+        if "learned" in cfg.position:
             self.weight = (init / "weight").normal(shape, std)
         elif cfg.position == "sinusoidal":
             self.weight = Tensor(backend.upload(sinusoids(*shape, dtype=cfg.dtype)))
@@ -125,12 +126,13 @@ class Layered:
 
     window, sinks = None, 0  # unless a configuration has these fields
     d_rope, rope_base, norm = None, 10_000.0, False
+    ahead = True  # tokens see later ones, too
     sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")  # at least 1 each
 
     @property
     def bounded(self) -> bool:
-        """Whether there are no positions after block_size; only these schemes can compute more."""
-        return self.position not in ("none", "rope", "sinusoidal")
+        """Whether there are no positions after block_size; other schemes can compute more."""
+        return self.position not in ("none", "rope", "sinusoidal", "alibi", "relative")
 
     @property
     def specs(self) -> tuple[VariantSpec, ...]:

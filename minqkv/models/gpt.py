@@ -64,6 +64,7 @@ class GPTConfig(Layered):
     rope_base: float = 10_000.0
     norm: bool = False
 
+    ahead = False
     plus_channels = PROTOCOLS["2026"].plus_channels
 
     def __post_init__(self):

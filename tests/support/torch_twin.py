@@ -44,8 +44,8 @@ def norm(p, name, x):
 
 
 def attention(p, name, x, variant, n_head, seen, rope=None, channels=(5, 5, 5)):
-    """`seen` (T, T) booleans; `rope` None, "raw" or "unrotate"; `channels` (row, column, width) of
-    "+".
+    """`seen` (T, T) booleans; `rope` None, "raw" or "unrotate", or a scheme of distances;
+    `channels` (row, column, width) of "+".
     """
     B, T, _ = x.shape
     d_v = len(p[f"{name}.wo.weight"]) // n_head
@@ -55,7 +55,7 @@ def attention(p, name, x, variant, n_head, seen, rope=None, channels=(5, 5, 5)):
     q = k if variant.startswith("q=k") else split(linear(p, f"{name}.wq", x))
     one_stream = "k=v" in variant or variant.startswith(("q-mqa", "q-gqa"))
     v = k if one_stream else split(linear(p, f"{name}.wv", x), d_v)
-    if rope:
+    if rope in ("raw", "unrotate"):
         q, k = turn(q), turn(k)
         v = k if one_stream and rope == "unrotate" else v
     k, v = (y.repeat_interleave(n_head // y.shape[1], dim=1) for y in (k, v))
@@ -67,12 +67,30 @@ def attention(p, name, x, variant, n_head, seen, rope=None, channels=(5, 5, 5)):
             [i, j], dim=-1
         )  # (B, H, T, T, m)
         scores = (scores * w).sum(-1).masked_fill(~seen, -math.inf)
-        z = scores.softmax(-1) @ v
+        z = (scores + by_distance(p, name, rope, n_head, seen)).softmax(-1) @ v
     else:
-        z = tF.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        added = by_distance(p, name, rope, n_head, seen)  # (H, T, T)
+        z = tF.scaled_dot_product_attention(q, k, v, added.masked_fill(~seen, -math.inf))
     if rope == "unrotate" and one_stream:
         z = turn(z, back=True)
     return linear(p, f"{name}.wo", z.transpose(1, 2).reshape(B, T, -1))
+
+
+def by_distance(p, name, scheme, n_head, seen):
+    """What the scores of each head get by distance, (H, T, T), written element by element."""
+    T, added = len(seen), []
+    weight = p.get(f"{name}.distance.weight")
+    for head in range(n_head):
+        for i in range(T):
+            for j in range(T):
+                if scheme == "alibi":
+                    added.append(torch.tensor(-abs(i - j) * 2 ** (-8 * (head + 1) / n_head)))
+                elif "relative" in str(scheme):  # signed, where later keys are seen, and 0 in the middle
+                    at = i - j + len(weight) // 2 if seen.triu(1).any() else max(i - j, 0)
+                    added.append(weight[at, head])
+                else:
+                    added.append(torch.tensor(0.0))
+    return torch.stack(added).double().reshape(n_head, T, T)
 
 
 def mlp(p, name, x, activation):
@@ -95,15 +113,13 @@ def gpt(p, ids, variant, n_head, position="learned", rope_value="raw", window=99
     x = p["wte.weight"][ids]
     x = x.sum(2) if ids.ndim == 3 else x
     names = variant.split("/")
-    if position == "learned":
+    if "learned" in position:
         x = x + p["wpe.weight"][:T]
     elif position == "sinusoidal":
         x = x + sinusoids(T, x.shape[-1])
     ago = torch.arange(T)[:, None] - torch.arange(T)  # how far a key lies behind its query
-    seen, rope = (
-        (ago >= 0) & ((ago < window) | (torch.arange(T) < sinks)),
-        rope_value if position == "rope" else None,
-    )
+    seen = (ago >= 0) & ((ago < window) | (torch.arange(T) < sinks))
+    rope = rope_value if position == "rope" else position
     for i in range(layers(p)):
         name = f"blocks.{i}"
         x = x + attention(
@@ -146,11 +162,11 @@ def vit(p, x, variant, n_head, pool, position="learned", rope_value="raw"):
     if pool == "class":
         x = torch.cat([p["cls"].expand(len(x), 1, -1), x], dim=1)
     T = x.shape[1]
-    if position == "learned":
+    if "learned" in position:
         x = x + p["wpe.weight"][:T]
     elif position == "sinusoidal":
         x = x + sinusoids(T, x.shape[-1])
-    seen, rope = torch.ones(T, T, dtype=torch.bool), rope_value if position == "rope" else None
+    seen, rope = torch.ones(T, T, dtype=torch.bool), rope_value if position == "rope" else position
     for i in range(layers(p)):
         name, h = f"blocks.{i}", norm(p, f"blocks.{i}.ln_1", x)
         x = x + attention(p, f"{name}.attn", h, variant, n_head, seen, rope)
