@@ -47,7 +47,7 @@ IMAGES = {f"tasks/{name}.py" for name in (
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
-    "the book": ({*BOOK, "runs"} - {"caches", "designs"}, 3220),
+    "the book": ({*BOOK, "runs"} - {"caches", "designs"}, 3280),
     "beside it, further kinds of cache": ({"caches"}, 400),
     "beside it, layers of models that ship": ({"designs"}, 300),
     "runtime": ({"runtime"}, 1160),
