@@ -85,7 +85,9 @@ def by_distance(p, name, scheme, n_head, seen):
             for j in range(T):
                 if scheme == "alibi":
                     added.append(torch.tensor(-abs(i - j) * 2 ** (-8 * (head + 1) / n_head)))
-                elif "relative" in str(scheme):  # signed, where later keys are seen, and 0 in the middle
+                elif "relative" in str(
+                    scheme
+                ):  # signed, where later keys are seen, and 0 in the middle
                     at = i - j + len(weight) // 2 if seen.triu(1).any() else max(i - j, 0)
                     added.append(weight[at, head])
                 else:
