@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from commands import ROOT
+from test_prose import faults
 
 from minqkv import Attention, KVCache, VariantSpec, shipped_layer
 from minqkv.caches import RingCache
@@ -155,6 +156,7 @@ def test_sources():
         assert all(re.search(r": https://\S+$", source) for source in model.sources), name
         assert model.sources
         assert model.software
+        assert [fault for note in model.notes for fault in faults(note)] == []
     fields = {key for about in MODELS.values() for layers in about["layers"] for key in layers}
     assert fields <= {*Kept.__dataclass_fields__, "kv_heads"}
     with pytest.raises(UsageError, match="unknown model 'gemma4-13b'") as caught:
