@@ -145,6 +145,8 @@ def test_other_variants_replace_only_what_grows():
     assert other.kept[1] == model.kept[1]
     assert other.kept[0].stored() == other.kept[0].stored(released=True) == [(1, 512), (1, 512)]
     assert model.variant is None  # the first one is as it was
+    small = published("gemma4-e2b")
+    assert small.with_variant("qkv").kept[1:] == small.kept[1:]
     same = model.with_variant(VariantSpec(streams=1, kv_heads=4))
     assert same.nbytes(99, 2) == model.nbytes(99, 2)
 
