@@ -53,6 +53,7 @@ setup(
         "minqkv": ["py.typed"],
         "minqkv.study.published": ["*.csv", "*.toml"],
         "minqkv.configs": ["*.toml"],
+        "minqkv.designs": ["*.toml"],
         "minqkv.render": ["*.css", "*.js"],
         "minqkv.tasks": ["builtin.jsonl"],
     },

@@ -7,9 +7,10 @@ from dataclasses import fields, replace
 
 import click
 
+from ..designs.models import MODELS
 from ..runtime.errors import Exit, UsageError
 from ..variants import VARIANTS
-from .options import Known, Listed, computes, cores, print_json, reports
+from .options import Known, Listed, computes, cores, either, print_json, reports
 
 _DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64": 8}
 
@@ -18,9 +19,14 @@ _DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64
 @click.option(
     "--config",
     type=Known(("300m", "1.2b")),
-    default="300m",
-    show_default=True,
-    help="The model's size: 300m, 1.2b, or a JSON file with the fields of GPTConfig.",
+    help="The model's size: 300m, 1.2b, or a JSON file with the fields of GPTConfig.  "
+    "[default: 300m]",
+)
+@click.option(
+    "--model",
+    type=Known(MODELS),
+    help=f"Show what a model in use keeps, by its published sizes: {either(MODELS)}. With "
+    "--variants, also what it would keep with these.",
 )
 @click.option(
     "--variants",
@@ -49,11 +55,20 @@ _DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64
 )
 @click.option("--svg", type=click.Path(dir_okay=False), help="Also save a figure as an SVG file.")
 @reports
-def variants(config, names, context, dtype, svg, as_json, **dims):
+def variants(config, model, names, context, dtype, svg, as_json, **dims):
     """Formula, parameters, MACs and cache of each variant.
 
-    Computed from formulas; tests compare them with real models.
+    With --model, what the layers of a model in use keep. Computed from formulas; tests compare them
+    with real models and arrays.
     """
+    if model is not None:
+        for name, value in ({"config": config} | dims).items():
+            if value is not None:
+                why = f"--model has published sizes: --{name.replace('_', '-')} does not apply"
+                raise UsageError(why, "leave it out")
+        _published(model, names, context, dtype, svg, as_json)
+        return
+    config = "300m" if config is None else config
     from ..models import PRESETS, GPTConfig
     from ..variants import cache_bytes_per_token, defined, formula, macs, params, variant_names
 
@@ -103,6 +118,32 @@ def variants(config, names, context, dtype, svg, as_json, **dims):
     from ..render.info import variant_table
 
     variant_table(rows, cfg, config, context, dtype)
+
+
+def _published(name, variants, context, dtype, svg, as_json):
+    """`variants --model`: what its layers keep, or what they would keep with other variants."""
+    from ..designs.models import published
+
+    model = published(name)
+    models = [model, *(model.with_variant(variant) for variant in variants or ())]
+    reports = [{"dtype": dtype} | each.report(context, _DTYPES[dtype]) for each in models]
+    rows = reports if variants else reports[0]["kinds"]
+    if svg:
+        from ..render.figures import bars
+        from ..runtime.files import write_text
+
+        labels = [row["variant"] or "as it is" if variants else row["kind"] for row in rows]
+        measures = [
+            (f"{what}, MiB", [row[key] / 2**20 for row in rows])
+            for what, key in (("needed", "bytes"), ("as released", "released_bytes"))
+        ]
+        write_text(svg, bars(f"{model.title}: cache of {context:,} tokens", labels, measures))
+    if as_json:
+        print_json(rows if variants else reports[0])
+        return
+    from ..render.info import model_table, replaced_table
+
+    replaced_table(reports) if variants else model_table(reports[0])
 
 
 def _read_config(path):

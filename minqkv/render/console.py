@@ -100,11 +100,11 @@ def _blocks(widths, limit):
     return blocks
 
 
-def bytes_text(n):
+def bytes_text(n, digits=6):
     """Bytes with a binary unit named: 1536 -> "1.5 KiB"."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
         if n < 1024 or unit == "PiB":
-            return f"{n:,.6g} {unit}"
+            return f"{n:,.{digits}g} {unit}"
         n /= 1024
     raise AssertionError("unreachable")
 

@@ -1,9 +1,11 @@
 """Tables of the commands that only inform."""
 
 from ..runtime.shown import counted
-from .console import bytes_text, say, stdout, table
+from .console import bytes_text, command, say, stdout, table
 
 LONGEST = 60  # characters of an example of a task
+STORED = "stored\nper token"
+TEXTS = ("kind", "variant", STORED)  # columns of words
 
 
 def variant_table(rows, cfg, config, context, dtype):
@@ -33,6 +35,67 @@ def variant_table(rows, cfg, config, context, dtype):
     symbols = 'α = 1/√d_h; head i reads stored head ⌊i/G⌋; s, g: what "+" learns.'
     macs = f"MACs: multiply-accumulates of a prefill of {counted(context, 'token')}."
     say(console, f"{names} {symbols} {macs}")
+
+
+def model_table(report):
+    """What each kind of layers of a published model keeps; see Published.report."""
+    heads = ["kind", "layers", "variant", STORED, "rows\nkept"]
+    lines = []
+    for kind in report["kinds"]:
+        stored = _stored(kind) + f" per {kind['ratio']}" * (kind["ratio"] > 1)
+        what = [kind["kind"], str(kind["layers"]), kind["variant"], stored, f"{kind['rows']:,}"]
+        lines.append([*what, *_both(kind), f"{kind['bytes_per_token_and_layer']:,} B"])
+    lines.append(["all", str(report["n_layer"]), "", "", "", *_both(report), ""])
+    console = _published(report, heads, lines, "per token\nand layer")
+    needed, released = (report[f"{w}bytes_per_further_token"] for w in ("", "released_"))
+    more = f"; as released, {released:,} B" if released != needed else ""
+    say(console, f"Each further token adds {needed:,} B{more}.")
+    _sources(console, report)
+
+
+def replaced_table(reports):
+    """A published model as it is, then with each of some variants in place of its own design."""
+    own, replaced = reports[0], [kind for kind in reports[0]["kinds"] if kind["grows"]]
+    lines = []
+    for report in reports:
+        stored = next(_stored(kind) for kind in report["kinds"] if kind["grows"])
+        name = report["variant"] or f"{replaced[0]['variant']}, its own"
+        share = f"{100 * report['bytes'] / own['bytes']:.6g} %"
+        adds = f"{report['bytes_per_further_token']:,} B"
+        lines.append([name, stored, adds, *_both(report), share])
+    heads = ["variant", STORED, "a further\ntoken adds"]
+    console = _published(own, heads, lines, "share of\nits own")
+    layers = " and ".join(f"{kind['layers']} {kind['kind']}" for kind in replaced)
+    say(console, f"Replaced: the design of the {layers} layers, of {own['n_layer']} in all.")
+    _sources(console, *reports)
+
+
+def _published(report, heads, lines, last):
+    """The table, with the cache before its last column; returns the console."""
+    console, (dtype, name) = stdout(), (report["dtype"], report["title"])
+    heads = [*heads, f"cache,\n{dtype}", "as\nreleased", last]
+    columns = [(head, "left" if head in TEXTS else "right") for head in heads]
+    table(console, f"{name}, {counted(report['context'], 'token')}", columns, lines)
+    return console
+
+
+def _stored(kind):
+    """Arrays as text: heads × width of each."""
+    return " + ".join(f"{heads}×{width}" for heads, width in kind["stored"]) or "–"
+
+
+def _both(figures):
+    """Bytes as the design needs them, and as the released software stores them."""
+    return [bytes_text(figures[key], 4) for key in ("bytes", "released_bytes")]
+
+
+def _sources(console, *reports):
+    """What is not obvious in the figures of a published model, and where its sizes are from."""
+    say(console, f"As released: {reports[0]['software']}.")
+    for note in dict.fromkeys(note for report in reports for note in report["notes"]):
+        say(console, note)
+    for source in reports[0]["sources"]:
+        command(console, f"Sizes: {source}")
 
 
 def task_table(rows):
