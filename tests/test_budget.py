@@ -55,7 +55,7 @@ BUDGETS = {
     "of it, several machines": ({"runtime/distributed.py"}, 60),
     "tasks": ({"tasks"}, 2650),
     "of it, images": (IMAGES, 740),
-    "study": ({"study"}, 1910),
+    "study": ({"study"}, 2000),
     "analysis": ({"analysis"}, 810),
     "render, teach": ({"render", "teach"}, 4880),
     "cli, and the way in": ({"cli", "__main__", "__init__"}, 2360),
