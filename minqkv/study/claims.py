@@ -52,6 +52,17 @@ CONTRASTS = {
         *_distances("sort", "learned+relative", "learned"),
         *_distances("mqar", "relative", "rope"),
     ],
+    "designs": [  # docs/designs-plan.md
+        Contrast(f"{size} B", "mqar", size, (name, 4, "rope", stored))
+        for size in (48, 64)
+        for name, stored in (
+            ("gta-1", "raw"),
+            ("gla-1", "raw"),
+            ("mla", "raw"),
+            ("q-mqa", "unrotate"),
+            ("gqa-1-thin-4", "raw"),
+        )
+    ],
     "nano": [  # docs/language-models-plan.md
         *(
             Contrast("sharing", "text", None, name)
