@@ -22,11 +22,12 @@
 
 # %% [markdown]
 # Lesson 10 stored a key and a value of each token. Lesson 11 stored one row that was both, in three
-# ways. Here we look at four designs side by side, two of them from models that are in use.
+# ways. Here are four designs side by side: `qkv`, and three that store one row. Two of the three
+# are from models that are in use.
 #
 # All layers of this lesson have four heads of four numbers, and rotary positions for one half of a
-# head: the last two columns turn, the first two do not. Models do this too. Two columns are one
-# pair, and it turns by one radian per position.
+# head: the last two columns turn, the first two do not. Some models do this too. Two columns are
+# one pair, and it turns by one radian per position.
 #
 # We begin with `qkv`: what does it store of five tokens?
 
@@ -104,9 +105,9 @@ show("with the gain", scaled * gain, digits=1)
 compare("scaled by hand", scaled, "the package", F.rms_norm(mq.Tensor(row)), 1e-6)
 
 # %% [markdown]
-# The first design is in Gemma 4, in its global layers, which see the whole text. (Its other layers
-# have a window, as in lesson 14.) A few KV heads are kept, and one row for each: `q-gqa-N` of
-# lesson 09.
+# The first of the three is in Gemma 4, in its global layers, which see the whole text. (Its other
+# layers have a window, as in lesson 14.) A few KV heads are kept, and one row for each: `q-gqa-N`
+# of lesson 09.
 #
 # The **value** is stored: the scaled row, without the gain and not turned. A key is made of it when
 # it is read: times the gain, and its last columns turned by its position. This is the raw form of
@@ -146,8 +147,8 @@ memory(stored=rows[0], values=v, keys=k)
 say("The keys are made for one step and then thrown away. What stays is the values.")
 
 # %% [markdown]
-# The second design is in DeepSeek-V4. All heads share one row: `q-mqa`. It is stored as a **key**,
-# with the gain and turned. When it is read, nothing is made: the stored array is the keys and the
+# The second is in DeepSeek-V4. All heads share one row: `q-mqa`. It is stored as a **key**, with
+# the gain and turned. When it is read, nothing is made: the stored array is the keys and the
 # values. This is the unrotate form.
 #
 # Lesson 11 showed the trap: turned rows are mixed. Let us look at the mix before anything is done
@@ -188,7 +189,7 @@ memory(stored=rows[0], keys=k, values=v)
 #     R_i⁻¹ Σ p_j R_j s_j  =  Σ p_j R_(j−i) s_j
 #
 # What is left of the turn is j − i, the distance. This is the **back-rotation**. It turns one row
-# for each query, however many rows are stored.
+# for each head and query, however many rows are stored.
 
 # %% The answer is turned back
 by_hand, answers = {}, {}
@@ -235,9 +236,9 @@ say("The answer depends on how far away the row was, and not on where the query 
 say("With the rows of Gemma 4 all three answers would be the same: its values never turn.")
 
 # %% [markdown]
-# The third design has been published as GTA, "grouped tied attention". It keeps what turns apart,
-# as in lesson 11: a row for each KV head that never turns, and one small turned row beside them for
-# all heads. The small row has as many columns as turn, two here.
+# The third has been published as GTA, "grouped tied attention". It keeps what turns apart, as in
+# lesson 11: a row for each KV head that never turns, and one small turned row beside them for all
+# heads. The small row has as many columns as turn, two here.
 #
 # The value is the row. A key is the first part of the row, followed by the small row.
 

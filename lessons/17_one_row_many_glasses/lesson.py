@@ -151,11 +151,12 @@ predict(
 )
 compare("scores of the row", scores, "scores of the keys", plain)
 compare("what is asked, by hand", asked, "q in the layer", t["q"])
+say("The layer keeps Uᵀ rather than U, because that is what queries are multiplied by: `into`.")
 
 # %% [markdown]
-# Now the values. A head mixes them with its weights p:
+# Now the values. A head mixes them with its weights a_j:
 #
-#     Σ p_j (c_j W)  =  (Σ p_j c_j) W
+#     Σ a_j (c_j W)  =  (Σ a_j c_j) W
 #
 # So mix the stored rows first, and put the mix through the matrix: again once for each head and
 # query. This is the choice that `mla` makes in the method `answer`.
@@ -274,8 +275,8 @@ predict(f"`mla` stores {held[0]} numbers of a token here. And two rows of GLA?",
 # of each head, and then heads of width d_h are compared and mixed. In the absorbed form only the
 # new tokens go through the matrices, but what is compared and mixed is as wide as the row.
 #
-# Write both counts as functions. `pairs` is the number of pairs of a query and a key it may see. To
-# be sure of the second function, we record the products of our small layer, as in lesson 11. It
+# Here are both counts as functions. `pairs` is the number of pairs of a query and a key it may see.
+# To be sure of the second function, we record the products of our small layer, as in lesson 11. It
 # makes one decode step: one new token, with five stored before it.
 
 
