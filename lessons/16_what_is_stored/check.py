@@ -9,8 +9,8 @@ from minqkv.attention import causal_mask, rope_table
 TOLERANCE = 1e-9
 
 HINTS = (
-    "A row of the mix is turned back by the position of its query, `at[t]` for row t, in all heads "
-    "alike. The columns before the last d_rope stay as they are.",
+    "Row t of the mix is turned back by the position of its query, `at[t]`. All heads do the same. "
+    "The columns before the last d_rope stay as they are.",
     "Make an array of angles (T, d_rope/2): the positions as a column, times the speeds of the "
     "pairs. Then cut the last axis of z into three parts: what stays, the first halves of the "
     "pairs, and the second halves.",
@@ -20,14 +20,14 @@ HINTS = (
 )
 
 EXPLANATION = """
-In both texts of a case the same tokens are at the same distances, so the answers should agree. The
+Both texts of a case have the same tokens at the same distances, so the answers should agree. The
 two mixes did not agree, because each row had been turned by its own position when it was stored.
-Your turn by the position of the query left only the distances.
+After your turn by the position of the query, only the distances are left.
 
-The package does the same in `Attention.answer`, by the function that turns queries and keys, with
-the sines negated. Cosines and sines come from a table that is made once for all positions.
+The package does the same in `Attention.answer`. It uses the function that turns queries and keys,
+with the sines negated. Cosines and sines come from a table that is made once for all positions.
 
-In a batch whose texts differ in length, `at` has a row for each text.
+If the texts of a batch differ in length, the package's `at` has a row for each text.
 """
 
 

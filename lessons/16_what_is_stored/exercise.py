@@ -7,9 +7,9 @@ def answer(z, at, d_rope):
     """Turn each row of z back by the position of its query.
 
     z (H, T, d) is what H heads have mixed for T tokens, and at (T,) holds the positions of these
-    tokens. The rows that were mixed had been turned, each by its own position: their last d_rope
-    columns, and no others. Of these d_rope columns, column i and column i + d_rope/2 are pair i,
-    for i below d_rope/2. At position p, pair i was turned by this angle, in radians:
+    tokens. Each row that was mixed had been turned by its own position, but only in its last d_rope
+    columns. Of these d_rope columns, column i and column i + d_rope/2 are pair i, for i below
+    d_rope/2. At position p, pair i was turned by this angle, in radians:
 
         p * 10_000 ** (-2 * i / d_rope)
 

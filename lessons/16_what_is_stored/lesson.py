@@ -4,7 +4,7 @@
 #
 # [tool.minqkv.lesson]
 # title = "What is stored, and how it is read"
-# question = "What do models that are in use store of a token, and how is it read?"
+# question = "What do models in use store for each token, and how is it read?"
 # needs = [
 #   "attention", "heads", "KV heads", "cache bytes", "q-gqa-N", "q-mqa", "cache", "decode", "rope",
 #   "one buffer",
@@ -21,15 +21,16 @@
 # ///
 
 # %% [markdown]
-# Lesson 10 stored a key and a value of each token. Lesson 11 stored one row that was both, in three
-# ways. Here are four designs side by side: `qkv`, and three that store one row. Two of the three
-# are from models that are in use.
+# Lesson 10 stored a key and a value for each token. Lesson 11 stored one row that was both, in
+# three ways. Here are four designs side by side: `qkv`, and three that store one row. Two of the
+# three are from models in use.
 #
-# All layers of this lesson have four heads of four numbers, and rotary positions for one half of a
-# head: the last two columns turn, the first two do not. Some models do this too. Two columns are
-# one pair, and it turns by one radian per position.
+# All layers of this lesson have four heads of four numbers. Rotary positions turn one half of a
+# head: the last two columns turn, the first two do not. (Many models turn only a part of each
+# head.) The two columns are one pair, which turns by one radian per position.
 #
-# We begin with `qkv`: what does it store of five tokens?
+# We begin with `qkv`. A text has five tokens. Keys are turned and then stored, and values are
+# stored as they are.
 
 # %% Four heads of four numbers
 import numpy as np
@@ -55,19 +56,20 @@ mask = causal_mask(steps, steps)  # (T, T)
 layer = mq.Attention("qkv", **options)
 rows = layer.store(x, at)  # two arrays (B, H, T, d)
 one = sum(row.numpy()[0, :, 0].size for row in rows)
-predict("Four heads of four numbers: how many numbers does `qkv` store of a token?", one)
-show("what is stored first, head 0", rows[0].numpy()[0, 0])
+predict("Four heads of four numbers: how many numbers does `qkv` store for each token?", one)
+show("stored keys, head 0", rows[0].numpy()[0, 0])
 
 # %% [markdown]
 # In every design an attention layer does the same four things:
 #
-# - **store**: what is kept of a new token?
+# - **store**: what is kept for a new token?
 # - **query**: what does the token look for?
-# - **read**: which keys and values are made of what is kept?
+# - **read**: which keys and values are made from what is kept?
 # - **answer**: what is done to the mix of the values?
 #
 # In this package these are four short methods of one class, and a design is a choice in each of
-# them. We call those of `qkv` one after another.
+# them. Between `read` and `answer` comes the attention of lesson 06, which is the same in all four
+# designs. We call the methods of `qkv` one after another.
 
 # %% Four methods
 q = layer.query(x, rows, at)  # (B, H, T, d)
@@ -78,13 +80,14 @@ out = layer.wo(F.merge_heads(z))  # (B, T, C)
 
 predict("Does `read` of `qkv` make new arrays?", k is not rows[0])
 memory(stored_keys=rows[0], stored_values=rows[1], keys=k, values=v)
-compare("the four methods, one by one", out, "the layer", layer(x, mask))
-say("With qkv, `read` returns what is stored, and `answer` returns the mix.")
+compare("the four methods", out, "the layer", layer(x, mask))
+say("With qkv, `read` returns what is stored, and `answer` returns the mix unchanged.")
 
 # %% [markdown]
 # The next two designs bring stored rows and queries to a common size. They divide a row by the
-# square root of the mean of its squares, so that its mean square becomes 1. (The norm of lesson 07
-# also subtracted the mean. This one does not.)
+# square root of the mean of its squares, so that its mean square becomes 1. Then no score is large
+# just because a row is long. This is called **RMS norm**. (The norm of lesson 07 also subtracted
+# the mean.)
 #
 # A key is then multiplied by a **gain**: a learned factor for each column. Whether the value gets
 # the gain too depends on what is stored.
@@ -105,13 +108,13 @@ show("with the gain", scaled * gain, digits=1)
 compare("scaled by hand", scaled, "the package", F.rms_norm(mq.Tensor(row)), 1e-6)
 
 # %% [markdown]
-# The first of the three is in Gemma 4, in its global layers, which see the whole text. (Its other
-# layers have a window, as in lesson 14.) A few KV heads are kept, and one row for each: `q-gqa-N`
-# of lesson 09.
+# The first of the three is from the larger models of Gemma 4, where it is used in the layers that
+# see the whole text. (The other layers have a window, as in lesson 14.) There are a few KV heads,
+# and one row is kept for each: `q-gqa-N` of lesson 09.
 #
-# The **value** is stored: the scaled row, without the gain and not turned. A key is made of it when
-# it is read: times the gain, and its last columns turned by its position. This is the raw form of
-# lesson 11.
+# The **value** is stored: the scaled row, without the gain and not turned. The key is made from it
+# at each read: the row is multiplied by the gain, and its last columns are turned by its position.
+# This is the raw form of lesson 11.
 #
 # We make the keys by hand.
 
@@ -144,16 +147,16 @@ show("stored, KV head 0", stored[0, 0])
 show("keys, KV head 0", k.numpy()[0, 0])
 compare("keys by hand", keys, "keys in the layer", k)
 memory(stored=rows[0], values=v, keys=k)
-say("The keys are made for one step and then thrown away. What stays is the values.")
+say("The keys are made for one step and then thrown away. Only the values are kept.")
 
 # %% [markdown]
-# The second is in DeepSeek-V4. All heads share one row: `q-mqa`. It is stored as a **key**, with
-# the gain and turned. When it is read, nothing is made: the stored array is the keys and the
-# values. This is the unrotate form.
+# The second is from DeepSeek-V4. All heads share one row: `q-mqa`. It is stored as a **key**, with
+# the gain and turned. Reading makes nothing new: the stored array is both the keys and the values.
+# This is the unrotate form.
 #
 # Lesson 11 showed the trap: turned rows are mixed. Let us look at the mix before anything is done
-# about it. The layer reads the same text twice. First it begins at position 0, then seven places
-# later.
+# about it. The layer reads the same text twice. First the text begins at position 0, then seven
+# places later.
 
 # %% DeepSeek-V4: the key is stored
 deepseek = mq.Attention("q-mqa", norm=True, rope_value="unrotate", **options)
@@ -178,9 +181,9 @@ show("mix of head 0, at 7", mixed[7][0, 0])
 memory(stored=rows[0], keys=k, values=v)
 
 # %% [markdown]
-# Each row was turned by its own position j. In the mix this can no longer be undone, because rows
-# of many positions have been added up. It could be undone before mixing, but then every stored row
-# would have to be turned at every step.
+# Each row was turned by its own position j. In the mix the rows can no longer be turned back one by
+# one, because they have been added up. They could be turned back before they are mixed, but then
+# every stored row would have to be turned at every step.
 #
 # Instead `answer` turns the mix **back**, by the position i of the query. Turning a sum turns each
 # of its parts. Write R_j for the turn by j, s_j for a row before it was turned, and p_j for its
@@ -188,8 +191,8 @@ memory(stored=rows[0], keys=k, values=v)
 #
 #     R_i⁻¹ Σ p_j R_j s_j  =  Σ p_j R_(j−i) s_j
 #
-# What is left of the turn is j − i, the distance. This is the **back-rotation**. It turns one row
-# for each head and query, however many rows are stored.
+# What is left is a turn by j − i, the distance. Turning the mix back is called the
+# **back-rotation**. It turns one row for each head and query, however many rows are stored.
 
 # %% The answer is turned back
 by_hand, answers = {}, {}
@@ -210,11 +213,11 @@ compare("turned back by hand", by_hand[7], "`answer` of the layer", answers[7])
 compare("answers at 0", answers[0], "answers at 7", answers[7])
 wrong = turn(mixed[7], -np.arange(5))  # by 0, 1, 2 ...: (B, H, T, d)
 compare("turned back by 0, 1, 2 ...", wrong, "answers at 0", answers[0], same=False)
-say("A mix is turned back by the position that turned its query.")
+say("A mix is turned back by the position of its query.")
 
 # %% [markdown]
-# So a row that is n places before the query arrives there turned by −n. What does that mean for the
-# answer?
+# So a row that is n places before the query enters the answer turned by −n. What does that mean for
+# the answer?
 #
 # Let every token have the same row. A query puts all its weight on one token: on itself, on the one
 # before it, or on the one before that. We do this at two places of a text.
@@ -233,14 +236,14 @@ predict("All rows are the same. Does the answer depend on which token is looked 
 show("answers at position 5", found[5], rows=names)
 compare("answers at 5", found[5], "answers at 12", found[12])
 say("The answer depends on how far away the row was, and not on where the query is.")
-say("With the rows of Gemma 4 all three answers would be the same: its values never turn.")
+say("In Gemma 4's design all three answers would be the same: its values never turn.")
 
 # %% [markdown]
 # The third has been published as GTA, "grouped tied attention". It keeps what turns apart, as in
 # lesson 11: a row for each KV head that never turns, and one small turned row beside them for all
-# heads. The small row has as many columns as turn, two here.
+# heads. Here the small row has two columns.
 #
-# The value is the row. A key is the first part of the row, followed by the small row.
+# The value is the whole row. The key is the row with its last columns replaced by the small row.
 
 # %% GTA: a small row beside
 gta = mq.Attention("gta-2", **options)
@@ -288,13 +291,13 @@ compare("by hand", list(by_hand.values()), "measured", list(measured.values()))
 # %% [markdown]
 # A design says what has to be stored. A program may store more:
 #
-# - The transformers library keeps two copies of the one row, as keys and as values, for these
-#   layers of Gemma 4 and for layers of DeepSeek-V4 that have a window.
+# - For these layers of Gemma 4, the transformers library stores the keys as well as the values.
+# - For the layers of DeepSeek-V4 that have only a window, it stores the one row twice.
 # - The program that was released with GTA repeats the small row for every query head.
 #
-# Here are both, for the row of one KV head of Gemma 4 and for DeepSeek-V4's row, as wide as in the
-# models. For GTA we choose sizes that are common in language models. For each we allocate a cache
-# of one token and ask for its bytes.
+# We compare what is needed with what is stored. The rows of Gemma 4 and DeepSeek-V4 are as wide as
+# in the models. For GTA we choose sizes that are common in language models. For each we allocate a
+# cache with room for one token and ask for its size in bytes.
 
 
 # %% The design, and a program
@@ -303,9 +306,11 @@ def held(*stored):
 
 
 rows = []
-for kind in ("gemma4-global", "deepseek-v4"):
+kinds = {"gemma4-global": "Gemma 4, one KV head"}
+kinds["deepseek-v4"] = "DeepSeek-V4, window"
+for kind, name in kinds.items():
     row = 1, SHIPPED[kind]["head_dim"]  # heads, columns
-    rows.append([kind, held(row), held(row, row)])
+    rows.append([name, held(row), held(row, row)])
 heads, h, d, d_small = 32, 8, 128, 64
 row, small = (h, d), (1, d_small)
 rows.append(["gta-8", held(row, small), held(row, (heads, d_small))])
@@ -313,38 +318,41 @@ gqa = held(row, row)
 rows.append(["gqa-8", gqa, gqa])
 
 say(f"GTA: {heads} query heads, {h} KV heads of {d} numbers, small rows of {d_small}.")
-predict(f"DeepSeek-V4's row takes {rows[1][1]:,} bytes. How many do two copies take?", rows[1][2])
 predict(
-    f"gqa with {h} KV heads takes {gqa:,} bytes. Does the program released with GTA take less?",
+    f"DeepSeek-V4's row takes {rows[1][1]:,} bytes. How many does the library store?", rows[1][2]
+)
+predict(
+    f"With the same heads `gqa-{h}` takes {gqa:,} bytes. Does the program released with GTA take "
+    "less?",
     rows[2][2] < gqa,
 )
-table("bytes per token and layer", ["design", "needed", "in that program"], rows)
-say("To know what a program stores, ask its arrays.")
+table("bytes per token and layer", ["design", "needed", "stored"], rows)
+say("To know what a program stores, measure its arrays.")
 
 # %% [markdown]
 # `mq.shipped_layer` makes a layer of such a model by its name, and `mq.load_layer` reads one from a
-# file of weights. We compare the first with the layer that we built above. DeepSeek-V4 has further
-# parts: its queries and its output are made in two steps each, and a head can give weight to
-# nothing (`Sink`). docs/designs.md says what is left out.
+# file of weights. We make one of Gemma 4 and compare it with ours. DeepSeek-V4 has further parts:
+# its queries and its output are made in two steps each, and a head can give part of its weight to
+# nothing. (That is `Sink`. It stores no token, unlike the sinks of lesson 14.) docs/designs.md says
+# what is left out.
 #
-# In the exercise you write `answer`, the back-rotation, for any number of columns that turn. The
-# check gives it the mix of a text that begins at position 0, and the mix of the same text begun
-# later.
+# In the exercise you write `answer`, the back-rotation, for any number of pairs that turn. As in
+# lesson 11, each pair has a speed of its own. The check calls your function with the mix of a text
+# that begins at position 0, and with the mix of the same text when it begins later.
 
 # %% Where it is done
 small = {"kv_heads": 2, "head_dim": 4, "d_rope": 2}
 shipped = mq.shipped_layer("gemma4-global", 6, 4, 16, init, **small)
 shipped.load_state_dict(gemma.state_dict())
 ways = [
-    ["qkv", "K and V", "K", "V", "the mix"],
-    ["Gemma 4", "V", "V turned", "V", "the mix"],
-    ["DeepSeek-V4", "K turned", "stored", "stored", "turned back"],
-    ["GTA", "V, small row", "of both", "V", "the mix"],
+    ["qkv", "K, V", "K", "V", "the mix"],
+    ["Gemma 4", "V", "V x gain, turned", "V", "the mix"],
+    ["DeepSeek-V4", "K", "K", "K", "the mix, turned back"],
+    ["GTA", "V, small row", "from both", "V", "the mix"],
 ]
 compare("our layer", gemma(x, mask), "gemma4-global at this size", shipped(x, mask))
 table("how it is read", ["design", "stored", "key", "value", "answer"], ways)
-say("Models that ship with them: Gemma 4, in its global layers, and DeepSeek-V4.")
-say("GTA was published with code.")
+say("Gemma 4 and DeepSeek-V4 are models in use. GTA was published with code.")
 source(mq.Attention.store)
 source(mq.Attention.read)
 source(mq.Attention.answer)
