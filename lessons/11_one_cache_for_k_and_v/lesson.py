@@ -261,12 +261,12 @@ say(
 # Third fix: never turn the row, and keep what turns **apart**. Another matrix, `wr`, makes a small
 # row, which is stored beside the first one. The small row turns. It is compared and never mixed.
 #
-# - A key is the first part of the row, followed by the small row.
-# - The value is the row, all of it.
+# - The value is the whole row.
+# - The key is the row with its last columns replaced by the small row.
 #
-# So a score is a sum of two: how well the contents match, and what the turned parts say about the
-# distance. In the package this is `gta-N`, where N is the number of KV heads. However many there
-# are, they all use the same small row.
+# So a score is a sum of two parts: one from the columns that never turn, and one from the columns
+# that do, which depends on the distance. In the package this is `gta-N`, where N is the number of
+# KV heads. However many there are, they all use the same small row.
 #
 # Here the head has four numbers, and `wk` makes the row (x, y, 0, 0) from a token (x, y). The small
 # row is (x, y), turned.
@@ -335,8 +335,9 @@ table(
 
 # %% [markdown]
 # So `raw` turns every stored key again at every step. `unrotate` turns three rows, however long the
-# text is. The third fix turns two, but stores more: half a row here, and relatively less where many
-# heads share the small row. One form is missing from the table: store the turned key and also the
+# text is: the query, the new key and the answer. The third fix turns only the query and the new
+# small row, but it stores more: half a row here, and relatively less where many heads share the
+# small row. One form is missing from the table: store the turned key and also the
 # raw value. It is correct and cheap, but then there are two arrays again, and K = V has saved a
 # matrix of weights but no cache.
 #
@@ -404,9 +405,10 @@ say("The second read is cheap if the array is still in the processor's cache.")
 # this package has none yet. So the cache always holds half the bytes, but reading half as many
 # needs a special kernel.
 #
-# Models that are in use have all three fixes. The global layers of Gemma 4 store the raw row.
-# DeepSeek-V4 turns the answer back. DeepSeek-V3 keeps a small turned row beside a wide one. The
-# first two are in lesson 16, and the third is in lesson 17.
+# All three fixes are found in models in use. In the larger models of Gemma 4, the layers that see
+# the whole text make keys and values from one raw row. DeepSeek-V4 turns the answer back.
+# DeepSeek-V3 keeps a small turned row beside a wide one. Lesson 16 is about the first two, and
+# lesson 17 about the third.
 #
 # In the exercise you write the first two fixes: `raw_step` and `unrotate_step`, each a decode step.
 # `turn` is given.
