@@ -30,8 +30,8 @@ def _scaled(divisor):
 
 
 def absorb__scaled_by_the_row(q, p, c, r, wk, wv):
-    """You divide the scores by √n, for the n columns of a stored row. A naive key has d + m: divide
-    by √(d + m).
+    """You divide the scores by √n, for the n columns of a stored row. A naive key has d + m
+    numbers: divide by √(d + m).
     """
     return _scaled(lambda d, m, n: np.sqrt(n))(q, p, c, r, wk, wv)
 
@@ -89,7 +89,7 @@ def absorb__two_softmaxes(q, p, c, r, wk, wv):
 
 
 def absorb__reshaped(q, p, c, r, wk, wv):
-    """You reshape wk to (H, d, n), which puts its numbers in other places. Exchange the two axes:
+    """You reshape wk to (H, d, n), which puts its numbers in other places. Swap the last two axes:
     wk.swapaxes(1, 2).
     """
     H, n, d = wk.shape
@@ -120,12 +120,12 @@ def absorb__values_of_the_first_head(q, p, c, r, wk, wv):
 
 
 def absorb__mean_of_the_matrices(q, p, c, r, wk, wv):
-    """You average the matrices of the heads into one. Each head keeps two matrices to itself."""
+    """You average the matrices of the heads into one. Each head has its own two matrices."""
     return _with(q, p, c, r, np.stack([wk.mean(0)] * len(q)), np.stack([wv.mean(0)] * len(q)))
 
 
 def absorb__matrices_exchanged(q, p, c, r, wk, wv):
-    """You exchange the two matrices: queries absorb wk, and answers go through wv."""
+    """You have swapped the two matrices. Queries absorb wk, and answers go through wv."""
     return _with(q, p, c, r, wv, wk)
 
 
@@ -135,7 +135,8 @@ def absorb__answers_through_wk(q, p, c, r, wk, wv):
 
 
 def absorb__softmax_over_the_heads(q, p, c, r, wk, wv):
-    """Your softmax runs over the heads. The weights of one head on all rows add up to one."""
+    """Your softmax runs over the heads. It should run over the rows: the weights of one head add up
+    to 1."""
     asked = _asked(q, wk)
     scores = (asked @ c.T + p @ r.T) / np.sqrt(q.shape[1] + p.shape[1])
     return _results(asked, scores, c, wv, axis=0)

@@ -9,7 +9,8 @@ TOLERANCE = 1e-9
 
 HINTS = (
     "Five steps: the query through the matrix, the scores, the weights, the mix of the stored "
-    "rows, and the mix through the other matrix. The first and the last are done for each head.",
+    "rows, and the mix through the other matrix. In the first and the last, each head has its own "
+    "matrix.",
     "For head i, asked[i] = q[i] @ wk[i].T, and z[i] = mixed[i] @ wv[i]. A score is a sum of two "
     "dot products: asked[i] with a row of c, and p[i] with the small row beside it.",
     "scores = (asked @ c.T + p @ r.T) / np.sqrt(d + m), of shape (H, S); then e = np.exp(scores - "
@@ -19,12 +20,12 @@ HINTS = (
 
 EXPLANATION = """
 For `z` the reference used the naive form: it made all keys and values and gave them to the
-package's attention. You made none of them, and your numbers are the same, to rounding.
+package's attention. You made none of them, and your numbers are the same up to rounding.
 
 In the package the two matrices are called `into` and `out_of`, and `into` is stored transposed, as
 you used it. `Attention.query` puts `asked` and `p` side by side, and `Attention.read` does the same
-with a row and its small row. Then one product gives the sum of two, and what remains is attention
-with one KV head, whose values are the rows.
+with a row and its small row. Then one dot product gives both parts of a score, and what remains is
+attention with one KV head, whose values are the rows.
 """
 
 

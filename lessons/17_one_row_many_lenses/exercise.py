@@ -9,9 +9,9 @@ def absorb(q, p, c, r, wk, wv):
     The new token has already been stored, so it sees all S rows, and there is no mask.
 
         q (H, d)       what each head looks for
-        p (H, m)       the part of its query that turns; it has been turned
+        p (H, m)       the part of its query that turns, already turned
         c (S, n)       the stored rows, one for all heads
-        r (S, m)       the small rows beside them; they have been turned
+        r (S, m)       the small rows beside them, already turned
         wk (H, n, d)   the naive form would make the keys c @ wk[i] for head i, with r beside them
         wv (H, n, d)   and the values c @ wv[i]
 
