@@ -259,7 +259,8 @@ say(
 
 # %% [markdown]
 # Third fix: never turn the row, and keep what turns **apart**. Another matrix, `wr`, makes a small
-# row, which is stored beside the first one. The small row turns. It is compared and never mixed.
+# row, which is stored beside the first one. The small row turns, and so do the last columns of the
+# query, which it is compared with. It is never mixed.
 #
 # - The value is the whole row.
 # - The key is the row with its last columns replaced by the small row.
