@@ -13,20 +13,18 @@ import numpy as np
 
 from .functional import (
     concat,
-    embedding,
     merge_heads,
     rms_norm,
     rotate,
     scaled_dot_product_attention,
     split_heads,
-    transpose,
 )
 from .nn import Init, Linear, Module
 from .runtime import backend, tracing
 from .runtime.backend import Array
 from .runtime.errors import UsageError, unknown
 from .runtime.fields import whole
-from .tensor import Tensor
+from .tensor import Tensor, make
 from .variants import FARTHEST, POSITIONS, ROPE_VALUES, VariantSpec
 
 
@@ -144,10 +142,10 @@ def slopes(n_head: int) -> np.ndarray:
 class Distance(Module):
     """What is added to a score, by head and by how far the key lies before the query.
 
-    "alibi": minus the distance, either way, times a fixed rate for each head (`slopes`).
-    "relative": a learned number for each head and distance (arXiv 1910.10683, without its buckets);
-    all distances from FARTHEST on share one. If queries see keys `ahead` of them, distances are
-    signed, so that the two directions can differ.
+    "fixed": minus the distance, either way, times a rate for each head (`slopes`). "learned": a
+    number for each head and distance (arXiv 1910.10683, without its buckets); all distances from
+    FARTHEST on share one. If queries see keys `ahead` of them, distances are signed, so that the
+    two directions can differ. What is added has as many numbers as the scores of one sequence.
     """
 
     def __init__(self, kind, n_head, block_size, init=None, ahead=True):
@@ -155,20 +153,31 @@ class Distance(Module):
         self.far = min(block_size - 1, FARTHEST)
         self.first = -self.far if ahead else 0
         self.slopes = self.weight = None
-        if kind == "alibi":
+        if kind == "fixed":
             self.slopes = backend.upload(slopes(n_head)[:, None, None].astype(init.dtype))
         else:
             self.weight = (init / "weight").normal((self.far - self.first + 1, n_head), 0.02)
 
     def forward(self, queries: slice | np.ndarray, keys: slice | np.ndarray) -> Tensor:
         """(1, H, T, S) for positions (T,) and (S,); (B, H, T, S) if sequences differ."""
-        i, j = (np.atleast_2d(as_array(at)) for at in (queries, keys))
+        i, j = (backend.upload(np.atleast_2d(as_array(at))) for at in (queries, keys))
         before = i[:, :, None] - j[:, None, :]  # (B, T, S)
         if self.slopes is not None:
-            away = backend.upload(np.abs(before), self.slopes.dtype)[:, None]  # (B, 1, T, S)
+            away = abs(before[:, None]).astype(self.slopes.dtype)  # (B, 1, T, S)
             return Tensor(-self.slopes * away)  # (B, H, T, S)
-        rows = np.clip(before, self.first, self.far) - self.first
-        return transpose(embedding(rows, self.weight), 0, 3, 1, 2)  # (B, T, S, H) -> (B, H, T, S)
+        return looked_up(self.weight, before.clip(self.first, self.far) - self.first)
+
+
+def looked_up(weight: Tensor, rows: Array) -> Tensor:
+    """Row rows[b, t, s] of weight (n, H), as numbers of the heads: (B, T, S) -> (B, H, T, S)."""
+    n, H = weight.shape
+
+    def vjp(g, wanted):
+        flat = rows.reshape(-1)
+        heads = [backend.xp.bincount(flat, g[:, h].reshape(-1), n) for h in range(H)]  # (n,) each
+        return (backend.xp.stack(heads, axis=1).astype(g.dtype),)
+
+    return make(weight.data.T[:, rows].swapaxes(0, 1), (weight,), vjp)
 
 
 class Attention(Module):
@@ -218,7 +227,7 @@ class Attention(Module):
         spec = VariantSpec.parse(spec).for_heads(n_head)
         head_dim = checked_head_dim(n_embd, n_head, head_dim)
         check_positions([spec], head_dim, position, rope_value, d_rope, rope_base)
-        self.spec, self.name, rope = spec, init.name, position == "rope"
+        self.spec, self.name, rope = spec, init.name, POSITIONS[position].turns
         self.norm, self.rope_base = norm, rope_base
         self.d_rope = spec.turning(head_dim, d_rope) if rope else 0
         d_query, d_row = spec.widths(head_dim, self.d_rope)
@@ -245,8 +254,8 @@ class Attention(Module):
         self.wo = Linear(n_head * head_dim, n_embd, init / "wo", bias)
         if spec.plus:
             self.plus = Plus(spec.plus, block_size, init / "plus", plus_channels, plus_start)
-        if position == "alibi" or "relative" in position:
-            self.distance = Distance(position, n_head, block_size, init / "distance", ahead)
+        if kind := POSITIONS[position].distance:
+            self.distance = Distance(kind, n_head, block_size, init / "distance", ahead)
         self.angles = rope_table(block_size, self.d_rope, init.dtype, rope_base) if rope else None
         one_row = spec.streams == 1 and not spec.apart
         self.turn_late = (rope or norm) and one_row and rope_value == "raw"
@@ -355,6 +364,10 @@ class Attention(Module):
         """Queries (B, H, T, d_h) at positions `asked` against rows stored at positions `at`:
         (B, H, T, d_h). Unless given, `asked` is `at`.
         """
+        n, S = q.shape[2], rows[0].shape[2]
+        if self.distance is not None and asked is None and n != S:
+            why = f"{n} queries, {S} keys: their distances are not known"
+            raise UsageError(why, "attend(..., asked=POSITIONS)")
         k, v = self.read(rows, at)
         for name, value in (("q", q), ("k", k), ("v", v)):
             tracing.probe(name, value)
@@ -420,12 +433,13 @@ def check_positions(
         raise unknown("rope_value", rope_value, ROPE_VALUES)
     if position not in POSITIONS:
         raise unknown("position scheme", position, POSITIONS)
-    if position != "rope" and d_rope is not None:
+    turns = POSITIONS[position].turns
+    if d_rope is not None and not turns:
         raise UsageError(f"d_rope {d_rope}: only rotary positions turn channels", "--position rope")
     if not 0 < rope_base < math.inf:
         raise UsageError(f"rope_base {rope_base} must be above 0 and finite")
     for spec in specs:
-        if position == "rope":
+        if turns:
             spec.turning(head_dim, d_rope)
         elif spec.apart and not spec.latent:
             why = f"{spec.name} stores what turns apart, and only rotary positions turn"

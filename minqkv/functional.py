@@ -245,7 +245,7 @@ def scaled_dot_product_attention(
 
     Queries come in blocks of rows, and a block ends at the last key that any of its rows may see: a
     causal mask halves the work. Beyond KEEP, backward computes the weights of each block again, so
-    that no (T, S) array of all heads exists at any time.
+    that no (T, S) array of all heads exists at any time, unless a bias is one.
     """
     q_shape, k_shape, v_shape = q.shape, k.shape, v.shape
     _check_attention(q_shape, k_shape, v_shape, mask, temperature, bias)

@@ -56,15 +56,30 @@ SHIPPED = {  # layers of models that ship: a variant, and options of Attention (
     "deepseek-v4": {"variant": "q-mqa", "norm": True, "head_dim": 512, "d_rope": 64,
                     "rope_value": "unrotate"},
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a model knows positions. `added` to the embeddings: "table" or "sinusoids". `turns`:
+    queries and keys are turned. `distance`, which is added to the scores: "fixed" or "learned".
+    """
+
+    about: str
+    added: str | None = None
+    turns: bool = False
+    distance: str | None = None
+
+
 POSITIONS = {
-    "learned": "a table, added to the embeddings",
-    "sinusoidal": "fixed sines and cosines, added to the embeddings",
-    "none": "no positions",
-    "rope": "queries and keys are turned by an angle that grows with the position",
-    "alibi": "scores fall with the distance between query and key, in each head at its own rate",
-    "relative": "a learned number for each head and distance is added to the scores",
-    "learned+relative": "both of these",
-}
+    "learned": Scheme("a table, added to the embeddings", added="table"),
+    "sinusoidal": Scheme("fixed sines and cosines, added to the embeddings", added="sinusoids"),
+    "none": Scheme("no positions"),
+    "rope": Scheme("queries and keys are turned, further at later positions", turns=True),
+    "alibi": Scheme("scores fall with distance, in each head at its own rate", distance="fixed"),
+    "relative": Scheme("a number is learned for each head and distance", distance="learned"),
+    "learned+relative": Scheme("a table, and a number for each head and distance",
+                               added="table", distance="learned"),
+}  # fmt: skip
 FARTHEST = 128  # distances that "relative" tells apart; those beyond count as this
 ROPE_VALUES = {  # with K = V under rope, two different models: what is stored, what is the value
     "raw": "unturned rows: the stored row is the value; a turned copy is the key",
@@ -239,7 +254,7 @@ class VariantSpec:
 
     def sizes(self, cfg: GPTConfig) -> tuple[int, int, int]:
         """Heads, their width, and how many of its channels turn, in this layer of a model."""
-        rope = cfg.position == "rope"
+        rope = POSITIONS[cfg.position].turns
         return cfg.n_head, cfg.head_dim, self.turning(cfg.head_dim, cfg.d_rope) if rope else 0
 
     def stored(self, cfg: GPTConfig) -> list[tuple[int, int]]:
@@ -255,7 +270,8 @@ class VariantSpec:
         attention += 2 * H * d_h * row if self.latent else 0
         attention += sum(cfg.plus_channels[:2]) if self.plus else 0
         attention += self.own_query * query + row * (not self.latent) if cfg.norm else 0
-        attention += H * min(cfg.block_size, FARTHEST + 1) if "relative" in cfg.position else 0
+        learned = POSITIONS[cfg.position].distance == "learned"
+        attention += H * min(cfg.block_size, FARTHEST + 1) if learned else 0
         mlp = 2 * d * f + beta * (f + d) + 2 * d if f else 0
         return attention + mlp + 2 * d
 
@@ -321,7 +337,8 @@ def _numbers(stored):
 
 def defined(position: str) -> list[str]:
     """The entries that there are under this position scheme: what turns has to turn."""
-    return [name for name in VARIANTS if position == "rope" or not name.startswith("gta")]
+    turns = POSITIONS[position].turns
+    return [name for name in VARIANTS if turns or not name.startswith("gta")]
 
 
 def variant_names(
@@ -368,7 +385,7 @@ def formula(variant: str) -> str:
 
 def params(cfg: GPTConfig) -> int:
     """Numbers in a GPT. The head is tied."""
-    positions = cfg.block_size * cfg.n_embd if "learned" in cfg.position else 0
+    positions = cfg.block_size * cfg.n_embd if POSITIONS[cfg.position].added == "table" else 0
     layers = sum(spec.layer_params(cfg) for spec in cfg.specs)
     return layers + 2 * cfg.n_embd + cfg.vocab_size * cfg.n_embd + positions
 

@@ -7,7 +7,7 @@ from toys import EVERY, gpt, host, tagger
 import minqkv as mq
 from minqkv import functional as F
 from minqkv import reference
-from minqkv.attention import Attention, Distance, slopes
+from minqkv.attention import Attention, Distance, looked_up, slopes
 from minqkv.designs.layers import Sink
 from minqkv.nn import Init
 from minqkv.runtime.errors import UsageError
@@ -28,7 +28,7 @@ def test_rates_of_alibi():
 
 
 def test_alibi_by_hand():
-    found = host(Distance("alibi", 2, 8)(slice(3, 5), slice(0, 5)))
+    found = host(Distance("fixed", 2, 8)(slice(3, 5), slice(0, 5)))
     assert found.shape == (1, 2, 2, 5)
     distance = np.array([[3, 2, 1, 0, 1], [4, 3, 2, 1, 0]])
     np.testing.assert_array_equal(found[0, 0], -distance / 16)
@@ -38,7 +38,7 @@ def test_alibi_by_hand():
 @pytest.mark.parametrize("ahead", [False, True])
 def test_relative_by_hand(ahead):
     """Each distance has its own number; those beyond the last one share it."""
-    part = Distance("relative", 2, 4, Init(0, "float64"), ahead)
+    part = Distance("learned", 2, 4, Init(0, "float64"), ahead)
     n = 7 if ahead else 4
     part.load_state_dict({"weight": np.arange(2.0 * n).reshape(n, 2)})
     found = host(part(slice(4, 6), slice(0, 7)))  # (1, 2, 2, 7)
@@ -51,9 +51,23 @@ def test_relative_by_hand(ahead):
     )
 
 
+def test_what_is_looked_up_is_an_embedding(rng):
+    """Its twin: rows of a table, with the heads before the positions; and its gradient."""
+    weight, rows = mq.nn.Parameter(rng.standard_normal((6, 3))), rng.integers(0, 6, (2, 4, 5))
+    u, found = rng.standard_normal((2, 3, 4, 5)), []
+    for looked in (looked_up, lambda w, at: F.embedding(at, w).transpose(0, 3, 1, 2)):
+        out = looked(weight, rows)
+        (out * u).sum().backward()
+        found.append((host(out), host(weight.grad)))
+        weight.zero_grad()
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-13)
+    assert mq.gradcheck(lambda w: looked_up(w, rows), weight) < 1e-8
+
+
 def test_how_many_numbers_are_learned():
     for block_size, ahead, rows in [(16, True, 31), (16, False, 16), (999, False, FARTHEST + 1)]:
-        assert Distance("relative", 4, block_size, ahead=ahead).weight.shape == (rows, 4)
+        assert Distance("learned", 4, block_size, ahead=ahead).weight.shape == (rows, 4)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -142,3 +156,18 @@ def test_a_sink_is_at_no_distance(position, rng):
     kept = total / (total + np.exp(host(layer.sink)))
     (z,), (expected,) = ([t[n] for n in t if n.split(".")[-1] == "z"] for t in (found, trace))
     np.testing.assert_allclose(z, expected * kept, atol=1e-12)
+
+
+def test_a_sink_has_no_plus():
+    with pytest.raises(UsageError, match="a sink beside"):
+        Sink("q=k-v+", 8, 2, 6)
+
+
+def test_positions_of_queries_are_needed():
+    """An own cache that forgets them gets one clear line."""
+    layer = Attention("qkv", 8, 2, 6, position="alibi")
+    x = mq.Tensor(np.ones((1, 5, 8), "f4"))
+    rows, q = layer.store(x, slice(0, 5)), layer.query(x[:, 3:], (), slice(3, 5))
+    with pytest.raises(UsageError, match="2 queries, 5 keys"):
+        layer.attend(q, rows, slice(0, 5))
+    assert layer.attend(q, rows, slice(0, 5), asked=slice(3, 5)).shape == (1, 2, 2, 4)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..models import GPT
 from ..runtime.errors import UsageError
-from ..variants import layered_name
+from ..variants import POSITIONS, layered_name
 
 
 def lift(model: GPT) -> GPT:
@@ -33,7 +33,7 @@ def lift(model: GPT) -> GPT:
     shared = [replace(spec, streams=1, key_width=None) for spec in cfg.specs]
     size = {"variant": layered_name(shared), "head_dim": d_qk + d_v, "rope_value": "raw"}
     twin, state = GPT(replace(cfg, **size)), model.state_dict()
-    places = _places(d_qk, d_v, cfg.position == "rope")
+    places = _places(d_qk, d_v, POSITIONS[cfg.position].turns)
     for i in range(cfg.n_layer):
         _lift_attention(state, f"blocks.{i}.attn.", cfg, d_qk, d_v, *places)
     twin.load_state_dict(state)

@@ -17,7 +17,7 @@ from ..optim import Adam
 from ..runtime.backend import use_backend
 from ..tensor import Node, Tensor
 from ..train import counted_targets, token_loss
-from ..variants import VariantSpec
+from ..variants import POSITIONS, VariantSpec
 
 
 @use_backend("numpy")
@@ -122,7 +122,8 @@ def activation_bytes(
     answers = tokens if asked is None else asked
     itemsize, rows = np.dtype(cfg.dtype).itemsize, tokens * d
     masks = (2 if cfg.d_ff else 1) * rows if cfg.dropout else 0  # booleans, of each sublayer
-    masks += 8 * length**2 if "relative" in cfg.position else 0  # where a distance is looked up
+    if POSITIONS[cfg.position].distance == "learned":
+        masks += 8 * length**2  # where a distance is looked up
     layers = [itemsize * layer_numbers(cfg, s, batch, length) + masks for s in cfg.specs]
     head = itemsize * answers * (_norm(d) + cfg.vocab_size)  # the last norm; the probabilities
     head += 8 * (4 * answers + (asked or 0))  # targets, three lists of places; which are asked
@@ -143,9 +144,10 @@ def scoring_bytes(cfg: GPTConfig, batch: int, length: int) -> int:
     rows = [spec.widths(cfg.head_dim)[1] for spec in cfg.specs]  # latent rows are wider than heads
     d, wide = cfg.n_embd, cfg.n_head * max(cfg.head_dim, *rows)
     attention = 2 * d + 7 * wide + cfg.n_head * min(length, 2 * F.BLOCK)  # scores: of two blocks
+    bias = (cfg.n_head + 5) * length**2 if POSITIONS[cfg.position].distance else 0
     mlp = 4 * d + 2 * cfg.d_ff
     head = 3 * d + 2 * cfg.vocab_size  # logits and probabilities
-    return batch * length * max(attention, mlp, head) * np.dtype(cfg.dtype).itemsize
+    return (batch * length * max(attention, mlp, head) + bias) * np.dtype(cfg.dtype).itemsize
 
 
 def layer_numbers(cfg: GPTConfig, spec: VariantSpec, batch: int, length: int) -> int:
@@ -176,8 +178,7 @@ def layer_numbers(cfg: GPTConfig, spec: VariantSpec, batch: int, length: int) ->
     mlp = length * (_norm(d) + 2 * cfg.d_ff) if cfg.d_ff else 0
     # What the sequences of a batch share: a bias, and the sines of the way back.
     shared = length * (spec.plus in ("full", "bias")) + turn_back * length * d_rope // 2
-    distances = cfg.position == "alibi" or "relative" in cfg.position
-    shared = H * length**2 if distances else shared
+    shared = H * length**2 if POSITIONS[cfg.position].distance else shared
     return batch * (attention + mlp) + shared
 
 

@@ -22,7 +22,7 @@ from ..runtime.blas import blas_threads
 from ..runtime.errors import EnvironmentFault
 from ..runtime.parallel import SMALLEST, set_threads
 from ..train import train_step
-from ..variants import FARTHEST, params
+from ..variants import FARTHEST, POSITIONS, params
 from .memory import activation_bytes, scoring_bytes
 
 try:
@@ -104,7 +104,7 @@ def n_params(cfg: GPTConfig | TaggerConfig | ViTConfig) -> int:
         return params(cfg)
     d, hidden, pool = cfg.n_embd, cfg.protocol == "2023", getattr(cfg, "pool", None)
     more = d + (d + 1) * cfg.n_class + hidden * (d + 1) * d
-    if "relative" in cfg.position:  # distances to later tokens
+    if POSITIONS[cfg.position].distance == "learned":  # distances to later tokens
         more += cfg.n_layer * cfg.n_head * min(cfg.block_size - 1, FARTHEST)
     return params(_as_gpt(cfg)) + more + d * (pool == "class") - (pool == "choice")
 

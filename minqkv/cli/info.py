@@ -32,7 +32,7 @@ _DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64
     "--variants",
     "names",
     type=Listed(Known(VARIANTS)),
-    help="Variants to list.  [default: all, gqa with H/4 KV heads]",
+    help="Variants to list.  [default: all, gqa with H/4 KV heads; the model's own]",
 )
 @click.option("--n-layer", type=int, help="Number of layers, instead of the configuration's.")
 @click.option("--n-head", type=int, help="Number of heads, instead of the configuration's.")

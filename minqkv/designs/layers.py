@@ -59,6 +59,8 @@ class Sink(Attention):
 
     def __init__(self, spec, n_embd, n_head, block_size, init=None, **options):
         super().__init__(spec, n_embd, n_head, block_size, init, **options)
+        if self.spec.plus:
+            raise UsageError(f'a sink beside the "+" of {self.spec.name} is not defined')
         self.sink = ((init or Init()) / "sink").constant((n_head, 1, 1), 0.0)
 
     def mix(self, q, k, v, mask, **plus):
@@ -83,7 +85,8 @@ class Slim(Attention):
     square and has an inverse, V = K W_K⁻¹ W_V exactly.
 
     It shares the parameters of `layer`, which it does not change. It is not for training: what
-    takes K to V stays as it is.
+    takes K to V stays as it is. Rounding grows with the condition number of W_K; layers where it
+    would reach about a hundredth are refused.
     """
 
     def __init__(self, layer: Attention):
@@ -93,14 +96,21 @@ class Slim(Attention):
             why = "keys give values back where each head has a row of K, without a norm"
             raise UsageError(f"{why}, and W_K is square: not {spec.name}, {d} x {rows}", "use qkv")
         matrix = state["wk.weight"].astype("float64")
-        if np.linalg.cond(matrix) * np.finfo(layer.wk.weight.dtype).eps > 1:
-            raise UsageError("W_K has no inverse, so values cannot be found from keys")
+        if np.linalg.cond(matrix) * np.finfo(layer.wk.weight.dtype).eps > 0.01:
+            raise UsageError("W_K is too close to a matrix without an inverse to find V from K")
         matrix = np.linalg.solve(matrix, state["wv.weight"])  # (C, C): W_K⁻¹ W_V
         bias = state.get("wv.bias", 0) - state.get("wk.bias", np.zeros(d)) @ matrix
         vars(self).update({name: part for name, part in vars(layer).items() if name != "wv"})
         self.spec, self.turn_late = replace(spec, streams=1), layer.angles is not None
+        self.training = False
         dtype = layer.wk.weight.dtype
         self.k_to_v, self.offset = (Tensor(backend.upload(a, dtype)) for a in (matrix, bias))
+
+    def forward(self, x, mask=None, cache=None, at=None):
+        """See Attention. Raises UsageError in training mode."""
+        if self.training:
+            raise UsageError("a layer that stores only K cannot be trained", "model.eval()")
+        return super().forward(x, mask, cache, at)
 
     def read(self, rows, at=None):
         """Keys, and the values that they give back, (B, H, S, d_h) each."""
@@ -112,6 +122,8 @@ def slimmed(model: GPT) -> GPT:
     """A copy of a trained model whose layers are Slim: it computes the same, and stores half as
     much. Raises UsageError where K does not give V back.
     """
+    if any(isinstance(block.attn, Slim) for block in model.blocks):
+        raise UsageError("this model stores only K already")
     twin = GPT(model.config)
     twin.load_state_dict(model.state_dict())
     twin.eval()

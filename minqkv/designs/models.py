@@ -25,7 +25,7 @@ GTA = (
 
 @dataclass(frozen=True)
 class Kept:
-    """What the layers of one kind keep, or what they keep beside their rows.
+    """What the layers of one kind keep: their rows, or something they keep beside these.
 
     There are `layers` of them, with `n_head` query heads of width `head_dim`. `design` is a name of
     variants.SHIPPED, or that of the variant `spec`. `d_rope` channels turn. `window`: only the last
@@ -126,11 +126,14 @@ class Published:
             why = f"{self.name}: no layer keeps a row of every token"
             raise UsageError(f"{why}, so {spec.name} has no place", "leave out --variants")
         other = {"design": spec.name, "d_rope": None, "released": None}
-        kept = [
-            replace(kept, spec=spec.for_heads(kept.n_head), **other) if kept.grows else kept
-            for kept in self.kept
-        ]
-        notes = self.notes + (GTA,) * (spec.apart and not spec.latent)
+        kept = list(self.kept)
+        for i, one in enumerate(kept):
+            fitting = spec.for_heads(one.n_head)
+            if one.grows and fitting != one.spec.for_heads(one.n_head):
+                fitting.turning(one.head_dim)  # these models have rotary positions
+                kept[i] = replace(one, spec=fitting, **other)
+        notes = tuple(note for note in self.notes if note != GTA)
+        notes += (GTA,) * (spec.apart and not spec.latent)
         return replace(self, kept=tuple(kept), variant=spec.name, notes=notes)
 
     def report(self, context: int, itemsize: int) -> dict:

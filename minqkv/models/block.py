@@ -23,7 +23,7 @@ from ..runtime.backend import Array
 from ..runtime.errors import UsageError, unknown
 from ..runtime.fields import whole
 from ..tensor import Tensor
-from ..variants import VariantSpec, layer_specs, layered_name
+from ..variants import POSITIONS, VariantSpec, layer_specs, layered_name
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ class Positions(Module):
     def __init__(self, cfg, init, std):
         shape = (cfg.block_size, cfg.n_embd)
         self.weight = None
-        if "learned" in cfg.position:
+        if POSITIONS[cfg.position].added == "table":
             self.weight = (init / "weight").normal(shape, std)
-        elif cfg.position == "sinusoidal":
+        elif POSITIONS[cfg.position].added == "sinusoids":
             self.weight = Tensor(backend.upload(sinusoids(*shape, dtype=cfg.dtype)))
 
     def reach(self, end: int) -> None:
@@ -132,7 +132,7 @@ class Layered:
     @property
     def bounded(self) -> bool:
         """Whether there are no positions after block_size; other schemes can compute more."""
-        return self.position not in ("none", "rope", "sinusoidal", "alibi", "relative")
+        return POSITIONS[self.position].added not in (None, "sinusoids")
 
     @property
     def specs(self) -> tuple[VariantSpec, ...]:

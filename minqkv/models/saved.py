@@ -8,6 +8,7 @@ from pathlib import Path
 from ..nn import Module
 from ..runtime.errors import EnvironmentFault, UsageError
 from ..runtime.files import read_arrays, write_arrays
+from ..variants import params
 from .gpt import GPT, GPTConfig
 from .tagger import Tagger, TaggerConfig
 from .vit import ViT, ViTConfig
@@ -24,6 +25,9 @@ def save(model: Module, path: str | Path) -> None:
     if CLASSES.get(name, (None,))[0] is not type(model):
         why = f"a {name} cannot be saved, only one of {', '.join(CLASSES)}"
         raise UsageError(why, "np.savez(path, **model.state_dict()) keeps its weights")
+    if name == "GPT" and model.n_params != params(model.config):
+        why = "parts of this model were replaced, so its configuration does not describe it"
+        raise UsageError(why, "save the model that it was made of")
     meta = {"class": name, "config": asdict(model.config)}
     write_arrays(path, KIND, meta, model.state_dict())
 

@@ -1,5 +1,6 @@
 """Tables of the commands that only inform."""
 
+from ..designs.models import GTA
 from ..runtime.shown import counted
 from .console import bytes_text, command, say, stdout, table
 
@@ -62,7 +63,9 @@ def replaced_table(reports):
         name = report["variant"] or f"{replaced[0]['variant']}, its own"
         share = f"{100 * report['bytes'] / own['bytes']:.6g} %"
         adds = f"{report['bytes_per_further_token']:,} B"
-        lines.append([name, stored, adds, *_both(report), share])
+        needed, released = _both(report)
+        known = report["kinds"] == own["kinds"] or GTA in report["notes"]  # else nobody released it
+        lines.append([name, stored, adds, needed, released if known else "–", share])
     heads = ["variant", STORED, "a further\ntoken adds"]
     console = _published(own, heads, lines, "share of\nits own")
     layers = " and ".join(f"{kind['layers']} {kind['kind']}" for kind in replaced)

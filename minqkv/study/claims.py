@@ -6,6 +6,7 @@ A claim takes at least eight seeds, an exact test, and a correction for how many
 from dataclasses import asdict, dataclass
 
 from . import stats
+from .grid import ONLY_K
 from .summary import Cell, Row
 
 MARGIN = 0.02  # smaller differences of accuracy do not matter
@@ -120,7 +121,8 @@ def _rows(contrast, cells):
     equal = contrast.per_token and {"bytes": contrast.per_token}
     cell = next(c for c in cells if (c.task, c.equal) == (contrast.task, equal))
     name = _key if equal else lambda row: row.arm
-    rows = {name(row): row for row in cell.rows if not row.lifted}
+    rows = {name(row): row for row in cell.rows
+            if not (row.lifted or row.arm.endswith(ONLY_K))}  # fmt: skip
     baseline = next(row for row in cell.rows if row.arm == cell.baseline)
     return cell, rows[contrast.arm], rows[contrast.against] if contrast.against else baseline
 

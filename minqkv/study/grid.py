@@ -138,12 +138,17 @@ def _models(task, variant, own, given) -> Iterator:
         check_positions(specs, 2, base.position, base.rope_value)
     except UsageError as error:
         raise NoWidth(f"{task} {variant}: {error}") from error
+    built, why = False, None
     for width in range(1, LARGEST_HEAD):
         try:
             config = configure(task, variant, own, **given, head_dim=width)
-        except UsageError:  # this width does not fit, such as an odd one to be rotated
+        except UsageError as error:  # this width does not fit, such as an odd one to be rotated
+            why = error
             continue
+        built = True
         yield width, config.task.config(config.variant)
+    if not built:
+        raise NoWidth(f"{task} {variant}: {why}")
 
 
 def _is_qkv(cfg):
@@ -219,6 +224,8 @@ def arm(config: RunConfig, equal: bool = False, width: bool = False) -> str:
     task, changed = config.task, []
     if equal:
         changed += [f"H {task.n_head} d {config.task.config(config.variant).head_dim}"]
+        d_rope = getattr(task, "d_rope", None)
+        changed += [f"d_r {d_rope}"] if d_rope is not None else []
         changed += [task.position] if task.position != "learned" else []
         specs = task.config(config.variant).specs
         shared_row = any(spec.streams == 1 and not spec.apart for spec in specs)

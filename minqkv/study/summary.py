@@ -91,18 +91,25 @@ def summarise(
     for config, record in zip(configs, records, strict=True):
         group = _equal(record, config, equal, targets)
         of = bool(equal), config.task.name in mixing
-        size = tuple(cell(config, *of).items())
-        arms = cells.setdefault((size, group, of), {})
+        arms = cells.setdefault((tuple(cell(config, *of).items()), group, of), {})
         arms.setdefault(arm(config, *of), []).append((config, record))
-        if equal == "bytes" and record["slim"]:
-            stored = record | record["slim"] | {"lifted": None}
-            stored["cache_bytes_per_token_formula"] //= 2
-            arms = cells.setdefault((size, _equal(stored, config, equal, targets), of), {})
-            arms.setdefault(f"{arm(config, *of)}, {ONLY_K}", []).append((config, stored))
+    for (size, group, of), arms in list(cells.items() if equal == "bytes" else ()):
+        for name, runs in arms.items():
+            if any(record["slim"] for _, record in runs):
+                half = cells.setdefault((size, group // 2, of), {})
+                half[f"{name}, {ONLY_K}"] = [(c, _only_k(record)) for c, record in runs]
     return [
         _cell(dict(size), equal and {equal: group}, arms, choices or {}, of_an_arm(*of))
         for (size, group, of), arms in cells.items()
     ]
+
+
+def _only_k(record):
+    """The record of a trained qkv, as one that stores K alone; without a score where it cannot."""
+    costs = ("cache_bytes_per_token", "cache_bytes_per_token_formula")
+    stored = {name: record[name] // 2 for name in costs}
+    stored |= {"score": None, "lifted": None, "slim": None}
+    return record | stored | (record["slim"] or {})
 
 
 def told_apart(cells: list[Cell]) -> list[Cell]:
@@ -163,7 +170,8 @@ def _baseline(arms, equal, choices):
     """The arm of qkv. At equal bytes there may be several, with more or fewer heads: the best one
     on the seeds that the rates were chosen on, which are not reported; without them, the first.
     """
-    found = [name for name, runs in arms.items() if runs[0][0].variant == "qkv"]
+    qkv = [name for name, runs in arms.items() if runs[0][0].variant == "qkv"]
+    found = [name for name in qkv if not name.endswith(ONLY_K)]
     if not equal:
         return "qkv" if "qkv" in found else None
 

@@ -24,7 +24,7 @@ _AXES = {
     "z": "mixed values, a row per query",
     "out": "output of the layer",
     "scores": "q kᵀ, scaled, before the mask",
-    "plus": 'scores after the "+"',
+    "plus": "scores with the bias added",
     "pattern": "weights, a row per query",
     "cache.k": "stored keys",
     "cache.v": "stored values",
@@ -65,7 +65,8 @@ def forward(model, ids, digits=3):
         else:
             say("v is the unturned k: rotary positions turn only what is compared")
     if not spec.own_query:
-        difference = abs(arrays["scores"] - arrays["scores"].swapaxes(-1, -2)).max()
+        scores = arrays.get("plus", arrays["scores"])
+        difference = abs(scores - scores.swapaxes(-1, -2)).max()
         say(f"Q = K: scores before the mask and their transpose differ by {difference:.1e} at most")
 
 
