@@ -184,6 +184,37 @@ def test_the_lifted_control_is_no_arm_of_a_contrast():
     assert found.difference.mean == pytest.approx(-0.5)
 
 
+def test_arms_of_two_tables_are_compared():
+    """Where each position scheme has a table, and no bytes are equal."""
+    arms = []
+    for variant, position, values in [
+        ("qkv", "rope", HIGH),
+        ("q=k-v", "rope", shifted(HIGH, -0.5)),
+        ("qkv", "relative", HIGH),
+        ("q=k-v", "relative", shifted(HIGH, -0.25)),
+    ]:
+        arms += arm(variant, 4, values, position=position)
+    cells = summarise(arms)
+    assert len(cells) == 2
+    shared = "q=k-v", "relative"
+    pairs = [(shared, ("q=k-v", "rope")), (shared, ("qkv", "relative"))]
+    helps, reaches = findings([Contrast("f", "pairs", None, *pair) for pair in pairs], cells)
+    assert helps.difference.mean == pytest.approx(0.25)
+    assert reaches.difference.mean == pytest.approx(-0.25)
+    assert (helps.arm, helps.against) == ("q=k-v (relative)", "q=k-v (rope)")
+    assert helps.cell == "pairs"
+
+
+@pytest.mark.parametrize("preset", ["recall-full", "positions", "designs"])
+def test_every_planned_contrast_is_between_planned_arms(preset):
+    configs = plan(blocks(preset, {})).configs
+    arms = {(c.task.name, c.variant, c.task.position) for c in configs}
+    for contrast in CONTRASTS[preset]:
+        for side in filter(None, (contrast.arm, contrast.against)):
+            position = side[2 if contrast.per_token else 1]
+            assert (contrast.task, side[0], position) in arms
+
+
 def test_findings_are_kept_as_plain_data():
     (found,) = as_data([verdict([-0.5] * 8)])
     assert json.loads(json.dumps(found)) == found

@@ -11,10 +11,12 @@ from records import TINY
 
 from minqkv.runs import configure
 from minqkv.runtime.errors import UsageError
+from minqkv.study.execute import measured_cache, run_one
 from minqkv.study.grid import arm, blocks, grid
 from minqkv.study.plan import plan
 from minqkv.study.presets import PRESETS
 from minqkv.study.rates import FIRST_SEED
+from minqkv.study.summary import summarise
 
 BYTES = (8, 12, 24, 40)
 STORED = {  # variant -> numbers of a token in a layer, from heads H and width d
@@ -294,3 +296,44 @@ def test_the_default_preset_has_few_seeds_and_one_rate():
         *(("sort", seed) for seed in range(3)),
     }
     assert {c.recipe.lr for c in found.configs if c.task.name == "mqar"} == {6e-3}
+
+
+# ---- a trained model that stores only K
+
+
+def small_mqar(variant, **given):
+    given = {"pairs": 2, "keys": 4, "n_embd": 16, "n_test": 8, "batch": 4, "steps": 2} | given
+    return configure("mqar", variant, **given)
+
+
+def test_only_k_is_stored_of_a_trained_model():
+    """It scores what it scored, at half the bytes, as an arm among those of these bytes."""
+    whole, narrow = small_mqar("qkv", n_head=2), small_mqar("qkv", n_head=2, head_dim=4)
+    records = [run_one(config) for config in (whole, narrow)]
+    slim = records[0]["slim"]
+    assert slim["score"] == pytest.approx(records[0]["score"], rel=1e-4)
+    assert slim["cache_bytes_per_token"] == records[0]["cache_bytes_per_token"] / 2 == 2 * 16 * 4
+    assert records[1]["slim"] is None  # W_K is not square: K does not give V back
+    cells = {cell.equal["bytes"]: cell for cell in summarise(records, "bytes")}
+    assert [row.arm for row in cells[128].rows if not row.lifted] == ["qkv (H 2 d 8, rope)"]
+    kept, other = (row for row in cells[64].rows if not row.lifted)
+    assert kept.arm == "qkv (H 2 d 8, rope), only K stored"
+    assert (kept.cache_measured, kept.cache_formula, other.cache_measured) == (128, 128, 128)
+    assert kept.by_seed == {0: slim["score"]["accuracy"]}
+    assert other.arm == "qkv (H 2 d 4, rope)"
+    arms = [row.arm for cell in summarise(records) for row in cell.rows]  # in no other table
+    assert arms == ["qkv", "qkv (d_h 4)"]
+
+
+@pytest.mark.parametrize("variant", ["q-k=v", "gqa-1", "q=k-v", "mla", "thin-2"])
+def test_other_variants_store_what_they_store(variant):
+    assert run_one(small_mqar(variant, n_head=2))["slim"] is None
+
+
+def test_a_row_beside_of_a_chosen_width():
+    """d_rope is part of an arm, not of a table; the bytes are those of a filled cache."""
+    lists = {"variants": ("mla", "gta-1"), "n_head": (4,), "d_rope": (4,), "equal_bytes": (48,)}
+    configs = grid(("mqar",), seeds=(0,), **lists)
+    assert [(c.variant, c.task.head_dim) for c in configs] == [("mla", 2), ("gta-1", 8)]
+    for config in configs:
+        assert measured_cache(config) == (96, 96)  # of two layers

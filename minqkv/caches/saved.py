@@ -87,7 +87,7 @@ def fingerprint(model: GPT) -> str:
 
 def stored_by(model: GPT) -> tuple[list[tuple], ...]:
     """What a cache of this model stores of a token: (heads, width) of each array, in each layer."""
-    return tuple([spec.stored(model.config) for spec in model.config.specs])
+    return tuple([block.attn.spec.stored(model.config) for block in model.blocks])
 
 
 def _read(path, model):

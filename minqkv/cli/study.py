@@ -34,6 +34,8 @@ PRESETS = {  # name -> what it compares; the grids are in study/presets.py
     "recall": "accuracy against bytes, about 15 minutes",
     "recall-full": "the study of docs/recall.md, about two hours",
     "nano": "language models on tiny Shakespeare: docs/language-models.md, about two hours",
+    "positions": "whether distances help Q = K: docs/positions.md, about 40 minutes",
+    "designs": "rows of models that ship, at equal bytes: docs/designs.md, about 45 minutes",
     "mnist": "the paper's projections on MNIST (its folder: --data), about an hour",
     "cifar10": "the same on CIFAR-10, about an hour",
     "sets": "the same, finding the odd one out in a set, about 20 minutes",

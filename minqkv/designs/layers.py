@@ -13,6 +13,7 @@ import numpy as np
 
 from ..attention import Attention
 from ..functional import concat, linear, merge_heads, rms_norm, split_heads
+from ..models import GPT
 from ..nn import Init, Linear, Module
 from ..runtime import backend
 from ..runtime.errors import UsageError, unknown
@@ -105,6 +106,18 @@ class Slim(Attention):
         """Keys, and the values that they give back, (B, H, S, d_h) each."""
         k, row = super().read(rows, at)
         return k, split_heads(linear(merge_heads(row), self.k_to_v, self.offset), self.n_head)
+
+
+def slimmed(model: GPT) -> GPT:
+    """A copy of a trained model whose layers are Slim: it computes the same, and stores half as
+    much. Raises UsageError where K does not give V back.
+    """
+    twin = GPT(model.config)
+    twin.load_state_dict(model.state_dict())
+    twin.eval()
+    for block in twin.blocks:
+        block.attn = Slim(block.attn)
+    return twin
 
 
 MEANING = {

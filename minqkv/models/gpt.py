@@ -225,7 +225,7 @@ class GPT(Module):
         configuration unless given.
         """
         cfg = self.config
-        stored = [spec.stored(cfg) for spec in cfg.specs]
+        stored = [block.attn.spec.stored(cfg) for block in self.blocks]
         capacity = cfg.block_size if capacity is None else capacity
         options = {name: getattr(cfg, name) for name in kind.takes} | options
         return kind(stored, batch, capacity, dtype or cfg.dtype, **options)

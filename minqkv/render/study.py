@@ -5,6 +5,7 @@ import math
 from ..runtime.shown import decimal
 from ..study import stats
 from ..study.beside import changes
+from ..study.grid import ONLY_K
 from ..study.paper import of_same_data
 from ..variants import VariantSpec
 from .console import say, table
@@ -340,6 +341,7 @@ def _kind(row, cells):
     parts = [row.variant]
     if len({r.settings["n_head"] for r in rows if r.variant == row.variant}) > 1:
         parts.append(f"H {row.settings['n_head']}")
+    parts += [ONLY_K] if row.arm.endswith(ONLY_K) else []
     values = {_positions(r) for r in rows if r.variant == row.variant}
     return ", ".join([*parts, _positions(row)] if len(values) > 1 else parts)
 

@@ -16,8 +16,8 @@ UNTOLD = "cannot be told: a run diverged"
 @dataclass(frozen=True)
 class Contrast:
     """The score of one arm against that of another. In a table at equal bytes an arm is (variant,
-    heads, positions, what K = V stores under rope); elsewhere it is the name of its row. `against`
-    None is the baseline of the table.
+    heads, positions, what K = V stores under rope); elsewhere it is the name of its row, or
+    (variant, positions) where each scheme has a table. `against` None is the baseline of the table.
     """
 
     family: str  # contrasts of a family are corrected together
@@ -25,6 +25,16 @@ class Contrast:
     per_token: int | None  # bytes; None: the table is not at equal bytes
     arm: tuple | str
     against: tuple | str | None = None
+
+
+def _distances(task, scheme, usual):
+    """Do distances help Q = K, and does it then reach qkv?"""
+    pairs = [
+        ((name, scheme), other)
+        for name in ("q=k-v", "q=k=v")
+        for other in ((name, usual), ("qkv", scheme))
+    ]
+    return [Contrast(task, task, None, *pair) for pair in pairs]
 
 
 _ONE = 1, "learned", "raw"
@@ -36,6 +46,22 @@ CONTRASTS = {
         Contrast("mqar", "mqar", 48, ("q-k=v", *_RAW)),
         Contrast("mqar", "mqar", 48, ("q-k=v", *_BACK), ("q-k=v", *_RAW)),
         Contrast("mqar", "mqar", 48, ("qkv/q-k=v", *_RAW), ("q-k=v/qkv", *_RAW)),
+    ],
+    "positions": [  # docs/positions-plan.md
+        *_distances("reverse", "learned+relative", "learned"),
+        *_distances("sort", "learned+relative", "learned"),
+        *_distances("mqar", "relative", "rope"),
+    ],
+    "designs": [  # docs/designs-plan.md
+        Contrast(f"{size} B", "mqar", size, (name, 4, "rope", stored))
+        for size in (48, 64)
+        for name, stored in (
+            ("gta-1", "raw"),
+            ("gla-1", "raw"),
+            ("mla", "raw"),
+            ("q-mqa", "unrotate"),
+            ("gqa-1-thin-4", "raw"),
+        )
     ],
     "nano": [  # docs/language-models-plan.md
         *(
@@ -80,19 +106,30 @@ def findings(contrasts: list[Contrast], cells: list[Cell]) -> list[Finding]:
             margin = RELATIVE_MARGIN if cell.relative else MARGIN
             verdict = stats.verdict(difference, adjusted, margin) if complete else UNTOLD
             place = f"{cell.task}, {cell.equal['bytes']} B" if cell.equal else cell.task
-            about = (family, place, row.arm, other.arm)
+            about = (family, place, *(_told(r, cells) for r in (row, other)))
             results.append(Finding(*about, difference, cell.relative, p, adjusted, verdict))
     return results
 
 
 def _rows(contrast, cells):
     """(cell, row of the arm, row of what it is compared with)."""
+    if isinstance(contrast.arm, tuple) and not contrast.per_token:
+        found = {(row.variant, row.settings["position"]): (cell, row)
+                 for cell in cells if cell.task == contrast.task for row in cell.rows}  # fmt: skip
+        return *found[contrast.arm], found[contrast.against][1]
     equal = contrast.per_token and {"bytes": contrast.per_token}
     cell = next(c for c in cells if (c.task, c.equal) == (contrast.task, equal))
     name = _key if equal else lambda row: row.arm
     rows = {name(row): row for row in cell.rows if not row.lifted}
     baseline = next(row for row in cell.rows if row.arm == cell.baseline)
     return cell, rows[contrast.arm], rows[contrast.against] if contrast.against else baseline
+
+
+def _told(row, cells):
+    """The name of an arm, with its positions where another table has an arm of this name."""
+    alike = [r for cell in cells for r in cell.rows if (cell.equal, r.arm) == (None, row.arm)]
+    positions = {r.settings["position"] for r in alike}
+    return f"{row.arm} ({row.settings['position']})" if len(positions) > 1 else row.arm
 
 
 def _key(row: Row):

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..analysis.lift import lift
 from ..analysis.needs import seconds_per_step
+from ..designs.layers import slimmed
 from ..models import GPT, GPTConfig
 from ..runs import RunConfig, config_from, train_run
 from ..runtime import backend, files
@@ -36,7 +37,7 @@ PARTS = 40  # of a run: the mean loss of each is kept
 FIELDS = {
     *("kind", "code", "backend", "config", "metric", "score", "losses", "curve", "reached"),
     *("params", "diverged", "seconds", "cache_bytes_per_token", "cache_bytes_per_token_formula"),
-    "lifted",
+    *("lifted", "slim"),
 }
 
 
@@ -46,11 +47,12 @@ def run_one(config: RunConfig) -> dict:
     record = {"kind": KIND, "code": code_version(), "backend": backend.current.name}
     record |= {"config": asdict(config), "metric": config.task.metric, "score": None}
     record |= {"curve": [], "reached": None, "params": config.build().n_params, "diverged": None}
-    record["lifted"] = None
+    record |= {"lifted": None, "slim": None}
     try:
         model, result = train_run(config, progress=lambda step: losses.append(step.loss))
         with blas_threads(1):  # as in the run
             record["lifted"] = _lifted(config, model)
+            record["slim"] = _slim(config, model)
         extra = ("curve", "best", "reached", "steps", "params", "seconds")
         record["score"] = {name: value for name, value in result.items() if name not in extra}
         record |= {name: result[name] for name in ("curve", "reached") if name in result}
@@ -79,6 +81,20 @@ def _lifted(config, model):
     return found | {"head_dim": twin.config.head_dim}
 
 
+def _slim(config, model):
+    """The score of a trained decoder that stores only K, and the bytes of a token in its filled
+    cache: half of them, without further training. None where K does not give V back.
+    """
+    if not isinstance(model, GPT):
+        return None
+    try:
+        twin = slimmed(model)
+    except UsageError:
+        return None
+    return {"score": config.task.score(twin, config.split, config.seed),
+            "cache_bytes_per_token": filled_bytes(twin)}  # fmt: skip
+
+
 def measured_cache(config):
     """(measured, formula): float32 bytes of a token in all layers of a filled cache, and the same
     by formula.
@@ -86,12 +102,16 @@ def measured_cache(config):
     An encoder has no cache: its figure is for a GPT with the same attention.
     """
     own = config.task.config(config.variant)
-    names = ("block_size", "n_layer", "n_head", "n_embd", "variant", "head_dim")
-    cfg = GPTConfig(1, **{name: getattr(own, name) for name in names}, d_ff=0)
-    model = GPT(cfg)
-    cache = model.new_cache()
-    model(np.zeros((1, cfg.block_size), int), cache=cache)
-    return cache.nbytes // len(cache), cache_bytes_per_token(cfg, ITEMSIZE)
+    names = ("block_size", "n_layer", "n_head", "n_embd", "variant", "head_dim", "position")
+    cfg = GPTConfig(1, **{name: getattr(own, name) for name in (*names, "d_rope")}, d_ff=0)
+    return filled_bytes(GPT(cfg)), cache_bytes_per_token(cfg, ITEMSIZE)
+
+
+def filled_bytes(model):
+    """Bytes of a token in all layers of a filled cache."""
+    cache, block_size = model.new_cache(), model.config.block_size
+    model(np.zeros((1, block_size), int), cache=cache)
+    return cache.nbytes // len(cache)
 
 
 # ---- records
@@ -220,6 +240,8 @@ def _sound(record):
     finite = [record[name] for name in names] + [*score.values(), *record["losses"]]
     numbers = finite + [number for point in curve for number in point]
     numbers += [lifted[name] for name in ("score", "params") if lifted]
+    if slim := record["slim"]:
+        numbers += [slim["cache_bytes_per_token"], *slim["score"].values()]
     numbers += [reached] if reached is not None else []
     texts = [record["code"], *([] if diverged is None else [diverged])]
     points = all(len(point) == 2 for point in curve)
@@ -231,6 +253,7 @@ def _upgraded(record):
     """A record of version 0.1.0, or of the recall study's code, in today's form."""
     if record["kind"] != KIND:
         raise ValueError("of another kind")
+    record = {"slim": None} | record
     if "metric" in record:
         if record.get("lifted") and "variant" not in record["lifted"]:  # the recall study's
             width = 2 * record["config"]["task"]["head_dim"]

@@ -129,7 +129,8 @@ def _models(task, variant, own, given) -> Iterator:
     """(head_dim, configuration of the model) for growing widths that can be built. Raises
     UsageError where the task is wrong, NoWidth where the variant fits no model of it.
     """
-    base = configure(task, "qkv", own, **given, head_dim=2).task
+    narrow = {**given, "head_dim": 2} | ({"d_rope": None} if "d_rope" in given else {})
+    base = configure(task, "qkv", own, **narrow).task
     for name in variant.split("/"):
         VariantSpec.parse(name)
     try:
@@ -191,12 +192,13 @@ def ablation(
 
 # ---- what a row of a table is, and what a table is
 
+ONLY_K = "only K stored"  # how an arm ends whose V is found from K
 OF_AN_ARM = ("n_head", "head_dim", "position", "rope_value")
 
 
 def of_an_arm(equal: bool, width: bool) -> tuple[str, ...]:
     """The fields of a task by which arms of a table may differ."""
-    return OF_AN_ARM if equal else ("head_dim",) if width else ()
+    return (*OF_AN_ARM, "d_rope") if equal else ("head_dim",) if width else ()
 
 
 def mixing_widths(configs: Iterable[RunConfig]) -> set[str]:

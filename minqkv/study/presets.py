@@ -46,6 +46,26 @@ NANO = [  # docs/language-models-plan.md
     {**_NANO, "variants": ("qkv", "q-k=v", "q=k-v", "q=k=v", "mqa", "q-mqa", "gqa-2")},
     {**_NANO, "variants": ("qkv",), "head_dim": (16,)},  # the bytes of q-k=v
 ]
+_SHARED = ("qkv", "q=k-v", "q=k=v")
+_RULED = {"tasks": ("reverse", "sort"), **_ONE_SIZE}
+_BOUND = {"tasks": ("mqar",), "head_dim": (16,)}
+_RATED = {"lr": _RATES, "selection_seeds": 2, "seeds": tuple(range(8))}
+POSITIONS = [  # docs/positions-plan.md
+    {**_RULED, **_RATED, "variants": (*_SHARED, "q=k-v+", "q=k=v+")},
+    {**_RULED, **_RATED, "variants": _SHARED,
+     "position": ("learned+relative", "relative", "alibi", "rope")},
+    {**_BOUND, **_RATED, "variants": (*_SHARED, "q=k-v+", "q=k=v+"), "position": ("rope",)},
+    {**_BOUND, **_RATED, "variants": _SHARED, "position": ("relative", "alibi")},
+]  # fmt: skip
+_DESIGNS = {**_MQAR, "equal_bytes": (48, 64)}
+DESIGNS = [  # docs/designs-plan.md
+    {**_DESIGNS, "variants": ("qkv", "q-k=v", "thin-4"), "n_head": (1,)},
+    {**_DESIGNS, "variants": ("mqa", "q-mqa", "gqa-1-thin-4"), "n_head": (4,)},
+    {**_DESIGNS, "variants": ("q-mqa",), "n_head": (4,), "rope_value": ("unrotate",)},
+    {**_DESIGNS, "variants": ("gta-1", "gla-1", "mla"), "n_head": (4,), "d_rope": (4,)},
+    {**_MQAR, "variants": ("qkv", "q-k=v", "gqa-2"), "n_head": (4,), "equal_bytes": (256,)},
+    {**_MQAR, "variants": ("qkv",), "n_head": (4,), "equal_bytes": (512,)},
+]
 _SEEN = {"tasks": ("images",), "variants": PROJECTIONS, "seeds": tuple(range(5))}
 MNIST = [{**_SEEN, "data": ("mnist",), "patch": (7,), "steps": (5000,), "n_validation": (500,)}]
 CIFAR10 = [{**_SEEN, "data": ("cifar10",), "patch": (4,), "steps": (1600,)}]
@@ -57,6 +77,8 @@ PRESETS = {
     "recall": RECALL,
     "recall-full": RECALL_FULL,
     "nano": NANO,
+    "positions": POSITIONS,
+    "designs": DESIGNS,
     "mnist": MNIST,
     "cifar10": CIFAR10,
     "sets": SETS,

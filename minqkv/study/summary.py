@@ -21,7 +21,7 @@ from ..runtime.version import __version__, code_version
 from ..tasks.base import Task
 from ..variants import formula
 from . import stats
-from .grid import ITEMSIZE, OF_AN_ARM, apart, arm, cell, mixing_widths, of_an_arm
+from .grid import ITEMSIZE, OF_AN_ARM, ONLY_K, apart, arm, cell, mixing_widths, of_an_arm
 from .published import synthetic_2026
 from .rates import Choice, arm_of
 
@@ -82,16 +82,23 @@ def summarise(
     """Records -> Cells, in the order the cells and arms first appear.
 
     `equal` is "bytes" or "params": then cells are made of runs with the same bytes per token and
-    layer, or of those whose parameters are nearest to one of `targets`. `choices`: where each arm's
-    learning rate comes from.
+    layer, or of those whose parameters are nearest to one of `targets`. At equal bytes, a trained
+    qkv that can store K alone (designs.layers.Slim) is also an arm at half its bytes. `choices`:
+    where each arm's learning rate comes from.
     """
     cells, configs = {}, [config_from(record["config"], own) for record in records]
     mixing = mixing_widths(configs)
     for config, record in zip(configs, records, strict=True):
         group = _equal(record, config, equal, targets)
         of = bool(equal), config.task.name in mixing
-        arms = cells.setdefault((tuple(cell(config, *of).items()), group, of), {})
+        size = tuple(cell(config, *of).items())
+        arms = cells.setdefault((size, group, of), {})
         arms.setdefault(arm(config, *of), []).append((config, record))
+        if equal == "bytes" and record["slim"]:
+            stored = record | record["slim"] | {"lifted": None}
+            stored["cache_bytes_per_token_formula"] //= 2
+            arms = cells.setdefault((size, _equal(stored, config, equal, targets), of), {})
+            arms.setdefault(f"{arm(config, *of)}, {ONLY_K}", []).append((config, stored))
     return [
         _cell(dict(size), equal and {equal: group}, arms, choices or {}, of_an_arm(*of))
         for (size, group, of), arms in cells.items()

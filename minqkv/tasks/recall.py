@@ -39,6 +39,7 @@ class Recall(Task):
     n_embd: int | None = None
     position: str | None = None
     n_head: int = 1
+    d_rope: int | None = None
 
     sparse = True
 
@@ -62,7 +63,7 @@ class Recall(Task):
 
     def config(self, variant):
         """A GPT without an MLP. In `pairs` a last id stands for "no value"."""
-        names = ("n_layer", "n_head", "n_embd", "head_dim", "position", "rope_value")
+        names = ("n_layer", "n_head", "n_embd", "head_dim", "position", "rope_value", "d_rope")
         size = {name: getattr(self, name) for name in names}
         size["vocab_size"] = 2 * self.keys + (self.name == "pairs")
         size["block_size"] = (2 if self.name == "pairs" else 3) * self.pairs

@@ -14,7 +14,13 @@ def record_of(config, value, loss=1.0, **changes):
     metric = config.task.metric
     score = None if value is None else {metric: value, "loss": loss} | {metric: value}
     record = {"config": asdict(config), "metric": metric, "score": score, "losses": []}
-    record |= {"curve": [], "reached": None, "params": config.build().n_params, "lifted": None}
+    record |= {
+        "curve": [],
+        "reached": None,
+        "params": config.build().n_params,
+        "lifted": None,
+        "slim": None,
+    }
     record |= {"diverged": "the loss is nan" if value is None else None, "seconds": 1.0}
     record |= {"cache_bytes_per_token": cached, "cache_bytes_per_token_formula": cached}
     return record | {"code": "none", "backend": "numpy"} | changes
