@@ -1,9 +1,9 @@
 """What fits into a memory: a model with its weights, with each variant, kind of cache and number
 type.
 
-Bytes are those of the formulas that caches give for themselves, so live caches have them. Not
-counted: activations, and what the software itself needs. Sizes are in bytes; a context is a number
-of tokens, and a batch a number of sequences of that length.
+Bytes come from the formulas that caches give for themselves, so live caches have them. Activations,
+and what the software itself needs, are not counted. Sizes are in bytes; a context is a number of
+tokens, and a batch a number of sequences of that length.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def options(
     weights: int | None = None,
 ) -> list[Option]:
     """The model with each of these variants (None: the usual ones), caches, and number types (name
-    -> bytes). A Published model comes first as it is. `window` is that of a ring, `weights` the
-    bytes of all weights.
+    -> bytes). A Published model comes first as it is. A ring keeps `window` positions. `weights`:
+    bytes of all weights, if not two for each.
 
     Raises UsageError for names and combinations that there are not, and if the number of weights is
     not known.

@@ -17,7 +17,7 @@ from .measured import in_short
 from .published import printed
 from .summary import Cell, Row
 
-PAGE = "docs/language-models.md"
+FOLDER, PAGE = "language-models", "docs/language-models.md"  # of bench/results, and about it
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def costs() -> Costs:
     arms = {
         config.variant: one
         for config, one in in_short().items()
-        if config.task.name == "text" and config.task.head_dim is None
+        if FOLDER in one.folders and config.task.head_dim is None
     }
     task, found = arms["qkv"].config.task, {}
     for name, one in arms.items():
