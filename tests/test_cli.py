@@ -30,6 +30,7 @@ COMMANDS = (
     "gradcheck",
     "learn",
     "lesson",
+    "plan",
     "study",
     "tasks",
     "tokenize",
