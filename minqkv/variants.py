@@ -35,7 +35,7 @@ VARIANTS = {  # canonical name -> what differs from qkv; N is a number of KV hea
     "q-mqa": {"streams": 1, "kv_heads": 1},
     "thin-N": {"key_width": "N"},
 }
-NAMES = tuple(VARIANTS)  # the paper's, and thin keys: those that lessons teach
+NAMES = tuple(VARIANTS)  # the paper's, and thin keys: lessons teach every one of these
 VARIANTS |= {  # what others have published since
     "gqa-N-thin-M": {"kv_heads": "N", "key_width": "M"},
     "gta-N": {"streams": 1, "kv_heads": "N", "apart": True},

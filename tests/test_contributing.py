@@ -152,7 +152,7 @@ def test_a_lesson(copy):
     env = {**os.environ, "PYTHONPATH": str(copy)}
     subprocess.run([sys.executable, *golden], check=True, cwd=copy, env=env)
     assert stored.exists()
-    assert "[My lesson](16_my_lesson" in command(copy, *readme[: readme.index(">")])[1]
+    assert "[My lesson](18_my_lesson" in command(copy, *readme[: readme.index(">")])[1]
 
 
 # ---- the registrations themselves

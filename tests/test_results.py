@@ -291,6 +291,27 @@ def test_what_is_said_of_sets_and_patches():
         assert abs(moved["mean"]) + moved["half"] < 0.02
 
 
+def test_the_study_of_positions():
+    """Every arm with every seed, and the planned contrasts."""
+    page = (ROOT / "docs/positions.md").read_text("utf-8")
+    results = json.loads((ROOT / "bench/results/positions/results.json").read_text("utf-8"))
+    assert "630\nruns" in page or "630 runs" in page
+    assert len(results["runs"]) + len(results["selection"]) == 630
+    assert not any(run["diverged"] for run in results["runs"] + results["selection"])
+    for cell, row in rows("positions"):
+        section = page.partition(f"### `{cell['task']}`")[2].partition("\n#")[0]
+        each = " ".join(number(value) for value in row["by_seed"].values())
+        each = "1.000 each" if set(each.split()) == {"1.000"} else each
+        rate = f"{row['lr']:g}{' (edge)' if row['at_the_edge'] else ''}"
+        label = f"| `{row['settings']['position']}` | `{row['variant']}` | "
+        score = f"{with_half(row['score'])} | {each} | {change(row['to_baseline'])}"
+        assert f"{label}{score} | {rate} |" in section
+    for one in results["contrasts"]:
+        sides = [re.sub(r"(.+) \((.+)\)", r"`\1` with `\2`", one[n]) for n in ("arm", "against")]
+        label = f"| {one['cell']}: {' minus '.join(sides)} | {minus_or_plus(one['difference'])}"
+        assert f"{label} | {one['p']:.4f} | {one['p_adjusted']:.4f} | {one['verdict']} |" in page
+
+
 def test_cache_measured_is_the_formula():
     for _, row in rows("study-quick"):
         assert row["cache_measured"] == row["cache_formula"]

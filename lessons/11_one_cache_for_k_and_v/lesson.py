@@ -145,18 +145,19 @@ say(
 
 
 # %% The same text, somewhere else
-def make(variant, **options):
+def make(variant, d=2, **options):
     options |= {"init": mq.nn.Init(dtype="float64"), "bias": False}
-    layer = mq.Attention(variant, 2, 1, 16, position="rope", **options)
-    state = dict.fromkeys(layer.state_dict(), np.eye(2))  # (d, d) each
-    state["wq.weight"] = np.array([[1.0, 1.0], [0.0, 1.0]])
+    options |= {"position": "rope", "head_dim": d}
+    layer = mq.Attention(variant, 2, 1, 16, **options)
+    state = {n: np.eye(*w.shape) for n, w in layer.state_dict().items()}
+    state["wq.weight"] = np.tile([[1.0, 1.0], [0.0, 1.0]], d // 2)
     layer.load_state_dict(state)
     return layer
 
 
 def new_cache(layer):
-    rows = [(1, 2)] * layer.spec.streams  # (heads, d) of each row kept
-    return LayerCache(1, rows, 16, "float64")
+    rows = layer.spec.rows(1, len(layer.wo.weight), layer.d_rope)
+    return LayerCache(1, rows, 16, "float64")  # rows: (heads, d) each
 
 
 def at(start, layer, x):
@@ -257,9 +258,43 @@ say(
 )
 
 # %% [markdown]
+# Third fix: never turn the row, and keep what turns **apart**. Another matrix, `wr`, makes a small
+# row, which is stored beside the first one. The small row turns, and so do the last columns of the
+# query, which it is compared with. It is never mixed.
+#
+# - The value is the whole row.
+# - The key is the row with its last columns replaced by the small row.
+#
+# So a score is a sum of two parts: one from the columns that never turn, and one from the columns
+# that do, which depends on the distance. In the package this is `gta-N`, where N is the number of
+# KV heads. However many there are, they all use the same small row.
+#
+# Here the head has four numbers, and `wk` makes the row (x, y, 0, 0) from a token (x, y). The small
+# row is (x, y), turned.
+
+# %% Fix three: a small row beside
+apart = make("gta-1", d=4, d_rope=2)
+held, names = {}, ["the row", "the small row"]
+for start in (0, 5):
+    with mq.trace() as t:
+        at(start, apart, x)
+    arrays = [t[name][0, 0, start:] for name in ("cache.k", "cache.r")]
+    held[start] = dict(zip(names, arrays, strict=True))  # (T, 4), (T, 2)
+keys, values = (t[name][0, 0, 5:] for name in "kv")  # (T, 4) each
+pairs = {name: (held[0][name], held[5][name]) for name in names}
+moved = [name for name in names if not np.allclose(*pairs[name])]
+
+predict("The text moves five places. Which of the two stored rows changes?", moved[0], names)
+show("the row, at 5", held[5]["the row"], rows=["5", "6", "7"])
+show("the small row, at 5", held[5]["the small row"], rows=["5", "6", "7"])
+show("keys", keys, rows=["5", "6", "7"])
+compare("values", values, "the row", held[5]["the row"])
+compare("apart at 0", at(0, apart, x), "apart at 5", at(5, apart, x))
+
+# %% [markdown]
 # What does each cost? We count the rows that are turned in one decode step, by recording the calls
 # of the layer's own `turn`, with seven positions stored before it. Then we put all forms in one
-# table, with the bytes that a position takes.
+# table, with the bytes that a position takes. For the table, every head has four numbers.
 
 
 # %% What each costs
@@ -279,10 +314,20 @@ def cost(layer):
     return kept // len(cache), sum(rows), "yes" if same else "no"
 
 
-forms = {"two arrays": usual, "naive": naive, "raw": raw, "unrotate": back}
+forms = {"two arrays": make("qkv", d=4)}
+for form in ("naive", "raw", "unrotate"):
+    value = "raw" if form == "raw" else "unrotate"
+    forms[form] = make("q-k=v", d=4, rope_value=value)
+forms["naive"].turn_back = False
+forms["apart"] = apart
 costs = {name: cost(layer) for name, layer in forms.items()}
 predict("How many rows does the step turn in the raw form?", costs["raw"][1])
 predict("And in the unrotate form?", costs["unrotate"][1])
+predict(
+    f"A row of four numbers takes {costs['raw'][0]} bytes. What does the third fix store for a "
+    "position, in bytes?",
+    costs["apart"][0],
+)
 table(
     "costs",
     ["form", "bytes per position", "rows turned", "same when moved"],
@@ -290,30 +335,38 @@ table(
 )
 
 # %% [markdown]
-# So `raw` turns every stored key again at every step, and `unrotate` turns three rows, however long
-# the text is. One form is missing from the table: store the turned key and also the raw value. It
-# is correct and cheap, but then there are two arrays again, and K = V has saved a matrix of weights
-# but no cache.
+# So `raw` turns every stored key again at every step. `unrotate` turns three rows, however long the
+# text is: the query, the new key and the answer. The third fix turns only the query and the new
+# small row, but it stores more: half a row here, and relatively less where many heads share the
+# small row. One form is missing from the table: store the turned key and also the
+# raw value. It is correct and cheap, but then there are two arrays again, and K = V has saved a
+# matrix of weights but no cache.
 #
-# Lesson 10 required that a cache changes no result. Here is the whole GPT in both forms of one
-# buffer: reading token by token, and reading everything at once.
+# Lesson 10 required that a cache changes no result. Here is the whole GPT with each of the three
+# fixes: reading token by token, and reading everything at once.
 
 # %% Step by step in a model
-apart = {}
-options = {"variant": "q-k=v", "position": "rope", "dtype": "float64"}
-for form in ("raw", "unrotate"):
-    config = mq.GPTConfig(**size, **options, rope_value=form)
+options = {"position": "rope", "dtype": "float64"}
+fixes = {"raw": {"variant": "q-k=v", "rope_value": "raw"}}
+fixes["unrotate"] = {"variant": "q-k=v", "rope_value": "unrotate"}
+fixes["apart"] = {"variant": "gta-2"}
+caches, done = {}, {}
+for fix, form in fixes.items():
+    config = mq.GPTConfig(**size, **options, **form)
     model = mq.GPT(config, seed=1)
     whole = model(prompt).numpy()[0]  # (T, V)
     cache, rows = model.new_cache(), []
     for n in range(5):
         logits = model(prompt[:, n : n + 1], cache=cache)  # (1, 1, V)
         rows.append(logits.numpy()[0, 0])
-    apart[form] = np.array(rows), whole
+    caches[fix], done[fix] = (cache, config), (np.array(rows), whole)
 
-cache_step(cache, config)
-compare("raw: token by token", apart["raw"][0], "all at once", apart["raw"][1])
-compare("unrotate: token by token", apart["unrotate"][0], "all at once", apart["unrotate"][1])
+cache_step(*caches["raw"])
+cache_step(*caches["unrotate"])
+cache_step(*caches["apart"])
+compare("raw: token by token", done["raw"][0], "all at once", done["raw"][1])
+compare("unrotate: token by token", done["unrotate"][0], "all at once", done["unrotate"][1])
+compare("apart: token by token", done["apart"][0], "all at once", done["apart"][1])
 
 # %% [markdown]
 # All of this runs on a GPU with one switch. Models and caches that are made inside
@@ -353,13 +406,20 @@ say("The second read is cheap if the array is still in the processor's cache.")
 # this package has none yet. So the cache always holds half the bytes, but reading half as many
 # needs a special kernel.
 #
-# In the exercise you write both fixes: `raw_step` and `unrotate_step`, each a decode step. `turn`
-# is given.
+# All three fixes are found in models in use. In the larger models of Gemma 4, the layers that see
+# the whole text make keys and values from one raw row. DeepSeek-V4 turns the answer back.
+# DeepSeek-V3 keeps a small turned row beside a wide one. Lesson 16 is about the first two, and
+# lesson 17 about the third.
+#
+# In the exercise you write the first two fixes: `raw_step` and `unrotate_step`, each a decode step.
+# `turn` is given.
 
 # %% Where it is done
 source(LayerCache.append)
 source(mq.Attention.store, at="self.turn_late")
 source(mq.Attention.read, at="if self.turn_late:")
 source(mq.Attention.answer, at="self.turn_back")
+source(mq.Attention.store, at="self.wr(x)")
+source(mq.Attention.read, at="self.spec.apart")
 source(F.rotate)
 source(scaled_dot_product_attention)

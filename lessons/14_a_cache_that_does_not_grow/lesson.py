@@ -451,7 +451,7 @@ table(f"after {T} tokens", ["cache", "bytes", "formula", "loss"], rows)
 # tokens were read. A ring makes its masks from this.
 #
 # To see a cache at work, let your model of lesson 13 write, with `--show-cache`. To see which
-# variant is worth its bytes on a text: `minqkv study --preset nano`. The last lesson turns from
+# variant is worth its bytes on a text: `minqkv study --preset nano`. The next lesson turns from
 # text to images: the same blocks read them.
 
 # %% Where it is done

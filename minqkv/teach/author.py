@@ -23,11 +23,11 @@ from .lessons import FILES, Hunt
 from .runner import Player
 from .training import brief
 
-# Digits that were not measured: years, numbers of lessons and sections, shapes, names, small
-# factors.
+# Digits that were not measured: years, numbers of lessons, sections and models, shapes, names,
+# small factors.
 _ALLOWED = re.compile(
     r"\b(19|20)\d\d\b"
-    r"|\b(lessons?|steps?|sections?|tables?|chapters?) \d+(\.\d+)*(( and |, |–|-)\d+)*"
+    r"|\b(lessons?|steps?|sections?|tables?|chapters?|Gemma) \d+(\.\d+)*(( and |, |–|-)\d+)*"
     r"|§ ?\d+(\.\d+)*"
     r"|\([\w,\s·]*,[\w,\s·]*\)"
     r"|\b[A-Za-z_]\w*\d\w*"
