@@ -261,13 +261,21 @@ class VariantSpec:
         """(heads, width) of each array that the cache keeps per token in a layer."""
         return self.rows(*self.sizes(cfg))
 
+    def projections(self, n_embd: int, n_head: int, head_dim: int, d_rope: int = 0) -> int:
+        """Numbers in the matrices of one layer's attention: into queries and stored rows, into and
+        out of latent rows, and back to width n_embd.
+        """
+        query, row = self.widths(head_dim, d_rope)
+        projected = self.own_query * n_head * query + _numbers(self.rows(n_head, head_dim, d_rope))
+        latent = 2 * n_head * head_dim * row if self.latent else 0
+        return n_embd * (projected + n_head * head_dim) + latent
+
     def layer_params(self, cfg: GPTConfig) -> int:
         """Numbers in one block: attention, MLP and norms."""
         d, f, beta, (H, d_h, d_rope) = cfg.n_embd, cfg.d_ff, int(cfg.bias), self.sizes(cfg)
         query, row = self.widths(d_h, d_rope)
-        projected = self.own_query * H * query + _numbers(self.stored(cfg))
-        attention = (d + beta) * projected + H * d_h * d + beta * d
-        attention += 2 * H * d_h * row if self.latent else 0
+        attention = self.projections(d, H, d_h, d_rope)
+        attention += beta * (self.own_query * H * query + _numbers(self.stored(cfg)) + d)
         attention += sum(cfg.plus_channels[:2]) if self.plus else 0
         attention += self.own_query * query + row * (not self.latent) if cfg.norm else 0
         learned = POSITIONS[cfg.position].distance == "learned"
@@ -279,11 +287,9 @@ class VariantSpec:
         """Multiply-accumulates of one block on n tokens."""
         d, (H, d_h, d_rope) = cfg.n_embd, self.sizes(cfg)
         query, row = self.widths(d_h, d_rope)
-        projected = self.own_query * H * query + _numbers(self.stored(cfg))
-        into_and_out_of = 2 * H * d_h * row if self.latent else 0
         key, value = row + d_rope if self.latent else query, d_h if self.streams == 2 else row
         pairs = n * (n + 1) // 2 if causal else n * n
-        per_token = d * (projected + H * d_h + 2 * cfg.d_ff) + into_and_out_of
+        per_token = self.projections(d, H, d_h, d_rope) + 2 * d * cfg.d_ff
         return n * per_token + pairs * H * (key + value)
 
     def params(self, cfg: GPTConfig) -> int:

@@ -13,7 +13,7 @@ from test_prose import faults
 
 from minqkv import Attention, KVCache, VariantSpec, shipped_layer
 from minqkv.caches import RingCache
-from minqkv.cli.info import _DTYPES
+from minqkv.cli.info import DTYPES
 from minqkv.designs.models import MODELS, Kept, published
 from minqkv.runtime.errors import UsageError
 from minqkv.tensor import Tensor
@@ -266,4 +266,4 @@ def test_the_page_has_these_bytes():
     gta, gqa = (published("llama3-8b").with_variant(name) for name in ("gta-8", "gqa-8"))
     for n in (gta.adds(0, 2), gqa.adds(0, 2), gta.adds(0, 2, released=True)):
         assert f"{n:,}" in section
-    assert _DTYPES["bf16"] == 2
+    assert DTYPES["bf16"] == 2

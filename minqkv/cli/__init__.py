@@ -19,7 +19,21 @@ from ..runtime.errors import Exit, MinqkvError
 from ..runtime.files import printable
 from ..runtime.signals import stopping
 from ..runtime.version import __version__
-from . import cache, data, evaluate, generate, info, lesson, paper, report, run, study, text, trace
+from . import (
+    cache,
+    data,
+    evaluate,
+    generate,
+    info,
+    lesson,
+    paper,
+    plan,
+    report,
+    run,
+    study,
+    text,
+    trace,
+)  # fmt: skip
 
 
 class Commands(click.Group):
@@ -53,20 +67,10 @@ def cli(ctx):
         lesson.start_page()
 
 
-for module in (
-    lesson,
-    trace,
-    study,
-    report,
-    paper,
-    run,
-    evaluate,
-    generate,
-    cache,
-    text,
-    data,
-    info,
-):
+SHOWN = (  # in this order
+    lesson, trace, study, report, paper, plan, run, evaluate, generate, cache, text, data, info
+)  # fmt: skip
+for module in SHOWN:
     for command in module.COMMANDS:
         cli.add_command(command)
 

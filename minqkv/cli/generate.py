@@ -11,7 +11,7 @@ from ..caches import options as cache_options
 from ..runtime.errors import UsageError, unknown
 from ..runtime.shown import counted
 from .evaluate import best_option, loaded
-from .options import MOST, Known, computes, either, print_json
+from .options import LENGTH, MOST, Known, computes, either, print_json
 from .run import own_task_option, threads_option
 
 CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t"}
@@ -23,7 +23,7 @@ CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in 
 @own_task_option
 @click.option(
     "--max-new-tokens",
-    type=click.IntRange(1, 10**9),
+    type=LENGTH,
     help="Add at most this many tokens.  [default: as many as in training; for a text, up to the "
     "end token, or as many as fit]",
 )
@@ -52,7 +52,7 @@ CONTROL = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in 
     default="plain",
     help=f"{either(KINDS)}.  [default: plain]",
 )
-@click.option("--window", type=click.IntRange(1), help="Window of a ring.  [default: the model's]")
+@click.option("--window", type=LENGTH, help="Window of a ring.  [default: the model's]")
 @click.option("--sinks", type=click.IntRange(0), help="Sinks of a ring.  [default: the model's]")
 @click.option("--save-cache", type=click.Path(), help="After reading PROMPT, save the cache.")
 @click.option("--load-cache", type=click.Path(), help="Start from a saved cache, then read PROMPT.")

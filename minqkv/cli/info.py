@@ -10,68 +10,51 @@ import click
 from ..designs.models import MODELS
 from ..runtime.errors import Exit, UsageError
 from ..variants import VARIANTS
-from .options import Known, Listed, computes, cores, either, print_json, reports
+from .options import LENGTH, Known, Listed, computes, cores, either, print_json, reports
 
-_DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64": 8}
+DTYPES = {"bf16": 2, "fp16": 2, "float16": 2, "float32": 4, "fp32": 4, "float64": 8}
 
 
-@click.command()
-@click.option(
-    "--config",
-    type=Known(("300m", "1.2b")),
-    help="The model's size: 300m, 1.2b, or a JSON file with the fields of GPTConfig.  "
-    "[default: 300m]",
-)
-@click.option(
-    "--model",
-    type=Known(MODELS),
-    help=f"Show what a model in use keeps, by its published sizes: {either(MODELS)}. With "
-    "--variants, also what it would keep with these.",
-)
-@click.option(
-    "--variants",
-    "names",
-    type=Listed(Known(VARIANTS)),
-    help="Variants to list.  [default: all, gqa with H/4 KV heads; the model's own]",
-)
-@click.option("--n-layer", type=int, help="Number of layers, instead of the configuration's.")
-@click.option("--n-head", type=int, help="Number of heads, instead of the configuration's.")
-@click.option("--n-embd", type=int, help="Width d, instead of the configuration's.")
-@click.option("--vocab-size", type=int, help="Vocabulary, instead of the configuration's.")
-@click.option("--block-size", type=int, help="Positions, instead of the configuration's.")
-@click.option(
-    "--context",
-    type=click.IntRange(1, 10**12),
-    default=32768,
-    show_default=True,
-    help="Number of tokens in the cache.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(list(_DTYPES)),
-    default="bf16",
-    show_default=True,
-    help="Number type of the cache.",
-)
-@click.option("--svg", type=click.Path(dir_okay=False), help="Also save a figure as an SVG file.")
-@reports
-def variants(config, model, names, context, dtype, svg, as_json, **dims):
-    """Formula, parameters, MACs and cache of each variant.
+def model_options(command):
+    """--config and sizes, or --model; `asked_model` reads them."""
+    for name, kind, about in reversed(SIZES):
+        command = click.option(name, type=kind, help=f"{about}, instead of the configuration's.")(
+            command
+        )
+    command = click.option(
+        "--model",
+        type=Known(MODELS),
+        help=f"A model in use, by its published sizes, instead of --config: {either(MODELS)}.",
+    )(command)
+    return click.option(
+        "--config",
+        type=Known(("300m", "1.2b")),
+        help="The model's size: 300m, 1.2b, or a JSON file with the fields of GPTConfig.  "
+        "[default: 300m]",
+    )(command)
 
-    With --model, what the layers of a model in use keep. Computed from formulas; tests compare them
-    with real models and arrays.
-    """
+
+SIZES = (
+    ("--n-layer", int, "Number of layers"),
+    ("--n-head", int, "Number of heads"),
+    ("--n-embd", int, "Width d"),
+    ("--vocab-size", int, "Vocabulary"),
+    ("--block-size", LENGTH, "Positions"),
+)
+
+
+def asked_model(config, model, dims):
+    """(its name, a GPTConfig or a Published) of the model that was asked for."""
+    from ..designs.models import published
+    from ..models import PRESETS, GPTConfig
+
     if model is not None:
         for name, value in ({"config": config} | dims).items():
             if value is not None:
                 why = f"--model has published sizes: --{name.replace('_', '-')} does not apply"
                 raise UsageError(why, "leave it out")
-        _published(model, names, context, dtype, svg, as_json)
-        return
+        return model, published(model)
     config = "300m" if config is None else config
-    from ..models import PRESETS, GPTConfig
-    from ..variants import cache_bytes_per_token, defined, formula, macs, params, variant_names
-
     if config.lower() in PRESETS:
         base = PRESETS[config.lower()]
     elif os.path.exists(config):
@@ -87,15 +70,54 @@ def variants(config, model, names, context, dtype, svg, as_json, **dims):
         values["d_ff"] = None
     if dims["n_embd"] is not None or dims["n_head"] is not None:
         values["head_dim"] = None
-    cfg = GPTConfig(**values)
+    return config, GPTConfig(**values)
+
+
+@click.command()
+@model_options
+@click.option(
+    "--variants",
+    "names",
+    type=Listed(Known(VARIANTS)),
+    help="Variants to list; of --model, what it would keep with these.  "
+    "[default: all, gqa with H/4 KV heads; of --model, its own]",
+)
+@click.option(
+    "--context",
+    type=LENGTH,
+    default="32k",
+    show_default=True,
+    help="Number of tokens in the cache; 32k is 32,768, and 1M 1,048,576.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(list(DTYPES)),
+    default="bf16",
+    show_default=True,
+    help="Number type of the cache.",
+)
+@click.option("--svg", type=click.Path(dir_okay=False), help="Also save a figure as an SVG file.")
+@reports
+def variants(config, model, names, context, dtype, svg, as_json, **dims):
+    """Formula, parameters, MACs and cache of each variant.
+
+    With --model, what the layers of a model in use keep. Computed from formulas; tests compare them
+    with real models and arrays.
+    """
+    from ..variants import cache_bytes_per_token, defined, formula, macs, params, variant_names
+
+    config, cfg = asked_model(config, model, dims)
+    if model is not None:
+        _published(cfg, names, context, dtype, svg, as_json)
+        return
     groups = next(g for g in range(max(1, cfg.n_head // 4), 0, -1) if cfg.n_head % g == 0)
     thin = max(2, cfg.head_dim // 4 * 2)  # even, so that rotary positions have pairs to turn
     names = names or variant_names(groups, thin, defined(cfg.position))
     configs = {c.variant: c for c in (replace(cfg, variant=name) for name in names)}
-    qkv = cache_bytes_per_token(replace(cfg, variant="qkv"), _DTYPES[dtype])
+    qkv = cache_bytes_per_token(replace(cfg, variant="qkv"), DTYPES[dtype])
     rows = []
     for name, c in configs.items():
-        per_token = cache_bytes_per_token(c, _DTYPES[dtype])
+        per_token = cache_bytes_per_token(c, DTYPES[dtype])
         rows.append({
             "name": name, "formula": formula(name), "params": params(c),
             "macs": macs(c, context), "macs_causal": macs(c, context, causal=True),
@@ -120,13 +142,10 @@ def variants(config, model, names, context, dtype, svg, as_json, **dims):
     variant_table(rows, cfg, config, context, dtype)
 
 
-def _published(name, variants, context, dtype, svg, as_json):
+def _published(model, variants, context, dtype, svg, as_json):
     """`variants --model`: what its layers keep, or what they would keep with other variants."""
-    from ..designs.models import published
-
-    model = published(name)
     models = [model, *(model.with_variant(variant) for variant in variants or ())]
-    reports = [{"dtype": dtype} | each.report(context, _DTYPES[dtype]) for each in models]
+    reports = [{"dtype": dtype} | each.report(context, DTYPES[dtype]) for each in models]
     rows = reports if variants else reports[0]["kinds"]
     if svg:
         from ..render.figures import bars
@@ -161,7 +180,7 @@ def _read_config(path):
 
 
 @click.command()
-@click.option("--seq-len", type=int, default=8, show_default=True, help="Length of the example.")
+@click.option("--seq-len", type=LENGTH, default=8, show_default=True, help="Length of an example.")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the example."
 )

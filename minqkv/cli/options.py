@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 import tomllib
+from fractions import Fraction
 from importlib.resources import files
 
 import click
@@ -38,6 +39,33 @@ class Known(click.ParamType):
         return [CompletionItem(before + name) for name in found]
 
 
+class Amount(click.ParamType):
+    """A whole number of `what`, with a unit of `units` or without: LENGTH and SIZE."""
+
+    def __init__(self, what, units, example, most):
+        self.name, self.units, self.example, self.most = what, units, example, most
+
+    def convert(self, value, param, ctx):
+        text = str(value).strip().lower().removesuffix("/s" if "b" in self.units else "")
+        found = re.fullmatch(r"(\d{1,30}(?:\.\d{1,30})?) ?([a-z]*)", text, re.ASCII)
+        if not found or found[2] not in self.units:
+            self.fail(f"{value!r} is not a {self.name}: write {self.example}", param, ctx)
+        amount = Fraction(found[1]) * self.units[found[2]]
+        if not 1 <= amount <= self.most:
+            self.fail(f"{value} is not in the range from 1 to {self.most:,}", param, ctx)
+        if amount.denominator > 1:
+            self.fail(f"{value} is not a whole number: {float(amount):.6g}", param, ctx)
+        return int(amount)
+
+
+# As the field writes lengths, 32k is 32 · 1,024. As memory is sold, a GB is 10⁹ bytes; a GiB is
+# 2³⁰. "8G" could be either.
+LENGTH = Amount("length", {"": 1, "k": 2**10, "m": 2**20}, "512, 32k (32,768) or 1M", 10**12)
+_UNITS = {f"{unit}b": 1000**n for n, unit in enumerate(["", *"kmgtp"])}
+_UNITS |= {f"{unit}ib": 1024**n for n, unit in enumerate("kmgtp", 1)}
+SIZE = Amount("size", {"": 1} | _UNITS, "8GB (10⁹ bytes each) or 8GiB (2³⁰)", 10**18)
+
+
 class Listed(click.ParamType):
     """A comma-separated list: `16,64`. A lone number with `counts` means that many, from 0."""
 
@@ -56,7 +84,9 @@ class Listed(click.ParamType):
             return value
         try:
             value = str(value)
-            parts = tuple(self.kind(part.strip()) for part in value.split(",") if part.strip())
+            asked = (param, ctx) if isinstance(self.kind, click.ParamType) else ()
+            parts = [part.strip() for part in value.split(",") if part.strip()]
+            parts = tuple(self.kind(part, *asked) for part in parts)
         except ValueError:
             self.fail(f"{value!r} is not a list of {self.kind.__name__}s, such as 1,2", param, ctx)
         if not parts:
@@ -82,7 +112,7 @@ TOKENIZER_HELP = "; ".join(f"{name}: {about}" for name, about in TOKENIZERS.item
 # ---- the settings of a run
 
 SETTINGS = {  # name -> (type, help), of fields of tasks and recipes that have a flag
-    "seq_len": (int, "Length T."),
+    "seq_len": (LENGTH, "Length T, such as 64 or 2k (2,048)."),
     "text": (str, "A file, a folder, - (stdin) or a download.  [default: the built-in text]"),
     "tokenizer": (Known(TOKENIZERS), f"For texts: {either(TOKENIZERS)}.  [default: chars]"),
     "data": (str, "For images: a folder of them, or a download.  [default: generated shapes]"),
@@ -97,7 +127,7 @@ SETTINGS = {  # name -> (type, help), of fields of tasks and recipes that have a
     "head_dim": (int, "Head width, if not d / H."),
     "position": (Known(POSITIONS), f"{either(POSITIONS)}."),
     "rope_value": (Known(ROPE_VALUES), f"What K = V stores under rope: {either(ROPE_VALUES)}."),
-    "window": (int, "For texts: tokens that each token sees, itself included.  [default: all]"),
+    "window": (LENGTH, "For texts: tokens that each token sees, itself included.  [default: all]"),
     "recompute": (bool, "For texts: compute each block again in backward, to save memory."),
     "steps": (int, "Training steps."),
     "lr": (float, "Peak learning rate."),
@@ -157,6 +187,7 @@ def _set(texts, listed):
         name = name.strip().replace("-", "_")
         kind = SETTINGS.get(name, (None,))[0]
         read = _word if kind is str or isinstance(kind, Known) else _literal
+        read = kind if isinstance(kind, Amount) else read
         values = tuple(read(part.strip()) for part in value.split(","))
         found[name] = values if listed else read(value.strip())
     return found

@@ -11,6 +11,7 @@ from ..runtime.shown import counted
 from ..tasks.rules import TASKS
 from ..variants import VARIANTS
 from .options import (
+    SIZE,
     Known,
     Listed,
     command_line,
@@ -67,7 +68,7 @@ PRESETS = {  # name -> what it compares; the grids are in study/presets.py
 @settings(listed=True)
 @click.option(
     "--equal-bytes",
-    type=Listed(int),
+    type=Listed(SIZE),
     help="Choose each head's width so that a token takes this many cache bytes per layer.",
 )
 @click.option(

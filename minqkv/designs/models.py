@@ -65,6 +65,11 @@ class Kept:
             return [rows[0], (self.n_head, d_rope)]  # see GTA
         return rows
 
+    def projections(self, n_embd: int) -> int:
+        """Weights in the projections of these layers, with queries of full rank."""
+        d_rope = self.spec.turning(self.head_dim, self.d_rope) if self.spec.apart else 0
+        return self.layers * self.spec.projections(n_embd, self.n_head, self.head_dim, d_rope)
+
     def rows(self, context: int) -> int:
         """How many rows one layer has kept after so many tokens."""
         if self.shared:
@@ -93,8 +98,10 @@ class Kept:
 class Published:
     """A model in use, by its published sizes: each kind of its layers, and where this is from.
 
-    `software` is what stores the rows that are called released. `variant` names what stands in
-    place of the model's own design, None for the model as it is.
+    `params` counts its weights, and `active` those that a token uses: not the experts it is not
+    sent to, nor tables of which it takes a row. None where they are not known. `software` is what
+    stores the rows that are called released. `variant` names what stands in place of the model's
+    own design, None for the model as it is.
     """
 
     name: str
@@ -105,6 +112,8 @@ class Published:
     software: str
     notes: tuple[str, ...]
     sources: tuple[str, ...]
+    params: int | None = None
+    active: int | None = None
     variant: str | None = None
 
     def nbytes(self, context: int, itemsize: int, released: bool = False) -> int:
@@ -134,7 +143,12 @@ class Published:
                 kept[i] = replace(one, spec=fitting, **other)
         notes = tuple(note for note in self.notes if note != GTA)
         notes += (GTA,) * (spec.apart and not spec.latent)
-        return replace(self, kept=tuple(kept), variant=spec.name, notes=notes)
+        more = sum(new.projections(self.n_embd) for new in kept)
+        more -= sum(old.projections(self.n_embd) for old in self.kept)
+        weights = {
+            name: n and n + more for name in ("params", "active") for n in [vars(self)[name]]
+        }
+        return replace(self, kept=tuple(kept), variant=spec.name, notes=notes, **weights)
 
     def report(self, context: int, itemsize: int) -> dict:
         """All of this as plain data: the model, `kinds` with a row for each kind of layers, totals,

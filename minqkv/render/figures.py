@@ -215,7 +215,7 @@ def _shifts(panel, x):
     if len(points) == len(places):
         return {}
     groups = {}
-    for series in panel.series:
+    for series in marked:
         for v, *_ in series.points:
             groups.setdefault(v if _are_alone(panel) else None, {})[series.name] = None
     most = max(map(len, groups.values()))
@@ -226,8 +226,8 @@ def _shifts(panel, x):
 
 
 def _are_alone(panel):
-    """Whether no series has more than one point."""
-    return all(len(s.points) < 2 for s in panel.series)
+    """Whether no series has more than one point, apart from lines beside marks."""
+    return all(len(s.points) < 2 for s in [s for s in panel.series if s.marked] or panel.series)
 
 
 def _interval(at, lo, hi, y):

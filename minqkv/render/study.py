@@ -270,21 +270,30 @@ def figure(cells, columns=2):
     return svg_figure("Score against cache bytes", panels, columns, caption) if panels else ""
 
 
-def _groups(cells):
-    """(title, what is to the right, metric, Series) of each panel: a table, or all tables of a task
-    at equal bytes.
+def groups(cells):
+    """(title, what is to the right, its cells) of each panel: a table, or all tables of a task at
+    equal bytes.
     """
-    groups = {}
+    found = {}
     for cell in cells:
         single = not _by_bytes(cell)
         name = cell.title if single else _with(cell.task, cell)
-        groups.setdefault((name, single), []).append(cell)
-    for (title, single), found in groups.items():
+        found.setdefault((name, single), []).append(cell)
+    for (title, single), of in found.items():
         # Panels whose labels differ have their own axes.
-        what = "cache bytes per token" if single else f"B per token and layer ({title})"
-        series = _points(found) if single else _curves_of_arms(found)
-        if series:
+        yield title, "cache bytes per token" if single else f"B per token and layer ({title})", of
+
+
+def _groups(cells):
+    """(title, what is to the right, metric, Series) of each panel."""
+    for title, what, found in groups(cells):
+        if series := series_of(found):
             yield title, what, found[0].metric, series
+
+
+def series_of(cells):
+    """The Series of a panel: a point for each arm, or curves of arms at equal bytes."""
+    return _curves_of_arms(cells) if _by_bytes(cells[0]) else _points(cells)
 
 
 def _control(cells):
