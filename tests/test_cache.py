@@ -537,9 +537,9 @@ def test_a_single_token_of_equal_rows_needs_no_mask(monkeypatch, rng):
     model(rng.integers(0, 11, (2, 1)), cache=cache, pad=[1, 0])  # equal again
     attend = Attention.attend
 
-    def noting(self, q, rows, at, mask=None):
+    def noting(self, q, rows, at, mask=None, asked=None):
         seen.append((mask, at, [row.data.base is not None for row in rows]))
-        return attend(self, q, rows, at, mask)
+        return attend(self, q, rows, at, mask, asked)
 
     monkeypatch.setattr(Attention, "attend", noting)
     model(rng.integers(0, 11, (2, 1)), cache=cache)

@@ -354,9 +354,9 @@ def test_the_prefix_is_read_in_one_product(monkeypatch, rng):
     twin = BranchCache(cache, 5)
     part = online.part
 
-    def spy(attention, q, rows, at, mask=None):
+    def spy(attention, q, rows, at, mask, asked):
         seen.append((q.shape, rows[0].shape))
-        return part(attention, q, rows, at, mask)
+        return part(attention, q, rows, at, mask, asked)
 
     monkeypatch.setattr(online, "part", spy)
     model(rng.integers(0, 11, (5, 2)), cache=twin)

@@ -191,7 +191,7 @@ def test_the_command_with_other_variants(cli):
     assert both["bytes"] == own["released_bytes"] > own["bytes"] > one["bytes"]
     _, out, _ = cli(*args)
     assert re.search(r"q-gqa-2, its own +2×512 +10,240 B +520 MiB +840 MiB +100 %", out)
-    assert re.search(r"gqa-2 +2×512 \+ 2×512 +20,480 B +840 MiB +840 MiB +161\.538 %", out)
+    assert re.search(r"gqa-2 +2×512 \+ 2×512 +20,480 B +840 MiB +– +161\.538 %", out)
     assert "Replaced: the design of the 5 global layers, of 30 in all." in out
 
 
