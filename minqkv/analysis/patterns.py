@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..attention import causal_mask
 from ..models import GPT
 from ..nn import Module
 from ..runtime.tracing import trace
@@ -25,3 +26,11 @@ def patterns(model: Module, x: np.ndarray) -> dict[str, np.ndarray]:
         later = np.triu(np.ones(weights.shape[-2:], bool), 1) & decoder  # (T, S)
         found[name.removesuffix(".pattern")] = np.where(later, np.nan, weights)
     return found
+
+
+def visible(model: Module, T: int) -> np.ndarray:
+    """(T, T): which keys each of T queries of a model may see."""
+    if isinstance(model, GPT):
+        return causal_mask(np.arange(T), np.arange(T), model.config.window, model.config.sinks)
+    hidden = getattr(model.config, "hide_self", False)
+    return ~np.eye(T, dtype=bool) if hidden else np.ones((T, T), bool)
