@@ -19,7 +19,21 @@ from ..runtime.errors import Exit, MinqkvError
 from ..runtime.files import printable
 from ..runtime.signals import stopping
 from ..runtime.version import __version__
-from . import cache, data, evaluate, generate, info, lesson, paper, report, run, study, text, trace
+from . import (
+    cache,
+    data,
+    diagnose,
+    evaluate,
+    generate,
+    info,
+    lesson,
+    paper,
+    report,
+    run,
+    study,
+    text,
+    trace,
+)
 
 
 class Commands(click.Group):
@@ -54,19 +68,8 @@ def cli(ctx):
 
 
 for module in (
-    lesson,
-    trace,
-    study,
-    report,
-    paper,
-    run,
-    evaluate,
-    generate,
-    cache,
-    text,
-    data,
-    info,
-):
+    lesson, trace, study, report, paper, run, evaluate, diagnose, generate, cache, text, data, info
+):  # fmt: skip
     for command in module.COMMANDS:
         cli.add_command(command)
 
