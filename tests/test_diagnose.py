@@ -16,9 +16,9 @@ from toys import design, gpt, tagger, vit
 
 from minqkv.analysis import diagnose as d
 from minqkv.analysis.diagnose import cycle_curl, diagnose
-from minqkv.analysis.patterns import visible
+from minqkv.analysis.patterns import patterns, visible
 from minqkv.attention import Attention
-from minqkv.nn import Init
+from minqkv.nn import Init, Module
 from minqkv.render.diagnose import MAPS, blocks, map_lines, meanings
 from minqkv.render.document import _pipes
 from minqkv.render.layout import Page as Terminal
@@ -259,6 +259,23 @@ def test_encoders_of_vectors_have_no_distance(rng):
         assert math.isnan(head["distance"])
         assert 0 < head["entropy"] < 1
     assert layer["heads"][0]["angles"] == layer["heads"][1]["angles"]  # of one group
+
+
+def test_a_model_of_ones_own(rng):
+    """One that is no GPT, Tagger or ViT: its attention is found all the same."""
+
+    class Own(Module):
+        def __init__(self):
+            self.mixer = Attention("gqa-2", 12, 4, 8, Init(0, "float64", name="mixer"))
+
+        def forward(self, x):
+            return self.mixer(Tensor(x))
+
+    x = rng.standard_normal((6, 8, 12))
+    (layer,) = diagnose(Own().eval(), x)
+    assert (layer["name"], len(layer["heads"])) == ("mixer", 4)
+    assert layer["chance"]["diagonal"] == pytest.approx(1 / 8)
+    assert patterns(Own().eval(), x)["mixer"].shape == (6, 4, 8, 8)
 
 
 def test_what_cannot_be_diagnosed():
