@@ -420,6 +420,6 @@ def test_there_are_results():
 def test_every_result_says_how_it_was_made(path):
     """The command that makes it again, and with what versions."""
     result = json.loads(path.read_text("utf-8"))
-    assert result["command"].startswith(("python -m bench.", "minqkv study"))
+    assert result["command"].startswith(("python -m bench.", "minqkv study", "minqkv diagnose"))
     assert not re.search(r"(^|[ =])/", result["command"]), "a folder of one machine"
     assert result.get("machine") or result.get("versions")

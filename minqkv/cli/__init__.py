@@ -22,6 +22,7 @@ from ..runtime.version import __version__
 from . import (
     cache,
     data,
+    diagnose,
     evaluate,
     generate,
     info,
@@ -68,7 +69,8 @@ def cli(ctx):
 
 
 SHOWN = (  # in this order
-    lesson, trace, study, report, paper, plan, run, evaluate, generate, cache, text, data, info
+    lesson, trace, study, report, paper, plan, run, evaluate, diagnose, generate, cache, text, data,
+    info,
 )  # fmt: skip
 for module in SHOWN:
     for command in module.COMMANDS:

@@ -36,7 +36,7 @@ def tokenize(file, name, show, save, as_json):
 
     if save and not save.endswith(".json"):
         raise UsageError(f"--save {save} does not end in .json", f"--save {save}.json")
-    data, asked = _read(file), bpe_size(name)
+    data, asked = read_bytes(file), bpe_size(name)
     if asked:
         with patient(f"train {name}", asked - 257) as advance:
             tokenizer = make(name, data, lambda done, total: advance(done))
@@ -63,7 +63,7 @@ def _special(file):
     return exists(file) and not isfile(file) and not isdir(file)
 
 
-def _read(file):
+def read_bytes(file):
     """The bytes of a file, or of standard input. Raises EnvironmentFault if it cannot be read,
     UsageError if it is empty.
     """

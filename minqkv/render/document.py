@@ -78,7 +78,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what is below it: blocks, and further Sections."""
+    """A heading and what is below it: blocks, and further Sections. Markup is for pages alone."""
 
     title: str
     blocks: list
@@ -153,6 +153,8 @@ def _section(section, level, names):
 
 def _html(block):
     match block:
+        case page.Markup():
+            return block
         case Text(text, warning):
             return page.paragraph(text, "warning" if warning else None)
         case Items(items):

@@ -1,6 +1,7 @@
-// Sorts tables by a click on a header, or by Enter or Space on it: upwards, downwards, as written.
-// Without this script a page loses nothing else.
+// What moves on a page. Without this script, everything is still there to be read.
 "use strict";
+
+// Sorts tables by a click on a header, or by Enter or Space on it: upwards, downwards, as written.
 
 const REVERSED = { ascending: "descending", descending: "none", none: "ascending" };
 
@@ -49,3 +50,29 @@ addEventListener("beforeprint", () => {
   for (const fold of opened) fold.open = true;
 });
 addEventListener("afterprint", () => opened.forEach((fold) => { fold.open = false; }));
+
+// In maps of attention, a token shows what it attends to, in every head of its layer: its row is
+// framed, the keys are shaded by their weights, and the largest are named below.
+for (const maps of document.querySelectorAll(".maps")) {
+  const show = (event) => {
+    const key = event.target.closest("thead th");
+    const row = event.target.closest("tbody tr");
+    const query = key ? key.cellIndex - 1 : row ? row.sectionRowIndex : -1;
+    for (const figure of maps.querySelectorAll("figure")) {
+      const table = figure.querySelector("table");
+      const rows = [...table.tBodies[0].rows];
+      const keys = [...table.tHead.rows[0].cells].slice(1);
+      const cells = query < 0 ? [] : [...rows[query].cells].slice(1);
+      rows.forEach((each, i) => each.classList.toggle("on", i === query));
+      keys.forEach((each, i) => {
+        each.style.setProperty("--w", cells[i]?.style.getPropertyValue("--w") || "0%");
+      });
+      const named = cells.map((cell, i) => [cell.title, keys[i].textContent])
+        .filter(([weight]) => Number(weight) > 0).sort((a, b) => b[0] - a[0]).slice(0, 3)
+        .map(([weight, token]) => `${token} ${weight}`);
+      const token = query < 0 ? "" : rows[query].cells[0].textContent;
+      figure.querySelector(".told").textContent = token && `${token} → ${named.join(", ")}`;
+    }
+  };
+  for (const kind of ["pointerover", "pointerleave", "focusin"]) maps.addEventListener(kind, show);
+}

@@ -2,8 +2,8 @@
 
 Parts are made by functions and put together by `page`. Text is escaped by all of them: only what is
 `Markup`, which they return, enters a page as it is. The style is in page.css. The only script,
-page.js, sorts tables; everything else works without it. A policy in the page forbids every other
-script and every request.
+page.js, sorts tables, opens answers, and shows in a map what a token attends to; everything else
+works without it. A policy in the page forbids every other script and every request.
 
     page("Title", heading("Results", 2), table("Scores", [("arm", "left"), ("score", "right")],
          [["qkv", ".98"], ["q-k=v", (".97", "good")]]))

@@ -317,11 +317,11 @@ def attention(model, config):
         return [Text(f"There are no examples to show this on: {error}")]
     if not found:
         return [Text("This model has no attention that can be shown.")]
-    maps = [(f"{_layer(name)}, head {j}", weights[:, j])
+    maps = [(f"{layer_name(name)}, head {j}", weights[:, j])
             for name, weights in found.items() for j in range(weights.shape[1])]  # fmt: skip
     blocks = [Text(_about(maps, x.shape[1]))]
     for i, answer in enumerate(answers):
-        labels = _labels(task, x[i], maps[0][1].shape[-1])
+        labels = token_labels(task, x[i], maps[0][1].shape[-1])
         drawn = [Figure(name, _map(name, weights[i], labels)) for name, weights in maps[:MAPS]]
         shown = [*([Text(answer)] if answer else []), Gallery(drawn)]
         title = f"Example {i + 1} of the validation split"
@@ -348,7 +348,7 @@ def _answers(task, model, x, y):
         yield f"Expected `{shown[0]}`, predicted `{shown[1]}`: {verdict}."
 
 
-def _layer(name):
+def layer_name(name):
     """The name of a layer's attention in words: "blocks.0.attn" is layer 0."""
     return re.sub(r"^blocks\.(\d+)\.attn$", r"layer \1", name)
 
@@ -358,7 +358,7 @@ def _map(name, weights, labels):
     return heat_map(name, [("", rows)], labels[: len(rows)], labels, 1, least_scale=0)
 
 
-def _labels(task, row, n):
+def token_labels(task, row, n):
     """The tokens of an example as text, where it is made of tokens; otherwise their numbers."""
     if row.ndim != 1 or row.dtype.kind not in "iu" or len(row) < n:
         return [str(i) for i in range(n)]
