@@ -47,7 +47,7 @@ IMAGES = {f"tasks/{name}.py" for name in (
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
-    "the book": ({*BOOK, "runs"} - {"caches", "designs"}, 3280),
+    "the book": ({*BOOK, "runs"} - {"caches", "designs"}, 3300),
     "beside it, further kinds of cache": ({"caches"}, 400),
     "beside it, layers of models that ship": ({"designs"}, 420),
     "runtime": ({"runtime"}, 1160),
@@ -57,7 +57,7 @@ BUDGETS = {
     "of it, images": (IMAGES, 740),
     "study": ({"study"}, 2130),
     "analysis": ({"analysis"}, 1100),
-    "render, teach": ({"render", "teach"}, 5205),
+    "render, teach": ({"render", "teach"}, 5215),
     "cli, and the way in": ({"cli", "__main__", "__init__"}, 2585),
 }
 LONGEST = 40  # code lines of a function in the book
