@@ -312,6 +312,39 @@ def test_the_study_of_positions():
         assert f"{label} | {one['p']:.4f} | {one['p_adjusted']:.4f} | {one['verdict']} |" in page
 
 
+def test_the_study_of_designs():
+    """Every arm with every seed, and the planned contrasts."""
+    page = (ROOT / "docs/designs-study.md").read_text("utf-8")
+    results = json.loads((ROOT / "bench/results/designs/results.json").read_text("utf-8"))
+    assert len(results["runs"]) + len(results["selection"]) == 336
+    assert not any(run["diverged"] for run in results["runs"] + results["selection"])
+    for cell, row in rows("designs"):
+        if row["lifted"]:
+            continue
+        size = cell["equal"]["bytes"]
+        section = page.partition(f"### {size} B a token and layer")[2].partition("\n#")[0]
+        variant, _, rest = row["arm"].replace(", rope", "").partition(" (")
+        name = f"`{variant}`, {rest.replace(')', '')}"
+        name += " (baseline)" if row["arm"] == cell["baseline"] else ""
+        each = " ".join(f"{v:.2f}".removeprefix("0") for v in row["by_seed"].values())
+        median, learned = stats.median_steps(list(row["reached"].values()), cell["size"]["steps"])
+        steps = f"{median:,.0f}" if median else f"> {cell['size']['steps']:,}"
+        rate = f"{row['lr']:g}{' (edge)' if row['at_the_edge'] else ''}"
+        costs = f"{learned}/8 | {steps} | {change(row['to_baseline'])} | {rate}"
+        assert f"| {name} | {with_half(row['score'])} | {each} | {costs} |" in section
+    for one in results["contrasts"]:
+        sides = [re.sub(r"(\S+) (\(.+)", r"`\1` \2", one[n]) for n in ("arm", "against")]
+        label = f"| {one['cell'].removeprefix('mqar, ')}: {' minus '.join(sides)}"
+        label = f"{label.replace(', rope', '')} | {minus_or_plus(one['difference'])}"
+        assert f"{label} | {one['p']:.4f} | {one['p_adjusted']:.4f} | {one['verdict']} |" in page
+
+
+def test_only_k_scores_what_qkv_does():
+    found = {row["arm"]: row["by_seed"] for _, row in rows("designs")}
+    whole = "qkv (H 4 d 16, rope)"
+    assert found[f"{whole}, only K stored"] == found[whole]
+
+
 def test_cache_measured_is_the_formula():
     for _, row in rows("study-quick"):
         assert row["cache_measured"] == row["cache_formula"]
