@@ -16,6 +16,7 @@ SHOWN = {  # script and arguments -> what its output must match
     "compare_two_variants.py": r"q-k=v - qkv: [+-]0\.\d+ ± 0\.\d+ \(95 % interval\)\n",
     "look_inside.py": r"pattern +\(1, 2, 6, 6\)[^$]*6 positions, 384 bytes\n.* one array",
     "own_cache.py": r"KVCache +(\[.*\]), 4096 bytes\nConcatenating \1, 4096 bytes\n",
+    "recurrence.py": r"both forms agree to 1e-10: True\n[^$]*1000 tokens: .* state 2,176\n",
     "look_inside.py qkv": r"6 positions, 768 bytes\n.* two arrays",
 }
 

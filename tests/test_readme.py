@@ -16,7 +16,10 @@ README = (ROOT / "README.md").read_text("utf-8")
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 PAGES += tuple(
     f"docs/{name}.md"
-    for name in ("results", "recall", "images", "designs", "diagnose", "plan", "positions")
+    for name in (
+        *("results", "recall", "images", "designs", "designs-study", "diagnose", "plan"),
+        *("positions", "recurrence"),
+    )
 )
 TREE = re.search(r"```\n(minqkv/\n.*?)```", README, re.S)[1].splitlines()
 

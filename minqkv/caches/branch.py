@@ -174,10 +174,10 @@ class BranchCache(KVCache):
 
 def branches(cache: KVCache, n: int) -> KVCache:
     """A cache for n continuations of each sequence: branches if the kind of cache can have them,
-    else copies.
+    else copies, as of a ring or a state, which change what they have stored.
     """
     if n == 1:
         return cache
-    if isinstance(cache, RingCache):
-        return cache.clone(np.repeat(np.arange(cache.batch), n))
-    return BranchCache(cache, n)
+    if cache.shareable or isinstance(cache, BranchCache):
+        return BranchCache(cache, n)
+    return cache.clone(np.repeat(np.arange(cache.batch), n))

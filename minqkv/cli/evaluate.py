@@ -104,8 +104,9 @@ def _rounding(model, kind, x, y):
     from ..caches import options
     from ..models import GPT
 
-    if not isinstance(model, GPT):
-        raise UsageError("this model is an encoder, which has no cache", "leave out --cache")
+    if type(model) is not GPT:
+        why = "this model is an encoder, or its attention is linear: it stores no rows"
+        raise UsageError(why, "leave out --cache")
     if kind not in ROUNDING:
         why = f"--cache {kind}: only the rounding of {' and '.join(ROUNDING)} can be shown"
         raise UsageError(why, f"--cache {either(ROUNDING)}")

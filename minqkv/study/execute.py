@@ -19,6 +19,7 @@ import numpy as np
 from ..analysis.lift import lift
 from ..analysis.needs import seconds_per_step
 from ..designs.layers import slimmed
+from ..designs.linear import LinearGPT
 from ..models import GPT, GPTConfig
 from ..runs import RunConfig, config_from, train_run
 from ..runtime import backend, files
@@ -99,9 +100,13 @@ def measured_cache(config):
     """(measured, formula): float32 bytes of a token in all layers of a filled cache, and the same
     by formula.
 
-    An encoder has no cache: its figure is for a GPT with the same attention.
+    An encoder has no cache: its figure is for a GPT with the same attention. A state does not grow:
+    its bytes are divided by block_size.
     """
     own = config.task.config(config.variant)
+    if isinstance(model := config.build(), LinearGPT):
+        state = own.n_layer * own.n_head * own.head_dim * (own.head_dim + 1)
+        return filled_bytes(model), state * ITEMSIZE // own.block_size
     names = ("block_size", "n_layer", "n_head", "n_embd", "variant", "head_dim", "position")
     cfg = GPTConfig(1, **{name: getattr(own, name) for name in (*names, "d_rope")}, d_ff=0)
     return filled_bytes(GPT(cfg)), cache_bytes_per_token(cfg, ITEMSIZE)

@@ -14,7 +14,8 @@ from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
-from ..models import GPTConfig
+from ..designs.linear import LinearGPT, check_config
+from ..models import GPT, GPTConfig
 from ..runtime.errors import UsageError, unknown
 from ..runtime.rng import stream
 from ..train import IGNORE
@@ -26,11 +27,15 @@ SIZES = {  # defaults; d has room for all keys and values, so that only the cach
     "mqar": {"keys": 32, "n_layer": 2, "n_embd": 64, "position": "rope"},
 }
 STEPS = {"pairs": 800, "mqar": 3000}
+MODELS = {"softmax": GPT, "linear": LinearGPT}  # by their attention
 
 
 @dataclass(frozen=True)
 class Recall(Task):
-    """P pairs of `keys` keys and as many values. Keys are ids 0 .. keys-1, values follow."""
+    """P pairs of `keys` keys and as many values. Keys are ids 0 .. keys-1, values follow.
+
+    `attention` is "softmax" or "linear" (designs/linear.py), the latter for Q = K = V alone.
+    """
 
     pairs: int = 8
     keys: int | None = None
@@ -40,12 +45,15 @@ class Recall(Task):
     position: str | None = None
     n_head: int = 1
     d_rope: int | None = None
+    attention: str = "softmax"
 
     sparse = True
 
     def __post_init__(self):
         if self.name not in RECALL:
             raise unknown("task", self.name, RECALL)
+        if self.attention not in MODELS:
+            raise unknown("attention", self.attention, MODELS)
         for field, value in SIZES[self.name].items():
             if getattr(self, field) is None:
                 object.__setattr__(self, field, value)
@@ -67,7 +75,14 @@ class Recall(Task):
         size = {name: getattr(self, name) for name in names}
         size["vocab_size"] = 2 * self.keys + (self.name == "pairs")
         size["block_size"] = (2 if self.name == "pairs" else 3) * self.pairs
-        return GPTConfig(**size, variant=variant, d_ff=0)
+        cfg = GPTConfig(**size, variant=variant, d_ff=0)
+        if self.attention == "linear":
+            check_config(cfg)
+        return cfg
+
+    def model(self, variant, seed):
+        """A fresh GPT with this attention."""
+        return MODELS[self.attention](self.config(variant), seed)
 
     def recipe(self, steps=None):
         """A warm-up of a fixed number of steps: a share would change with their total."""
