@@ -19,7 +19,21 @@ from ..runtime.errors import Exit, MinqkvError
 from ..runtime.files import printable
 from ..runtime.signals import stopping
 from ..runtime.version import __version__
-from . import cache, data, evaluate, generate, info, lesson, paper, report, run, study, text, trace
+from . import (
+    cache,
+    convert,
+    data,
+    evaluate,
+    generate,
+    info,
+    lesson,
+    paper,
+    report,
+    run,
+    study,
+    text,
+    trace,
+)
 
 
 class Commands(click.Group):
@@ -61,6 +75,7 @@ for module in (
     paper,
     run,
     evaluate,
+    convert,
     generate,
     cache,
     text,
