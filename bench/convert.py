@@ -3,9 +3,10 @@ models trained from scratch for as many steps in all.
 
     python -m bench.convert         # about eight minutes on two cores
 
-Results go to bench/results/convert/convert.json after each task and seed; the same command
-continues. Rows: `zero_shot` is the score at once, `after` the score after `further` more steps. The
-method "trained" is the model that is converted; "from scratch" is trained for all steps.
+Results go to bench/results/convert/convert.json after each task and seed. The same command
+continues, and at the end prints the tables as Markdown. In a row, `zero_shot` is the score at once,
+`after` the score after `further` more steps. The method "trained" is the model that is converted;
+"from scratch" is trained for all steps.
 """
 
 import json
@@ -74,23 +75,24 @@ def stored():
 
 
 def show(rows):
-    """Means with 95 % intervals over seeds."""
+    """Means with 95 % intervals over seeds, as Markdown."""
     for name in TASKS:
         mine = [row for row in rows if row["task"] == name]
-        lines = []
+        if not mine:
+            continue
+        seeds, one = len({row["seed"] for row in mine}), mine[0]
+        about = f"{seeds} seeds, {one['steps']} steps, then {one['further']}"
+        print(f"\n**{name}**, {one['metric']}, {about}:\n")
+        print("| | method | zero-shot | after | bytes per token |\n|---|---|---|---|---|")
         for variant, method in dict.fromkeys((row["variant"], row["method"]) for row in mine):
             arm = [row for row in mine if (row["variant"], row["method"]) == (variant, method)]
-            cells = [[row[what] for row in arm if row[what] is not None] for what in WHAT]
-            scores = [with_interval(estimate(cell)) for cell in cells]
-            lines.append([variant, method, *scores, arm[0]["bytes_per_token"]])
-        if mine:
-            one = mine[0]
-            title = f"{name}, {one['metric']}, {len({row['seed'] for row in mine})} seeds, "
-            title += f"{one['steps']} steps, then {one['further']}"
-            common.table(title, ("", "method", "zero-shot", "after", "bytes per token"), lines)
-
-
-WHAT = ("zero_shot", "after")
+            cells = [[row[what] for row in arm] for what in ("zero_shot", "after")]
+            scores = [
+                with_interval(estimate(cell)) if cell[0] is not None else "" for cell in cells
+            ]
+            print(
+                "|", " | ".join([variant, method, *scores, f"{arm[0]['bytes_per_token']:,}"]), "|"
+            )
 
 
 def main():
