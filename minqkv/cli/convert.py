@@ -24,12 +24,13 @@ from .run import own_task_option
 @own_task_option
 @computes
 def convert(runs, to, chosen, steps, out, own, as_json):
-    """Convert a trained run to another variant, and show what is lost.
+    """Convert a trained run to another variant.
 
-    From separate K and V to K = V: keep_k, keep_v, avg, procrustes (V is aligned with K before the
-    mean) and refit-q (V stays, and W_Q is fitted to it). To fewer KV heads: pool, and align (heads
-    are aligned before the mean). Exact: copy, for what was shared, and slim. The run stays as it
-    is. Several runs that differ in their seeds give means with 95 % intervals.
+    A table shows what each method loses. From separate K and V to K = V: keep_k, keep_v, avg,
+    procrustes (V is aligned with K before the mean) and refit-q (V stays, and W_Q is fitted to it).
+    To fewer KV heads: pool, and align (heads are aligned before the mean). Exact: copy, for what
+    was shared, and slim. The run stays as it is. Several runs that differ in their seeds give means
+    with 95 % intervals.
     """
     from ..analysis.convert import SLIM, methods
     from ..analysis.converted import check_alike, check_free, convert_run, finished, write_run
