@@ -23,6 +23,7 @@ from minqkv.runs import configure, train_run
 
 COMMANDS = (
     "completion",
+    "convert",
     "data",
     "doctor",
     "eval",
@@ -273,6 +274,7 @@ JSON = {
         {"accuracy", "loss", "split", "sequences", "sequences_wrong", "wrong"},
     ),
     "eval ": (("RUNS/gpt",), {"accuracy", "masked_perplexity"}),
+    "convert": (("RUNS/gpt", "--to", "mqa"), {"metric", "scores", "methods", "bytes_per_token"}),
     "generate": (("RUNS/gpt", "1 2 3 4"), {"prompt", "output"}),
     "generate ": (("RUNS/gpt", "1234", "--compare"), {"cached", "uncached"}),
     "study": (

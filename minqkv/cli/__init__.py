@@ -21,6 +21,7 @@ from ..runtime.signals import stopping
 from ..runtime.version import __version__
 from . import (
     cache,
+    convert,
     data,
     diagnose,
     evaluate,
@@ -69,8 +70,8 @@ def cli(ctx):
 
 
 SHOWN = (  # in this order
-    lesson, trace, study, report, paper, plan, run, evaluate, diagnose, generate, cache, text, data,
-    info,
+    lesson, trace, study, report, paper, plan, run, evaluate, diagnose, convert, generate, cache,
+    text, data, info,
 )  # fmt: skip
 for module in SHOWN:
     for command in module.COMMANDS:
