@@ -56,9 +56,9 @@ BUDGETS = {
     "tasks": ({"tasks"}, 2650),
     "of it, images": (IMAGES, 740),
     "study": ({"study"}, 1910),
-    "analysis": ({"analysis"}, 810),
-    "render, teach": ({"render", "teach"}, 4880),
-    "cli, and the way in": ({"cli", "__main__", "__init__"}, 2360),
+    "analysis": ({"analysis"}, 1720),
+    "render, teach": ({"render", "teach"}, 4910),
+    "cli, and the way in": ({"cli", "__main__", "__init__"}, 2450),
 }
 LONGEST = 40  # code lines of a function in the book
 OF_THE_BOOK = [n for n in NAMES if n.split("/")[0].removesuffix(".py") in {*BOOK, "runs"}]
