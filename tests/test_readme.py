@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
-PAGES += tuple(f"docs/{name}.md" for name in ("results", "recall", "images", "designs"))
+PAGES += tuple(f"docs/{name}.md" for name in ("results", "recall", "images", "designs", "vectors"))
 TREE = re.search(r"```\n(minqkv/\n.*?)```", README, re.S)[1].splitlines()
 
 

@@ -19,7 +19,21 @@ from ..runtime.errors import Exit, MinqkvError
 from ..runtime.files import printable
 from ..runtime.signals import stopping
 from ..runtime.version import __version__
-from . import cache, data, evaluate, generate, info, lesson, paper, report, run, study, text, trace
+from . import (
+    cache,
+    data,
+    evaluate,
+    generate,
+    info,
+    lesson,
+    paper,
+    report,
+    run,
+    study,
+    text,
+    trace,
+    vectors,
+)
 
 
 class Commands(click.Group):
@@ -63,6 +77,7 @@ for module in (
     evaluate,
     generate,
     cache,
+    vectors,
     text,
     data,
     info,
