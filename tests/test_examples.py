@@ -35,7 +35,8 @@ def test_it_runs(line, tmp_path):
 def test_it_is_short_and_tried(path):
     own = path.name in ("own_task.py", "own_cache.py")
     assert len(path.read_text("utf-8").splitlines()) <= (75 if own else 40)
-    assert path.name == "own_task.py" or any(line.split()[0] == path.name for line in SHOWN)
+    elsewhere = ("own_task.py", "check_torch.py")  # in test_vectors.py
+    assert path.name in elsewhere or any(line.split()[0] == path.name for line in SHOWN)
 
 
 def test_a_cache_of_your_own(tmp_path):

@@ -35,6 +35,7 @@ from . import (
     study,
     text,
     trace,
+    vectors,
 )  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def cli(ctx):
 
 SHOWN = (  # in this order
     lesson, trace, study, report, paper, plan, run, evaluate, diagnose, convert, generate, cache,
-    text, data, info,
+    vectors, text, data, info,
 )  # fmt: skip
 for module in SHOWN:
     for command in module.COMMANDS:

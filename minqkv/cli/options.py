@@ -222,22 +222,25 @@ def own_task(name):
 
 
 def own_class(name, what, example):
-    """Import MODULE:CLASS, from the current folder or sys.path. Raises UsageError if it fails."""
+    """Import MODULE:CLASS, or MODULE:FUNCTION if `what` is "function", from the current folder or
+    sys.path. Raises UsageError if it fails.
+    """
     from importlib import import_module
 
     module, _, cls = name.partition(":")
+    kind = "function" if what == "function" else "class"
     if not cls or not all(part.isidentifier() for part in module.split(".")):
-        raise UsageError(f"a {what} of your own is MODULE:CLASS, not {name}", example)
+        raise UsageError(f"a {what} of your own is MODULE:{kind.upper()}, not {name}", example)
     look_here()
     try:
         found = import_module(module)
     except ImportError as error:
-        cure = f"MODULE:CLASS names a file {module}.py here, or an installed package"
+        cure = f"MODULE:{kind.upper()} names a file {module}.py here, or an installed package"
         raise UsageError(f"cannot import {module}: {error}", cure) from error
     except (Exception, SystemExit) as error:  # a script ends with sys.exit()
         raise UsageError(f"{module} raised {type(error).__name__}: {error}") from error
     if not hasattr(found, cls):
-        raise unknown(f"class of {module}", cls, [n for n in vars(found) if not n.startswith("_")])
+        raise unknown(f"{kind} of {module}", cls, [n for n in vars(found) if not n.startswith("_")])
     return getattr(found, cls)
 
 

@@ -143,3 +143,38 @@ def law_table(name, laws):
     for law in laws:
         if not law["ok"]:
             say(console, f"{law['name']}: {law['found']}")
+
+
+def vector_table(name, rows, printed):
+    """A function's results on vectors, as `compare.named` gives them: how many, the first that
+    differs, and the causes.
+    """
+    from ..analysis.known import EXPLAINED
+
+    console, states = stdout(), ("ok", "differs", "fault", "not done")
+    lines, groups = [], {}
+    for row in rows:
+        level = row["case"].split("/")[0].replace("shipped", "layer")
+        level = "kernel" if level == "kernel" else "layer"
+        what = f"{level}, {row['task']}"
+        groups.setdefault((what, row["dtype"]), []).append(row["state"])
+    for (what, dtype), found in groups.items():
+        lines.append([what, dtype, *[str(found.count(state)) for state in states]])
+    heads = [("cases", "left"), ("dtype", "left"), *[(state, "right") for state in states]]
+    table(console, name, heads, lines)
+    wrong = [row for row in rows if row["state"] == "differs"]
+    for row in wrong[:1]:
+        say(console, f"First, {row['case']} ({row['task']}, {row['dtype']}): {row['text']}.")
+    causes = [row["cause"] for row in wrong]
+    for cause in dict.fromkeys(causes):
+        share = f"{causes.count(cause)} of {len(wrong)} that differ"
+        text = f"{cause}: {EXPLAINED[cause]}" if cause else "no known mistake"
+        say(console, f"Likely cause of {share}: {text}." if cause else f"{share}: {text}.")
+    faults = {row["text"]: row for row in reversed(rows) if row["state"] == "fault"}
+    for text, row in reversed(faults.items()):
+        times = sum(row.get("text") == text for row in rows)
+        say(console, f"{row['case']} ({row['task']}, {row['dtype']}): {text}; so in {times} calls.")
+    if printed:
+        say(console, "The function prints; its output is not shown.")
+    if not {"ok", "differs", "fault"} & {row["state"] for row in rows}:
+        say(console, "The function computed no case: it returned None for all.")
