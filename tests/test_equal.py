@@ -337,3 +337,11 @@ def test_a_row_beside_of_a_chosen_width():
     assert [(c.variant, c.task.head_dim) for c in configs] == [("mla", 2), ("gta-1", 8)]
     for config in configs:
         assert measured_cache(config) == (96, 96)  # of two layers
+
+
+def test_what_turns_apart_is_one_arm():
+    """For a row that is not both key and value, "raw" and "unrotate" are one model."""
+    lists = {"variants": ("qkv", "q-k=v", "mla"), "rope_value": ("raw", "unrotate")}
+    configs = grid(("mqar",), seeds=(0,), **lists)
+    found = [(c.variant, c.task.rope_value) for c in configs]
+    assert found == [("qkv", "raw"), ("q-k=v", "raw"), ("mla", "raw"), ("q-k=v", "unrotate")]

@@ -97,6 +97,8 @@ def grid(
     cells = itertools.product(equal_bytes, equal_params, *values, tasks, variants)
     for per_token, n_params, *cell, task, variant in cells:
         given, cls = dict(zip(names, cell, strict=True)), (own or {}).get(task)
+        if not _one_row(variant):  # then both values are the same model
+            given.pop("rope_value", None)
         equal = per_token is not None or n_params is not None
         if equal and "head_dim" in given:
             why = "equal bytes and equal parameters already choose the head width"
@@ -119,6 +121,12 @@ def grid(
 def as_list(value):
     """The values of a field as a list: a list stays as it is, one value becomes a list of one."""
     return value if isinstance(value, (tuple, list, range)) else (value,)
+
+
+def _one_row(variant):
+    """Whether some layer stores a row that is key and value, and turns as a whole."""
+    specs = map(VariantSpec.parse, variant.split("/"))
+    return any(spec.streams == 1 and not spec.apart for spec in specs)
 
 
 class NoWidth(UsageError):
@@ -227,9 +235,8 @@ def arm(config: RunConfig, equal: bool = False, width: bool = False) -> str:
         d_rope = getattr(task, "d_rope", None)
         changed += [f"d_r {d_rope}"] if d_rope is not None else []
         changed += [task.position] if task.position != "learned" else []
-        specs = task.config(config.variant).specs
-        shared_row = any(spec.streams == 1 and not spec.apart for spec in specs)
-        changed += [task.rope_value] if task.position == "rope" and shared_row else []
+        turned = task.position == "rope" and _one_row(config.variant)
+        changed += [task.rope_value] if turned else []
     if width and not equal and task.head_dim is not None:
         changed += [f"d_h {task.head_dim}"]
     changed += ["diagonal masked"] if getattr(task, "hide_self", False) else []
