@@ -316,7 +316,7 @@ def test_only_k_is_stored_of_a_trained_model():
     assert records[1]["slim"] is None  # W_K is not square: K does not give V back
     cells = {cell.equal["bytes"]: cell for cell in summarise(records, "bytes")}
     assert [row.arm for row in cells[128].rows if not row.lifted] == ["qkv (H 2 d 8, rope)"]
-    kept, other = (row for row in cells[64].rows if not row.lifted)
+    other, kept = (row for row in cells[64].rows if not row.lifted)
     assert kept.arm == "qkv (H 2 d 8, rope), only K stored"
     assert (kept.cache_measured, kept.cache_formula, other.cache_measured) == (128, 128, 128)
     assert kept.by_seed == {0: slim["score"]["accuracy"]}

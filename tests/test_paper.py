@@ -117,7 +117,8 @@ def raw_scores():
         for run in json.loads(path.read_text("utf-8"))["runs"]:
             size = run.get("seq_len"), run["n_embd"]
             plain = run["task"] in ("reverse", "sort") and run["arm"] == run["variant"]
-            if plain and size == (16, 64):
+            usual = run.get("lr", 1e-3) == 1e-3 and run.get("position", "learned") == "learned"
+            if plain and usual and size == (16, 64):
                 key = run["task"], run["n_layer"], run["n_head"], run["variant"]
                 first = found.setdefault(key, {}).setdefault(run["seed"], run["accuracy"])
                 assert abs(first - run["accuracy"]) < 0.005, (key, run["seed"])
