@@ -13,6 +13,7 @@ from statistics import median
 import numpy as np
 
 from ..analysis.memory import training_memory
+from ..models import GPT, Tagger, ViT
 from ..optim import Adam
 from ..runs import RunConfig, config_from, configure
 from ..runtime import backend, files
@@ -242,7 +243,7 @@ def _lifted_row(row, runs):
 
 def _memory(config):
     task = config.task
-    if type(task).loss is not Task.loss or type(task).model is not Task.model:
+    if type(task).loss is not Task.loss or type(config.build()) not in (GPT, Tagger, ViT):
         return None
     try:
         x, y = task.batch(config.seed, 0, config.recipe.batch)
