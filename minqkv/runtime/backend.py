@@ -21,6 +21,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..kernels import FILES, Kernels, argument, first_line, options, source
+from ..kernels.products import PRECISIONS, multiply
 from .errors import EnvironmentFault, UsageError, unknown
 from .scoped import scoped
 
@@ -30,6 +31,8 @@ LARGE_CACHE = 1 << 26  # bytes from which the sequences of a batch are shared ou
 PIECE = 1 << 17  # numbers of an array that are worked on while they are in a core's cache
 LARGE_PASS = 1 << 18  # numbers from which several cores work on an array, piece by piece
 LARGE_PRODUCT = 1 << 22  # multiply-adds from which BLAS's own threads pay
+FLOAT32, USUAL = 0, -1  # for cuBLAS: CUDA_R_32F, and CUBLAS_GEMM_DEFAULT, its choice of algorithm
+ONE, ZERO = np.ones(1, "float32"), np.zeros(1, "float32")
 
 
 @lru_cache(64)
@@ -71,7 +74,7 @@ class Backend(Kernels):
         return array
 
     def bmm(self, a: Array, b: Array) -> Array:
-        """Batched product over the last two axes: (..., n, k) @ (..., k, m)."""
+        """Product over the last two axes: (..., n, k) @ (..., k, m). The leading ones broadcast."""
         return np.matmul(a, b)
 
     def converted(self, a: Array, dtype) -> Array:
@@ -211,6 +214,7 @@ class GpuBackend(Backend):
     on_host = False
     threads, cores = 1, None
     kernels = not os.environ.get("MINQKV_NO_KERNELS")  # set by use_kernels
+    precision = "fp32"  # set by use_precision
 
     def __init__(self, xp):
         self.xp, self.ndarray = xp, xp.ndarray
@@ -264,7 +268,26 @@ class GpuBackend(Backend):
         return self.xp.asnumpy(array)
 
     def bmm(self, a: Array, b: Array) -> Array:
-        return self.xp.matmul(a, b)
+        found = multiply(self, a, b)
+        return self.xp.matmul(a, b) if found is None else found
+
+    def gemm(self, flip_a, flip_b, m, n, k, a, wide_a, step_a, b, wide_b, step_b, *c_and_count):
+        """Start products of cuBLAS: `a`, `b` and then `c` are addresses of float32 matrices whose
+        columns are `wide` numbers apart, and batches of them `step` numbers.
+        """
+        from cupy.cuda.device import get_cublas_handle
+        from cupy_backends.cuda.libs import cublas
+
+        c, wide_c, step_c, count = c_and_count
+        cublas.gemmStridedBatchedEx(
+            get_cublas_handle(), flip_a, flip_b, m, n, k, ONE.ctypes.data,
+            a, FLOAT32, wide_a, step_a, b, FLOAT32, wide_b, step_b, ZERO.ctypes.data,
+            c, FLOAT32, wide_c, step_c, count, PRECISIONS[self.precision], USUAL,
+        )  # fmt: skip
+
+    def capability(self) -> int:
+        """The generation of the device: 80 for an A100, 90 for an H100."""
+        return int(self.xp.cuda.Device().compute_capability)
 
     def converted(self, a: Array, dtype) -> Array:
         return a.astype(dtype)
@@ -369,6 +392,22 @@ def use_kernels(on: bool) -> None:
     """Whether GPU backends use the kernels of minqkv/kernels, or the readable code alone."""
     GpuBackend.kernels = on
     _use(current)
+
+
+def use_precision(name: str) -> None:
+    """How GPU backends multiply float32: "fp32", "tf32" or "bf16" (kernels/products.py).
+
+    Raises UsageError for another name or without a GPU, EnvironmentFault where the GPU cannot.
+    """
+    if name not in PRECISIONS:
+        raise unknown("precision", name, PRECISIONS)
+    if name != "fp32" and current.on_host:
+        raise UsageError(f"{name} is for a GPU; {current.name} multiplies in float32",
+                         "--backend cupy, or leave out --precision")  # fmt: skip
+    if name != "fp32" and (found := current.capability()) < 80:
+        why = f"this GPU (sm_{found}) has no {name}, which came with sm_80"
+        raise EnvironmentFault(why, "leave out --precision")
+    GpuBackend.precision = name
 
 
 def use_cores(threads: int, cores) -> None:
