@@ -7,7 +7,6 @@ are data with sources, in gpus.toml; bounds.py says what is counted.
 """
 
 import argparse
-import json
 import sys
 import tomllib
 from argparse import ArgumentTypeError
@@ -19,36 +18,42 @@ import click
 
 from minqkv.analysis.plan import positions, usual
 from minqkv.cli.info import SIZES, asked_model
-from minqkv.cli.options import LENGTH
+from minqkv.cli.options import LENGTH, print_json
 from minqkv.models import PRESETS, GPTConfig
 from minqkv.render.console import say, stdout, table
 from minqkv.runtime.errors import MinqkvError, UsageError
+from minqkv.runtime.files import read_json
 from minqkv.runtime.version import code_version
 
 from .bounds import ITEMSIZE, Work, gpu, gpu_of, shares, step, token, whole_step
 from .common import RESULTS, command, per_cent, write_result
 
-MEASURED = ("ops", "step", "decode", "ceilings")  # files of bench.gpu
+UNITS = dict.fromkeys(("ops", "step", "decode"), "ms") | {"ceilings": "GB/s or TFLOP/s"}
 
 
 def main():
     options = parse()
     try:
-        if options.results:
-            show_results(RESULTS)
-            return
-        report = computed(options)
+        results(options) if options.results else bounds(options)
     except MinqkvError as error:
         hint = f"; {error.hint}" if error.hint else ""
         print(f"bench.roofline: {error}{hint}", file=sys.stderr)
         sys.exit(error.code)
+
+
+def bounds(options):
+    """Compute, write and print all bounds that were asked for."""
+    report = computed(options)
     if options.out:
         path = options.out / f"{report['config']}-{report['gpu']['name'].lower()}.json"
         write_result(path, {k: v for k, v in report.items() if k != "rows"}, report["rows"])
-    if options.json:
-        print(json.dumps(report, ensure_ascii=False, indent=1))
-    else:
-        show(report)
+    print_json(report) if options.json else show(report)
+
+
+def results(options):
+    """Print the committed files of bench.gpu, each figure as a share of its bound."""
+    found = read_results(RESULTS)
+    print_json(found) if options.json else show_results(found)
 
 
 def parse(words=None):
@@ -90,6 +95,8 @@ def configuration(name):
     if name.lower() in PRESETS:
         recipe = (files("minqkv.configs") / f"{name.lower()}.toml").read_text("utf-8")
         cfg = replace(cfg, dropout=tomllib.loads(recipe)["set"]["dropout"])
+    if cfg.window is not None:
+        raise UsageError(f"{name}: a window is not counted here", "leave it out")
     return Path(name).stem, cfg
 
 
@@ -97,7 +104,7 @@ def configuration(name):
 
 
 def computed(options):
-    """All bounds that were asked for, as data."""
+    """All bounds, as data."""
     card = gpu(options.gpu)
     card.check(options.dtype)
     name, cfg = configuration(options.config)
@@ -273,51 +280,47 @@ def _kernels(console, title, rows):
 # ---- what was measured
 
 
-def show_results(folder):
-    """The files of bench.gpu in a folder, each figure as a share of its bound."""
-    console, found = stdout(), read_results(folder)
-    if not found:
-        raise UsageError(f"{folder}: no file of bench.gpu", "python -m bench.gpu, on a GPU")
+def show_results(found):
+    """A table for each file; see read_results."""
+    console = stdout()
     columns = [("case", "left"), ("measured", "left"), ("value", "right"), ("bound", "right")]
-    for part, result, card, rows in found:
-        machine = result["machine"]
-        say(console, f"gpu-{part}: {machine['gpu']}, {machine['date']}, {result['command']}")
-        if card is None:
+    for one in found:
+        say(console, f"{one['part']}: {one['gpu']}, {one['date']}, {one['command']}")
+        if one["card"] is None:
             say(console, "This card is not in bench/gpus.toml, so it has no bounds.")
             console.print()
             continue
-        unit = "rate" if part == "ceilings" else "ms"
         lines = []
-        for row in rows:
+        for row in one["rows"]:
             values = [_value(row[key]) for key in ("value", "bound")]
             lines.append([row["case"], row["what"], *values, per_cent(row["share"])])
-        table(console, f"{part}, {unit}", [*columns, ("share", "right")], lines)
-    say(
-        console,
-        "Both: forward and backward. Array: CuPy. Share: bound over time, or rate over rate.",
-    )
+        table(console, f"In {one['unit']}", [*columns, ("share", "right")], lines)
+    say(console, "Both: forward and backward. Array: CuPy. Share: bound / time, or rate / rate.")
 
 
 def read_results(folder):
-    """[(part, the file, its Gpu or None, rows)] of each file of bench.gpu; a row is a figure
-    beside its bound, in ms; of ceilings, in GB/s or TFLOP/s.
+    """Each file of bench.gpu in a folder: the card, the command, and a row for each figure that has
+    a bound. Raises UsageError where there is none.
     """
     found = []
-    for part in MEASURED:
+    for part, unit in UNITS.items():
         path = Path(folder) / f"gpu-{part}.json"
         if not path.exists():
             continue
-        result = json.loads(path.read_text("utf-8"))
-        card, rows = gpu_of(result["machine"]["gpu"]), []
+        result = read_json(path)
+        device, rows = result["machine"]["gpu"], []
+        card = gpu_of(device)
         for row in result["rows"]:
-            of_bound = shares(part, row, card).get("of_bound", {})
-            values = row.get("GB_per_second") or row.get("tflops") or {}
-            values = values if part == "ceilings" else row.get("median_ms", {})
-            for what, share in of_bound.items():
+            values = row.get("median_ms") or row.get("GB_per_second") or row.get("tflops") or {}
+            for what, share in shares(part, row, card).get("of_bound", {}).items():
                 bound = values[what] / share if part == "ceilings" else values[what] * share
                 more = {"value": values[what], "bound": bound, "share": share}
                 rows.append({"case": row["case"], "what": what, **more})
-        found.append((part, result, card, rows))
+        about = {"gpu": device, "date": result["machine"]["date"], "command": result["command"]}
+        title = card and card.title
+        found.append({"part": f"gpu-{part}", **about, "card": title, "unit": unit, "rows": rows})
+    if not found:
+        raise UsageError(f"{folder}: no file of bench.gpu", "python -m bench.gpu, on a GPU")
     return found
 
 

@@ -419,24 +419,28 @@ def test_shares_by_hand():
     assert bounds.shares("ops", row, None) == {}
 
 
+def measured():
+    return roofline.read_results(ROOT / "bench/results")
+
+
 def test_no_committed_measurement_beats_its_bound():
     """Each file of bench.gpu is read, and its figures have shares."""
-    found = roofline.read_results(ROOT / "bench/results")
-    assert [part for part, *_ in found] == list(roofline.MEASURED)
-    for part, result, card, rows in found:
-        assert card is not None, result["machine"]["gpu"]
-        assert rows
-        most = 2 if part == "ops" else 1  # their arrays may lie in the chip's cache
-        assert all(0 < row["share"] <= most for row in rows)
+    found = measured()
+    assert [one["part"] for one in found] == [f"gpu-{part}" for part in roofline.UNITS]
+    for one in found:
+        assert one["card"], one["gpu"]
+        assert one["rows"]
+        most = 2 if one["part"] == "gpu-ops" else 1  # their arrays may lie in the chip's cache
+        assert all(0 < row["share"] <= most for row in one["rows"])
 
 
 @pytest.mark.parametrize("columns", [60, 80])
 def test_results_in_a_narrow_terminal(columns, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(columns))
-    roofline.show_results(ROOT / "bench/results")
+    roofline.show_results(measured())
     out = capsys.readouterr().out
     assert "gpu-decode: NVIDIA H100 80GB HBM3" in out
-    assert max(map(len, out.splitlines())) <= max(columns, 66)
+    assert max(map(len, out.splitlines())) <= columns
 
 
 @pytest.mark.parametrize("columns", [60, 80])
@@ -450,14 +454,34 @@ def test_bounds_in_a_narrow_terminal(columns, monkeypatch, capsys):
 
 def test_no_results(tmp_path):
     with pytest.raises(UsageError, match="no file of bench"):
-        roofline.show_results(tmp_path)
+        roofline.read_results(tmp_path)
 
 
 def test_results_of_an_unknown_card(tmp_path, capsys):
     result = {"command": "python -m bench.gpu", "machine": {"gpu": "Z1", "date": "2027-01-01"}}
     (tmp_path / "gpu-step.json").write_text(json.dumps(result | {"rows": [{"case": "S1"}]}))
-    roofline.show_results(tmp_path)
+    roofline.show_results(roofline.read_results(tmp_path))
     assert "This card is not in bench/gpus.toml" in capsys.readouterr().out
+
+
+def test_json():
+    """What was measured, and bounds, as data."""
+    found, report = (
+        json.loads(command(*words, "--json").stdout)
+        for words in (["--results"], ["--gpu", "T4", "--dtype", "fp16", "--variant", "mla"])
+    )
+    assert found == measured()
+    assert report["gpu"]["name"] == "T4"
+    assert {row["variant"] for row in report["rows"]} == {"mla"}
+    assert report["rows"][0]["over_qkv"] > report["rows"][0]["read_twice"]["over_qkv"] > 1
+
+
+def test_a_configuration_of_ones_own(tmp_path):
+    (tmp_path / "mine.json").write_text(json.dumps({**vars(TINY), "window": 4}))
+    with pytest.raises(UsageError, match="a window is not counted"):
+        roofline.configuration(str(tmp_path / "mine.json"))
+    (tmp_path / "mine.json").write_text(json.dumps(vars(TINY)))
+    assert roofline.configuration(str(tmp_path / "mine.json")) == ("mine", TINY)
 
 
 # ---- the committed table, and the page
@@ -542,16 +566,18 @@ def test_the_figures_of_cards_and_shards_of_the_page():
 
 def test_the_measured_figures_of_the_page():
     """Of bench.gpu on one card; each line with the file's own figures."""
-    for _, result, card, found in roofline.read_results(ROOT / "bench/results"):
-        assert card.title in PAGE
-        assert result["machine"]["date"] in PAGE
-        by = {(row["case"], row["what"]): row for row in found}
-        best = {row["case"]: row.get("best_torch") for row in result["rows"]}
+    for one in measured():
+        assert one["card"] in TEXT
+        assert f"on {one['date']}" in TEXT
+        path = ROOT / f"bench/results/{one['part']}.json"
+        file = json.loads(path.read_text("utf-8"))["rows"]
+        best = {row["case"]: row.get("best_torch") for row in file}
+        by = {(row["case"], row["what"]): row for row in one["rows"]}
         for (case, what), row in by.items():
-            other = THEIRS.get(what, best[case])
             if what == "both" or what.startswith("torch"):
                 continue
-            shares = f"{per_cent(row['share'])} | {per_cent(by[case, other]['share'])}"
+            theirs = by[case, THEIRS.get(what, best[case])]
+            shares = f"{per_cent(row['share'])} | {per_cent(theirs['share'])}"
             assert f"| {case} | {row['bound']:,.3f} | {row['value']:,.3f} | {shares} |" in PAGE
 
 
