@@ -283,7 +283,7 @@ def _kernels(console, title, rows):
 def show_results(found):
     """A table for each file; see read_results."""
     console = stdout()
-    columns = [("case", "left"), ("measured", "left"), ("value", "right"), ("bound", "right")]
+    columns = [("measured", "left"), ("value", "right"), ("bound", "right"), ("share", "right")]
     for one in found:
         say(console, f"{one['part']}: {one['gpu']}, {one['date']}, {one['command']}")
         if one["card"] is None:
@@ -293,8 +293,8 @@ def show_results(found):
         lines = []
         for row in one["rows"]:
             values = [_value(row[key]) for key in ("value", "bound")]
-            lines.append([row["case"], row["what"], *values, per_cent(row["share"])])
-        table(console, f"In {one['unit']}", [*columns, ("share", "right")], lines)
+            lines.append([f"{row['case']}: {row['what']}", *values, per_cent(row["share"])])
+        table(console, f"In {one['unit']}", columns, lines)
     say(console, "Both: forward and backward. Array: CuPy. Share: bound / time, or rate / rate.")
 
 
