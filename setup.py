@@ -54,6 +54,7 @@ setup(
         "minqkv.study.published": ["*.csv", "*.toml"],
         "minqkv.configs": ["*.toml"],
         "minqkv.designs": ["*.toml"],
+        "minqkv.kernels": ["*.cu", "*.cuh"],
         "minqkv.render": ["*.css", "*.js"],
         "minqkv.tasks": ["builtin.jsonl"],
     },
@@ -66,6 +67,7 @@ setup(
         "notebook": ["nbclient", "ipykernel"],
         "lint": ["ruff==0.17.6"],
         "images": ["pillow>=10"],
+        "kernels": ["nvidia-cuda-nvrtc==13.5.*", "nvidia-cuda-runtime==13.5.*"],  # to test them
         "dask": ["distributed"],
         "mpi": ["mpi4py"],
         "cuda12": [f"cupy-cuda12x[ctk]{CUPY}"],

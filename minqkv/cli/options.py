@@ -256,7 +256,7 @@ def prepared(name, own, given):
 # ---- flags from a file
 
 CONFIGS = ("nano", "small", "300m", "1.2b")  # in minqkv/configs
-_TYPED = ("config", "show-config", "backend", "traceback")  # only on the command line
+_TYPED = ("config", "show-config", "backend", "no-kernels", "traceback")  # only on the command line
 _SET = "minqkv: [set]"  # the key of a file's [set] values in click's context
 
 
@@ -365,8 +365,25 @@ def _use_backend(ctx, param, value):
             set_backend(value)
 
 
+def _use_kernels(ctx, param, off):
+    if not ctx.resilient_parsing:
+        from ..runtime.backend import use_kernels
+
+        use_kernels(not off)
+
+
 def computes(command):
-    """--backend and --traceback, for commands that compute; the allocator is tamed for them."""
+    """--backend, --no-kernels and --traceback, for commands that compute; the allocator is tamed
+    for them.
+    """
+    command = click.option(
+        "--no-kernels",
+        is_flag=True,
+        envvar="MINQKV_NO_KERNELS",
+        callback=_use_kernels,
+        expose_value=False,
+        help="On a GPU: only the readable code, without the package's own kernels.",
+    )(command)
     command = click.option(
         "--backend",
         envvar="MINQKV_BACKEND",

@@ -13,12 +13,14 @@ import ctypes
 import math
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import numpy as np
 
+from ..kernels import FILES, Kernels, argument, first_line, options, source
 from .errors import EnvironmentFault, UsageError, unknown
 from .scoped import scoped
 
@@ -38,7 +40,7 @@ def ones(n: int, dtype) -> Array:
     return array
 
 
-class Backend:
+class Backend(Kernels):
     """NumPy. The methods are all that this package asks of an array library beyond the shared `xp`
     functions.
     """
@@ -195,6 +197,10 @@ class Backend:
         """One line for `minqkv doctor`."""
         return f"NumPy {np.__version__}"
 
+    def usable(self) -> dict[str, str]:
+        """Each kernel and whether it can be used, for `minqkv doctor`."""
+        return {}
+
 
 class GpuBackend(Backend):
     """CuPy, or anything with its surface: the tests drive this class with a NumPy stand-in as
@@ -204,9 +210,49 @@ class GpuBackend(Backend):
     name = "cupy"
     on_host = False
     threads, cores = 1, None
+    kernels = not os.environ.get("MINQKV_NO_KERNELS")  # set by use_kernels
 
     def __init__(self, xp):
         self.xp, self.ndarray = xp, xp.ndarray
+        self.modules = {}  # of compiled kernels
+
+    def launch(
+        self, file: str, function: str, grid: tuple, block: tuple, args, constants, shared: int = 0
+    ) -> bool:
+        """Start a function of kernels/FILE.cu, compiled with these constants.
+
+        False: it does not compile here, and nothing was started. `shared` are bytes of dynamic
+        shared memory.
+        """
+        module = self.module(file, constants)
+        if isinstance(module, Exception):
+            return False
+        args = tuple([argument(value) for value in args])
+        module.get_function(function)(grid, block, args, shared_mem=shared)
+        return True
+
+    def module(self, file: str, constants: dict):
+        """A compiled .cu file, or the error that prevents it, of which one warning tells."""
+        key = (file, *constants.items())
+        if key not in self.modules:
+            try:
+                self.modules[key] = self.compiled(source(file), options(constants))
+            except Exception as error:  # no NVRTC, no headers, an old driver, a fault in the file
+                self.modules[key] = error
+                why = first_line(error)
+                text = f"{file}.cu does not compile, so the readable code runs instead: {why}"
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
+        return self.modules[key]
+
+    def compiled(self, text: str, flags: tuple[str, ...]):
+        """CUDA C as a module whose functions can be launched; CuPy keeps it on disk."""
+        module = self.xp.RawModule(code=text, options=flags)
+        module.compile()
+        return module
+
+    def address(self, array: Array) -> int:
+        """Where an array begins in the memory of the device."""
+        return array.data.ptr
 
     def upload(self, array, dtype=None) -> Array:
         return self.xp.asarray(array, dtype)
@@ -254,6 +300,16 @@ class GpuBackend(Backend):
     def describe(self) -> str:
         properties = self.xp.cuda.runtime.getDeviceProperties(0)
         return f"CuPy {self.xp.__version__} on {properties['name'].decode()}"
+
+    def usable(self) -> dict[str, str]:
+        found = {}
+        for file, constants in FILES.items():
+            try:
+                self.compiled(source(file), options(constants))
+                found[file] = "usable" if self.kernels else "usable, but switched off"
+            except Exception as error:
+                found[file] = f"does not compile: {first_line(error)}"
+        return found
 
 
 def _cupy():
@@ -304,9 +360,15 @@ def use_backend(name: str) -> Iterator[Backend]:
 def _use(backend):
     global current
     current = backend
-    for name in vars(Backend):
+    for name in dir(Backend):
         if not name.startswith("_"):
             globals()[name] = getattr(backend, name)
+
+
+def use_kernels(on: bool) -> None:
+    """Whether GPU backends use the kernels of minqkv/kernels, or the readable code alone."""
+    GpuBackend.kernels = on
+    _use(current)
 
 
 def use_cores(threads: int, cores) -> None:

@@ -31,6 +31,7 @@ def examine():
         "BLAS": f"{blas.get('name')} {blas.get('version')}",
         "threads": _threads(),
         "backend": backend.current.describe(),
+        "kernels": backend.current.usable() or "none: this backend computes on the host",
         "GPU": _gpu(),
     }
 

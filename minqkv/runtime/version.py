@@ -18,6 +18,6 @@ def code_version():
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*")):
         place = path.relative_to(package)
-        if path.suffix in (".py", ".cu") and place.parts[0] not in NOT_IN_A_RESULT:
+        if path.suffix in (".py", ".cu", ".cuh") and place.parts[0] not in NOT_IN_A_RESULT:
             digest.update(place.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return f"{__version__}-{digest.hexdigest()[:12]}"

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import on_cpu
 
 from minqkv import backend
 
@@ -377,6 +378,24 @@ def _function(name):
 xp = StrictModule()
 
 
+class _Kernels:
+    """A kernel's CPU build, on device arrays."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def get_function(self, name):
+        """As of CuPy's RawModule."""
+        function = self.module.get_function(name)
+
+        def launch(grid, block, args, shared_mem=0):
+            if any(isinstance(value, np.ndarray) for value in args):
+                raise TypeError("a host array is no argument of a kernel")
+            function(grid, block, [_unwrap(value, []) for value in args], shared_mem)
+
+        return launch
+
+
 class StrictBackend(backend.GpuBackend):
     """The code of the GPU backend on the stand-in for CuPy."""
 
@@ -384,6 +403,14 @@ class StrictBackend(backend.GpuBackend):
 
     def __init__(self):
         super().__init__(xp)
+        if on_cpu.compiler() is None:
+            self.kernels = False
+
+    def compiled(self, text, flags):
+        return _Kernels(on_cpu.module_of(on_cpu.changed(text), flags))
+
+    def address(self, array):
+        return array._host.ctypes.data
 
     def bmm(self, a, b):
         return _run(np.matmul, (a, b), {})  # xp.matmul refuses more than two axes

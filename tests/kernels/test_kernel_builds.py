@@ -1,0 +1,61 @@
+"""Every kernel compiles for a GPU, spills no registers, and uses what a committed table says."""
+
+import json
+from importlib.metadata import version
+
+import nvrtc
+import on_cpu
+import pytest
+from builds import BUILDS
+
+from minqkv import kernels
+
+CASES = [(file, constants) for file, builds in BUILDS.items() for constants in builds]
+IDS = [f"{file} {' '.join(map(str, constants.values()))}" for file, constants in CASES]
+MOST_SHARED = 48 * 1024  # bytes, without asking the driver for more
+
+
+@pytest.fixture(scope="module")
+def table():
+    return json.loads(nvrtc.TABLE.read_text())
+
+
+def test_each_file_has_builds_and_an_example():
+    here = {path.stem for path in (nvrtc.TABLE.parents[2] / "minqkv/kernels").glob("*.cu")}
+    assert here == set(kernels.FILES) == set(BUILDS)
+
+
+@pytest.mark.nvrtc
+@pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
+@pytest.mark.parametrize(("file", "constants"), CASES, ids=IDS)
+def test_resources(file, constants, architecture, table):
+    """Registers depend on the compiler's version; the rest does not."""
+    found = nvrtc.resources(file, constants, architecture)
+    listed = table[file][" ".join(kernels.options(constants))][architecture]
+    why = "if the change is meant: python tests/kernels/nvrtc.py"
+    assert {name: row[1:] for name, row in found.items()} == {
+        name: row[1:] for name, row in listed.items()
+    }, why
+    if version("nvidia-cuda-nvrtc") == table["nvrtc"]:
+        assert found == listed, why
+    for name, (registers, spills, shared) in found.items():
+        assert spills == 0, name
+        assert registers <= 255
+        assert shared <= MOST_SHARED
+
+
+@pytest.mark.nvrtc
+def test_an_example_compiles_for_each_architecture():
+    for file, constants in kernels.FILES.items():
+        for architecture in nvrtc.ARCHITECTURES:
+            assert nvrtc.resources(file, constants, architecture)
+
+
+@pytest.mark.nvrtc
+def test_an_error_names_file_and_line():
+    text = on_cpu.source("decode").replace("float z = 0;", "flaot z = 0;")
+    flags = ("-arch=sm_80", f"-I{nvrtc.headers()}", *kernels.options(kernels.FILES["decode"]))
+    line = [*map(str.strip, kernels.source("decode").split('"decode.cu"\n')[1].splitlines())]
+    good, log = nvrtc.compiled(text, flags)
+    assert not good
+    assert f"decode.cu({line.index('float z = 0;') + 1}): error" in log
