@@ -549,6 +549,9 @@ def test_the_aims_of_the_page():
     assert f"| {ratios} | not measured yet |" in PAGE
     aims = [f"{0.6 * token[v]['tokens_per_second']:,.0f} tokens/s" for v in ("qkv", "q-k=v")]
     assert f"| `qkv` {aims[0]}, `q-k=v` {aims[1]} | not measured yet |" in PAGE
+    file = json.loads((ROOT / "bench/results/gpu-ops.json").read_text("utf-8"))
+    near = [r["case"] for r in file["rows"] if r.get("forward_ratio", r.get("step_ratio"))[0] < 1.5]
+    assert f"without kernels: only `{', '.join(near)}` |" in PAGE
     (last,) = [r for r in rows("kernel") if (r["variant"], r["kernel"]) == ("q-mqa",
                "decode attention")]  # fmt: skip
     assert f"{last['fp32_units_ms']:.3f} ms there, and {last['bytes_ms']:.3f} ms for" in TEXT
