@@ -375,17 +375,17 @@ def _use_kernels(ctx, param, off):
         use_kernels(not off)
 
 
-def computes(command):
+def computes(function):
     """--backend, --precision, --no-kernels and --traceback, for commands that compute; the
     allocator is tamed for them.
     """
 
-    @wraps(command)
+    @wraps(function)
     def run(*given, precision, **options):
         from ..runtime.backend import use_precision
 
         use_precision(precision)  # here, where --backend has been read
-        return command(*given, **options)
+        return function(*given, **options)
 
     command = click.option(
         "--precision",

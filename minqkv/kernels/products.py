@@ -15,6 +15,8 @@ from math import prod
 import numpy as np
 
 PRECISIONS = {"fp32": 68, "tf32": 77, "bf16": 75}  # CUBLAS_COMPUTE_32F, ..._FAST_TF32, _FAST_16BF
+FLOAT, USUAL = 0, -1  # CUDA_R_32F, and CUBLAS_GEMM_DEFAULT: cuBLAS chooses the algorithm
+ONE, ZERO = np.ones(1, "float32"), np.zeros(1, "float32")
 MANY = 8  # calls, from which it is cheaper to copy the factors
 
 
@@ -40,6 +42,19 @@ def multiply(gpu, a, b):
         # The rows of an array are the columns of cuBLAS, so it computes (A B)ᵀ = Bᵀ Aᵀ.
         gpu.gemm(flip_b, flip_a, m, n, k, y, wide_b, step_b, x, wide_a, step_a, z, m, step_c, count)
     return c
+
+
+def gemm(gpu, flip_a, flip_b, m, n, k, a, wide_a, step_a, b, wide_b, step_b, *c_and_count):
+    """Start products of cuBLAS. `a`, `b` and then `c` are addresses of float32 matrices, in each of
+    which columns are `wide` numbers apart; the matrices of a batch are `step` numbers apart.
+    """
+    c, wide_c, step_c, count = c_and_count
+    cuda = gpu.xp.cuda
+    cuda.cublas.gemmStridedBatchedEx(
+        cuda.get_cublas_handle(), flip_a, flip_b, m, n, k, ONE.ctypes.data,
+        a, FLOAT, wide_a, step_a, b, FLOAT, wide_b, step_b, ZERO.ctypes.data,
+        c, FLOAT, wide_c, step_c, count, PRECISIONS[gpu.precision], USUAL,
+    )  # fmt: skip
 
 
 def _layout(x):

@@ -21,7 +21,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..kernels import FILES, Kernels, argument, first_line, options, source
-from ..kernels.products import PRECISIONS, multiply
+from ..kernels.products import PRECISIONS, gemm, multiply
 from .errors import EnvironmentFault, UsageError, unknown
 from .scoped import scoped
 
@@ -31,8 +31,6 @@ LARGE_CACHE = 1 << 26  # bytes from which the sequences of a batch are shared ou
 PIECE = 1 << 17  # numbers of an array that are worked on while they are in a core's cache
 LARGE_PASS = 1 << 18  # numbers from which several cores work on an array, piece by piece
 LARGE_PRODUCT = 1 << 22  # multiply-adds from which BLAS's own threads pay
-FLOAT32, USUAL = 0, -1  # for cuBLAS: CUDA_R_32F, and CUBLAS_GEMM_DEFAULT, its choice of algorithm
-ONE, ZERO = np.ones(1, "float32"), np.zeros(1, "float32")
 
 
 @lru_cache(64)
@@ -215,6 +213,7 @@ class GpuBackend(Backend):
     threads, cores = 1, None
     kernels = not os.environ.get("MINQKV_NO_KERNELS")  # set by use_kernels
     precision = "fp32"  # set by use_precision
+    gemm = gemm
 
     def __init__(self, xp):
         self.xp, self.ndarray = xp, xp.ndarray
@@ -270,20 +269,6 @@ class GpuBackend(Backend):
     def bmm(self, a: Array, b: Array) -> Array:
         found = multiply(self, a, b)
         return self.xp.matmul(a, b) if found is None else found
-
-    def gemm(self, flip_a, flip_b, m, n, k, a, wide_a, step_a, b, wide_b, step_b, *c_and_count):
-        """Start products of cuBLAS: `a`, `b` and then `c` are addresses of float32 matrices whose
-        columns are `wide` numbers apart, and batches of them `step` numbers.
-        """
-        from cupy.cuda.device import get_cublas_handle
-        from cupy_backends.cuda.libs import cublas
-
-        c, wide_c, step_c, count = c_and_count
-        cublas.gemmStridedBatchedEx(
-            get_cublas_handle(), flip_a, flip_b, m, n, k, ONE.ctypes.data,
-            a, FLOAT32, wide_a, step_a, b, FLOAT32, wide_b, step_b, ZERO.ctypes.data,
-            c, FLOAT32, wide_c, step_c, count, PRECISIONS[self.precision], USUAL,
-        )  # fmt: skip
 
     def capability(self) -> int:
         """The generation of the device: 80 for an A100, 90 for an H100."""
