@@ -28,7 +28,7 @@
 # change, before any further training, is called **zero-shot**. Before each of them, say what you
 # expect.
 #
-# First the model: it is that of lesson 18, and writes eight digits backwards.
+# First the model. As in lesson 18, it writes eight digits backwards.
 
 # %% A trained model
 import numpy as np
