@@ -56,27 +56,31 @@ def use(learner, wk, wv, a, b):
             raise ValueError(f"alike returns {found} for some weights")
         return float(found)
 
-    def stays(k, v):
-        return "stays" if abs(number(k, v) - before) <= 1e-6 * (1 + abs(before)) else "moves"
-
-    def against(more, less):
-        if abs(more - less) <= 1e-6:
-            return "the same"
-        return "larger" if more > less else "smaller"
+    def order(**numbers):
+        text, last = "", None
+        for name, each in numbers.items():
+            if text:
+                same = abs(each - last) <= 1e-6
+                text += " = " if same else " < " if each > last else " > "
+            text, last = text + name, each
+        return text
 
     before, turn = number(wk, wv), np.linalg.qr(a)[0]
+    bases = {
+        "3 * wk": (3 * wk, wv),
+        "wk turned": (wk @ turn, wv),
+        "wk @ A": (wk @ a, wv),
+        "3 * wv": (wk, 3 * wv),
+        "wv turned": (wk, wv @ turn),
+        "wv @ B": (wk, wv @ b),
+    }
+    after = {name: number(*pair) for name, pair in bases.items()}
+    stays = [name for name in bases if abs(after[name] - before) <= 1e-6 * (1 + abs(before))]
     full, half, near, far, none = (number(wk, v) for v in _values(wk, b))
     return {
-        "3 * wk": stays(3 * wk, wv),
-        "wk turned": stays(wk @ turn, wv),
-        "wk @ A": stays(wk @ a, wv),
-        "3 * wv": stays(wk, 3 * wv),
-        "wv turned": stays(wk, wv @ turn),
-        "wv @ B": stays(wk, wv @ b),
-        "all in common, against half": against(full, half),
-        "half in common, against none": against(half, none),
-        "nearly in common, against hardly": against(near, far),
-        "hardly in common, against none": against(far, none),
+        "stays for": ", ".join(stays),
+        "in common": order(none=none, half=half, all=full),
+        "angles": order(right=none, wide=far, narrow=near),
     }
 
 

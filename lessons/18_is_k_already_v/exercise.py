@@ -15,6 +15,8 @@ def alike(wk, wv):
        of a token, and smallest where these are orthogonal. Sharing half of the directions is in
        between, and directions that are nearly shared count more than those that hardly are.
 
-    (When the check shows a case, A is called `a` and B is called `b`.)
+    (When the check shows a case, A is called `a` and B is called `b`. It says for which changes of
+    basis your number stays. And it says in which order your number puts values that share none,
+    half and all of the directions of the keys, or are at a right, wide and narrow angle to them.)
     """
     raise NotImplementedError

@@ -64,7 +64,7 @@ say(f"Of the digits of new sequences, it gets {right:.1%} right.")
 # last row is the bias, and `wo` becomes (H, d, C).
 #
 # The first look is the cosine of `wk` and `wv`, as in lesson 08: each is taken as one long row of
-# numbers. It is 1 if the two are the same up to a factor, and 0 if they have nothing in common.
+# numbers. It is 1 if the two are the same up to a factor, and near 0 for random matrices.
 
 
 # %% The cosines
@@ -87,7 +87,7 @@ at, heads = "blocks.0.attn.", [f"head {i}" for i in range(4)]
 wq, wk, wv, wo = heads_of(model)  # three (H, C + 1, d), one (H, d, C)
 predict("Is one of the four cosines above one half?", max(cosines(wk, wv)) > 0.5)
 show("cosine of wk and wv", np.array(cosines(wk, wv)), columns=heads)
-say("By this number, keys and values are unrelated. But is it the right number?")
+say("By this number, `wk` and `wv` are unrelated. But is it the right number?")
 
 # %% [markdown]
 # Recall gauge freedom from lesson 08: many weights, one model. In each head, let A and B be any
@@ -184,7 +184,7 @@ compare("the product as trained", product, "the product rewritten", again, 1e-7)
 #
 # Try it by hand for tokens of three numbers. Keys read the first two, values the last two.
 
-# %% What stays: what is read
+# %% What stays: a space
 k = np.array([[1.0, 0], [0, 1], [0, 0]])  # (C, d)
 v = np.array([[0.0, 0], [1, 0], [0, 1]])  # (C, d)
 k2 = k @ np.array([[1.0, 2], [1, -1]])  # keys in another basis
@@ -263,13 +263,9 @@ def seen(model):
     return [a.swapaxes(0, 1) for a in both]  # (H, n, T, d) each
 
 
-def by_head(model):
-    return [explained(*p) for p in zip(*seen(model), strict=True)]
-
-
 start, r2 = mq.Tagger(mq.TaggerConfig(**size), seed=0), {}
 for name, each in {"start": start, "trained": model}.items():
-    r2[name] = by_head(each)  # H numbers
+    r2[name] = [explained(*p) for p in zip(*seen(each), strict=True)]
 more = bool(np.mean(r2["trained"]) > np.mean(r2["start"]))
 predict("After training, do keys explain more of the values than before?", more)
 show("R² of the values by the keys", np.array([*r2.values()]), rows=[*r2], columns=heads)
@@ -333,7 +329,7 @@ predict("Three models. Is K already V in any of them?", any(alike))
 table("means over heads", ["seed", "overlap", "R² at start", "R² trained"], rows)
 missing = 1 - np.mean([row[3] for row in rows])
 say(f"By chance, the overlap is {d / C:g}.")
-say(f"In these models K is not V: keys do not explain {missing:.0%} of the values.")
+say(f"In these models K is not V: {missing:.0%} of the variance of V is not in K.")
 say("So `q-k=v` shares what is not the same. It has to learn rows that serve both purposes.")
 source(diagnose.principal_angles)
 source(diagnose.overlap)
