@@ -30,7 +30,8 @@ space to the other, whatever the coordinates are.
 
 
 def cases(rng):
-    """What is read (n, C + 1), weights of a head that reverses T digits (C + 1, d), and new texts.
+    """Sequences of T digits, as they are read, (n · T, C + 1); a head that reverses them; and the
+    digits that are right, (n, T).
 
     A token is the sum of two of the rows of `code`, one for its digit and one for its place, and of
     noise.
@@ -45,9 +46,9 @@ def cases(rng):
     wk = wk + 0.1 * rng.standard_normal((C, d))
     wq, wk, wv = (np.vstack([w, rng.standard_normal(d) / 2]) for w in (wq, wk, wv))
     answer = np.linalg.lstsq(*_table(said, wv[-1], D, T), rcond=None)[0]  # (d, D)
-    x = _tokens(rng, code, rng.integers(0, D, (2 * d, T)))
     digits = rng.integers(0, D, (5, T))
-    return x.reshape(-1, C + 1), wq, wk, wv, answer, _tokens(rng, code, digits), digits[:, ::-1]
+    x = _tokens(rng, code, digits).reshape(-1, C + 1)
+    return x, wq, wk, wv, answer, digits[:, ::-1]
 
 
 def _tokens(rng, code, digits):
@@ -68,17 +69,18 @@ def _table(said, bias, D, T):
     return values - values.mean(axis=0), wanted
 
 
-def use(learner, x, wq, wk, wv, wo, text, digits):
+def use(learner, x, wq, wk, wv, wo, digits):
     """The head with new queries, its values serving as keys."""
     new = learner.refit(x, wq, wk, wv)
     if not isinstance(new, np.ndarray) or new.shape != wq.shape:
         shape = getattr(new, "shape", type(new).__name__)
         raise TypeError(f"refit returns {shape}; expected an array of shape {wq.shape}")
-    return _converted(new, wv, wo, text, digits)
+    return _converted(x, new, wv, wo, digits)
 
 
-def _converted(wq, wv, wo, text, digits):
-    q, v = text @ wq, text @ wv  # (n, T, d) each
+def _converted(x, wq, wv, wo, digits):
+    x = x.reshape(*digits.shape, -1)  # (n, T, C + 1)
+    q, v = x @ wq, x @ wv  # (n, T, d) each
     scores = q @ v.swapaxes(1, 2) / np.sqrt(q.shape[-1])  # (n, T, T)
     scores = scores - scores.mean(axis=-1, keepdims=True)
     e = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -87,14 +89,14 @@ def _converted(wq, wv, wo, text, digits):
     return {"scores": scores[0], "digits right": float((found == digits).mean())}
 
 
-def reference(x, wq, wk, wv, wo, text, digits):
+def reference(x, wq, wk, wv, wo, digits):
     """The package's refit-q, in a layer of one head."""
     C, d = x.shape[1] - 1, wq.shape[1]
-    attn = mq.Attention("qkv", C, 1, text.shape[1], mq.nn.Init(dtype="float64"), head_dim=d)
+    attn = mq.Attention("qkv", C, 1, len(x), mq.nn.Init(dtype="float64"), head_dim=d)
     state = attn.state_dict()
     for name, w in {"wq": wq, "wk": wk, "wv": wv}.items():
         state |= {f"{name}.weight": w[:-1], f"{name}.bias": w[-1]}
     attn.load_state_dict(state)
     layer = convert.Layer(attn)
     convert.METHODS["refit-q"](layer, x, 1)
-    return _converted(layer.q[0], wv, wo, text, digits)
+    return _converted(x, layer.q[0], wv, wo, digits)

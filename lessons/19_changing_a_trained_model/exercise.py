@@ -18,8 +18,9 @@ def refit(x, wq, wk, wv):
     that every score is what v M would have given, up to a constant for each query. Leave all
     arguments as they are.
 
-    (The check puts your wq into a head that writes digits backwards. It compares the scores of one
-    text, each minus the mean of its row, and the share of digits that are right. When it shows a
-    case, `wo` makes a number for each digit, and `text` is what the head then reads.)
+    (In a case, x holds a few sequences of digits, one after another, and the head writes each of
+    them backwards. The check compares the scores of the first sequence, each minus the mean of its
+    row, and the share of digits that are right. For that it needs `wo`, which makes a number for
+    each digit from a value, and the right `digits`.)
     """
     raise NotImplementedError

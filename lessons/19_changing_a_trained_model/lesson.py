@@ -25,8 +25,8 @@
 # two. Must you train a `q-k=v` model from the start?
 #
 # In this lesson we change a trained `qkv` model into `q-k=v`, in five ways. A score right after the
-# change, before any further training, is called **zero-shot**. Before each of them, say what you
-# expect.
+# change, before any further training, is called **zero-shot**. Each time, say what you expect
+# before you see it.
 #
 # First the model. As in lesson 18, it writes eight digits backwards.
 
@@ -109,7 +109,7 @@ def pattern_of(model):
     return t[f"{at}pattern"]  # (n, H, T, T)
 
 
-few = ["few", "some", "most"]  # below a quarter, up to three quarters, above
+few = ["few", "some", "most"]
 
 
 def guess(share):
@@ -121,7 +121,12 @@ found = {"keep_k": score(keep_k)}
 moved = not np.allclose(patterns["qkv"], patterns["keep_k"])
 predict("Does any head look elsewhere than before?", moved)
 compare("pattern of qkv", patterns["qkv"], "pattern of keep_k", patterns["keep_k"])
-predict("How many digits do you expect to be right?", guess(found["keep_k"]), few)
+predict(
+    "How many digits do you expect to be right? (Few: below a quarter; most: above three "
+    "quarters.)",
+    guess(found["keep_k"]),
+    few,
+)
 say(f"It is {found['keep_k']:.1%}.")
 say("Heads look where they should. But they bring keys, and `wo` expects values.")
 
@@ -169,7 +174,7 @@ same = abs(again - found["average"]) < 0.02
 predict("The same model in turned bases: does its mean get about the same score?", same)
 rows = [["as trained", found["average"]], ["turned", again]]
 table("digits right, average", ["basis", "share"], rows)
-say("In which basis training ends is chance. So the score of the mean is chance, too.")
+say("In which basis training ends is a matter of chance, and so is the score of the mean.")
 
 # %% [markdown]
 # The first number of a key and the first number of a value have nothing to do with each other. So
@@ -305,9 +310,9 @@ compare("answers by hand", both[0], "the package", both[1], 1e-6)
 
 # %% Which score stays?
 anyhow = rng.standard_normal((2, 4, 8, 8))
-none = np.tile(np.eye(8), (2, 4, 1, 1))
+as_is = np.tile(np.eye(8), (2, 4, 1, 1))
 shares = {name: [] for name in found}
-for A, B in (none, turns, anyhow):
+for A, B in (as_is, turns, anyhow):
     w = rewritten(A, B)
     made = [tied(w[0], w[1], w[3]), tied(w[0], w[2], w[3]), average(*w)]
     made += [way(*w, K @ A, V @ B) for way in (procrustes, refit_q)]
