@@ -180,7 +180,7 @@ compare("the product as trained", product, "the product rewritten", again, 1e-7)
 # How far apart are two spaces? Look for the two directions, one in each, that are closest. Theirs
 # is the first **principal angle**. Then look for the closest two that are orthogonal to the first
 # ones, and so on. The cosines of these angles are the singular values of `k.T @ v`, where `k` and
-# `v` are orthonormal bases.
+# `v` are orthonormal bases of the two, which `np.linalg.qr` makes.
 #
 # Try it by hand for tokens of three numbers. Keys read the first two, values the last two.
 
@@ -274,6 +274,7 @@ package = diagnose.cross_r2(keys[0], values[0])
 compare("R² by hand", r2["trained"][0], "the package", package, 1e-6)
 again = explained(keys[0] @ A[0], values[0])
 compare("R² of V by K", r2["trained"][0], "the same, keys in another basis", again, 1e-7)
+say("It stays in any basis of the keys. Values may only be turned, or scaled as a whole.")
 
 # %% [markdown]
 # What has training done to them? A token of this task is a digit at a place. Take the mean of all
@@ -304,7 +305,7 @@ show("place in values", np.array([both[1] for both in share.values()]), [*share]
 say("A head finds a place by its key, and brings the digit from there in the value.")
 
 # %% [markdown]
-# That was one seed. We train two more models, and average the numbers that stay over the heads.
+# That was one seed. We train two more models, and average overlap and R² over the heads.
 #
 # The answer is for these models and this task. `minqkv diagnose RUN` prints such numbers for your
 # own run, beside what chance or an untrained model gives. (The paper reports cosines of weights for
