@@ -58,6 +58,12 @@ class Backend(Kernels):
         """
         return np.asarray(array, dtype)
 
+    def shared(self, array: np.ndarray) -> Array:
+        """Like `upload`, for positions and slots, not to be written to: all layers of a step need
+        the same ones, and on a GPU one copy serves them all.
+        """
+        return array
+
     def empty(self, shape: tuple, dtype) -> Array:
         """An array that will be read many times: it begins at a cache line, so that its rows span
         as few cache lines as possible.
@@ -169,6 +175,10 @@ class Backend(Kernels):
         out[present] = np.add.reduceat(rows[order], starts, axis=0)
         return out
 
+    def add_numbers(self, ids: Array, numbers: Array, n: int) -> Array:
+        """Sum `numbers` (N,) by their ids (N,) into (n,), in float64."""
+        return np.bincount(ids, numbers, n)
+
     def each(self, function: Callable, items: Iterable) -> list:
         """[function(item) for item in items], on several cores at a time."""
         if self.cores is None:
@@ -218,6 +228,7 @@ class GpuBackend(Backend):
     def __init__(self, xp):
         self.xp, self.ndarray = xp, xp.ndarray
         self.modules = {}  # of compiled kernels
+        self._copies = lru_cache(8)(lambda *about: self.upload(np.ndarray(*about)))
 
     def launch(
         self, file: str, function: str, grid: tuple, block: tuple, args, constants, shared: int = 0
@@ -260,6 +271,9 @@ class GpuBackend(Backend):
     def upload(self, array, dtype=None) -> Array:
         return self.xp.asarray(array, dtype)
 
+    def shared(self, array: np.ndarray) -> Array:
+        return self._copies(array.shape, array.dtype, array.tobytes())
+
     def empty(self, shape: tuple, dtype) -> Array:
         return self.xp.empty(shape, dtype)
 
@@ -300,10 +314,12 @@ class GpuBackend(Backend):
 
     def add_rows(self, ids: Array, rows: Array, n: int) -> Array:
         out = self.xp.zeros((n, rows.shape[1]), rows.dtype)
-        self.xp.add.at(
-            out, ids, rows
-        )  # atomics: float32 sums differ from run to run in the last bits
+        self.xp.add.at(out, ids, rows)  # atomics: the last bits differ from run to run
         return out
+
+    def add_numbers(self, ids: Array, numbers: Array, n: int) -> Array:
+        # not xp.bincount, which makes the host wait, twice
+        return self.add_rows(ids, numbers.astype("float64")[:, None], n)[:, 0]
 
     def describe(self) -> str:
         properties = self.xp.cuda.runtime.getDeviceProperties(0)
@@ -418,7 +434,7 @@ def upload_ids(ids, limit: int, what: str, ignore: int | None = None) -> Array:
         bad &= ids != ignore
     if bad.any():
         raise UsageError(f"{what}: id {ids[bad].flat[0]} is outside 0..{limit - 1}")
-    return current.upload(ids)
+    return current.shared(ids)
 
 
 def tame_allocator() -> bool:
