@@ -9,7 +9,7 @@
 //   │ span 1 │ ──────────► another block ────────► mixed, total, peak ───┘
 //   └────────┘
 // peak: the largest score so far; total: Σ exp(score - peak); mixed: Σ exp(score - peak) · value.
-// Where a tile raises the peak, the other two are multiplied by exp(old - new). join does so too.
+// When a tile raises the peak, the other two are multiplied by exp(old - new), as in online.py.
 //   PARTS threads add up a score: 0 1 2 3 │ 4 5 6 7 │   a thread mixes a channel: 0  1  2  3 ...
 //                                 row 0   │ row 1   │   of all rows
 // The other constants are explained in decode.py. FORM says what the stored rows are:
@@ -64,8 +64,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) decode(
 {
   __shared__ __align__(16) float keys[ROWS * PITCH], query[GROUP * KEY], weight[GROUP][ROWS];
   __shared__ float own[FORM == SAME ? 1 : ROWS * VALUE], peak[GROUP], total[GROUP], shrink[GROUP];
-  const float* values = FORM == SAME ? keys : own;
-  const int pitch = FORM == SAME ? PITCH : VALUE;
+  const float* values = FORM == SAME ? keys : own; const int pitch = FORM == SAME ? PITCH : VALUE;
   int t = threadIdx.x, lane = t % 32, warp = t / 32, row = t / PARTS, part = t % PARTS;
   long long b = blockIdx.z, first = blockIdx.y * GROUP, head = first / (queries / heads);
   long long place = (b * heads + head) * capacity;  // the first row

@@ -58,9 +58,9 @@ def decode(gpu, attention, q, stored, at, mask, asked):
 
 def choose(gpu, attention, q, rows):
     """The constants of decode.cu for queries and rows of these types and sizes, or None: the types
-    STORED and NUMBER, of rows and of queries; how many numbers there are in a row (WIDTH), a value
-    (VALUE), what turns apart for all heads (BESIDE) and a query (ASKED); how many of a row TURN; the
-    queries of a block (GROUP), the rows of a tile (ROWS), the numbers of a load (VECTOR).
+    STORED and NUMBER, of rows and of queries; how many numbers are in a row (WIDTH), a value
+    (VALUE), what turns apart for all heads (BESIDE) and a query (ASKED); how many of a row TURN;
+    queries of a block (GROUP), rows of a tile (ROWS), numbers of a load (VECTOR).
     """
     (_, H, _, asked), (_, h, _, width), two = q.shape, rows[0].shape, len(rows) == 2
     beside = rows[1].shape[3] if two and attention.spec.apart else 0

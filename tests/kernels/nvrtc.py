@@ -1,7 +1,8 @@
 """NVIDIA's compiler without a GPU: kernels as machine code, and what they use of a device.
 
-`python tests/kernels/nvrtc.py` writes resources.json anew: registers, bytes of local memory (spills,
-and arrays that are indexed by variables), and bytes of shared memory of each function, for each build that builds.py lists.
+`python tests/kernels/nvrtc.py` writes resources.json: for each function of each build in builds.py,
+registers, bytes of local memory (spills, and arrays that are indexed by variables), and bytes of
+shared memory.
 """
 
 import ctypes
