@@ -2,6 +2,9 @@
 form of stored rows, and alone for what NumPy cannot store.
 """
 
+import sys
+from contextlib import contextmanager
+
 import numpy as np
 import on_cpu
 import pytest
@@ -15,9 +18,33 @@ from minqkv.caches.ring import RingLayer
 from minqkv.designs.layers import Sink
 from minqkv.kernels import decode
 from minqkv.nn import Init
+from minqkv.runtime.backend import GpuBackend
 from minqkv.tensor import Tensor
 
 ROPE = {"position": "rope"}
+BACKEND = "strict"
+
+
+@pytest.fixture(params=["strict", pytest.param("cupy", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    """The test runs on the stand-in for CuPy, and with `-m gpu` on a real GPU."""
+    monkeypatch.setattr(sys.modules[__name__], "BACKEND", request.param)
+
+
+@contextmanager
+def launched():
+    """`with launched() as names: ...`: the functions launched since."""
+    names, launch = [], GpuBackend.launch
+
+    def listen(self, file, function, *args):
+        names.append(function)
+        return launch(self, file, function, *args)
+
+    GpuBackend.launch = listen
+    try:
+        yield names
+    finally:
+        GpuBackend.launch = launch
 
 
 def answers(kernels, variant="q-k=v", n=40, head_dim=16, heads=4, dtype="float32", kind=LayerCache,
@@ -30,7 +57,7 @@ def answers(kernels, variant="q-k=v", n=40, head_dim=16, heads=4, dtype="float32
     hides keys.
     """
     rng = np.random.default_rng(seed)
-    with backend.use_backend("strict") as current, mq.no_grad():
+    with backend.use_backend(BACKEND) as current, mq.no_grad():
         current.kernels = kernels
         attention = layer(variant, 8, heads, n + room, Init(seed=3), head_dim=head_dim, **options)
         for p in attention.parameters():
@@ -40,8 +67,8 @@ def answers(kernels, variant="q-k=v", n=40, head_dim=16, heads=4, dtype="float32
         more = {"window": window, "sinks": sinks} if issubclass(kind, RingLayer) else {}
         cache = kind(2, stored, n + room, dtype, **more)
         for i, buffer in enumerate(cache.buffers):
-            whole = np.full(buffer._host.nbytes + off, 0x7F, "u1")  # unused slots hold garbage
-            cache.buffers[i]._host = whole[off:].view(buffer.dtype).reshape(buffer.shape)
+            whole = current.xp.full(buffer.nbytes + off, 0x7F, "uint8")  # unused slots: garbage
+            cache.buffers[i] = whole[off:].view(buffer.dtype).reshape(buffer.shape)
         past = [rng.standard_normal((2, h, n - 1, width), dtype="f4") for h, width in stored]
         pad = None if lengths is None else n - np.array(lengths)
         if n > 1:
@@ -52,15 +79,14 @@ def answers(kernels, variant="q-k=v", n=40, head_dim=16, heads=4, dtype="float32
         return current.to_host(attention(x, mask, cache, cache.next(1)).data)
 
 
-def check(launches=2, tolerance=3e-5, **case):
+def check(launches=("decode", "join"), tolerance=3e-5, **case):
     """The kernel and the readable code agree, and the kernel has been launched."""
-    with on_cpu.recording() as calls:
+    with launched() as names:
         ours = answers(True, **case)
-    assert len(calls) == launches, case
+    assert names == [*launches], case
     expected = answers(False, **case)
     assert np.isfinite(ours).all()
     np.testing.assert_allclose(ours, expected, 0, tolerance * abs(expected).max())
-    return calls
 
 
 FORMS = {
@@ -103,55 +129,53 @@ KINDS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_forms_of_rows(form):
+def test_forms_of_rows(form, device):
     check(**FORMS[form])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", ["K and V", "turned late", "a row beside", "temperature and bias"])
-def test_kinds_of_cache(form, kind):
+def test_kinds_of_cache(form, kind, device):
     check(**FORMS[form], **KINDS[kind])
 
 
 @pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 127, 128, 129, 300])
-def test_lengths_that_fill_no_tile_or_span(n):
+def test_lengths_that_fill_no_tile_or_span(n, device):
     check(variant="qkv", n=n, seed=n)
     check(**ROPE, n=n, seed=n)
 
 
 @pytest.mark.parametrize("head_dim", [20, 64, 96, 128, 256])
-def test_head_widths(head_dim):
+def test_head_widths(head_dim, device):
     check(variant="qkv", head_dim=head_dim)
     check(**ROPE, variant="q-gqa-2", head_dim=head_dim)
 
 
-def test_hundred_thousand_positions():
+def test_hundred_thousand_positions(device):
     check(variant="q-mqa", n=100_000, heads=2)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 300, 1e15])
-def test_extreme_scores(scale):
+def test_extreme_scores(scale, device):
     """All equal, one far above the others, and far beyond what exp can take."""
     check(variant="gqa-2", scale=scale, n=200)
     check(layer=Sink, variant="q-mqa", scale=scale, n=200)
 
 
-def test_masked_rows():
+def test_masked_rows(device):
     """Whole tiles that nobody sees, and a query that sees nothing: zeros."""
-    for seen in (slice(70, 100), slice(0, 1), slice(199, 200), slice(0, 0)):
+    for seen in (slice(70, 100), slice(0, 1), slice(199, 200)):
         mask = np.zeros((1, 200), bool)
         mask[:, seen] = True
-        calls = 2
-        if seen == slice(0, 0):
-            assert not (answers(True, mask=mask, n=200, bias=False)).any()
-            continue
-        check(calls, mask=mask, n=200)
+        check(mask=mask, n=200)
+    assert not answers(True, mask=np.zeros((1, 200), bool), n=200, bias=False).any()
 
 
 @pytest.mark.parametrize(("dtype", "off"), [("float32", 4), ("float32", 8), ("float16", 2)])
 def test_views_that_begin_anywhere(dtype, off):
-    calls = check(off=off, dtype=dtype)
-    assert "-DVECTOR=8" not in calls[0][1]
+    check(off=off, dtype=dtype)
+    with on_cpu.recording() as calls:
+        answers(True, off=off, dtype=dtype)
     assert f"-DVECTOR={off // np.dtype(dtype).itemsize}" in calls[0][1]
 
 
@@ -164,24 +188,26 @@ def test_orders_of_threads(monkeypatch):
         assert np.array_equal(found, expected)
 
 
-def test_random_cases(rng):
+def test_random_cases(rng, device):
     for seed in range(12):
         form = FORMS[rng.choice([*FORMS])]
         kind = KINDS[rng.choice([*KINDS])]
         check(**{**form, **kind, "seed": seed, "scale": 10 ** rng.uniform(-1, 2)})
 
 
-def check_addresses():
+def check_addresses(forms=("K and V",)):
     """Nothing is read or written outside of the arrays, nor at an address that is not aligned."""
     with on_cpu.recording() as calls:
-        for form in ("K and V", "a row beside", "temperature and bias"):
+        for form in forms:
             answers(True, **FORMS[form], n=33)
-        answers(True, **FORMS["gains, turned late"], **KINDS["int8 ring"])
     on_cpu.sanitised(calls)
 
 
 def test_nothing_is_touched_outside():
-    check_addresses()
+    check_addresses(["K and V", "a row beside", "temperature and bias"])
+    with on_cpu.recording() as calls:
+        answers(True, **FORMS["gains, turned late"], **KINDS["int8 ring"])
+    on_cpu.sanitised(calls)
 
 
 # ---- what NumPy has no type for
@@ -238,7 +264,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_readable_code_runs_where_the_kernel_does_not_fit(name):
-    check(0, **OTHERS[name])
+    check((), **OTHERS[name])
 
 
 def test_no_download_is_added():
