@@ -8,9 +8,13 @@ An argument by position stands there as a name, one by keyword with `=`.
 """
 
 import ast
+import sys
 from pathlib import Path
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1] / "kernels"))  # where it is run as a script
+
 import strict
 from toys import DESIGNS, SHIPPED
 
