@@ -1,16 +1,16 @@
-"""What the cases of vectors.py give, as the real `Attention` computes it, seen through `trace`."""
+"""What the cases give, as the real `Attention` computes it, seen through `trace`."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .. import caches
-from ..attention import Attention, causal_mask, sinusoids
-from ..functional import merge_heads
-from ..runtime import backend
-from ..runtime.tracing import trace
-from ..tensor import Tensor, no_grad
-from .vectors import ARRAYS, Case, Sizes
+from ... import caches
+from ...attention import Attention, causal_mask, sinusoids
+from ...functional import merge_heads
+from ...runtime import backend
+from ...runtime.tracing import trace
+from ...tensor import Tensor, no_grad
+from .case import ARRAYS, Case, Sizes
 
 
 def results(case: Case, task: str, given: dict, layer: Attention) -> dict[str, np.ndarray]:

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..functional import softmax
-from ..runtime import backend, tracing
-from ..tensor import Tensor, where
+from ...functional import softmax
+from ...runtime import backend, tracing
+from ...tensor import Tensor, where
+from .case import Case, query_width, swap_pairing
 from .computed import results, seen
-from .vectors import Case, query_width, swap_pairing
 
 
 def _divided_by_d(layer, case):
