@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...variants import POSITIONS, ROPE_VALUES, SHIPPED, VariantSpec, variant_names
-from .case import SUMS, Case, Sizes
+from .case import LARGE, SUMS, Case, Sizes
 
 
 def kernels(s: Sizes) -> Iterator[Case]:
@@ -18,7 +18,7 @@ def kernels(s: Sizes) -> Iterator[Case]:
         "full": {"causal": False},
         "causal": {"batch": 2},
         "scale": {"scale": 0.3125},
-        "large scores": {"scale": 512.0},
+        "large scores": {"scale": LARGE},
         "past": {"past": 3, "length": 4},
         "one query": {"past": T, "length": 1},
         "sees nothing": {"past": -2},

@@ -14,14 +14,16 @@ import numpy as np
 
 from ...runtime import backend
 from ...runtime.rng import stream
-from ...tensor import Tensor
+from ...tensor import Tensor, make
 from .case import Case
-from .computed import results, seen
+from .computed import mixed_with, results, seen
 
 DTYPES = ("float64", "float32", "float16")
 FLOOR = {"float64": 8, "float32": 8, "float16": 2}  # machine epsilons of the largest number
 LONG_FLOOR = 64  # of float64 and float32, in the sums that are long
-NEAR = 2  # computations from inputs that differ by rounding
+EPS = float(np.finfo("float32").eps)
+SEVERAL = 4  # roundings in the two sums whose difference is the gradient of a softmax
+NEAR = 4  # computations from inputs that differ by rounding
 
 
 def tolerances(case: Case, task: str, given: dict, right: dict) -> dict[str, dict[str, float]]:
@@ -44,7 +46,7 @@ def _tolerance(right, error, half, case, task):
     most, found = abs(right).max(), {}
     for dtype in DTYPES:
         eps = float(np.finfo(dtype).eps)
-        plainly = error * eps / float(np.finfo("float32").eps)
+        plainly = error * eps / EPS
         floor = FLOOR[dtype] * eps * most
         if dtype == "float16" and half is not None:
             plainly = abs(right - half).max()
@@ -81,15 +83,33 @@ def plain_float16(case: Case, given: dict) -> dict[str, np.ndarray]:
 
 
 def _near(case, task, given, i):
-    """What comes out if everything given is off by up to one epsilon of float32: how much rounding
-    must change it, in any order of the sums.
+    """What comes out if everything given is off by up to one epsilon of float32, and so is the
+    pattern: how much rounding must change it, in any order of the sums.
     """
-    eps, rng = float(np.finfo("float32").eps), stream(i, "vectors", "near")
+    rng = stream(i, "vectors", "near")
 
-    def off(array):
-        return array * (1 + eps * rng.uniform(-1, 1, array.shape))
+    def off(array, by=1.0):
+        return array * (1 + EPS * by * rng.uniform(-1, 1, array.shape))
+
+    def rounded(scores):
+        """A softmax, and its gradient from other roundings: what cancels in it leaves a rest. The
+        logarithm of a row's sum, from which some compute it again, is as exact as its scores.
+        """
+        x = scores.data
+        top = x.max(-1, keepdims=True, initial=-1e30)  # (B, H, T, 1)
+        e = np.exp(x - top)
+        y = e / np.maximum(e.sum(-1, keepdims=True), 1e-30)
+        size = abs(np.where(top > -1e30, top, 0))
+        y, other = off(y, 1 + size), off(y, SEVERAL + size)
+
+        def vjp(g, wanted):
+            return (y * (g - (g * other).sum(-1, keepdims=True)),)
+
+        return make(y, (scores,), vjp)
 
     layer = case.layer(task=task)
+    if layer.sink is None and (case.level == "kernel" or task == "forward"):
+        layer.mix = mixed_with(rounded, layer)
     for p in layer.parameters():
         p.data[...] = backend.upload(off(backend.to_host(p.data)))
     moved = {n: off(a) if a.dtype.kind == "f" else a for n, a in given.items()}
