@@ -41,7 +41,13 @@ SIZED_BY_DATA = {
     "compress",
     "bincount",
     "unique",
-}  # the host waits for the size
+    "delete",
+    "average",
+    "choose",
+    "histogram",
+    "percentile",
+    "quantile",
+}  # the host waits for the size, or for a check
 AT_DTYPES = {"int32", "uint32", "int64", "uint64", "float16", "float32", "float64"}
 IN_ORDER = {"copy", "astype", "array", "asarray", "asanyarray", "asfortranarray"} | {
     f"{name}_like" for name in ("empty", "zeros", "ones", "full")
