@@ -5,7 +5,8 @@ is needed.
     python tests/support/make_cupy_surface.py
 
 For each public name: its kind ("ufunc", "func" or "other"); the parameters that it takes; and, of a
-ufunc, the operation that its `.at` performs, null where it has none. For each public attribute of
+ufunc, its types, as in NumPy, and the operation that its `.at` performs, null where it has none.
+For each public attribute of
 cupy.ndarray: the parameters of a method, null for a property; and the special methods. Parameters
 are names, with `=` where they may be left out, and with `/`, `*` and `**` as in Python; null where
 compiled code does not tell. Run it again when the pinned CuPy changes.
@@ -25,8 +26,8 @@ def describe(value, ufunc):
     """One entry of `names`."""
     if isinstance(value, ufunc):
         # not public, but the only place that says which `.at` exist without running one on a GPU
-        at = getattr(value, "_scatter_op", None)
-        return {"kind": "ufunc", "sig": of_ufunc(value.nin, value.nout), "at": at}
+        at, sig = getattr(value, "_scatter_op", None), of_ufunc(value.nin, value.nout)
+        return {"kind": "ufunc", "sig": sig, "at": at, "types": " ".join(value.types)}
     if not callable(value) or isinstance(value, type):
         return {"kind": "other", "sig": None, "at": None}
     return {"kind": "func", "sig": parameters(value), "at": None}

@@ -5,8 +5,9 @@ not a subclass of ndarray, because np.asarray, assignment and indexing see throu
 stricter than CuPy in four places: a host array or list as index (CuPy uploads it on the sly),
 NumPy's functions on device arrays (CuPy dispatches them), duplicate indices in an assignment (CuPy
 stores any one of the values), and an assignment between overlapping parts of one array where CuPy
-copies memory forwards. Results are laid out in C order, as in CuPy: a sum of transposed arrays is
-not transposed. It cannot catch kernel faults, races, TF32 rounding or speed.
+copies memory and does not check. Results are laid out in C order, as in CuPy: a sum of transposed
+arrays is not transposed. Dtypes are NumPy's, since CuPy promotes as NumPy does. It cannot catch
+kernel faults, races, TF32 rounding or speed.
 
 `CALLS` gathers how the package has called it in this process: see device_calls.py.
 """
