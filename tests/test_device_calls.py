@@ -38,6 +38,7 @@ def test_benchmarks_call_what_cupy_has():
         ("xp.sum(a, 0, axis=0)", "unexpected keyword argument 'axis'"),
         ("xp.exp.at(a, i, b)", "CuPy has no exp.at"),
         ("xp.sum(*a)", "cannot be checked"),
+        ("xp.cuda.runtime.memInfo()", "CuPy has no cuda.runtime.memInfo"),
         ("function = backend.xp.vecdot", "CuPy has no vecdot"),
     ],
 )
