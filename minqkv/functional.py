@@ -454,10 +454,11 @@ def cross_entropy(logits: Tensor, targets: np.ndarray, ignore_index: int = -100)
     kept = np.flatnonzero(targets != ignore_index)
     if not len(kept):
         raise UsageError("cross_entropy: every target is ignored")
-    rows, columns = backend.upload(kept), backend.upload_ids(targets[kept], vocab, "targets")
-    flat = array_of(logits).reshape(-1, vocab)  # (N, V)
+    flat, rows = array_of(logits).reshape(-1, vocab), None  # (N, V)
     if len(kept) < len(targets):
+        targets, rows = targets[kept], backend.upload(kept)  # (n,) each
         flat = flat[rows]  # (n, V)
+    columns = backend.upload_ids(targets, vocab, "targets")
     p = flat - flat.max(axis=-1, keepdims=True)  # (n, V)
     index = (backend.xp.arange(len(kept)), columns)
     hit = p[index]  # (n,)
@@ -471,8 +472,8 @@ def cross_entropy(logits: Tensor, targets: np.ndarray, ignore_index: int = -100)
         p[index] -= 1
         d = p
         d *= g * (1 / len(kept))
-        if len(kept) < len(targets):
-            d = backend.xp.zeros((len(targets), vocab), p.dtype)  # (N, V)
+        if rows is not None:
+            d = backend.xp.zeros((math.prod(shape[:-1]), vocab), p.dtype)  # (N, V)
             d[rows] = p
         return (d.reshape(shape),)
 
