@@ -347,8 +347,8 @@ class Broken(types.ModuleType):
 
     def __init__(self, devices=1, compute=None):
         super().__init__("cupy")
-        self.ndarray, self.fault = StrictArray, compute
-        runtime = types.SimpleNamespace(getDeviceCount=lambda: self.count(devices))
+        self.ndarray, self.fault, self.asnumpy = StrictArray, compute, strict.xp.asnumpy
+        runtime = types.SimpleNamespace(getDeviceCount=lambda: self.count(devices), is_hip=False)
         self.cuda = types.SimpleNamespace(runtime=runtime)
 
     def count(self, devices):

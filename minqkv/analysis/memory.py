@@ -127,7 +127,7 @@ def activation_bytes(
         masks += 8 * length**2  # where a distance is looked up
     layers = [itemsize * layer_numbers(cfg, s, batch, length) + masks for s in cfg.specs]
     head = itemsize * answers * (_norm(d) + cfg.vocab_size)  # the last norm; the probabilities
-    head += 8 * (4 * answers + (asked or 0))  # targets, three lists of places; which are asked
+    head += 8 * (3 * answers + (asked or 0))  # targets, two lists of places; which are asked
     shared = length**2 + 8 * tokens * channels  # booleans: the causal mask; ids
     if not cfg.recompute:
         return shared + sum(layers) + head

@@ -22,6 +22,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..kernels import FILES, Kernels, argument, first_line, options, source
+from ..kernels.products import PRECISIONS, gemm, multiply
 from . import prefetch
 from .errors import EnvironmentFault, UsageError, unknown
 from .scoped import scoped
@@ -61,6 +62,12 @@ class Backend(Kernels):
         """
         return np.asarray(array, dtype)
 
+    def shared(self, array: np.ndarray) -> Array:
+        """Like `upload`, for positions and slots, not to be written to: all layers of a step need
+        the same ones, and on a GPU one copy serves them all.
+        """
+        return array
+
     def empty(self, shape: tuple, dtype) -> Array:
         """An array that will be read many times: it begins at a cache line, so that its rows span
         as few cache lines as possible.
@@ -75,7 +82,7 @@ class Backend(Kernels):
         return array
 
     def bmm(self, a: Array, b: Array) -> Array:
-        """Batched product over the last two axes: (..., n, k) @ (..., k, m)."""
+        """Product over the last two axes: (..., n, k) @ (..., k, m). The leading ones broadcast."""
         return np.matmul(a, b)
 
     def converted(self, a: Array, dtype) -> Array:
@@ -172,6 +179,10 @@ class Backend(Kernels):
         out[present] = np.add.reduceat(rows[order], starts, axis=0)
         return out
 
+    def add_numbers(self, ids: Array, numbers: Array, n: int) -> Array:
+        """Sum `numbers` (N,) by their ids (N,) into (n,), in float64."""
+        return np.bincount(ids, numbers, n)
+
     def each(self, function: Callable, items: Iterable) -> list:
         """[function(item) for item in items], on several cores at a time."""
         if self.cores is None:
@@ -230,10 +241,13 @@ class GpuBackend(Backend):
     on_host = False
     threads, cores = 1, None
     kernels = not os.environ.get("MINQKV_NO_KERNELS")  # set by use_kernels
+    precision = "fp32"  # set by use_precision
+    gemm = gemm
 
     def __init__(self, xp):
         self.xp, self.ndarray = xp, xp.ndarray
-        self.modules = {}  # of compiled kernels
+        self.functions, self.warned = {}, set()  # compiled kernels, files that do not compile
+        self._copies = lru_cache(8)(lambda *about: self.upload(np.ndarray(*about)))
         self.beside, self.early = None, []  # see prefetch.py
 
     def launch(
@@ -244,25 +258,24 @@ class GpuBackend(Backend):
         False: it does not compile here, and nothing was started. `shared` are bytes of dynamic
         shared memory.
         """
-        module = self.module(file, constants)
-        if isinstance(module, Exception):
+        key = (file, function, *constants.items())
+        if key not in self.functions:
+            self.functions[key] = self.function(file, function, constants)
+        if self.functions[key] is None:
             return False
-        args = tuple([argument(value) for value in args])
-        module.get_function(function)(grid, block, args, shared_mem=shared)
+        self.functions[key](grid, block, tuple(map(argument, args)), shared_mem=shared)
         return True
 
-    def module(self, file: str, constants: dict):
-        """A compiled .cu file, or the error that prevents it, of which one warning tells."""
-        key = (file, *constants.items())
-        if key not in self.modules:
-            try:
-                self.modules[key] = self.compiled(source(file), options(constants))
-            except Exception as error:  # no NVRTC, no headers, an old driver, a fault in the file
-                self.modules[key] = error
-                why = first_line(error)
-                text = f"{file}.cu does not compile, so the readable code runs instead: {why}"
-                warnings.warn(text, RuntimeWarning, stacklevel=2)
-        return self.modules[key]
+    def function(self, file: str, name: str, constants: dict) -> Callable | None:
+        """A function of a .cu file, or None if it does not compile, of which one warning tells."""
+        try:
+            return self.compiled(source(file), options(constants)).get_function(name)
+        except Exception as error:  # no NVRTC, no headers, an old driver, a fault in the file
+            text = f"{file}.cu does not compile, so the readable code runs instead: "
+            if file not in self.warned:
+                warnings.warn(text + first_line(error), RuntimeWarning, stacklevel=2)
+            self.warned.add(file)
+            return None
 
     def compiled(self, text: str, flags: tuple[str, ...]):
         """CUDA C as a module whose functions can be launched; CuPy keeps it on disk."""
@@ -281,6 +294,11 @@ class GpuBackend(Backend):
     def ahead(self, batches: Iterable[tuple]) -> Iterable[tuple]:
         return prefetch.ahead(self, batches)
 
+    def shared(self, array: np.ndarray) -> Array:
+        found = prefetch.found(self, array, None)
+        about = array.shape, array.dtype
+        return self._copies(*about, array.tobytes()) if found is None else found
+
     def empty(self, shape: tuple, dtype) -> Array:
         return self.xp.empty(shape, dtype)
 
@@ -288,7 +306,12 @@ class GpuBackend(Backend):
         return self.xp.asnumpy(array)
 
     def bmm(self, a: Array, b: Array) -> Array:
-        return self.xp.matmul(a, b)
+        found = multiply(self, a, b)
+        return self.xp.matmul(a, b) if found is None else found
+
+    def capability(self) -> int:
+        """The generation of the device: 80 for an A100, 90 for an H100."""
+        return int(self.xp.cuda.Device().compute_capability)
 
     def converted(self, a: Array, dtype) -> Array:
         return a.astype(dtype)
@@ -316,10 +339,12 @@ class GpuBackend(Backend):
 
     def add_rows(self, ids: Array, rows: Array, n: int) -> Array:
         out = self.xp.zeros((n, rows.shape[1]), rows.dtype)
-        self.xp.add.at(
-            out, ids, rows
-        )  # atomics: float32 sums differ from run to run in the last bits
+        self.xp.add.at(out, ids, rows)  # atomics: the last bits differ from run to run
         return out
+
+    def add_numbers(self, ids: Array, numbers: Array, n: int) -> Array:
+        # not xp.bincount, which makes the host wait, twice
+        return self.add_rows(ids, numbers.astype("float64")[:, None], n)[:, 0]
 
     def free_memory(self) -> int:
         pool = self.xp.get_default_memory_pool()  # keeps what was freed
@@ -358,7 +383,7 @@ def _cupy():
         cupy.cuda.runtime.getDeviceCount()  # raises without a driver, or with an old one
         if not cupy.is_available():
             raise RuntimeError("it finds no GPU")
-        (cupy.zeros(1) + 1).item()  # takes memory, compiles, and computes
+        cupy.asnumpy(cupy.zeros(1) + 1)  # takes memory, compiles, and computes
     except Exception as error:
         cures = {name: cure for name, cure in _CURES.items() if name in str(error).lower()}
         cure = next(iter(cures.values()), "check nvidia-smi")
@@ -366,7 +391,10 @@ def _cupy():
             f"CuPy is installed, but it cannot compute here: {_cause(error)}",
             f"{cure}, or use --backend numpy",
         ) from error
-    return GpuBackend(cupy)
+    found = GpuBackend(cupy)
+    if cupy.cuda.runtime.is_hip:
+        found.kernels = False  # they are written for warps of 32 threads
+    return found
 
 
 _CURES = {  # by a word of the error
@@ -427,6 +455,22 @@ def use_kernels(on: bool) -> None:
     _use(current)
 
 
+def use_precision(name: str) -> None:
+    """How GPU backends multiply float32: "fp32", "tf32" or "bf16" (kernels/products.py).
+
+    Raises UsageError for another name or without a GPU, EnvironmentFault where the GPU cannot.
+    """
+    if name not in PRECISIONS:
+        raise unknown("precision", name, PRECISIONS)
+    if name != "fp32" and current.on_host:
+        raise UsageError(f"{name} is for a GPU; {current.name} multiplies in float32",
+                         "--backend cupy, or leave out --precision")  # fmt: skip
+    if name != "fp32" and (found := current.capability()) < 80:
+        why = f"this GPU (sm_{found}) has no {name}, which came with sm_80"
+        raise EnvironmentFault(why, "leave out --precision")
+    GpuBackend.precision = name
+
+
 def out_of_memory(error: Exception) -> str | None:
     """What was asked for and what is free, if an error says that memory is full; else None."""
     asked = re.search(r"allocating ([\d,]+) bytes", str(error))  # CuPy's words
@@ -459,7 +503,7 @@ def upload_ids(ids, limit: int, what: str, ignore: int | None = None) -> Array:
         bad &= ids != ignore
     if bad.any():
         raise UsageError(f"{what}: id {ids[bad].flat[0]} is outside 0..{limit - 1}")
-    return current.upload(ids)
+    return current.shared(ids)
 
 
 def tame_allocator() -> bool:
