@@ -8,6 +8,7 @@ import sys
 import types
 import warnings
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import minqkv as mq
 from minqkv import backend
 from minqkv.analysis import needs
 from minqkv.analysis.memory import activation_bytes
+from minqkv.designs.linear import LinearGPT
 from minqkv.runs import configure, train_run
 from minqkv.runtime import files
 from minqkv.runtime.backend import GpuBackend, out_of_memory
@@ -489,3 +491,90 @@ def test_a_task_with_a_wrong_id_is_refused(gpu, monkeypatch):
     monkeypatch.setattr(Synthetic, "examples", wrong)
     with pytest.raises(UsageError, match="id 10000 is outside"):
         train_run(configure("copy", steps=1, n_test=8))
+
+
+# ---- the paper's language model, on shards, and scaled down
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of documents, and a file of merges, as of GPT-2."""
+    (tmp_path / "texts").mkdir()
+    for i in range(60):
+        (tmp_path / "texts" / f"{i}.txt").write_text(f"document {i}: " + "to be or not " * (i % 7))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nt o\nn o\nno t\n")
+    return "texts", "gpt2:merges.txt"
+
+
+TINY = ("--seq-len", 16, "--n-layer", 2, "--n-head", 2, "--n-embd", 16, "--steps", 4)
+TINY += ("--set=vocab_size=300", "--set=batch=8", "--set=accumulate=4", "--set=watch=2")
+TINY += ("--set=n_validation=4", "--set=n_test=4")
+
+
+def test_the_300m_model_says_what_it_needs(folder, cli, tmp_path):
+    text, tokenizer = folder
+    code, out, _ = cli("data", "prepare", text, "--tokenizer", tokenizer)
+    assert code == 0, out
+    command = ("train", "--config", "300m", "--text", text, "--tokenizer", tokenizer)
+    command += ("--backend", "strict", "--show-config")
+    with strict.memory(free=10 * 2**30):
+        code, out, err = cli(*command)
+        assert code == 0, err
+        (tmp_path / "shown.toml").write_text(out)
+        again = cli("train", "--config", "shown.toml", *command[-3:])
+        assert again[:2] == (0, out)
+    settings, comments = out.split("\n# ", 1)
+    for line in ("n-layer = 20", "vocab_size = 50304", "padded = true", 'tokenizer = "gpt2"'):
+        assert line in settings
+    comments = said(comments.replace("\n#", ""))
+    assert comments.startswith("305,534,976 parameters; training needs about")
+    assert "this does not fit: only 10.0 GiB is free; it fits with" in comments
+    assert "--set accumulate=" in comments
+    assert "# this fits into the memory" in cli(*command)[1]
+    assert "305,534,976" not in cli(*command, "--json")[1]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["numpy", "strict"])
+@pytest.mark.parametrize("more", [(), ("--recompute",)])
+def test_the_300m_model_scaled_down(name, more, folder, cli):
+    text, tokenizer = folder
+    command = ("train", "--config", "300m", "--text", text, "--tokenizer", tokenizer, *TINY)
+    code, out, err = cli(*command, *more, "--backend", name, "--threads", 1, "--out", "run")
+    assert code == 0, err
+    assert "test perplexity" in out
+    assert cli("generate", "run", "to be", "--backend", name)[0] == 0
+
+
+# ---- blocks that are computed again, on a GPU
+
+
+def gradients(model, x, y):
+    """The loss, and the gradient of each parameter."""
+    loss = mq.train.loss_and_gradients(model.train(3), x, y)
+    return loss, {n: backend.to_host(p.grad).tobytes() for n, p in model.named_parameters()}
+
+
+def linear(cfg):
+    return LinearGPT(replace(cfg, variant="q=k=v", position="learned"), decay=0.9)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("variant", ["qkv", "q-k=v", "q=k-v+", "mqa", "mla", "gta-2", "linear"])
+def test_recomputation_keeps_every_bit_on_a_gpu(variant, kernels, gpu, monkeypatch):
+    """With dropout, and in less memory."""
+    monkeypatch.setattr(GpuBackend, "kernels", kernels)
+    x = np.arange(2 * 96).reshape(2, 96) % 11
+    cfg = mq.GPTConfig(11, 96, 2, 4, 32, dropout=0.2, position="rope",
+                       variant="qkv" if variant == "linear" else variant)  # fmt: skip
+    make, found = linear if variant == "linear" else mq.GPT, []
+    for recompute in (False, True):
+        model = make(replace(cfg, recompute=recompute))
+        found.append(gradients(model, x, x))
+        model.eval()
+        before = held()
+        loss = token_loss(model.train(3), x, x)
+        found[-1] += (held() - before,)
+        del loss
+    assert found[0][:2] == found[1][:2]
+    assert found[1][2] < 0.5 * found[0][2]
