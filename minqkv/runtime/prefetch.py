@@ -1,8 +1,8 @@
 """Batches made and uploaded ahead of the step: while a GPU computes on one, the next one comes.
 
 A second thread makes it, since the first waits for the device at the end of each step. It uploads
-on a stream of its own, so that the copy, from pinned memory, runs beside the computing. Then
-`Backend.upload` finds the numbers on the device. Two rules keep this safe:
+on a second CUDA stream, so that copies, from pinned memory, run while the first stream computes.
+Then `Backend.upload` finds the numbers on the device. Two rules keep this safe:
 
 - Computing waits, on the device, for the copy that it reads.
 - The memory of the copies is read by `found` alone, which copies once more, on the device. So a
@@ -12,7 +12,6 @@ on a stream of its own, so that the copy, from pinned memory, runs beside the co
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
 import numpy as np
@@ -20,6 +19,8 @@ import numpy as np
 
 def ahead(gpu, batches: Iterable[tuple]) -> Iterator[list]:
     """Yield each batch, its arrays as copies that are read-only; the next one is made meanwhile."""
+    from concurrent.futures import ThreadPoolExecutor  # here: the host needs none of it
+
     batches, here = iter(batches), gpu.xp.cuda.get_current_stream
     gpu.beside = beside = gpu.beside or gpu.xp.cuda.Stream(non_blocking=True)
 
