@@ -455,7 +455,8 @@ def cross_entropy(logits: Tensor, targets: np.ndarray, ignore_index: int = -100)
     if not len(kept):
         raise UsageError("cross_entropy: every target is ignored")
     rows = backend.upload(kept) if len(kept) < len(targets) else None  # None: all of them
-    columns = backend.upload_ids(targets[kept], vocab, "targets")
+    asked = targets if rows is None else targets[kept]  # (n,)
+    columns = backend.upload_ids(asked, vocab, "targets")
     flat = array_of(logits).reshape(-1, vocab)  # (N, V)
     flat = flat if rows is None else flat[rows]  # (n, V)
     p = flat - flat.max(axis=-1, keepdims=True)  # (n, V)
