@@ -44,6 +44,7 @@ RANKS = [
 
 IMAGES = {f"tasks/{name}.py" for name in (
     "images", "imagesets", "imagefiles", "imagefolders", "bounded", "shapes")}  # fmt: skip
+APART = ("analysis/vectors",)  # a folder within a unit, with a budget of its own
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
@@ -56,7 +57,8 @@ BUDGETS = {
     "tasks": ({"tasks"}, 2650),
     "of it, images": (IMAGES, 740),
     "study": ({"study"}, 2130),
-    "analysis": ({"analysis"}, 2320),
+    "analysis": ({"analysis"}, 1400),
+    "vectors for other implementations": ({"analysis/vectors"}, 920),
     "render, teach": ({"render", "teach"}, 5275),
     "cli, and the way in": ({"cli", "__main__", "__init__"}, 2765),
 }
@@ -91,11 +93,12 @@ def code_lines(source):
 
 
 def counts():
-    """Unit, and file by its path, -> code lines."""
+    """Unit, folder apart, and file by its path, -> code lines."""
     lines = {}
     for path, name in zip(FILES, NAMES, strict=True):
         n = code_lines(path.read_text("utf-8"))
-        lines[unit(path)] = lines.get(unit(path), 0) + n
+        whole = next((folder for folder in APART if name.startswith(f"{folder}/")), unit(path))
+        lines[whole] = lines.get(whole, 0) + n
         if "/" in name:
             lines[name] = n
     return lines

@@ -1,16 +1,16 @@
-"""What the cases of vectors.py give, as the real `Attention` computes it, seen through `trace`."""
+"""What the cases give, as the real `Attention` computes it, seen through `trace`."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .. import caches
-from ..attention import Attention, causal_mask, sinusoids
-from ..functional import merge_heads
-from ..runtime import backend
-from ..runtime.tracing import trace
-from ..tensor import Tensor, no_grad
-from .vectors import ARRAYS, Case, Sizes
+from ... import caches
+from ...attention import Attention, causal_mask, sinusoids
+from ...functional import merge_heads
+from ...runtime import backend, tracing
+from ...runtime.tracing import trace
+from ...tensor import Tensor, no_grad, where
+from .case import ARRAYS, Case, Sizes
 
 
 def results(case: Case, task: str, given: dict, layer: Attention) -> dict[str, np.ndarray]:
@@ -108,6 +108,26 @@ def _decode(case, given, layer, task):
                 row = backend.to_host(buffer[:, :, slot : slot + 1]).copy()  # (B, h, 1, width)
                 rows[name] = np.concatenate([rows[name], row], 2) if t else row
     return rows | {"cache.bytes": np.array(sizes), "out": np.concatenate(outs, axis=1)}
+
+
+def mixed_with(softmax, layer: Attention):
+    """The method `mix` of a layer in small operations, with another softmax over the keys."""
+
+    def mixed(q, k, v, mask, temperature=None, bias=None):
+        group = np.arange(layer.n_head) // (layer.n_head // k.shape[1])
+        k, v = k[:, group], v[:, group]  # (B, h, S, d) -> (B, H, S, d)
+        scores = q @ k.transpose(0, 1, 3, 2) * (1 / layer.root)  # (B, H, T, S)
+        scores = scores if temperature is None else scores * temperature
+        tracing.probe("scores", scores)
+        scores = scores if bias is None else scores + bias
+        if temperature is not None or bias is not None:
+            tracing.probe("plus", scores)
+        scores = scores if mask is None else where(mask, scores, -np.inf)
+        pattern = softmax(scores)
+        tracing.probe("pattern", pattern)
+        return pattern @ v  # (B, H, T, S) -> (B, H, T, d_v)
+
+    return mixed
 
 
 def new_cache(case: Case, kind: str, layer: Attention):
