@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from commands import ROOT
 
-from minqkv.analysis.compare import check, named
-from minqkv.analysis.vectorfiles import export, load
-from minqkv.analysis.vectors import Sizes
+from minqkv.analysis.vectors.case import Sizes
+from minqkv.analysis.vectors.causes import named
+from minqkv.analysis.vectors.compare import check
+from minqkv.analysis.vectors.files import export, load
 
 # ---- arrays that remember what they were computed from
 
