@@ -58,7 +58,7 @@ BUDGETS = {
     "of it, images": (IMAGES, 740),
     "study": ({"study"}, 2130),
     "analysis": ({"analysis"}, 1400),
-    "vectors for other implementations": ({"analysis/vectors"}, 920),
+    "vectors for other implementations": ({"analysis/vectors"}, 1040),
     "render, teach": ({"render", "teach"}, 5275),
     "cli, and the way in": ({"cli", "__main__", "__init__"}, 2765),
 }

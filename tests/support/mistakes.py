@@ -98,9 +98,7 @@ UNKNOWN = {
     "positions without the past": Other(place=lambda at, about: np.asarray(at) - np.min(at)),
     "base 500": told(rope_base=lambda a: 500.0),
     "base 1e6": told(rope_base=lambda a: 1e6),
-    "frequencies of 2i/m": Other(
-        frequency=lambda a: a["rope_base"] ** (-2 * np.arange(a["d_rope"] // 2) / (a["d_rope"] // 2))
-    ),
+    "frequencies of 2i/m": Other(frequency=lambda a: M.frequency(Other(), a) ** 2),
     "frequencies from i = 1": Other(
         frequency=lambda a: (
             a["rope_base"] ** (-(1 + np.arange(a["d_rope"] // 2)) / (a["d_rope"] // 2))
@@ -129,7 +127,9 @@ UNKNOWN = {
     "another sink": told(sinks=lambda a: a["sinks"] + (a["window"] is not None)),
     "first key unseen": masked(lambda i, j, a, s: s & ((j > 0) | (i == 0))),
     "the last key is seen": masked(lambda i, j, a, s: s | (j == j.max())),
-    "heads in reverse": Other(stored_head=lambda i, a: a["kv_heads"] - 1 - i * a["kv_heads"] // a["n_head"]),
+    "heads in reverse": Other(
+        stored_head=lambda i, a: a["kv_heads"] - 1 - M.stored_head(Other(), i, a)
+    ),
     "stored head 0": Other(stored_head=lambda i, a: 0),
     "next stored head": Other(
         stored_head=lambda i, a: (M.stored_head(Other(), i, a) + 1) % a["kv_heads"]

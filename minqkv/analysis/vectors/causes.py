@@ -94,7 +94,8 @@ def _judge_all(task, group, half):
             row["fits"].add((BUFFER, None))
         elif row["array"] != "cache.bytes":
             searched.append(row)
-    for name, way, arrays in predictions(task) if searched else ():
+    grads = any(row["array"].startswith("grad.") for row in searched)
+    for name, way, arrays in predictions(task, grads=grads) if searched else ():
         for row in searched:
             if verdict := _judged(task, row, arrays):
                 row[verdict].add((name, way))
@@ -161,21 +162,16 @@ def _features(task: Task) -> dict:
     special = {
         "shipped": case.variant if case.name.startswith("shipped/") else None,
         "past": np.sign(case.past), "packed": case.packed, "given scale": case.scale,
-        "heads": (heads < about["n_head"]) + (heads == 1), "thin": width != about["head_dim"],
-        "part": about["d_rope"] and about["d_rope"] < width, "long": case.only,
-        "task": task.task != "forward" and task.task,
+        "shared": heads < about["n_head"], "one head": heads == 1,
+        "thin": width != about["head_dim"], "part": about["d_rope"] and about["d_rope"] < width,
+        "long": case.only, "task": task.task != "forward" and task.task,
     }  # fmt: skip
     return found | {name: value for name, value in special.items() if value}
 
 
 def _code(row):
-    """Cases with the same code: kernels, layers, or decoding."""
-    return row["case"].startswith("kernel/"), row["task"] == "forward"
-
-
-def _alone(row):
-    """Of one query, as when a token is decoded; often there is other code for it."""
-    return "one query" in row["case"]
+    """Cases that run the same code: kernels, those of one query, layers, or decoding."""
+    return row["case"].startswith("kernel/"), "one query" in row["case"], row["task"] == "forward"
 
 
 def _drop_refuted(rows):
@@ -183,26 +179,24 @@ def _drop_refuted(rows):
     again = True
     while again:
         again = False
-        for code in {_code(row) for row in rows}:
-            same = [row for row in rows if _code(row) == code]
-            others = [row for row in same if row["not"] or row["state"] == "differs"]
-            others = [row for row in others if not row["fits"]]
-            for name in {name for row in same for name in _names(row)}:
-                named = [row for row in same if name in _names(row)]
-                carried = set.intersection(*(set(row["about"].items()) for row in named))
-                carried = carried if len({row["case"] for row in named}) >= SEVERAL else set()
-                for row in named:
-                    ways = {way for way in row["fits"] if way[0] == name}
-                    gone = {w for w in ways if any(_refutes(o, row, w, carried) for o in others)}
-                    row["fits"] -= gone
-                    again |= bool(gone)
+        others = [row for row in rows if row["not"] or row["state"] == "differs"]
+        others = [row for row in others if not row["fits"]]
+        for name, code in {(name, _code(row)) for row in rows for name in _names(row)}:
+            named = [row for row in rows if _code(row) == code and name in _names(row)]
+            carried = set.intersection(*(set(row["about"].items()) for row in named))
+            carried = carried if len({row["case"] for row in named}) >= SEVERAL else set()
+            for row in named:
+                ways = {way for way in row["fits"] if way[0] == name}
+                gone = {w for w in ways if any(_refutes(o, row, w, carried) for o in others)}
+                row["fits"] -= gone
+                again |= bool(gone)
 
 
 def _refutes(other, row, way, carried):
     """Whether a row shows that another one, which a way fits, has another cause. A mistake that is
     made in several cases may be one of code that only they run: for what is `carried` by them.
     """
-    simpler = other["about"].items() <= row["about"].items() and _alone(other) == _alone(row)
+    simpler = _code(other) == _code(row) and other["about"].items() <= row["about"].items()
     if other["state"] == "ok":
         return way in other["not"] and simpler and carried <= set(other["about"].items())
     return way in other["not"] or (simpler and _is_clear(other))

@@ -13,11 +13,15 @@ from ...tensor import Tensor, no_grad, where
 from .case import ARRAYS, Case, Sizes
 
 
-def results(case: Case, task: str, given: dict, layer: Attention) -> dict[str, np.ndarray]:
-    """Every array of a task, as `layer` computes it, which may have been changed to err."""
+def results(
+    case: Case, task: str, given: dict, layer: Attention, grads: bool = True
+) -> dict[str, np.ndarray]:
+    """Every array of a task, as `layer` computes it, which may have been changed to err; without
+    gradients if not `grads`.
+    """
     run = _kernel if case.level == "kernel" else _forward if task == "forward" else _decode
     with np.errstate(all="ignore"):
-        found = run(case, given, layer, task)
+        found = run(case, given, layer, task, grads)
     for name in {"scores", "plus", "pattern"} & found.keys():
         # A sink is not shown as a key; keys after the last that any query sees have no scores.
         array = found[name][..., layer.sink is not None :]
@@ -55,7 +59,7 @@ def _traced(t, leaves):
     return found | grads
 
 
-def _kernel(case, given, layer, task):
+def _kernel(case, given, layer, task, grads):
     leaves = _leaves(given, layer.wk.weight.dtype)
     T, S = case.length, case.length + case.past
     for name in "qkv":
@@ -67,7 +71,8 @@ def _kernel(case, given, layer, task):
         rows = layer.store(None, at)
         q = layer.query(None, rows, here)
         z = layer.answer(layer.attend(q, rows, at, backend.upload(mask), here), here)
-        z.backward(leaves["grad.z"].data)
+        if grads:
+            z.backward(leaves["grad.z"].data)
     found = _traced(t, leaves) | {"z": _host(z)}
     return {name: found[name] for name in (*ARRAYS, *found) if name in found}
 
@@ -81,18 +86,19 @@ def _with_positions(case, given, layer, leaves):
     return leaves["x"] + leaves["positions"] if "learned" in position else leaves["x"]
 
 
-def _forward(case, given, layer, task):
+def _forward(case, given, layer, task, grads):
     leaves = _leaves({n: given[n] for n in ("x", "positions", "grad.out") if n in given},
                      layer.wk.weight.dtype)  # fmt: skip
     h, at = _with_positions(case, given, layer, leaves), np.arange(case.length)
     with trace() as t:
         out = layer(h, backend.upload(seen(case, layer, at, at)))
-        out.backward(leaves["grad.out"].data)
+        if grads:
+            out.backward(leaves["grad.out"].data)
     added = {} if h is leaves["x"] else {"h": _host(h)}
     return added | _traced(t, leaves | dict(layer.named_parameters()))
 
 
-def _decode(case, given, layer, task):
+def _decode(case, given, layer, task, grads):
     leaves = _leaves({n: given[n] for n in ("x", "positions") if n in given},
                      layer.wk.weight.dtype)  # fmt: skip
     cache = new_cache(case, task, layer)

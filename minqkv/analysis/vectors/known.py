@@ -207,9 +207,9 @@ EXPLAINED = {
 }
 
 
-def predictions(task: Task, names=None) -> Iterator[tuple]:
+def predictions(task: Task, names=None, grads: bool = False) -> Iterator[tuple]:
     """(name, way, arrays) of each way to make a mistake that can be made in this task, or of those
-    with these `names`. NaN: anything may stand there.
+    with these `names`; with gradients if `grads`. NaN: anything may stand there.
     """
     case, given = task.case, task.given
     for name, ways in (
@@ -223,7 +223,7 @@ def predictions(task: Task, names=None) -> Iterator[tuple]:
             way(layer, case)
             if vars(layer) == before | {"segments": layer.segments}:
                 continue
-            found = results(case, task.task, given, layer)
+            found = results(case, task.task, given, layer, grads)
             if "pattern" in found and not np.isfinite(found.get("z", found["pattern"])).all():
                 found["pattern"][found["pattern"].sum(-1) == 0] = np.nan
             yield name, way, found

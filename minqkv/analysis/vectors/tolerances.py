@@ -92,8 +92,9 @@ def _near(case, task, given, i):
         return array * (1 + EPS * by * rng.uniform(-1, 1, array.shape))
 
     def rounded(scores):
-        """A softmax, and its gradient from other roundings: what cancels in it leaves a rest. The
-        logarithm of a row's sum, from which some compute it again, is as exact as its scores.
+        """A softmax whose gradient comes from other roundings, so that what cancels in it leaves a
+        remainder. Some compute the pattern again from the logarithm of a row's sum, which has
+        the rounding error of the scores.
         """
         x = scores.data
         top = x.max(-1, keepdims=True, initial=-1e30)  # (B, H, T, 1)
