@@ -42,8 +42,9 @@ def tasks(sizes):
     return [task(case, name) for case in some for name in case.tasks[:2]]
 
 
-def compared(sizes, function, dtypes=("float32",)):
-    return named(tasks(sizes), [*check(tasks(sizes), dtypes, partial(answer, function))])
+def compared(sizes, function, dtypes=("float32",), layers=LAYERS):
+    some = [t for t in tasks(sizes) if t.case.level == "kernel" or t.case.name in layers]
+    return named(some, [*check(some, dtypes, partial(answer, function))])
 
 
 def wrong(rows):
@@ -88,9 +89,9 @@ def test_large_scores_overflow_exp():
 def test_an_unknown_mistake_has_no_name(name):
     """Though in some cases it may give the same numbers as a known one."""
     sizes = (SQUARE, DEFAULT)[[*UNKNOWN].index(name) % 2]
-    found = wrong(compared(sizes, UNKNOWN[name]))
-    assert found or "bias" in name or "positions" in name or "W_O" in name
-    assert {row.get("cause") for row in found} <= {None}
+    found = wrong(compared(sizes, UNKNOWN[name], layers=LAYERS[:1]))
+    assert found
+    assert {row.get("cause") for row in found} == {None}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_an_unknown_mistake_has_no_name(name):
         ("softmax base 2", DEFAULT),
         ("turned three times", DEFAULT),
         ("mask two keys ahead", DEFAULT),
-        ("mask strict by two keys", SQUARE),
+        ("mask strict by two keys", DEFAULT),
     ],
 )
 def test_other_cases_refute_a_name(name, sizes):
@@ -110,7 +111,7 @@ def test_other_cases_refute_a_name(name, sizes):
 
 @pytest.mark.parametrize(("cause", "how"), KNOWN)
 def test_a_known_mistake_has_its_name(cause, how):
-    found = wrong(compared(SQUARE, KNOWN[cause, how]))
+    found = wrong(compared(SQUARE, KNOWN[cause, how], layers=LAYERS[:1]))
     assert {row["cause"] for row in found} == {cause}
 
 

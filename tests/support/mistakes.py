@@ -78,17 +78,11 @@ UNKNOWN = {
     "scale 1/sqrt(H d)": scaled(lambda a: (a["n_head"] * a["query_width"]) ** -0.5),
     "scale 1/sqrt(h d)": scaled(lambda a: (a["kv_heads"] * a["query_width"]) ** -0.5),
     "no scale": scaled(lambda a: 1.0),
-    "scale twice": scaled(lambda a: 2 * a["scale"]),
-    "scale half": scaled(lambda a: a["scale"] / 2),
-    "scale of two heads": scaled(lambda a: a["scale"] / 2**0.5),
     "scale d ** -0.25": scaled(lambda a: a["scale"] ** 0.5),
     "softmax base 2": Other(exp=np.exp2),
-    "softmax base 10": Other(exp=lambda x: 10.0**x),
     "turned three times": times(3),
     "query turned three times": times(3, key=False),
     "key turned three times": times(3, query=False),
-    "query not turned": times(0, key=False),
-    "key not turned": times(0, query=False),
     "neither turned": times(0),
     "turned backwards": Other(turn_key=lambda x, at, about: M.turn(Other(), x, at, about, -1)),
     "positions from 1 in queries": Other(
@@ -144,10 +138,6 @@ UNKNOWN = {
     "values in reverse": fed(rows_of),
     "values doubled": fed(lambda g, a: doubled(g, a, "v")),
     "W_O transposed": fed(transposed),
-    "no bias": fed(lambda g, a: {n: 0 * x for n, x in g.items() if n.endswith("bias")}),
-    "positions shifted": fed(
-        lambda g, a: {"positions": np.roll(g["positions"], 1, 0)} if "positions" in g else {}
-    ),
     "a query's answer comes late": returns(
         lambda f, a: {n: np.roll(f[n], 1, -2) for n in f if n in ("z", "out")}
     ),

@@ -1,8 +1,8 @@
 """Why an implementation differs from the vectors, if it makes a known mistake.
 
 A way to make a mistake fits an array that differs if it gives that array. In one case an unknown
-mistake can give the same numbers as a known one. So all other cases of the same code count, too:
-one that the mistake would change, but that is right, or that differs in another way, refutes it.
+mistake can give the same numbers as a known one. So other cases count, too: one that
+the mistake would change, but that is right, or that differs in another way, refutes it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ ORDINARY = {
 def named(tasks: list[Task], rows: list[dict], advance: Callable = lambda done: None) -> list[dict]:
     """The same rows; those that differ have a "cause", a name of known.EXPLAINED or None.
 
-    A mistake is named only if it gives just the array that was found, if no other mistake does, in
-    this case or in all others that differ, and if no case of the same code refutes it.
+    A mistake is named only if it gives just the array that was found, and no other mistake does, in
+    this case or in all others that differ. No other case may refute it.
     """
     known = {(t.case.name, t.task): t for t in tasks}
     wrong = [row for row in rows if row["state"] == "differs"]
