@@ -1,24 +1,39 @@
 """A day on a GPU in one command: `python -m bench.gpu`.
 
 Runs the GPU tests; compares operations, training steps and decoded tokens with PyTorch on the same
-card, what they compute and how long they take; measures what the card can do at best. Every result
-is written as soon as it is there, to bench/results/gpu-<part>.json, so a run that is cut short
-keeps what it has. When the time is up, what is left is left out, and said so. Exits 1 where a test
+card, what they compute and how long they take; measures what the card can do at best. For a card of
+bench/gpus.toml, each time is also shown as a share of its bound (bench.roofline). Every result is
+written as soon as it is there, to bench/results/gpu-<part>.json, so a run that is cut short keeps
+what it has. When the time is up, what is left is left out, and said so. Exits 1 where a test
 failed or two results disagree, 3 without a GPU. PyTorch is optional: without it, its columns stay
-empty.
+empty. With --precision tf32 or bf16 the products of both sides are in TF32, ours in bf16, and the
+files have that name too.
 """
 
 import argparse
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
+from minqkv.kernels.products import PRECISIONS
 from minqkv.runtime import backend
 from minqkv.runtime.errors import EnvironmentFault
 
 from . import gpu_card, gpu_models, gpu_ops
+from .bounds import gpu_of, shares
 from .card import this_machine
-from .common import ENVIRONMENT, RESULTS, command, machine, progress, spread, table, write_result
+from .common import (
+    ENVIRONMENT,
+    RESULTS,
+    command,
+    machine,
+    per_cent,
+    progress,
+    spread,
+    table,
+    write_result,
+)
 
 PARTS = {  # name -> cases(card, left): name -> a function that measures it and returns a row
     "tests": gpu_card.test_cases,
@@ -38,7 +53,8 @@ def main():
         print(f"bench.gpu: {error}", file=sys.stderr)
         sys.exit(ENVIRONMENT)
     try:
-        sys.exit(0 if run(options.parts, card, options.out, options.minutes) else 1)
+        done = run(options.parts, card, options.out, options.minutes, options.precision)
+        sys.exit(0 if done else 1)
     except KeyboardInterrupt:
         print(f"bench.gpu: interrupted; what was done is in {options.out}", file=sys.stderr)
         sys.exit(130)
@@ -55,6 +71,9 @@ def parse():
     parser.add_argument(
         "--out", type=Path, default=RESULTS, help="folder for the files (default: bench/results)"
     )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="of products (default: fp32)"
+    )
     return parser.parse_args()
 
 
@@ -66,7 +85,7 @@ def _parts(text):
     return parts
 
 
-def run(parts, card, folder, minutes, now=time.monotonic):
+def run(parts, card, folder, minutes, precision="fp32", now=time.monotonic):
     """Measure these parts; returns whether all that was measured is right.
 
     `now` is the clock of the budget.
@@ -75,7 +94,8 @@ def run(parts, card, folder, minutes, now=time.monotonic):
     right, left_out = True, []
     with backend.use_backend(card.backend):
         for part in parts:
-            rows, late = measure(part, card, folder, lambda: end - now())
+            with multiplying(card, precision):
+                rows, late = measure(part, card, folder, lambda: end - now(), precision)
             right = right and not any("failed" in r or r.get("agrees") is False for r in rows)
             left_out += [f"{part} {case}" for case in late]
             if rows:
@@ -85,13 +105,26 @@ def run(parts, card, folder, minutes, now=time.monotonic):
     return right
 
 
-def measure(part, card, folder, left):
+@contextmanager
+def multiplying(card, precision):
+    """`with`: products in this precision; PyTorch's in TF32 unless it is "fp32"."""
+    backend.use_precision(precision)
+    card.tf32(precision != "fp32")
+    try:
+        yield
+    finally:
+        backend.use_precision("fp32")
+        card.tf32(False)
+
+
+def measure(part, card, folder, left, precision="fp32"):
     """(rows, names of the cases there was no time for) of one part, written after each case.
 
     `left()` is how many seconds there are. A case that fails is a row that says how.
     """
     head = {"part": f"gpu-{part}", "command": command("gpu"), "complete": False, "left_out": []}
-    head["machine"] = machine() | card.description
+    head |= {"precision": precision, "machine": machine() | card.description}
+    path = Path(folder) / f"gpu-{part}{'' if precision == 'fp32' else f'-{precision}'}.json"
     rows = []
     cases = PARTS[part](card, left)
     for name, function in cases.items():
@@ -99,12 +132,13 @@ def measure(part, card, folder, left):
             head["left_out"].append(name)
             continue
         progress(f"gpu: {part} {name}")
-        rows.append({"case": name, **attempt(function)})
+        row = {"case": name, **attempt(function)}
+        rows.append(row | shares(part, row, gpu_of(card.description["gpu"]), precision))
         card.release()
-        write_result(Path(folder) / f"gpu-{part}.json", head, rows)
+        write_result(path, head, rows)
     if rows:
         head["complete"] = not head["left_out"]
-        write_result(Path(folder) / f"gpu-{part}.json", head, rows)
+        write_result(path, head, rows)
     return rows, head["left_out"]
 
 
@@ -116,13 +150,14 @@ def attempt(function):
         return {"failed": f"{type(error).__name__}: {error}".strip()}
 
 
-MODEL = ["minqkv ms", "PyTorch ms", "ratio", "tokens/s", "differ by"]
+MODEL = ["minqkv ms", "PyTorch ms", "ratio", "of bound", "tokens/s", "differ by"]
+TIMES = ["PyTorch", "ratio", "of bound"]
 COLUMNS = {
     "tests": ["summary"],
-    "ops": ["forward ms", "PyTorch", "ratio", "and backward ms", "PyTorch", "ratio", "differ by"],
+    "ops": ["forward ms", *TIMES, "and backward ms", *TIMES, "differ by"],
     "step": MODEL,
     "decode": MODEL,
-    "ceilings": ["", "CuPy", "PyTorch"],
+    "ceilings": ["", "CuPy", "PyTorch", "of the data sheet", "PyTorch"],
 }
 
 
@@ -141,12 +176,14 @@ def figures(part, row):
         unit, rates = "GB/s", row.get("GB_per_second")
         if rates is None:
             unit, rates = "TFLOP/s", row["tflops"]
-        return [unit, *(f"{rate:.1f}" for rate in rates.values())]
+        cells = [f"{rate:.1f}" for rate in rates.values()]
+        cells += [""] * (2 - len(cells))  # without PyTorch
+        return [unit, *cells, *(_of_bound(row, name) for name in rates)]
     differ = f"{max(row['differ_by'].values()):.0e}" if "differ_by" in row else ""
     if part == "ops":
         names = [n for n in ("forward", "both", "step") if n in row["median_ms"]]
         cells = [c for n in names for c in _beside(row, n, f"torch {n}", f"{n}_ratio")]
-        return [*cells, *[""] * (6 - len(cells)), differ]
+        return [*cells, *[""] * (8 - len(cells)), differ]
     cells = _beside(row, "minqkv", row.get("best_torch"), "ratio")
     return [*cells, f"{row['tokens_per_second']:,}", differ]
 
@@ -154,7 +191,14 @@ def figures(part, row):
 def _beside(row, ours, theirs, ratio):
     ms = row["median_ms"]
     over = spread(row[ratio]) if ratio in row else ""
-    return [f"{ms[ours]:.3f}", f"{ms[theirs]:.3f}" if theirs in ms else "", over]
+    theirs = f"{ms[theirs]:.3f}" if theirs in ms else ""
+    return [f"{ms[ours]:.3f}", theirs, over, _of_bound(row, ours)]
+
+
+def _of_bound(row, name):
+    """A share of its bound as text; empty where there is none."""
+    share = row.get("of_bound", {}).get(name)
+    return "" if share is None else per_cent(share)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,11 @@ def as_array(at: slice | np.ndarray) -> np.ndarray:
     return np.arange(at.start, at.stop) if isinstance(at, slice) else at
 
 
+def on_device(at: slice | np.ndarray) -> Array:
+    """Positions, a slice or (..., T), as an array of the backend, (T,) or (..., T)."""
+    return backend.xp.arange(at.start, at.stop) if isinstance(at, slice) else backend.shared(at)
+
+
 def lengthened(tables: tuple[Array, ...], end: int, make) -> tuple[Array, ...]:
     """Tables (n, ...) for positions 0 to n - 1, made longer if n is less than `end`.
 
@@ -160,7 +165,7 @@ class Distance(Module):
 
     def forward(self, queries: slice | np.ndarray, keys: slice | np.ndarray) -> Tensor:
         """(1, H, T, S) for positions (T,) and (S,); (B, H, T, S) if sequences differ."""
-        i, j = (backend.upload(np.atleast_2d(as_array(at))) for at in (queries, keys))
+        i, j = (backend.xp.atleast_2d(on_device(at)) for at in (queries, keys))
         before = i[:, :, None] - j[:, None, :]  # (B, T, S)
         if self.slopes is not None:
             away = abs(before[:, None]).astype(self.slopes.dtype)  # (B, 1, T, S)
@@ -174,7 +179,7 @@ def looked_up(weight: Tensor, rows: Array) -> Tensor:
 
     def vjp(g, wanted):
         flat = rows.reshape(-1)
-        heads = [backend.xp.bincount(flat, g[:, h].reshape(-1), n) for h in range(H)]  # (n,) each
+        heads = [backend.add_numbers(flat, g[:, h].reshape(-1), n) for h in range(H)]  # (n,) each
         return (backend.xp.stack(heads, axis=1).astype(g.dtype),)
 
     return make(weight.data.T[:, rows].swapaxes(0, 1), (weight,), vjp)
@@ -395,7 +400,7 @@ class Attention(Module):
         if self.angles is None:
             return x
         at = within(at, len(self.angles[0]))
-        at = at if isinstance(at, slice) else backend.upload(at)
+        at = at if isinstance(at, slice) else backend.shared(at)
         cos, sin = (table[at] for table in self.angles)  # (T, d_rope/2), or (B, T, ...)
         if cos.ndim == 3:
             cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, d_rope/2)

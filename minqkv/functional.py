@@ -29,14 +29,14 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """x @ w + b over the last axis: (..., n) @ (n, m) + (m,) -> (..., m)."""
     shape, weight = x.shape, array_of(w)
     flat = array_of(x).reshape(-1, shape[-1])  # (N, n)
-    y = flat @ weight  # (N, m)
+    y = backend.bmm(flat, weight)  # (N, m)
     if b is not None:
         y += _of_shape(b, weight.shape[1:], "linear: a bias")
 
     def vjp(g, wanted):
         g = g.reshape(-1, g.shape[-1])  # (N, m)
-        dx = (g @ weight.T).reshape(shape) if wanted[0] else None  # (..., n)
-        dw = flat.T @ g if wanted[1] else None  # (n, m)
+        dx = backend.bmm(g, weight.T).reshape(shape) if wanted[0] else None  # (..., n)
+        dw = backend.bmm(flat.T, g) if wanted[1] else None  # (n, m)
         return dx, dw, backend.column_sum(g) if wanted[2] else None
 
     return make(y.reshape(*shape[:-1], weight.shape[1]), (x, w, b), vjp)
@@ -454,10 +454,10 @@ def cross_entropy(logits: Tensor, targets: np.ndarray, ignore_index: int = -100)
     kept = np.flatnonzero(targets != ignore_index)
     if not len(kept):
         raise UsageError("cross_entropy: every target is ignored")
-    rows, columns = backend.upload(kept), backend.upload_ids(targets[kept], vocab, "targets")
+    rows = backend.upload(kept) if len(kept) < len(targets) else None  # None: all of them
+    columns = backend.upload_ids(targets[kept], vocab, "targets")
     flat = array_of(logits).reshape(-1, vocab)  # (N, V)
-    if len(kept) < len(targets):
-        flat = flat[rows]  # (n, V)
+    flat = flat if rows is None else flat[rows]  # (n, V)
     p = flat - flat.max(axis=-1, keepdims=True)  # (n, V)
     index = (backend.xp.arange(len(kept)), columns)
     hit = p[index]  # (n,)
@@ -471,7 +471,7 @@ def cross_entropy(logits: Tensor, targets: np.ndarray, ignore_index: int = -100)
         p[index] -= 1
         d = p
         d *= g * (1 / len(kept))
-        if len(kept) < len(targets):
+        if rows is not None:
             d = backend.xp.zeros((len(targets), vocab), p.dtype)  # (N, V)
             d[rows] = p
         return (d.reshape(shape),)

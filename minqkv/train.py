@@ -132,21 +132,23 @@ def loss_and_gradients(
     def run(x, y, replica, rows):
         share = weight(y[rows]) / total
         if not share:
-            return 0.0
+            return backend.xp.zeros((), "float32"), 0.0
         mean = loss(replica, x[rows], y[rows])
         mean.backward(backend.xp.full((), share, mean.dtype))
-        return mean.item() * share
+        return mean.data, share
 
     def part(x, y):
         losses = backend.in_shards(model, x, partial(run, x, y))  # None: better in one piece
-        return run(x, y, model, slice(None)) if losses is None else sum(losses)
+        return [run(x, y, model, slice(None))] if losses is None else losses
 
-    found = 0.0
+    parts = []
     with one_step(model):
         for begin, end in pairwise(len(x) * i // accumulate for i in range(accumulate + 1)):
             with distributed.own_rows(begin, end) as rows:  # all, unless ranks share the batch
-                found += part(x[rows], y[rows])
-    return distributed.total(found)
+                parts += part(x[rows], y[rows])
+    means, shares = zip(*parts, strict=True)
+    means = backend.to_host(backend.xp.stack(means)).tolist()  # all at once: a single wait
+    return distributed.total(sum(mean * share for mean, share in zip(means, shares, strict=True)))
 
 
 def evaluate(

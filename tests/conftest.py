@@ -56,6 +56,14 @@ def cache_root(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def known_calls():
+    """At the end, what the package has called on the stand-in for CuPy is on the list of calls."""
+    yield
+    new = sorted(strict.CALLS.difference(strict.LISTED.read_text("utf-8").splitlines()))
+    assert not new, f"not in {strict.LISTED.name}: {', '.join(new)}; see support/device_calls.py"
+
+
 @pytest.fixture(params=["numpy", "strict", pytest.param("cupy", marks=pytest.mark.gpu)])
 def backend(request):
     """The test runs once on each backend; this is the `Backend` in use."""

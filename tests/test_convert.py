@@ -2,10 +2,14 @@
 a converted run is a run.
 """
 
+import contextlib
+import io
 import json
+import sys
 
 import numpy as np
 import pytest
+from commands import ROOT
 from toys import IDS, design, gpt, host, tagger, vit
 
 from minqkv.analysis.convert import Layer, convert, methods
@@ -15,6 +19,11 @@ from minqkv.runs import configure, load_run, read_run, train_run
 from minqkv.runtime import files
 from minqkv.runtime.errors import EnvironmentFault, UsageError
 from minqkv.runtime.rng import stream
+from minqkv.study.stats import estimate
+
+sys.path.append(str(ROOT))  # bench is run from a checkout; it is not installed
+
+from bench.convert import show, stored
 
 MANY = [stream(0, "ids").integers(0, 11, (40, 12))]
 POSITIONS = ["learned", "rope", "alibi"]
@@ -322,3 +331,21 @@ def test_runs_of_a_mean_differ_only_in_seeds():
     check_alike([configure("reverse", seed=seed, threads=1 + seed) for seed in range(3)])
     with pytest.raises(UsageError, match="steps is 158 there, 3 here"):
         check_alike([configure("reverse"), configure("reverse", steps=3, warmup=7)])
+
+
+def test_the_page_shows_what_was_measured():
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        show(stored())
+    page = (ROOT / "docs/convert.md").read_text("utf-8")
+    assert printed.getvalue().count("\n") > 15
+    assert printed.getvalue() in page
+    rows = {(r["task"], r["seed"], r["variant"], r["method"]): r for r in stored()}
+
+    def gap(task, method, other, what):
+        pairs = [[rows[task, seed, "q-k=v", m][what] for m in (method, other)] for seed in range(5)]
+        found = estimate([a - b for a, b in pairs])
+        return f"{abs(found.mean):.3f} ± {found.half:.3f}"
+
+    assert gap("text", "avg", "keep_v", "zero_shot") == "1.645 ± 1.474"  # 1.6 ± 1.5
+    assert f"{gap('sort', 'refit-q', 'from scratch', 'after')[1:]}".replace("± 0", "± ") in page

@@ -21,6 +21,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..kernels import FILES, Kernels, argument, first_line, options, source
+from ..kernels.products import PRECISIONS, gemm, multiply
 from .errors import EnvironmentFault, UsageError, unknown
 from .scoped import scoped
 
@@ -48,6 +49,7 @@ class Backend(Kernels):
     name = "numpy"
     on_host = True  # in this process's memory, computed on its cores
     threads, cores = 1, None  # how many cores, and what uses them: set by parallel.set_threads
+    precision = "fp32"  # of products
     xp = np
     ndarray = np.ndarray
 
@@ -56,6 +58,12 @@ class Backend(Kernels):
         needed.
         """
         return np.asarray(array, dtype)
+
+    def shared(self, array: np.ndarray) -> Array:
+        """Like `upload`, for positions and slots, not to be written to: all layers of a step need
+        the same ones, and on a GPU one copy serves them all.
+        """
+        return array
 
     def empty(self, shape: tuple, dtype) -> Array:
         """An array that will be read many times: it begins at a cache line, so that its rows span
@@ -71,7 +79,7 @@ class Backend(Kernels):
         return array
 
     def bmm(self, a: Array, b: Array) -> Array:
-        """Batched product over the last two axes: (..., n, k) @ (..., k, m)."""
+        """Product over the last two axes: (..., n, k) @ (..., k, m). The leading ones broadcast."""
         return np.matmul(a, b)
 
     def converted(self, a: Array, dtype) -> Array:
@@ -168,6 +176,10 @@ class Backend(Kernels):
         out[present] = np.add.reduceat(rows[order], starts, axis=0)
         return out
 
+    def add_numbers(self, ids: Array, numbers: Array, n: int) -> Array:
+        """Sum `numbers` (N,) by their ids (N,) into (n,), in float64."""
+        return np.bincount(ids, numbers, n)
+
     def each(self, function: Callable, items: Iterable) -> list:
         """[function(item) for item in items], on several cores at a time."""
         if self.cores is None:
@@ -211,10 +223,13 @@ class GpuBackend(Backend):
     on_host = False
     threads, cores = 1, None
     kernels = not os.environ.get("MINQKV_NO_KERNELS")  # set by use_kernels
+    precision = "fp32"  # set by use_precision
+    gemm = gemm
 
     def __init__(self, xp):
         self.xp, self.ndarray = xp, xp.ndarray
         self.functions, self.warned = {}, set()  # compiled kernels, files that do not compile
+        self._copies = lru_cache(8)(lambda *about: self.upload(np.ndarray(*about)))
 
     def launch(
         self, file: str, function: str, grid: tuple, block: tuple, args, constants, shared: int = 0
@@ -256,6 +271,9 @@ class GpuBackend(Backend):
     def upload(self, array, dtype=None) -> Array:
         return self.xp.asarray(array, dtype)
 
+    def shared(self, array: np.ndarray) -> Array:
+        return self._copies(array.shape, array.dtype, array.tobytes())
+
     def empty(self, shape: tuple, dtype) -> Array:
         return self.xp.empty(shape, dtype)
 
@@ -263,7 +281,12 @@ class GpuBackend(Backend):
         return self.xp.asnumpy(array)
 
     def bmm(self, a: Array, b: Array) -> Array:
-        return self.xp.matmul(a, b)
+        found = multiply(self, a, b)
+        return self.xp.matmul(a, b) if found is None else found
+
+    def capability(self) -> int:
+        """The generation of the device: 80 for an A100, 90 for an H100."""
+        return int(self.xp.cuda.Device().compute_capability)
 
     def converted(self, a: Array, dtype) -> Array:
         return a.astype(dtype)
@@ -291,10 +314,12 @@ class GpuBackend(Backend):
 
     def add_rows(self, ids: Array, rows: Array, n: int) -> Array:
         out = self.xp.zeros((n, rows.shape[1]), rows.dtype)
-        self.xp.add.at(
-            out, ids, rows
-        )  # atomics: float32 sums differ from run to run in the last bits
+        self.xp.add.at(out, ids, rows)  # atomics: the last bits differ from run to run
         return out
+
+    def add_numbers(self, ids: Array, numbers: Array, n: int) -> Array:
+        # not xp.bincount, which makes the host wait, twice
+        return self.add_rows(ids, numbers.astype("float64")[:, None], n)[:, 0]
 
     def describe(self) -> str:
         properties = self.xp.cuda.runtime.getDeviceProperties(0)
@@ -373,6 +398,23 @@ def use_kernels(on: bool) -> None:
     _use(current)
 
 
+def use_precision(name: str) -> None:
+    """How GPU backends multiply float32: "fp32", "tf32" or "bf16" (kernels/products.py).
+
+    Raises UsageError for another name or without a GPU, EnvironmentFault where the GPU cannot.
+    """
+    if name not in PRECISIONS:
+        raise unknown("precision", name, PRECISIONS)
+    if name != "fp32" and current.on_host:
+        raise UsageError(f"{name} is for a GPU; {current.name} multiplies in float32",
+                         "--backend cupy, or leave out --precision")  # fmt: skip
+    if name != "fp32" and (found := current.capability()) < 80:
+        why = f"this GPU (sm_{found}) has no {name}, which came with sm_80"
+        raise EnvironmentFault(why, "leave out --precision")
+    GpuBackend.precision = name
+    _use(current)
+
+
 def use_cores(threads: int, cores) -> None:
     """For parallel.set_threads: how many cores NumPy uses, and the module that does it."""
     Backend.threads, Backend.cores = threads, cores
@@ -396,7 +438,7 @@ def upload_ids(ids, limit: int, what: str, ignore: int | None = None) -> Array:
         bad &= ids != ignore
     if bad.any():
         raise UsageError(f"{what}: id {ids[bad].flat[0]} is outside 0..{limit - 1}")
-    return current.upload(ids)
+    return current.shared(ids)
 
 
 def tame_allocator() -> bool:

@@ -1,23 +1,33 @@
 """A GPU is rarely at hand, so `strict` stands in: NumPy underneath, and it fails where CuPy fails.
 
-`xp` has the names and keywords of cupy_surface.json and no more; `StrictArray` is a wrapper and not
-a subclass of ndarray, because np.asarray, assignment and indexing see through a subclass. It is
-stricter than CuPy in three places: a host array or list as index (CuPy uploads it on the sly),
-NumPy's functions on device arrays (CuPy dispatches them), and duplicate indices in an assignment
-(CuPy stores any one of the values). It cannot catch kernel faults, races, TF32 rounding or speed.
+`xp` has the names and parameters of cupy_surface.json and no more; `StrictArray` is a wrapper and
+not a subclass of ndarray, because np.asarray, assignment and indexing see through a subclass. It is
+stricter than CuPy in four places: a host array or list as index (CuPy uploads it on the sly),
+NumPy's functions on device arrays (CuPy dispatches them), duplicate indices in an assignment (CuPy
+stores any one of the values), and an assignment between overlapping parts of one array where CuPy
+copies memory forwards. Results are laid out in C order, as in CuPy: a sum of transposed arrays is
+not transposed. It cannot catch kernel faults, races, TF32 rounding or speed.
+
+`CALLS` gathers how the package has called it in this process: see device_calls.py.
 """
 
+import ctypes
 import json
 import numbers
+import sys
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import on_cpu
 
 from minqkv import backend
+from minqkv.kernels.products import multiply
 
-SURFACE = json.loads((Path(__file__).parents[1] / "data" / "cupy_surface.json").read_text())
+DATA = Path(__file__).parents[1] / "data"
+SURFACE = json.loads((DATA / "cupy_surface.json").read_text("utf-8"))
+LISTED = DATA / "cupy_calls.txt"  # the calls that are known
 UPLOADS = {"array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray"}
 ON_DEVICE = {
     "allclose",
@@ -36,17 +46,29 @@ SIZED_BY_DATA = {
     "unique",
 }  # the host waits for the size
 AT_DTYPES = {"int32", "uint32", "int64", "uint64", "float16", "float32", "float64"}
-METHOD_KEYWORDS = {
-    "astype": {"order", "casting", "subok"},
-    "clip": {"min", "max"},
-}  # what the function of this name lacks
+IN_ORDER = {"copy", "astype", "array", "asarray", "asanyarray", "asfortranarray"} | {
+    f"{name}_like" for name in ("empty", "zeros", "ones", "full")
+}  # results may be laid out as an argument is
+CALLS = set()
 
-_syncs = 0
+_syncs = _uploads = 0
 
 
-def _wait():
+def _wait(times=1):
     global _syncs
-    _syncs += 1
+    _syncs += times
+
+
+def _count_upload(value):
+    global _uploads
+    _uploads += np.ndim(value) > 0  # a number is an argument of a kernel
+
+
+@contextmanager
+def count_uploads():
+    """Likewise, how many host arrays have been copied to the device; numbers are not copied."""
+    before = _uploads
+    yield lambda: _uploads - before
 
 
 @contextmanager
@@ -82,24 +104,24 @@ def _unwrap(value, seen):
     )
 
 
-def _wrap(result, seen=()):
+def _wrap(result, seen=(), in_order=True):
     """NumPy's result on the device, numbers as 0-d arrays. An argument that comes back (`out`) is
-    the same object.
+    the same object. A new array is in C order, unless `in_order`: laid out as an argument is.
     """
     if isinstance(result, np.ndarray):
         for x in seen:
             if x._host is result:
                 return x
-        return StrictArray(result)
+        return StrictArray(result if in_order else _in_c_order(result))
     if isinstance(result, np.generic):
         return StrictArray(np.asarray(result))
     if isinstance(result, (list, tuple)):
-        parts = [_wrap(part, seen) for part in result]
+        parts = [_wrap(part, seen, in_order) for part in result]
         return type(result)(*parts) if hasattr(result, "_fields") else type(result)(parts)
     return result
 
 
-def _run(function, args, kwargs):
+def _run(function, args, kwargs, in_order=False):
     """Call a NumPy function on device arguments, as silent about overflow and division by zero as a
     GPU.
     """
@@ -107,20 +129,67 @@ def _run(function, args, kwargs):
     args = [_unwrap(value, seen) for value in args]
     kwargs = {name: _unwrap(value, seen) for name, value in kwargs.items()}
     with np.errstate(all="ignore"):
-        return _wrap(function(*args, **kwargs), seen)
+        return _wrap(function(*args, **kwargs), seen, in_order)
 
 
-def _check_keywords(name, kwargs, more=()):
-    """Raise TypeError for a keyword that CuPy's function of this name does not take."""
-    known, any_keyword = SURFACE["names"].get(name, {}).get("sig") or ((), True)
-    for keyword in kwargs:
-        if not any_keyword and keyword not in known and keyword not in more:
+def _in_c_order(result):
+    """A new array as CuPy lays it out; a view as it is."""
+    fresh = isinstance(result, np.ndarray) and result.base is None
+    return result.copy() if fresh and not result.flags.c_contiguous else result
+
+
+@lru_cache(None)
+def call(name, parameters, n, keywords):
+    """A call with n arguments by position, as a line: "xp.sum(a, keepdims=)".
+
+    Raises TypeError if CuPy's function, with these parameters, does not take such arguments.
+    """
+    if parameters is None:
+        return f"{name}(...)"
+    positional, named, rest, anything = [], [], "", False
+    for part in filter(None, parameters.split(", ")):
+        if part == "/":
+            named = []
+        elif part.startswith("**"):
+            anything = True
+        elif part.startswith("*"):
+            rest, positional = part[1:], tuple(positional)
+        else:
+            named.append(part.rstrip("="))
+            positional += [named[-1]] if isinstance(positional, list) else ()
+    given = list(positional[:n])
+    if n > len(given) and not rest:
+        raise TypeError(f"CuPy's {name}() takes at most {len(given)} arguments by position")
+    for keyword in keywords:
+        if keyword in given or not (anything or keyword in named):
             raise TypeError(f"CuPy's {name}() got an unexpected keyword argument {keyword!r}")
+    given += [f"*{rest}"] if n > len(given) else []
+    return f"{name}({', '.join([*given, *(f'{keyword}=' for keyword in keywords)])})"
+
+
+def _note(line):
+    """Remember a call if it is the package that makes it, two frames up."""
+    if sys._getframe(2).f_globals.get("__name__", "").startswith("minqkv."):
+        CALLS.add(line)
 
 
 def _check_axes(*operands):
     if max(np.ndim(x._host if isinstance(x, StrictArray) else x) for x in operands) > 2:
         raise TypeError("@ above two dimensions is slow and narrow in CuPy: use backend.bmm")
+
+
+def _kind(index):
+    """What an index is made of: a list of calls is read by people."""
+    arrays = [part for part in index if isinstance(part, np.ndarray)]
+    return ("mask" if any(part.dtype == bool for part in arrays) else "ids") if arrays else "..."
+
+
+def _check_overlap(to, value):
+    """Raise ValueError where CuPy copies memory and does not see that its two ends overlap."""
+    plain = to.shape == value.shape and to.strides == value.strides and to.dtype == value.dtype
+    same = to.__array_interface__["data"] == value.__array_interface__["data"]
+    if plain and not same and to.flags.c_contiguous and np.may_share_memory(to, value):
+        raise ValueError("an assignment between overlapping parts of one array: copy() it first")
 
 
 def _operand(value):
@@ -157,25 +226,37 @@ class StrictArray:
     def __getattr__(self, name):
         if name not in SURFACE["methods"]:
             raise AttributeError(f"CuPy's ndarray has no attribute {name!r}")
+        parameters = SURFACE["methods"][name]
         if name in ("data", "flags", "flat") or not hasattr(np.ndarray, name):
             raise AttributeError(f"CuPy's ndarray.{name} is not modelled by the strict backend")
         value = getattr(self._host, name)
         if not callable(value):
+            _note(f"ndarray.{name}")
             return _wrap(value, (self,))  # T, base ...
 
         def method(*args, **kwargs):
-            _check_keywords(name, kwargs, METHOD_KEYWORDS.get(name, ()))
+            _note(call(f"ndarray.{name}", parameters, len(args), tuple(kwargs)))
             if name in DOWNLOADS | SIZED_BY_DATA:
                 _wait()
             if name == "take":
                 kwargs["mode"] = "wrap"
-            return _run(lambda host, *a, **k: value(*a, **k), (self, *args), kwargs)
+            in_order = name in IN_ORDER
+            return _run(lambda host, *a, **k: value(*a, **k), (self, *args), kwargs, in_order)
 
         return method
 
     def get(self):
         """The download."""
         return xp.asnumpy(self)
+
+    def __copy__(self):
+        return self.copy()
+
+    def __deepcopy__(self, memo):
+        return self.copy()
+
+    def __reduce__(self):
+        return StrictArray, (self.get(),)
 
     shape = property(lambda self: self._host.shape)  # the most used attributes, without detours
     dtype = property(lambda self: self._host.dtype)
@@ -191,10 +272,13 @@ class StrictArray:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index):
-        return _wrap(self._host[self._index(index)])
+        index = self._index(index)
+        _note(f"ndarray[{_kind(index)}]")
+        return _wrap(_in_c_order(self._host[index]))
 
     def __setitem__(self, index, value):
         index, value = self._index(index), _operand(value)
+        _note(f"ndarray[{_kind(index)}] = ...")
         if value is NotImplemented:
             raise _refuse(value)
         arrays = [part for part in index if isinstance(part, np.ndarray)]
@@ -210,6 +294,8 @@ class StrictArray:
                     "duplicate indices in an assignment: CuPy may store any of the values; "
                     "see xp.add.at"
                 )
+        elif isinstance(value, np.ndarray) and not arrays:
+            _check_overlap(self._host[index], value)
         self._host[index] = value
 
     def _index(self, index):
@@ -242,6 +328,7 @@ def _define_operator(dunder, in_place=False):
     function = getattr(np.ndarray, dunder)
 
     def method(self, *other):
+        _note(f"ndarray.{dunder}")
         values = [_operand(value) for value in other]
         if any(value is NotImplemented for value in values):
             return NotImplemented  # a Tensor, perhaps: its own reflected operator is next
@@ -249,7 +336,9 @@ def _define_operator(dunder, in_place=False):
             _check_axes(self, *values)
         with np.errstate(all="ignore"):
             result = function(self._host, *values)
-        return self if in_place and result is not NotImplemented else _wrap(result)
+        if in_place and result is not NotImplemented:
+            return self
+        return _wrap(result if isinstance(result, tuple) else _in_c_order(result))
 
     setattr(StrictArray, dunder, method)
 
@@ -334,8 +423,8 @@ class _Ufunc:
         self.name, self.function = name, getattr(np, name)
 
     def __call__(self, *args, **kwargs):
-        for keyword in kwargs.keys() - {"out", "dtype", "casting"}:
-            raise TypeError(f"cupy.{self.name}: wrong arguments {keyword!r}")
+        parameters = SURFACE["names"][self.name]["sig"]
+        _note(call(f"xp.{self.name}", parameters, len(args), tuple(kwargs)))
         if any(isinstance(value, (list, tuple)) for value in args):
             raise _refuse([])
         return _run(self.function, args, kwargs)
@@ -344,6 +433,7 @@ class _Ufunc:
         """In-place operation that adds up duplicates; only addition, and only where there are
         atomic instructions.
         """
+        _note(f"xp.{self.name}.at(a, indices, b)")
         if self.name != "add":
             raise NotImplementedError(
                 f"`cupy_{self.name}.at` is not supported, or not modelled by the strict backend"
@@ -359,20 +449,27 @@ class _Ufunc:
 def _function(name):
     function = getattr(np, name)
 
-    def call(*args, **kwargs):
-        _check_keywords(name, kwargs)
+    parameters = SURFACE["names"][name]["sig"]
+
+    def called(*args, **kwargs):
+        _note(call(f"xp.{name}", parameters, len(args), tuple(kwargs)))
         if name in SIZED_BY_DATA or (name == "where" and len(args) == 1):
-            _wait()
+            _wait(2 if name == "bincount" else 1)
         if name == "take":
             kwargs["mode"] = "wrap"
         if name == "matmul":
             _check_axes(*args)
-        if name in UPLOADS and isinstance(args[0], np.ndarray):
-            args = (StrictArray(args[0].copy()), *args[1:])
-        result = _run(function, args, kwargs)
+        if name in UPLOADS and not isinstance(args[0], StrictArray):
+            _count_upload(args[0])
+            args = (
+                (StrictArray(np.array(args[0])), *args[1:])
+                if isinstance(args[0], np.ndarray)
+                else args
+            )
+        result = _run(function, args, kwargs, name in IN_ORDER)
         return StrictArray(np.asarray(result)) if name in ON_DEVICE else result
 
-    return call
+    return called
 
 
 xp = StrictModule()
@@ -396,6 +493,29 @@ class _Kernels:
         return launch
 
 
+BITS = {"fp32": 23, "tf32": 10, "bf16": 7}  # of the fraction, that a factor keeps
+
+
+def _columns(address, width, step, rows, columns, count):
+    """A batch of float32 matrices (count, rows, columns), whose columns lie `width` apart."""
+    if width < rows:
+        raise ValueError(f"cuBLAS: columns of {rows} numbers, only {width} apart")
+    size = (count - 1) * step + (columns - 1) * width + rows
+    memory = np.ctypeslib.as_array((ctypes.c_float * size).from_address(address))
+    strides = 4 * step, 4, 4 * width
+    return np.lib.stride_tricks.as_strided(memory, (count, rows, columns), strides)
+
+
+def _rounded(x, bits):
+    """float32 to the nearest number with so many bits of fraction, ties to even."""
+    drop = 23 - bits
+    if not drop:
+        return x
+    whole = x.astype("float32").view("uint32")
+    whole = whole + ((1 << drop - 1) - 1) + (whole >> drop & 1)
+    return (whole >> drop << drop).view("float32")
+
+
 class StrictBackend(backend.GpuBackend):
     """The code of the GPU backend on the stand-in for CuPy."""
 
@@ -413,7 +533,24 @@ class StrictBackend(backend.GpuBackend):
         return array._host.ctypes.data
 
     def bmm(self, a, b):
-        return _run(np.matmul, (a, b), {})  # xp.matmul refuses more than two axes
+        if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+            raise _refuse([])
+        found = multiply(self, a, b)
+        return _run(np.matmul, (a, b), {}) if found is None else found  # of more than two axes
+
+    def gemm(self, flip_a, flip_b, m, n, k, *matrices):
+        """As cuBLAS: what addresses, widths and steps say, column by column."""
+        *matrices, count = matrices
+        shapes = (k, m) if flip_a else (m, k), (n, k) if flip_b else (k, n), (m, n)
+        a, b, c = (
+            _columns(*matrices[3 * i : 3 * i + 3], rows, columns, count)
+            for i, (rows, columns) in enumerate(shapes)
+        )
+        a, b = (_rounded(x, BITS[self.precision]) for x in (a, b))
+        np.matmul(a.swapaxes(-1, -2) if flip_a else a, b.swapaxes(-1, -2) if flip_b else b, out=c)
+
+    def capability(self):
+        return 90
 
     def describe(self):
         return f"strict: NumPy {np.__version__} within the surface of CuPy {SURFACE['version']}"
