@@ -78,7 +78,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) decode(
   int end = min(int(blockIdx.x + 1) * span, n);
   for (int start = blockIdx.x * span; start < end; start += ROWS) {
     int slot = start + row;
-    __syncthreads();                                // all have used the last tile
+    bool seen = slot < end && (!mask || mask[b * of_mask + slot]);
+    if (!__syncthreads_or(seen)) continue;          // the last tile is done; is this one seen?
     if (FORM == TURNED) fetch(own, VALUE, rows, VALUE, row_scales, place, start, end);
     else fetch(keys, PITCH, rows, WIDTH, row_scales, place, start, end);
     if (FORM == APART) fetch(own, VALUE, apart, VALUE, apart_scales, place, start, end);
@@ -93,7 +94,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) decode(
       float4 k = four(keys + row * PITCH + c);
       for (int g = 0; g < GROUP; g++) score[g] += dot(four(query + g * KEY + c), k);
     }
-    bool seen = slot < end && (!mask || mask[b * of_mask + slot]);
     for (int g = 0; g < GROUP; g++) {
       for (int step = PARTS / 2; step; step /= 2) score[g] += __shfl_xor_sync(FULL, score[g], step);
       if (bias && seen) score[g] += as_float(bias[b * of_bias + (first + g) * of_head + slot]);
