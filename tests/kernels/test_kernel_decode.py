@@ -10,7 +10,7 @@ import on_cpu
 import pytest
 
 import minqkv as mq
-from minqkv import backend
+from minqkv import backend, kernels
 from minqkv.attention import Attention
 from minqkv.cache import LayerCache
 from minqkv.caches.int8 import Int8Layer, Int8RingLayer
@@ -239,20 +239,53 @@ def from_bfloat(x):
     return (x.astype("u4") << 16).view("f4")
 
 
-def test_bfloat16(rng):
-    n, d, heads = 70, 32, 3
-    q, k = rng.standard_normal((1, heads, d), "f4"), to_bfloat(rng.standard_normal((n, d), "f4"))
+def direct(q, k, start):
+    """The answers of decode.cu to queries (1, H, d) from rows (n, d), bfloat16, that are key and
+    value for all of them; `start(function, grid, args, constants)` launches.
+    """
+    (_, heads, d), n = q.shape, len(k)
     sizes = {"WIDTH": d, "VALUE": d, "BESIDE": 0, "ASKED": d, "FORM": decode.SAME, "TURN": 0}
-    constants = {"STORED": "__nv_bfloat16", **sizes, "GROUP": 1, "ROWS": 32, "VECTOR": 8}
+    constants = {"STORED": "__nv_bfloat16", **sizes, "GROUP": heads, "ROWS": 32, "VECTOR": 8}
     mixed, answer = np.full((1, heads, 2, d), np.nan, "f4"), np.full((1, heads, d), np.nan, "f4")
     totals, peaks = np.full((2, 1, heads, 2), np.nan, "f4")
     args = [q, 0.3, None, k, *[None] * 11, *[0] * 4, mixed, totals, peaks, n, 64, n, 1, heads]
-    on_cpu.run("decode", "decode", (2, heads, 1), (128,), args, constants)
-    args = [mixed, totals, peaks, None, answer, 2, heads]
-    on_cpu.run("decode", "join", (heads, 1), (128,), args, constants)
-    weights = np.exp(q[0] @ from_bfloat(k).T * 0.3)  # (heads, n)
-    expected = weights @ from_bfloat(k) / weights.sum(1, keepdims=True)
-    np.testing.assert_allclose(answer[0], expected, 1e-5, 1e-6)
+    start("decode", (2, 1, 1), args, constants)
+    start("join", (heads, 1), [mixed, totals, peaks, None, answer, 2, heads], constants)
+    return answer
+
+
+@pytest.fixture
+def small(rng):
+    """Queries (1, 4, 32), and rows (70, 32) in bfloat16."""
+    return rng.standard_normal((1, 4, 32), "f4"), to_bfloat(rng.standard_normal((70, 32), "f4"))
+
+
+def test_bfloat16(small):
+    def start(function, grid, args, constants):
+        on_cpu.run("decode", function, grid, (128,), args, constants)
+
+    q, k = small[0][0], from_bfloat(small[1])
+    weights = np.exp(q @ k.T * 0.3)  # (heads, n)
+    expected = weights @ k / weights.sum(1, keepdims=True)
+    np.testing.assert_allclose(direct(*small, start)[0], expected, 1e-5, 1e-6)
+
+
+def test_each_row_is_read_once(small):
+    """For both its uses, and for all queries: loads are counted."""
+    read, struct = "Stored read = inside ?", "struct __align__(sizeof(STORED)"
+    text = on_cpu.source("decode").replace(read, f"reads += inside; {read}")
+    text = text.replace(struct, f"static int reads;\n{struct}")
+    text += '\nextern "C" int counted() { return reads; }\n'
+    library = None
+
+    def start(function, grid, args, constants):
+        nonlocal library
+        module = on_cpu.Module(text, kernels.options(constants))
+        module.get_function(function)(grid, (128,), [kernels.argument(x) for x in args])
+        library = module.library
+
+    direct(*small, start)
+    assert library.counted() * 8 == small[1].size
 
 
 # ---- when the readable code runs
