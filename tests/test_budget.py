@@ -59,7 +59,7 @@ BUDGETS = {
     "tasks": ({"tasks"}, 2650),
     "of it, images": (IMAGES, 740),
     "study": ({"study"}, 2140),
-    "analysis": ({"analysis"}, 1400),
+    "analysis": ({"analysis"}, 1410),
     "vectors for other implementations": ({"analysis/vectors"}, 1040),
     "render, teach": ({"render", "teach"}, 5275),
     "cli, and the way in": ({"cli", "__main__", "__init__"}, 2810),
