@@ -4,7 +4,7 @@ models trained from scratch for as many steps in all.
     python -m bench.convert         # about eight minutes on two cores
 
 Results go to bench/results/convert/convert.json after each task and seed. The same command
-continues, and at the end prints the tables as Markdown. In a row, `zero_shot` is the score at once,
+continues, and at the end prints one table as Markdown. In a row, `zero_shot` is the score at once,
 `after` the score after `further` more steps. The method "trained" is the model that is converted;
 "from scratch" is trained for all steps.
 """
@@ -75,24 +75,22 @@ def stored():
 
 
 def show(rows):
-    """Means with 95 % intervals over seeds, as Markdown."""
-    for name in TASKS:
-        mine = [row for row in rows if row["task"] == name]
-        if not mine:
-            continue
-        seeds, one = len({row["seed"] for row in mine}), mine[0]
-        about = f"{seeds} seeds, {one['steps']} steps, then {one['further']}"
-        print(f"\n**{name}**, {one['metric']}, {about}:\n")
-        print("| | method | zero-shot | after | bytes per token |\n|---|---|---|---|---|")
-        for variant, method in dict.fromkeys((row["variant"], row["method"]) for row in mine):
-            arm = [row for row in mine if (row["variant"], row["method"]) == (variant, method)]
-            cells = [[row[what] for row in arm] for what in ("zero_shot", "after")]
-            scores = [
-                with_interval(estimate(cell)) if cell[0] is not None else "" for cell in cells
-            ]
-            print(
-                "|", " | ".join([variant, method, *scores, f"{arm[0]['bytes_per_token']:,}"]), "|"
-            )
+    """One table as Markdown: means with 95 % intervals over seeds, at once → after more steps."""
+    steps = {row["task"]: f"{row['steps']} + {row['further']} steps" for row in rows}
+    print("| | method |", " | ".join(f"{name}, {steps[name]}" for name in steps), "| B/token |")
+    print("|---|---|" + "---|" * (len(steps) + 1))
+    for variant, method in dict.fromkeys((row["variant"], row["method"]) for row in rows):
+        arm = [row for row in rows if (row["variant"], row["method"]) == (variant, method)]
+        cells = [_cell([row for row in arm if row["task"] == name]) for name in steps]
+        size = f"{arm[0]['bytes_per_token']:,}"
+        print("|", " | ".join([f"`{variant}`", method, *cells, size]), "|")
+
+
+def _cell(arm):
+    """What an arm scored on one task; nothing where it was not tried."""
+    found = [[row[what] for row in arm if row[what] is not None] for what in ("zero_shot", "after")]
+    before, after = (with_interval(estimate(each)) if each else "" for each in found)
+    return f"{before} → {after}".strip() if after else before
 
 
 def main():

@@ -2,7 +2,10 @@
 a converted run is a run.
 """
 
+import contextlib
+import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from minqkv.runs import configure, load_run, read_run, train_run
 from minqkv.runtime import files
 from minqkv.runtime.errors import EnvironmentFault, UsageError
 from minqkv.runtime.rng import stream
+from minqkv.study.stats import estimate
 
 MANY = [stream(0, "ids").integers(0, 11, (40, 12))]
 POSITIONS = ["learned", "rope", "alibi"]
@@ -322,3 +326,23 @@ def test_runs_of_a_mean_differ_only_in_seeds():
     check_alike([configure("reverse", seed=seed, threads=1 + seed) for seed in range(3)])
     with pytest.raises(UsageError, match="steps is 158 there, 3 here"):
         check_alike([configure("reverse"), configure("reverse", steps=3, warmup=7)])
+
+
+def test_the_page_shows_what_was_measured():
+    from bench.convert import show, stored
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        show(stored())
+    page = (Path(__file__).resolve().parents[1] / "docs/convert.md").read_text("utf-8")
+    assert printed.getvalue().count("\n") > 15
+    assert printed.getvalue() in page
+    rows = {(r["task"], r["seed"], r["variant"], r["method"]): r for r in stored()}
+
+    def gap(task, method, other, what):
+        pairs = [[rows[task, seed, "q-k=v", m][what] for m in (method, other)] for seed in range(5)]
+        found = estimate([a - b for a, b in pairs])
+        return f"{abs(found.mean):.3f} ± {found.half:.3f}"
+
+    assert gap("text", "avg", "keep_v", "zero_shot") == "1.645 ± 1.474"  # 1.6 ± 1.5
+    assert f"{gap('sort', 'refit-q', 'from scratch', 'after')[1:]}".replace("± 0", "± ") in page
