@@ -20,6 +20,7 @@ from minqkv.caches import RingCache, branches
 from minqkv.caches import save as save_cache
 from minqkv.designs.linear import (
     ADDED,
+    FORMULA,
     LinearAttention,
     LinearGPT,
     StateCache,
@@ -32,6 +33,7 @@ from minqkv.nn import Init
 from minqkv.runs import configure, load_run, train_run
 from minqkv.runtime.errors import UsageError
 from minqkv.study.execute import run_one
+from minqkv.study.summary import summarise
 
 DECAYS = [1.0, 0.7, 0.05]
 pytestmark = pytest.mark.usefixtures("nothing_is_clean")
@@ -353,6 +355,13 @@ def test_study_trains_one(task):
     softmax = run_one(configure(task, "q=k=v", steps=1, watch=0, **TINY | {"attention": "softmax"}))
     assert softmax["cache_bytes_per_token"] == layers * 16 * 4
     assert softmax["params"] == record["params"]
+
+
+def test_a_table_shows_what_it_computes():
+    for attention, found in (("linear", FORMULA), ("softmax", "softmax(αKKᵀ)K")):
+        config = configure("pairs", "q=k=v", steps=1, watch=0, **TINY | {"attention": attention})
+        ((row,),) = [cell.rows for cell in summarise([run_one(config)])]
+        assert row.formula == found
 
 
 def test_a_run_is_read_back(tmp_path):

@@ -23,6 +23,7 @@ from ..runtime.backend import Array
 from ..runtime.errors import UsageError
 from ..tensor import Tensor, exp, where
 
+FORMULA = "φ(K)φ(K)ᵀK, each row divided by its sum of weights"
 ADDED = "none", "learned", "sinusoidal"  # positions that leave keys and scores as they are
 
 

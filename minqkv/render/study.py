@@ -183,10 +183,10 @@ def memory_table(console, cells):
 
 def formulas(console, cells, itemsize):
     """What the names mean, once for all tables."""
-    rows = {row.variant: row.formula for cell in cells for row in cell.rows}
+    rows = dict.fromkeys((row.variant, row.formula) for cell in cells for row in cell.rows)
     title = 'What each variant computes ("=" joins what is shared; the hyphen is not a minus sign)'
     columns = [("variant", "left"), ("attention", "left")]
-    table(console, title, columns, [list(pair) for pair in rows.items()])
+    table(console, title, columns, [list(pair) for pair in rows])
     cache = f"Cache: measured on a filled cache, {itemsize} bytes per number; equal to the formula."
     encoder = "An encoder has no cache; the figures are for a decoder with the same attention."
     say(console, f"{cache} {encoder}")

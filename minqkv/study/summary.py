@@ -13,6 +13,7 @@ from statistics import median
 import numpy as np
 
 from ..analysis.memory import training_memory
+from ..designs.linear import FORMULA
 from ..models import GPT, Tagger, ViT
 from ..optim import Adam
 from ..runs import RunConfig, config_from, configure
@@ -194,11 +195,12 @@ def _row(name, runs, arms, baseline, choices):
     sign, relative = 1 if config.task.better == "higher" else -1, config.task.relative
     bits = [r["score"]["bits_per_byte"] for _, r in runs if "bits_per_byte" in (r["score"] or {})]
     watched = config.recipe.watch and config.task.learned is not None
+    linear = getattr(config.task, "attention", "") == "linear"
     good = [solved is not None and sign * v >= sign * solved for v in finished.values()]
     return Row(
         arm=name,
         variant=config.variant,
-        formula=formula(config.variant),
+        formula=FORMULA if linear else formula(config.variant),
         lr=config.recipe.lr,
         lr_was_chosen=choice is not None,
         at_the_edge=bool(choice and choice.at_the_edge),
