@@ -57,7 +57,7 @@ BUDGETS = {
     "of it, several machines": ({"runtime/distributed.py"}, 60),
     "tasks": ({"tasks"}, 2650),
     "of it, images": (IMAGES, 740),
-    "study": ({"study"}, 2130),
+    "study": ({"study"}, 2140),
     "analysis": ({"analysis"}, 2320),
     "render, teach": ({"render", "teach"}, 5275),
     "cli, and the way in": ({"cli", "__main__", "__init__"}, 2765),
