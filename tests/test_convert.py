@@ -5,10 +5,11 @@ a converted run is a run.
 import contextlib
 import io
 import json
-from pathlib import Path
+import sys
 
 import numpy as np
 import pytest
+from commands import ROOT
 from toys import IDS, design, gpt, host, tagger, vit
 
 from minqkv.analysis.convert import Layer, convert, methods
@@ -19,6 +20,10 @@ from minqkv.runtime import files
 from minqkv.runtime.errors import EnvironmentFault, UsageError
 from minqkv.runtime.rng import stream
 from minqkv.study.stats import estimate
+
+sys.path.append(str(ROOT))  # bench is run from a checkout; it is not installed
+
+from bench.convert import show, stored  # noqa: E402
 
 MANY = [stream(0, "ids").integers(0, 11, (40, 12))]
 POSITIONS = ["learned", "rope", "alibi"]
@@ -329,12 +334,10 @@ def test_runs_of_a_mean_differ_only_in_seeds():
 
 
 def test_the_page_shows_what_was_measured():
-    from bench.convert import show, stored
-
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         show(stored())
-    page = (Path(__file__).resolve().parents[1] / "docs/convert.md").read_text("utf-8")
+    page = (ROOT / "docs/convert.md").read_text("utf-8")
     assert printed.getvalue().count("\n") > 15
     assert printed.getvalue() in page
     rows = {(r["task"], r["seed"], r["variant"], r["method"]): r for r in stored()}
