@@ -23,7 +23,7 @@ from minqkv.study.stats import estimate
 
 sys.path.append(str(ROOT))  # bench is run from a checkout; it is not installed
 
-from bench.convert import show, stored  # noqa: E402
+from bench.convert import show, stored
 
 MANY = [stream(0, "ids").integers(0, 11, (40, 12))]
 POSITIONS = ["learned", "rope", "alibi"]

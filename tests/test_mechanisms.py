@@ -16,8 +16,8 @@ from minqkv.runtime.rng import stream
 
 sys.path.append(str(ROOT))  # bench is run from a checkout; it is not installed
 
-from bench.claims import SEEDS, Check, Claim, Runs, all_claims, learned, show, stored  # noqa: E402
-from bench.claims_measured import ARMS, attending, gauges, literal, shifted  # noqa: E402
+from bench.claims import SEEDS, Check, Claim, Runs, all_claims, learned, show, stored
+from bench.claims_measured import ARMS, attending, gauges, literal, shifted
 
 EIGHT = [0.1 + 0.01 * i for i in range(8)]  # all above zero: p = 2 / 2^8
 X = stream(0, "x").integers(0, 11, (4, 12))
