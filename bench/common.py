@@ -202,6 +202,11 @@ def spread(three):
     return f"{three[0]:.2f} [{three[1]:.2f}–{three[2]:.2f}]"
 
 
+def per_cent(share):
+    """A share as text, to three digits: 66.5 %."""
+    return f"{100 * share:.3g} %"
+
+
 def geometric_mean(values):
     """Of positive numbers, the right mean of ratios; None of none."""
     values = list(values)

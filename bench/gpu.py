@@ -1,9 +1,10 @@
 """A day on a GPU in one command: `python -m bench.gpu`.
 
 Runs the GPU tests; compares operations, training steps and decoded tokens with PyTorch on the same
-card, what they compute and how long they take; measures what the card can do at best. Every result
-is written as soon as it is there, to bench/results/gpu-<part>.json, so a run that is cut short
-keeps what it has. When the time is up, what is left is left out, and said so. Exits 1 where a test
+card, what they compute and how long they take; measures what the card can do at best. For a card of
+bench/gpus.toml, each time is also shown as a share of its bound (bench.roofline). Every result is
+written as soon as it is there, to bench/results/gpu-<part>.json, so a run that is cut short keeps
+what it has. When the time is up, what is left is left out, and said so. Exits 1 where a test
 failed or two results disagree, 3 without a GPU. PyTorch is optional: without it, its columns stay
 empty.
 """
@@ -17,8 +18,19 @@ from minqkv.runtime import backend
 from minqkv.runtime.errors import EnvironmentFault
 
 from . import gpu_card, gpu_models, gpu_ops
+from .bounds import gpu_of, shares
 from .card import this_machine
-from .common import ENVIRONMENT, RESULTS, command, machine, progress, spread, table, write_result
+from .common import (
+    ENVIRONMENT,
+    RESULTS,
+    command,
+    machine,
+    per_cent,
+    progress,
+    spread,
+    table,
+    write_result,
+)
 
 PARTS = {  # name -> cases(card, left): name -> a function that measures it and returns a row
     "tests": gpu_card.test_cases,
@@ -99,7 +111,8 @@ def measure(part, card, folder, left):
             head["left_out"].append(name)
             continue
         progress(f"gpu: {part} {name}")
-        rows.append({"case": name, **attempt(function)})
+        row = {"case": name, **attempt(function)}
+        rows.append(row | shares(part, row, gpu_of(card.description["gpu"])))
         card.release()
         write_result(Path(folder) / f"gpu-{part}.json", head, rows)
     if rows:
@@ -116,13 +129,14 @@ def attempt(function):
         return {"failed": f"{type(error).__name__}: {error}".strip()}
 
 
-MODEL = ["minqkv ms", "PyTorch ms", "ratio", "tokens/s", "differ by"]
+MODEL = ["minqkv ms", "PyTorch ms", "ratio", "of bound", "tokens/s", "differ by"]
+TIMES = ["PyTorch", "ratio", "of bound"]
 COLUMNS = {
     "tests": ["summary"],
-    "ops": ["forward ms", "PyTorch", "ratio", "and backward ms", "PyTorch", "ratio", "differ by"],
+    "ops": ["forward ms", *TIMES, "and backward ms", *TIMES, "differ by"],
     "step": MODEL,
     "decode": MODEL,
-    "ceilings": ["", "CuPy", "PyTorch"],
+    "ceilings": ["", "CuPy", "PyTorch", "of the data sheet", "PyTorch"],
 }
 
 
@@ -141,12 +155,14 @@ def figures(part, row):
         unit, rates = "GB/s", row.get("GB_per_second")
         if rates is None:
             unit, rates = "TFLOP/s", row["tflops"]
-        return [unit, *(f"{rate:.1f}" for rate in rates.values())]
+        cells = [f"{rate:.1f}" for rate in rates.values()]
+        cells += [""] * (2 - len(cells))  # without PyTorch
+        return [unit, *cells, *(_of_bound(row, name) for name in rates)]
     differ = f"{max(row['differ_by'].values()):.0e}" if "differ_by" in row else ""
     if part == "ops":
         names = [n for n in ("forward", "both", "step") if n in row["median_ms"]]
         cells = [c for n in names for c in _beside(row, n, f"torch {n}", f"{n}_ratio")]
-        return [*cells, *[""] * (6 - len(cells)), differ]
+        return [*cells, *[""] * (8 - len(cells)), differ]
     cells = _beside(row, "minqkv", row.get("best_torch"), "ratio")
     return [*cells, f"{row['tokens_per_second']:,}", differ]
 
@@ -154,7 +170,14 @@ def figures(part, row):
 def _beside(row, ours, theirs, ratio):
     ms = row["median_ms"]
     over = spread(row[ratio]) if ratio in row else ""
-    return [f"{ms[ours]:.3f}", f"{ms[theirs]:.3f}" if theirs in ms else "", over]
+    theirs = f"{ms[theirs]:.3f}" if theirs in ms else ""
+    return [f"{ms[ours]:.3f}", theirs, over, _of_bound(row, ours)]
+
+
+def _of_bound(row, name):
+    """A share of its bound as text; empty where there is none."""
+    share = row.get("of_bound", {}).get(name)
+    return "" if share is None else per_cent(share)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 step could cost at best.
 """
 
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -12,28 +13,37 @@ from minqkv.runtime.parallel import SMALLEST
 
 
 def step_products(size, variant="qkv"):
-    """[(shape of a, shape of b, how often)] of a forward pass; backward does g @ bᵀ and aᵀ @ g for
-    each.
+    """`model_products` of a training step of this size."""
+    return model_products(size.config(variant), size.B, size.T)
+
+
+def model_products(cfg, batch, length):
+    """[(shape of a, shape of b, how often)] of a forward pass of a GPT on `batch` sequences of
+    `length` tokens; backward does g @ bᵀ and aᵀ @ g for each.
 
     Scores come in blocks of queries, each against the keys that a causal mask lets them see.
     """
-    spec, N = mq.VariantSpec.parse(size.config(variant).variant), size.B * size.T
-    h, d_h = spec.stored_heads(size.H), size.d // size.H
-    products = [
-        ((N, size.d), (size.d, size.d), size.L * (1 + spec.own_query)),  # wo, wq
-        ((N, size.d), (size.d, h * d_h), size.L * spec.streams),  # wk, wv
-        ((N, size.d), (size.d, 4 * size.d), size.L),
-        ((N, 4 * size.d), (4 * size.d, size.d), size.L),
-        ((N, size.d), (size.d, size.V), 1),
-    ]
-    for start in range(0, size.T, BLOCK):
-        end = min(start + BLOCK, size.T)
-        rows = size.H // h * (end - start)  # G·t, the queries that share a stored head
-        products += [
-            ((size.B, h, rows, d_h), (size.B, h, d_h, end), size.L),  # scores
-            ((size.B, h, rows, end), (size.B, h, end, d_h), size.L),  # mix
-        ]
-    return products
+    N, d, products = batch * length, cfg.n_embd, []
+    for spec, n in Counter(cfg.specs).items():
+        H, d_h, d_rope = spec.sizes(cfg)
+        h, (query, row) = spec.stored_heads(H), spec.widths(d_h, d_rope)
+        projected = [heads * width for heads, width in spec.stored(cfg)]
+        projected += [H * query] if spec.own_query else []
+        products += [((N, d), (d, width), n) for width in projected]
+        products += [((N, H * d_h), (H * d_h, d), n)]
+        if spec.latent:  # into and out of latent rows, by matrices of each head
+            products += [((H, N, d_h), (H, d_h, row), n), ((H, N, row), (H, row, d_h), n)]
+        if cfg.d_ff:
+            products += [((N, d), (d, cfg.d_ff), n), ((N, cfg.d_ff), (cfg.d_ff, d), n)]
+        key, value = row + d_rope if spec.latent else query, d_h if spec.streams == 2 else row
+        for start in range(0, length, BLOCK):
+            end = min(start + BLOCK, length)
+            rows = H // h * (end - start)  # G·t, the queries that share a stored head
+            products += [
+                ((batch, h, rows, key), (batch, h, key, end), n),  # scores
+                ((batch, h, rows, end), (batch, h, end, value), n),  # mix
+            ]
+    return [*products, ((N, d), (d, cfg.vocab_size), 1)]
 
 
 def alone(size, variant="qkv"):

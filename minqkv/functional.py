@@ -29,14 +29,14 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """x @ w + b over the last axis: (..., n) @ (n, m) + (m,) -> (..., m)."""
     shape, weight = x.shape, array_of(w)
     flat = array_of(x).reshape(-1, shape[-1])  # (N, n)
-    y = flat @ weight  # (N, m)
+    y = backend.bmm(flat, weight)  # (N, m)
     if b is not None:
         y += _of_shape(b, weight.shape[1:], "linear: a bias")
 
     def vjp(g, wanted):
         g = g.reshape(-1, g.shape[-1])  # (N, m)
-        dx = (g @ weight.T).reshape(shape) if wanted[0] else None  # (..., n)
-        dw = flat.T @ g if wanted[1] else None  # (n, m)
+        dx = backend.bmm(g, weight.T).reshape(shape) if wanted[0] else None  # (..., n)
+        dw = backend.bmm(flat.T, g) if wanted[1] else None  # (n, m)
         return dx, dw, backend.column_sum(g) if wanted[2] else None
 
     return make(y.reshape(*shape[:-1], weight.shape[1]), (x, w, b), vjp)

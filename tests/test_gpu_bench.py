@@ -75,6 +75,19 @@ def test_every_part(card, tmp_path):
                 assert all(row["samples"].values())
 
 
+def test_shares_of_bounds(card, tmp_path, capsys):
+    """On a card of gpus.toml, in the file and in the tables; on another one, nowhere."""
+    known = replace(card, description={"gpu": "NVIDIA H100 80GB HBM3"})
+    for one, there in ((known, True), (card, False)):
+        assert gpu.run(["ops", "step", "decode", "ceilings"], one, tmp_path, 8)
+        assert ("%" in capsys.readouterr().out) == there
+        for part in ("ops", "step", "decode", "ceilings"):
+            for row in measured(tmp_path, part)["rows"]:
+                counted = there and row["case"] not in ("embedding", "rotate")
+                assert ("of_bound" in row) == counted, row["case"]
+                assert all(share > 0 for share in row.get("of_bound", {}).values())
+
+
 @needs_torch
 def test_every_operation_agrees_with_pytorch(card, tmp_path):
     assert gpu.run(["ops"], card, tmp_path, 8)

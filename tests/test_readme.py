@@ -18,7 +18,7 @@ PAGES += tuple(
     f"docs/{name}.md"
     for name in (
         *("results", "recall", "images", "designs", "designs-study", "diagnose", "plan"),
-        *("positions", "recurrence", "convert", "vectors"),
+        *("positions", "recurrence", "convert", "vectors", "claims", "roofline"),
     )
 )
 TREE = re.search(r"```\n(minqkv/\n.*?)```", README, re.S)[1].splitlines()

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import tomllib
 from fractions import Fraction
+from functools import wraps
 from importlib.resources import files
 
 import click
@@ -255,8 +256,10 @@ def prepared(name, own, given):
 
 # ---- flags from a file
 
+PRECISIONS = ("fp32", "tf32", "bf16")  # of kernels/products.py
 CONFIGS = ("nano", "small", "300m", "1.2b")  # in minqkv/configs
-_TYPED = ("config", "show-config", "backend", "no-kernels", "traceback")  # only on the command line
+# Only on the command line:
+_TYPED = ("config", "show-config", "backend", "precision", "no-kernels", "traceback")
 _SET = "minqkv: [set]"  # the key of a file's [set] values in click's context
 
 
@@ -372,10 +375,25 @@ def _use_kernels(ctx, param, off):
         use_kernels(not off)
 
 
-def computes(command):
-    """--backend, --no-kernels and --traceback, for commands that compute; the allocator is tamed
-    for them.
+def computes(function):
+    """--backend, --precision, --no-kernels and --traceback, for commands that compute; the
+    allocator is tamed for them.
     """
+
+    @wraps(function)
+    def run(*given, precision, **options):
+        from ..runtime.backend import use_precision
+
+        use_precision(precision)  # here, where --backend has been read
+        return function(*given, **options)
+
+    command = click.option(
+        "--precision",
+        envvar="MINQKV_PRECISION",
+        type=Known(PRECISIONS),
+        default="fp32",
+        help="On a GPU, how products round their factors: fp32, tf32 or bf16.  [default: fp32]",
+    )(run)
     command = click.option(
         "--no-kernels",
         is_flag=True,

@@ -21,6 +21,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..kernels import FILES, Kernels, argument, first_line, options, source
+from ..kernels.products import PRECISIONS, gemm, multiply
 from .errors import EnvironmentFault, UsageError, unknown
 from .scoped import scoped
 
@@ -71,7 +72,7 @@ class Backend(Kernels):
         return array
 
     def bmm(self, a: Array, b: Array) -> Array:
-        """Batched product over the last two axes: (..., n, k) @ (..., k, m)."""
+        """Product over the last two axes: (..., n, k) @ (..., k, m). The leading ones broadcast."""
         return np.matmul(a, b)
 
     def converted(self, a: Array, dtype) -> Array:
@@ -211,6 +212,8 @@ class GpuBackend(Backend):
     on_host = False
     threads, cores = 1, None
     kernels = not os.environ.get("MINQKV_NO_KERNELS")  # set by use_kernels
+    precision = "fp32"  # set by use_precision
+    gemm = gemm
 
     def __init__(self, xp):
         self.xp, self.ndarray = xp, xp.ndarray
@@ -264,7 +267,12 @@ class GpuBackend(Backend):
         return self.xp.asnumpy(array)
 
     def bmm(self, a: Array, b: Array) -> Array:
-        return self.xp.matmul(a, b)
+        found = multiply(self, a, b)
+        return self.xp.matmul(a, b) if found is None else found
+
+    def capability(self) -> int:
+        """The generation of the device: 80 for an A100, 90 for an H100."""
+        return int(self.xp.cuda.Device().compute_capability)
 
     def converted(self, a: Array, dtype) -> Array:
         return a.astype(dtype)
@@ -369,6 +377,22 @@ def use_kernels(on: bool) -> None:
     """Whether GPU backends use the kernels of minqkv/kernels, or the readable code alone."""
     GpuBackend.kernels = on
     _use(current)
+
+
+def use_precision(name: str) -> None:
+    """How GPU backends multiply float32: "fp32", "tf32" or "bf16" (kernels/products.py).
+
+    Raises UsageError for another name or without a GPU, EnvironmentFault where the GPU cannot.
+    """
+    if name not in PRECISIONS:
+        raise unknown("precision", name, PRECISIONS)
+    if name != "fp32" and current.on_host:
+        raise UsageError(f"{name} is for a GPU; {current.name} multiplies in float32",
+                         "--backend cupy, or leave out --precision")  # fmt: skip
+    if name != "fp32" and (found := current.capability()) < 80:
+        why = f"this GPU (sm_{found}) has no {name}, which came with sm_80"
+        raise EnvironmentFault(why, "leave out --precision")
+    GpuBackend.precision = name
 
 
 def use_cores(threads: int, cores) -> None:

@@ -7,6 +7,7 @@ NumPy's functions on device arrays (CuPy dispatches them), and duplicate indices
 (CuPy stores any one of the values). It cannot catch kernel faults, races, TF32 rounding or speed.
 """
 
+import ctypes
 import json
 import numbers
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import numpy as np
 import on_cpu
 
 from minqkv import backend
+from minqkv.kernels.products import multiply
 
 SURFACE = json.loads((Path(__file__).parents[1] / "data" / "cupy_surface.json").read_text())
 UPLOADS = {"array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray"}
@@ -396,6 +398,29 @@ class _Kernels:
         return launch
 
 
+BITS = {"fp32": 23, "tf32": 10, "bf16": 7}  # of the fraction, that a factor keeps
+
+
+def _columns(address, width, step, rows, columns, count):
+    """A batch of float32 matrices (count, rows, columns), whose columns lie `width` apart."""
+    if width < rows:
+        raise ValueError(f"cuBLAS: columns of {rows} numbers, only {width} apart")
+    size = (count - 1) * step + (columns - 1) * width + rows
+    memory = np.ctypeslib.as_array((ctypes.c_float * size).from_address(address))
+    strides = 4 * step, 4, 4 * width
+    return np.lib.stride_tricks.as_strided(memory, (count, rows, columns), strides)
+
+
+def _rounded(x, bits):
+    """float32 to the nearest number with so many bits of fraction, ties to even."""
+    drop = 23 - bits
+    if not drop:
+        return x
+    whole = x.astype("float32").view("uint32")
+    whole = whole + ((1 << drop - 1) - 1) + (whole >> drop & 1)
+    return (whole >> drop << drop).view("float32")
+
+
 class StrictBackend(backend.GpuBackend):
     """The code of the GPU backend on the stand-in for CuPy."""
 
@@ -413,7 +438,24 @@ class StrictBackend(backend.GpuBackend):
         return array._host.ctypes.data
 
     def bmm(self, a, b):
-        return _run(np.matmul, (a, b), {})  # xp.matmul refuses more than two axes
+        if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+            raise _refuse([])
+        found = multiply(self, a, b)
+        return _run(np.matmul, (a, b), {}) if found is None else found  # of more than two axes
+
+    def gemm(self, flip_a, flip_b, m, n, k, *matrices):
+        """As cuBLAS: what addresses, widths and steps say, column by column."""
+        *matrices, count = matrices
+        shapes = (k, m) if flip_a else (m, k), (n, k) if flip_b else (k, n), (m, n)
+        a, b, c = (
+            _columns(*matrices[3 * i : 3 * i + 3], rows, columns, count)
+            for i, (rows, columns) in enumerate(shapes)
+        )
+        a, b = (_rounded(x, BITS[self.precision]) for x in (a, b))
+        np.matmul(a.swapaxes(-1, -2) if flip_a else a, b.swapaxes(-1, -2) if flip_b else b, out=c)
+
+    def capability(self):
+        return 90
 
     def describe(self):
         return f"strict: NumPy {np.__version__} within the surface of CuPy {SURFACE['version']}"
