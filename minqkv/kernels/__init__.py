@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from . import decode
+from . import decode, softmax
 
-FILES = {"decode": decode.EXAMPLE}  # the .cu files, each with constants for a trial build
+# the .cu files, each with constants for a trial build
+FILES = {"decode": decode.EXAMPLE, "softmax": softmax.EXAMPLE}
 
 
 def source(name: str) -> str:
@@ -60,3 +61,5 @@ class Kernels:
     kernels = False  # whether this backend uses them
 
     decode = method(decode.decode)
+    weigh = method(softmax.weigh)
+    unweigh = method(softmax.unweigh)

@@ -56,7 +56,7 @@ def check(launches=2, tolerance=3e-5, **case):
     """The kernel and the readable code agree, and the kernel has been launched."""
     with on_cpu.recording() as calls:
         ours = answers(True, **case)
-    assert len(calls) == launches, case
+    assert sum(call[2] in ("decode", "join") for call in calls) == launches, case
     expected = answers(False, **case)
     assert np.isfinite(ours).all()
     np.testing.assert_allclose(ours, expected, 0, tolerance * abs(expected).max())
