@@ -67,6 +67,8 @@ def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float = 1e-5) -> Tensor:
     """Each row to mean 0 and variance 1, then times w plus b: (..., d), (d,), (d,) -> (..., d)."""
     data, d = array_of(x), x.shape[-1]
     weight, bias = (_of_shape(p, (d,), "layer_norm: a weight or bias") for p in (w, b))
+    if (made := backend.norm(data, weight, bias, eps)) is not None:
+        return make(made[0], (x, w, b), made[1])
     unit = data - backend.row_sum(data) * (1 / d)  # (..., d), of mean 0 ...
     # 1 / √(variance + eps), the variance being row_dot / d; √d is taken out of the root.
     inv_std = math.sqrt(d) / backend.xp.sqrt(backend.row_dot(unit, unit) + d * eps)  # (..., 1)
@@ -98,6 +100,8 @@ def rms_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     the mean square.
     """
     data, d = array_of(x), x.shape[-1]
+    if (made := backend.norm(data, None, None, eps)) is not None:
+        return make(made[0], (x,), made[1])
     inv = 1 / backend.xp.sqrt(backend.row_dot(data, data) * (1 / d) + float(eps))  # (..., 1)
     unit = data * inv
 
@@ -466,6 +470,8 @@ def cross_entropy(logits: Tensor, targets: np.ndarray, ignore_index: int = -100)
     if not len(kept):
         raise UsageError("cross_entropy: every target is ignored")
     rows, columns = backend.upload(kept), backend.upload_ids(targets[kept], vocab, "targets")
+    if (made := backend.cross_entropy(array_of(logits), rows, columns)) is not None:
+        return make(made[0], (logits,), made[1])
     flat = array_of(logits).reshape(-1, vocab)  # (N, V)
     if len(kept) < len(targets):
         flat = flat[rows]  # (n, V)

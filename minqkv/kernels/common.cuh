@@ -36,14 +36,14 @@ __device__ inline float warp_sum(float x) {
   return x;
 }
 
-// The same over a block of whole warps.
+// The same over a block of whole warps. After the last barrier, of_warp may be used again.
 __device__ static inline float block_max(float x) {
   __shared__ float of_warp[32];
   x = warp_max(x);
   if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
   __syncthreads();
   x = warp_max(threadIdx.x % 32 < blockDim.x / 32 ? of_warp[threadIdx.x % 32] : -INFINITY);
-  __syncthreads();                                  // of_warp may be used again
+  __syncthreads();
   return x;
 }
 __device__ static inline float block_sum(float x) {

@@ -19,6 +19,11 @@ def softmax(threads, number="float"):
     return {"NUMBER": number, "THREADS": threads}
 
 
+def rows(threads):
+    """Constants of rows.cu."""
+    return {"THREADS": threads}
+
+
 BUILDS = {
     "decode": [
         decode("float", 16, 1),
@@ -28,6 +33,11 @@ BUILDS = {
         decode("float", 256, 8, APART, ROWS=16),
         decode("int8", 128, 8, TURNED, TURN=128),
         decode("__half", 512, 8, BESIDE=64, ASKED=576, ROWS=8),
+    ],
+    "rows": [
+        rows(32),
+        rows(128),
+        rows(512),
     ],
     "softmax": [
         softmax(32),
