@@ -26,7 +26,7 @@ def floats(gpu, *arrays):
 def norm(gpu, x, w, b, eps):
     """The layer norm of rows x (..., n) and its vjp; without w and b, the RMS norm.
 
-    None for other types than float32, and for rows that do not fit into registers.
+    None unless all are float32, and rows fit into registers.
     """
     n, given = x.shape[-1], floats(gpu, x, w, b)
     if given is None or n > HELD * MOST or not x.size:
@@ -52,7 +52,7 @@ def norm(gpu, x, w, b, eps):
 
 
 def sum_columns(gpu, a):
-    """Sums over all axes but the last, (..., n) -> (n,). None for other types than float32."""
+    """Sums over all axes but the last, (..., n) -> (n,); None unless they are float32."""
     n, given = a.shape[-1], floats(gpu, a)
     if given is None or not a.size:
         return None
@@ -67,8 +67,8 @@ def sum_columns(gpu, a):
 
 
 def cross_entropy(gpu, logits, rows, targets):
-    """The mean loss of some rows of logits (..., n), with these targets, and its vjp. None for
-    other types than float32.
+    """The mean loss of some rows of logits (..., n), with these targets, and its vjp; None unless
+    logits are float32.
     """
     n, m, shape, given = logits.shape[-1], len(rows), logits.shape, floats(gpu, logits)
     if given is None:
