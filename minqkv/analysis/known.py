@@ -158,7 +158,7 @@ def _wrong_axis(axis):
     """The softmax goes over queries (-2) or heads (1) in place of keys."""
 
     def changed(layer, case):
-        def mixed(q, k, v, mask, temperature=None, bias=None):
+        def mixed(q, k, v, mask, temperature=None, bias=None, **_):
             group = np.arange(layer.n_head) // (layer.n_head // k.shape[1])
             k, v = k[:, group], v[:, group]  # (B, h, S, d) -> (B, H, S, d)
             scores = q @ k.transpose(0, 1, 3, 2) * (1 / layer.root)  # (B, H, T, S)
