@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from . import decode
+from . import decode, rows, softmax
 
-FILES = {"decode": decode.EXAMPLE}  # the .cu files, each with constants for a trial build
+# the .cu files, each with constants for a trial build
+FILES = {"decode": decode.EXAMPLE, "rows": rows.EXAMPLE, "softmax": softmax.EXAMPLE}
 
 
 def source(name: str) -> str:
@@ -62,3 +63,8 @@ class Kernels:
     kernels = False  # whether this backend uses them
 
     decode = method(decode.decode)
+    norm = method(rows.norm)
+    sum_columns = method(rows.sum_columns)
+    cross_entropy = method(rows.cross_entropy)
+    weigh = method(softmax.weigh)
+    unweigh = method(softmax.unweigh)

@@ -321,7 +321,8 @@ class GpuBackend(Backend):
         return a.sum(-1, keepdims=True)
 
     def column_sum(self, a: Array) -> Array:
-        return a.reshape(-1, a.shape[-1]).sum(0)
+        sums = self.sum_columns(a)
+        return a.reshape(-1, a.shape[-1]).sum(0) if sums is None else sums
 
     def row_dot(self, a: Array, b: Array) -> Array:
         return (a * b).sum(-1, keepdims=True)

@@ -14,6 +14,16 @@ def decode(stored, width, group, form=SAME, **more):
     return {"STORED": stored, **sizes, **more}
 
 
+def softmax(threads, number="float"):
+    """Constants of softmax.cu."""
+    return {"NUMBER": number, "THREADS": threads}
+
+
+def rows(threads):
+    """Constants of rows.cu."""
+    return {"THREADS": threads}
+
+
 BUILDS = {
     "decode": [
         decode("float", 16, 1),
@@ -23,5 +33,16 @@ BUILDS = {
         decode("float", 256, 8, APART, ROWS=16),
         decode("int8", 128, 8, TURNED, TURN=128),
         decode("__half", 512, 8, BESIDE=64, ASKED=576, ROWS=8),
+    ],
+    "rows": [
+        rows(32),
+        rows(128),
+        rows(512),
+    ],
+    "softmax": [
+        softmax(32),
+        softmax(256, "__half"),
+        softmax(1024),
+        softmax(1024, "__nv_bfloat16"),
     ],
 }

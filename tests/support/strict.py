@@ -315,7 +315,7 @@ class StrictArray:
         if name not in SURFACE["methods"]:
             raise AttributeError(f"CuPy's ndarray has no attribute {name!r}")
         parameters = SURFACE["methods"][name]
-        if name in ("data", "flags", "flat") or not hasattr(np.ndarray, name):
+        if name in ("data", "flat") or not hasattr(np.ndarray, name):
             raise AttributeError(f"CuPy's ndarray.{name} is not modelled by the strict backend")
         value = getattr(self._host, name)
         if not callable(value):
@@ -350,6 +350,7 @@ class StrictArray:
     dtype = property(lambda self: self._host.dtype)
     ndim = property(lambda self: self._host.ndim)
     size = property(lambda self: self._host.size)
+    flags = property(lambda self: self._host.flags)
 
     def __len__(self):
         return len(self._host)
