@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from . import decode
+from . import decode, elementwise
 
-FILES = {"decode": decode.EXAMPLE}  # the .cu files, each with constants for a trial build
+# The .cu files, each with constants for a trial build.
+FILES = {"decode": decode.EXAMPLE, "elementwise": elementwise.EXAMPLE}
 
 
 def source(name: str) -> str:
@@ -62,3 +63,6 @@ class Kernels:
     kernels = False  # whether this backend uses them
 
     decode = method(decode.decode)
+    gelu = method(elementwise.gelu)
+    adamw = method(elementwise.adamw)
+    dropout = method(elementwise.dropout)

@@ -24,4 +24,5 @@ BUILDS = {
         decode("int8", 128, 8, TURNED, TURN=128),
         decode("__half", 512, 8, BESIDE=64, ASKED=576, ROWS=8),
     ],
+    "elementwise": [{}],
 }
