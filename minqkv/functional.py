@@ -30,9 +30,12 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """x @ w + b over the last axis: (..., n) @ (n, m) + (m,) -> (..., m)."""
     shape, weight = x.shape, array_of(w)
     flat = array_of(x).reshape(-1, shape[-1])  # (N, n)
-    y = backend.bmm(flat, weight)  # (N, m)
-    if b is not None:
-        y += _of_shape(b, weight.shape[1:], "linear: a bias")
+    bias = None if b is None else _of_shape(b, weight.shape[1:], "linear: a bias")
+    y = None if grad_wanted(x, w, b) else backend.gemv(flat, weight, bias)  # (N, m)
+    if y is None:
+        y = backend.bmm(flat, weight)
+        if bias is not None:
+            y += bias
 
     def vjp(g, wanted):
         g = g.reshape(-1, g.shape[-1])  # (N, m)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from . import decode, elementwise
+from . import decode, elementwise, gemv
 
 # The .cu files, each with constants for a trial build.
-FILES = {"decode": decode.EXAMPLE, "elementwise": elementwise.EXAMPLE}
+FILES = {file: globals()[file].EXAMPLE for file in ("decode", "elementwise", "gemv")}
 
 
 def source(name: str) -> str:
@@ -66,3 +66,4 @@ class Kernels:
     gelu = method(elementwise.gelu)
     adamw = method(elementwise.adamw)
     dropout = method(elementwise.dropout)
+    gemv = method(gemv.gemv)

@@ -14,6 +14,11 @@ def decode(stored, width, group, form=SAME, **more):
     return {"STORED": stored, "NUMBER": "float", **sizes, **more}
 
 
+def gemv(batch, lanes, stored="float"):
+    """Constants of gemv.cu."""
+    return {"STORED": stored, "BATCH": batch, "LANES": lanes}
+
+
 BUILDS = {
     "decode": [
         decode("float", 16, 1),
@@ -25,4 +30,5 @@ BUILDS = {
         decode("__half", 512, 8, BESIDE=64, ASKED=576, ROWS=8),
     ],
     "elementwise": [{}],
+    "gemv": [gemv(1, 8), gemv(8, 32), gemv(8, 16, "__half"), gemv(3, 32, "__nv_bfloat16")],
 }

@@ -333,6 +333,7 @@ def check_addresses():
         check_gelu((1, 257))
         check_adamw(bounds=(1.0,), steps=1)
         check_dropout((1, 2, 257), (0, 3))
+    assert calls
     on_cpu.sanitised(calls)
 
 
