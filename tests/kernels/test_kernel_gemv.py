@@ -97,7 +97,8 @@ def test_extreme_numbers():
     assert calls == ["across"]
     assert y[0, 0] == np.float32(1e38)
     assert np.isnan(y[0, 1])  # 0 times an infinity, as in any product
-    assert np.array_equal(linear(x, w, None, kernels=False)[0], y, equal_nan=True)
+    with np.errstate(all="ignore"):
+        assert np.array_equal(linear(x, w, None, kernels=False)[0], y, equal_nan=True)
 
 
 def test_what_does_not_fit_takes_the_readable_code():
@@ -111,7 +112,7 @@ def test_what_does_not_fit_takes_the_readable_code():
             F.linear(x, Tensor(w.data[:, ::2]))
         F.linear(Tensor(x.data, requires_grad=True), w)
         assert calls == []
-    with pytest.raises(ValueError, match="matmul"):
+    with pytest.raises(ValueError, match="do not fit"):
         linear(numbers(2, 5), numbers(6, 4), None)
 
 
