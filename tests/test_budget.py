@@ -52,7 +52,7 @@ BUDGETS = {
     "the book": ({*BOOK, "runs"} - {"caches", "designs"}, 3330),
     "beside it, further kinds of cache": ({"caches"}, 400),
     "beside it, layers of models that ship, and linear attention": ({"designs"}, 525),
-    "GPU kernels, from Python": ({"kernels"}, 200),
+    "GPU kernels, from Python": ({"kernels"}, 290),
     "runtime": ({"runtime"}, 1230),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "of it, several machines": ({"runtime/distributed.py"}, 60),
