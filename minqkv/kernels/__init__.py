@@ -14,10 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from . import decode, rows, softmax
+from . import decode, elementwise, gemv, rows, softmax
 
-# the .cu files, each with constants for a trial build
-FILES = {"decode": decode.EXAMPLE, "rows": rows.EXAMPLE, "softmax": softmax.EXAMPLE}
+# The .cu files, each with constants for a trial build.
+MODULES = {
+    "decode": decode,
+    "softmax": softmax,
+    "rows": rows,
+    "elementwise": elementwise,
+    "gemv": gemv,
+}
+FILES = {file: module.EXAMPLE for file, module in MODULES.items()}
 
 
 def source(name: str) -> str:
@@ -68,3 +75,7 @@ class Kernels:
     cross_entropy = method(rows.cross_entropy)
     weigh = method(softmax.weigh)
     unweigh = method(softmax.unweigh)
+    gelu = method(elementwise.gelu)
+    adamw = method(elementwise.adamw)
+    dropout = method(elementwise.dropout)
+    gemv = method(gemv.gemv)

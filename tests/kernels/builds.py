@@ -24,6 +24,11 @@ def rows(threads):
     return {"THREADS": threads}
 
 
+def gemv(batch, lanes, stored="float"):
+    """Constants of gemv.cu."""
+    return {"STORED": stored, "BATCH": batch, "LANES": lanes}
+
+
 BUILDS = {
     "decode": [
         decode("float", 16, 1),
@@ -45,4 +50,6 @@ BUILDS = {
         softmax(1024),
         softmax(1024, "__nv_bfloat16"),
     ],
+    "elementwise": [{}],
+    "gemv": [gemv(1, 8), gemv(8, 32), gemv(8, 16, "__half"), gemv(3, 32, "__nv_bfloat16")],
 }
