@@ -59,10 +59,11 @@ def decode(gpu, attention, q, stored, at, mask, asked):
 
 
 def choose(gpu, attention, q, rows):
-    """The constants of decode.cu for queries and rows of these types and sizes, or None: the type
-    of rows (STORED); how many numbers are in a row (WIDTH), a value (VALUE), what turns apart for
-    all heads (BESIDE) and a query (ASKED); how many of a row TURN; queries of a block (GROUP), rows
-    of a tile (ROWS), numbers of a load (VECTOR).
+    """The constants of decode.cu for queries and rows of these types and sizes, or None.
+
+    STORED is the type of rows. WIDTH, VALUE, BESIDE and ASKED are how many numbers are in a row, in
+    a value, in what turns apart for all heads, and in a query; TURN of a row turn. A block has
+    GROUP queries, and tiles of ROWS rows; a load has VECTOR numbers.
     """
     (_, H, _, asked), (_, h, _, width), two = q.shape, rows[0].shape, len(rows) == 2
     beside = rows[1].shape[3] if two and attention.spec.apart else 0
