@@ -196,9 +196,9 @@ class Attention(Module):
     and turns them into keys when they are read; "unrotate" stores turned keys and turns the answer
     back. With `norm`, queries and keys are scaled to mean square 1, then by a learned gain for each
     channel. With K = V the stored row is scaled so, and a value that is stored "raw" is without the
-    gain. `ahead` says whether queries see later keys, which a learned distance has to know.
-    `window` and `sinks` are for a cache, which makes its own mask (`causal_mask`); without a
-    cache, `mask` says what is seen.
+    gain. `ahead` says whether queries see later keys: a learned distance has to know, and if they
+    do not, those scores are not computed. `window` and `sinks` are for a cache, which makes its own
+    mask (`causal_mask`); without a cache, `mask` says what is seen.
 
     Positions `at` are a slice if all sequences of a batch agree, else an array (B, T) on the host.
     """
@@ -233,7 +233,7 @@ class Attention(Module):
         head_dim = checked_head_dim(n_embd, n_head, head_dim)
         check_positions([spec], head_dim, position, rope_value, d_rope, rope_base)
         self.spec, self.name, rope = spec, init.name, POSITIONS[position].turns
-        self.norm, self.rope_base = norm, rope_base
+        self.norm, self.rope_base, self.ahead = norm, rope_base, ahead
         self.d_rope = spec.turning(head_dim, d_rope) if rope else 0
         d_query, d_row = spec.widths(head_dim, self.d_rope)
         self.n_head, self.kv_heads = n_head, spec.stored_heads(n_head)
@@ -377,7 +377,8 @@ class Attention(Module):
         for name, value in (("q", q), ("k", k), ("v", v)):
             tracing.probe(name, value)
         temperature, bias = self.shifts(at if asked is None else asked, at)
-        return self.mix(q, k, v, mask, temperature=temperature, bias=bias)
+        causal = not self.ahead and asked is None and isinstance(at, slice)  # keys in order
+        return self.mix(q, k, v, mask, temperature=temperature, bias=bias, causal=causal)
 
     def shifts(
         self, asked: slice | np.ndarray, at: slice | np.ndarray

@@ -222,11 +222,14 @@ def extent(array):
 def recording():
     """`with recording() as calls: ...`: every launch since, its arguments as they were."""
     global _recorded
-    _recorded = []
+    outer, _recorded = _recorded, []
+    calls = _recorded
     try:
-        yield _recorded
+        yield calls
     finally:
-        _recorded = None
+        _recorded = outer
+        if outer is not None:  # inside another recording, which has these calls too
+            outer += calls
 
 
 def sanitised(calls, seed=1):

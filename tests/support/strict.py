@@ -16,9 +16,11 @@ import ctypes
 import json
 import numbers
 import sys
+import threading
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import on_cpu
@@ -84,6 +86,17 @@ def count_syncs():
     device since: downloads, numbers, printing, results whose size depends on data."""
     before = _syncs
     yield lambda: _syncs - before
+
+
+@contextmanager
+def memory(free=1 << 40, largest=1 << 40):
+    """`with memory(free=n, largest=m): ...`: n bytes are free, and an array of more than m bytes
+    does not fit.
+    """
+    before = vars(device).copy()
+    vars(device).update(free=free, largest=largest)
+    yield
+    vars(device).update(before)
 
 
 def shares_memory(a, b):
@@ -208,6 +221,72 @@ def _operand(value):
     return value if isinstance(value, (numbers.Number, np.generic)) else NotImplemented
 
 
+device = SimpleNamespace(free=1 << 40, largest=1 << 40)  # bytes
+
+
+class OutOfMemoryError(MemoryError):
+    """As of CuPy, whose message is all that is used of it."""
+
+    def __init__(self, size, total):
+        super().__init__(f"Out of memory allocating {size:,} bytes (allocated so far: {total:,}).")
+        self.given = size, total
+
+    def __reduce__(self):
+        return type(self), self.given
+
+
+class Stream:
+    """A queue of copies to the device. Those of another stream than the first one arrive when the
+    first one waits for them; until then, the numbers are garbage.
+    """
+
+    def __init__(self, non_blocking=False):
+        self.copies, self.waited = [], 0
+
+    def __enter__(self):
+        _thread.stream, self.before = self, get_current_stream()
+        return self
+
+    def __exit__(self, *error):
+        _thread.stream = self.before
+
+    def record(self):
+        """An event: all copies so far."""
+        return [*self.copies]
+
+    def wait_event(self, event):
+        """Go on when the event has come."""
+        self.waited += 1
+        for target, source in event if self is _first else ():
+            target[...] = source
+
+    def upload(self, host):
+        """A copy of a host array."""
+        if self is _first:
+            return StrictArray(np.array(host))
+        target = np.full_like(host, 77)
+        self.copies.append((target, np.array(host)))
+        return StrictArray(target)
+
+
+_first, _thread = Stream(), threading.local()
+
+
+def get_current_stream():
+    """Of this thread."""
+    return getattr(_thread, "stream", _first)
+
+
+cuda = SimpleNamespace(
+    Stream=Stream,
+    get_current_stream=get_current_stream,
+    runtime=SimpleNamespace(memGetInfo=lambda: (device.free, 1 << 40)),
+)
+pool = SimpleNamespace(
+    free_bytes=lambda: 0, total_bytes=lambda: 1 << 30, free_all_blocks=lambda: None
+)
+
+
 class StrictArray:
     """An array in the memory of a device that is not there."""
 
@@ -217,6 +296,8 @@ class StrictArray:
     __array_ufunc__ = None
 
     def __init__(self, host):
+        if host.nbytes > device.largest:
+            raise OutOfMemoryError(host.nbytes, 0)
         self._host = host
 
     def __array__(self, dtype=None, copy=None):
@@ -234,7 +315,7 @@ class StrictArray:
         if name not in SURFACE["methods"]:
             raise AttributeError(f"CuPy's ndarray has no attribute {name!r}")
         parameters = SURFACE["methods"][name]
-        if name in ("data", "flags", "flat") or not hasattr(np.ndarray, name):
+        if name in ("data", "flat") or not hasattr(np.ndarray, name):
             raise AttributeError(f"CuPy's ndarray.{name} is not modelled by the strict backend")
         value = getattr(self._host, name)
         if not callable(value):
@@ -269,6 +350,7 @@ class StrictArray:
     dtype = property(lambda self: self._host.dtype)
     ndim = property(lambda self: self._host.ndim)
     size = property(lambda self: self._host.size)
+    flags = property(lambda self: self._host.flags)
 
     def __len__(self):
         return len(self._host)
@@ -400,7 +482,8 @@ class StrictModule:
     """What `backend.xp` is here: CuPy's names, run by NumPy."""
 
     __version__ = f"{SURFACE['version']} (strict)"
-    ndarray = StrictArray
+    ndarray, cuda = StrictArray, cuda
+    get_default_memory_pool = staticmethod(lambda: pool)
 
     def __getattr__(self, name):
         kind, value = SURFACE["names"].get(name, {}).get("kind"), getattr(np, name, None)
@@ -468,11 +551,8 @@ def _function(name):
             _check_axes(*args)
         if name in UPLOADS and not isinstance(args[0], StrictArray):
             _count_upload(args[0])
-            args = (
-                (StrictArray(np.array(args[0])), *args[1:])
-                if isinstance(args[0], np.ndarray)
-                else args
-            )
+            if isinstance(args[0], np.ndarray):
+                args = (get_current_stream().upload(args[0]), *args[1:])
         result = _run(function, args, kwargs, name in IN_ORDER)
         return StrictArray(np.asarray(result)) if name in ON_DEVICE else result
 
