@@ -46,7 +46,11 @@ def rope_table(n: int, d_head: int, dtype="float32", base: float = 10_000.0) -> 
 
 
 def within(at: slice | np.ndarray, n: int) -> slice | np.ndarray:
-    """Positions `at`. Raises UsageError if a table of n positions does not have all of them."""
+    """Positions `at`. Raises UsageError if a table of n positions does not have all of them. Those
+    of a recorded token, which lie on a GPU, cannot be looked at.
+    """
+    if not isinstance(at, (slice, np.ndarray)):
+        return at
     first, end = (
         (at.start, at.stop) if isinstance(at, slice) else (int(at.min()), int(at.max()) + 1)
     )
@@ -401,7 +405,7 @@ class Attention(Module):
         if self.angles is None:
             return x
         at = within(at, len(self.angles[0]))
-        at = at if isinstance(at, slice) else backend.shared(at)
+        at = backend.shared(at) if isinstance(at, np.ndarray) else at
         cos, sin = (table[at] for table in self.angles)  # (T, d_rope/2), or (B, T, ...)
         if cos.ndim == 3:
             cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, d_rope/2)

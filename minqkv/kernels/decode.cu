@@ -57,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) decode(
     const float* gains, const float* cos, const float* sin,         // (WIDTH,), angles by position
     const int* at, const bool* mask, const float* bias,             // by slot: (n,), and from one
     int of_at, int of_mask, int of_bias, int of_head,               // sequence or head to the next
-    float* mixed, float* totals, float* peaks,                      // (B, H, spans, VALUE), ...
+    float* mixed, float* totals, float* peaks, const long long* newest,  // ...; slot, or null: n-1
     int n, int span, int capacity, int heads, int queries)          // slots; a block's; ...; h; H
 {
   __shared__ __align__(16) float keys[ROWS * PITCH], query[GROUP * KEY], weight[GROUP][ROWS];
@@ -75,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) decode(
     bool none = c >= ASKED - BESIDE && c < WIDTH;
     query[i] = none ? 0 : q[(b * queries + first + i / KEY) * ASKED + from] * strength;
   }
-  int end = min(int(blockIdx.x + 1) * span, n);
+  int end = min(int(blockIdx.x + 1) * span, newest ? int(*newest) + 1 : n);
   for (int start = blockIdx.x * span; start < end; start += ROWS) {
     int slot = start + row;
     bool seen = slot < end && (!mask || mask[b * of_mask + slot]);

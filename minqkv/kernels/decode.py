@@ -13,9 +13,10 @@ SHARED = 12_200  # floats of shared memory that a block gets without asking for 
 BLOCKS = 528  # of a launch, about: four for each multiprocessor of an H100
 
 
-def decode(gpu, attention, q, stored, at, mask, asked):
+def decode(gpu, attention, q, stored, at, mask, asked, newest=None):
     """The answers (B, H, 1, d_v) to queries q (B, H, 1, d) at positions `asked`, from all stored
-    arrays, at positions `at`: `LayerCache.read` for one new token.
+    arrays, at positions `at`: `LayerCache.read` for one new token. `newest`, an array (1,) of the
+    device, says which slot is the last in use, if that is not the last.
 
     None if there are several, if the layer reads its rows in a way of its own, or if types and
     sizes do not fit.
@@ -49,7 +50,7 @@ def decode(gpu, attention, q, stored, at, mask, asked):
     capacity = stored[0].strides[1] // stored[0].strides[2]
     args = (floats(q), 1 / attention.root, temperature)
     args += (*places(attention, rows), *places(attention, scales), *turned, mask, bias, *steps)
-    args += (mixed, totals, peaks, n, span, capacity, h, H)
+    args += (mixed, totals, peaks, newest, n, span, capacity, h, H)
     grid = spans, H // constants["GROUP"], B
     if not gpu.launch("decode", "decode", grid, (128,), args, constants):
         return None

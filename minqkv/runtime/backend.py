@@ -17,7 +17,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -53,6 +53,7 @@ class Backend(Kernels):
     name = "numpy"
     on_host = True  # in this process's memory, computed on its cores
     threads, cores = 1, None  # how many cores, and what uses them: set by parallel.set_threads
+    graphs = 0  # recorded so far
     precision = "fp32"  # of products
     xp = np
     ndarray = np.ndarray
@@ -284,6 +285,33 @@ class GpuBackend(Backend):
         module.compile()
         return module
 
+    def recorded(self, function: Callable) -> Callable:
+        """A function that starts again all that function() starts on the device, by one call, and
+        returns the same arrays with new contents: a CUDA graph.
+
+        Addresses, sizes and numbers are frozen; what is to differ must be in an array's contents.
+        Raises what CuPy refuses: cuBLAS, uploads, and all for which the host would wait.
+        """
+        pool, stream = self.xp.cuda.MemoryPool(), self.xp.cuda.Stream(non_blocking=True)
+        usual = self.xp.cuda.get_current_stream()
+        stream.wait_event(usual.record())  # for what has been started before
+        with self.xp.cuda.using_allocator(pool.malloc), stream:
+            function()  # kernels are compiled, and their memory is found, before
+            stream.begin_capture()
+            try:
+                result = function()
+            finally:
+                graph = stream.end_capture()
+        usual.wait_event(stream.record())
+
+        def again():
+            graph.launch()
+            return result
+
+        again.memory = pool  # of its own: nobody else is given what the graph writes to
+        self.graphs += 1
+        return again
+
     def address(self, array: Array) -> int:
         """Where an array begins in the memory of the device."""
         return array.data.ptr
@@ -363,13 +391,19 @@ class GpuBackend(Backend):
         return f"CuPy {self.xp.__version__} on {properties['name'].decode()}"
 
     def usable(self) -> dict[str, str]:
-        found = {}
+        found, tried = (
+            {},
+            {"graphs": lambda: self.recorded(lambda: self.empty((1,), "int64") + 1)()},
+        )
         for file, constants in FILES.items():
+            tried[file] = partial(self.compiled, source(file), options(constants))
+        for name, trial in tried.items():
             try:
-                self.compiled(source(file), options(constants))
-                found[file] = "usable" if self.kernels else "usable, but switched off"
+                trial()
+                found[name] = "usable" if self.kernels else "usable, but switched off"
             except Exception as error:
-                found[file] = f"does not compile: {first_line(error)}"
+                what = "does not compile" if name in FILES else "cannot be recorded"
+                found[name] = f"{what}: {first_line(error)}"
         return found
 
 

@@ -47,7 +47,7 @@ def launched():
         GpuBackend.launch = launch
 
 
-def answers(kernels, variant="q-k=v", n=40, head_dim=16, heads=4, dtype="float32", kind=LayerCache,
+def answers(kernels, variant="q-k=v", n=450, head_dim=16, heads=4, dtype="float32", kind=LayerCache,
             layer=Attention, lengths=None, mask=None, scale=3.0, seed=0, window=None, sinks=0,
             off=0, room=5, **options):  # fmt: skip
     """What a layer says of one more token (B, 1, C) after n - 1 in its cache, as a NumPy array.
@@ -120,11 +120,11 @@ KINDS = {
     "plain": {},
     "float16": {"dtype": "float16"},
     "int8": {"kind": Int8Layer},
-    "ring": {"kind": RingLayer, "window": 20, "sinks": 3},
-    "int8 ring": {"kind": Int8RingLayer, "window": 20, "sinks": 0},
-    "window": {"window": 20, "sinks": 3},
-    "lengths": {"lengths": [40, 17]},
-    "lengths in a ring": {"kind": RingLayer, "window": 20, "lengths": [9, 40]},
+    "ring": {"kind": RingLayer, "window": 200, "sinks": 3},
+    "int8 ring": {"kind": Int8RingLayer, "window": 200, "sinks": 0},
+    "window": {"window": 200, "sinks": 3},
+    "lengths": {"lengths": [450, 170]},
+    "lengths in a ring": {"kind": RingLayer, "window": 200, "lengths": [90, 450]},
 }
 
 
@@ -330,30 +330,57 @@ def test_no_download_is_added():
 
 
 def quick():
-    """The checks that must notice a fault, in a second or two."""
-    check(**FORMS["turned late, in part"], n=200, scale=30)
-    check(variant="gqa-2", heads=32, n=200, scale=30)
+    """The checks that notice most faults, in a second."""
+    check(**FORMS["turned late, in part"])
+    check(variant="gqa-2", heads=32)
     check(**FORMS["a row beside"], **KINDS["lengths"])
 
 
+def case(form, kind="plain", **more):
+    """A single check."""
+    return lambda: check(**FORMS[form], **KINDS[kind], **more)
+
+
+def extremes():
+    """Tiles whose largest scores are far apart, and scores that are all far below 0."""
+    check(variant="gqa-2", scale=1e6)
+    check(variant="gqa-2", scale=1e6, n=2)
+
+
 FAULTS = [  # (old text, new text), and the check that notices it if that is not `quick`
+    # sums that nobody has set to 0, and a largest score that is not the lowest at first
     ("if (t < GROUP) peak[t] = LOWEST, total[t] = 0", "if (t < GROUP) peak[t] = LOWEST"),
-    ("bool inside = start + r < end;", "bool inside = start + r <= end;", check_addresses),
-    ("bool seen = slot < end &&", "bool seen = slot <= end &&"),
-    ("(!mask || mask[b * of_mask + slot])", "true"),
+    ("if (t < GROUP) peak[t] = LOWEST", "if (t < GROUP) peak[t] = 0", extremes),
+    # rescaling
     ("total[g] * old + warp_sum(w)", "total[g] + warp_sum(w)"),
     ("mix[g][i] *= shrink[g];", ";"),
-    ("head = first / (queries / heads)", "head = first % heads"),
+    ("fmaxf(peak[g], warp_max(x))", "warp_max(x)", extremes),
+    ("float w = __expf(peaks[from + s] - high);", "float w = 1;"),
+    # the ends of arrays, tiles and spans
+    ("bool inside = start + r < end;", "bool inside = start + r <= end;", check_addresses),
+    ("bool seen = slot < end &&", "bool seen = slot <= end &&"),
+    ("min(int(blockIdx.x + 1) * span, n)", "min(int(blockIdx.x + 1) * span, n / ROWS * ROWS)"),
+    ("for (int w = 0; w < WARPS; w++) z", "for (int w = 0; w < WARPS - 1; w++) z"),
+    # barriers
     ("if (!__syncthreads_or(seen)) continue;", ""),
     (
         "if (!__syncthreads_or(seen)) continue;",
         "__syncthreads();",
         test_tiles_that_nobody_sees_are_not_read,
     ),
-    ("min(int(blockIdx.x + 1) * span, n)", "min(int(blockIdx.x + 1) * span, n / ROWS * ROWS)"),
+    # heads and strides
+    ("head = first / (queries / heads)", "head = first % heads"),
     ("(b * heads + head) * capacity;", "(b * heads + head) * n;"),
+    ("beside_scales, b * capacity", "beside_scales, b * heads * capacity"),
+    ("scales[place + start + r]", "scales[start + r]", case("K and V", "int8")),
+    ("bias[b * of_bias + (first + g) * of_head", "bias[b * of_bias", case("rates of distance")),
+    # masks, positions, and what is added or multiplied
+    ("(!mask || mask[b * of_mask + slot])", "true"),
+    ("at ? max(at[b * of_at + slot], 0) : slot", "slot", case("turned late", "ring")),
     ("key[c] = x * u - y * v", "key[c] = x * u + y * v"),
     ("c - (KEY - ASKED)", "c"),
+    ("scale * *temperature", "scale", case("temperature and bias")),
+    ("sinks ? __expf(sink - high) : 0, z", "0, z", case("a sink")),
 ]
 
 

@@ -22,6 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import graphs
 import numpy as np
 import on_cpu
 
@@ -58,6 +59,7 @@ AT_DTYPES = {"int32", "uint32", "int64", "uint64", "float16", "float32", "float6
 IN_ORDER = {"copy", "astype", "array", "asarray", "asanyarray", "asfortranarray"} | {
     f"{name}_like" for name in ("empty", "zeros", "ones", "full")
 }  # results may be laid out as an argument is
+IN_PLACE = {"fill", "sort", "put", "partition"}
 CALLS = set()
 
 _syncs = _uploads = 0
@@ -65,11 +67,13 @@ _syncs = _uploads = 0
 
 def _wait(times=1):
     global _syncs
+    graphs.refuse("a wait of the host")
     _syncs += times
 
 
 def _count_upload(value):
     global _uploads
+    graphs.refuse("an upload")
     _uploads += np.ndim(value) > 0  # a number is an argument of a kernel
 
 
@@ -148,8 +152,29 @@ def _run(function, args, kwargs, in_order=False):
     seen = []
     args = [_unwrap(value, seen) for value in args]
     kwargs = {name: _unwrap(value, seen) for name, value in kwargs.items()}
-    with np.errstate(all="ignore"):
-        return _wrap(function(*args, **kwargs), seen, in_order)
+    if kwargs.get("out") is not None and graphs.recording():
+        graphs.act(lambda: function(*args, **kwargs))
+        return _wrap(kwargs["out"], seen)
+
+    def compute():
+        with np.errstate(all="ignore"):
+            return function(*args, **kwargs)
+
+    return _made(compute(), compute, seen, in_order)
+
+
+def _made(result, again, seen, in_order=False):
+    """NumPy's result on the device, which a graph computes again."""
+    found = _wrap(result, seen, in_order)
+    parts = found if isinstance(found, (list, tuple)) else [found]
+    hosts = [part._host for part in parts if isinstance(part, StrictArray)]
+    graphs.fresh(hosts, lambda: _parts(again()), [x._host for x in seen])
+    return found
+
+
+def _parts(result):
+    parts = result if isinstance(result, (list, tuple)) else [result]
+    return [np.asarray(part) for part in parts]
 
 
 def _in_c_order(result):
@@ -235,7 +260,7 @@ class OutOfMemoryError(MemoryError):
         return type(self), self.given
 
 
-class Stream:
+class Stream(graphs.Recorder):
     """A queue of copies to the device. Those of another stream than the first one arrive when the
     first one waits for them; until then, the numbers are garbage.
     """
@@ -248,7 +273,7 @@ class Stream:
         return self
 
     def __exit__(self, *error):
-        _thread.stream = self.before
+        _thread.stream, self.before = self.before, None
 
     def record(self):
         """An event: all copies so far."""
@@ -280,6 +305,8 @@ def get_current_stream():
 cuda = SimpleNamespace(
     Stream=Stream,
     get_current_stream=get_current_stream,
+    MemoryPool=graphs.MemoryPool,
+    using_allocator=graphs.using_allocator,
     runtime=SimpleNamespace(memGetInfo=lambda: (device.free, 1 << 40)),
 )
 pool = SimpleNamespace(
@@ -328,6 +355,8 @@ class StrictArray:
                 _wait()
             if name == "take":
                 kwargs["mode"] = "wrap"
+            if name in IN_PLACE:
+                graphs.refuse(f"ndarray.{name}, which is not modelled here")
             in_order = name in IN_ORDER
             return _run(lambda host, *a, **k: value(*a, **k), (self, *args), kwargs, in_order)
 
@@ -361,13 +390,20 @@ class StrictArray:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index):
-        index = self._index(index)
-        _note(f"ndarray[{_kind(index)}]")
-        return _wrap(_in_c_order(self._host[index]))
+        parts = self._index(index)
+        _note(f"ndarray[{_kind(parts)}]")
+        return _made(self._host[parts], lambda: self._host[self._index(index)], [self])
 
     def __setitem__(self, index, value):
-        index, value = self._index(index), _operand(value)
-        _note(f"ndarray[{_kind(index)}] = ...")
+        parts = self._index(index)
+        _note(f"ndarray[{_kind(parts)}] = ...")
+        if graphs.recording():
+            graphs.act(lambda: self._assign(self._index(index), value))
+        else:
+            self._assign(parts, value)
+
+    def _assign(self, index, value):
+        value = _operand(value)
         if value is NotImplemented:
             raise _refuse(value)
         arrays = [part for part in index if isinstance(part, np.ndarray)]
@@ -423,11 +459,19 @@ def _define_operator(dunder, in_place=False):
             return NotImplemented  # a Tensor, perhaps: its own reflected operator is next
         if "matmul" in dunder:
             _check_axes(self, *values)
-        with np.errstate(all="ignore"):
-            result = function(self._host, *values)
+            graphs.refuse("cuBLAS")
+
+        def compute():
+            with np.errstate(all="ignore"):
+                return function(self._host, *values)
+
+        if in_place and graphs.recording():
+            graphs.act(compute)
+            return self
+        result = compute()
         if in_place and result is not NotImplemented:
             return self
-        return _wrap(result if isinstance(result, tuple) else _in_c_order(result))
+        return _made(result, compute, [], isinstance(result, tuple))
 
     setattr(StrictArray, dunder, method)
 
@@ -533,7 +577,7 @@ class _Ufunc:
                 f"cupy.add.at only supports {', '.join(sorted(AT_DTYPES))}, "
                 f"not {getattr(a, 'dtype', type(a))}"
             )
-        self.function.at(a._host, a._index(indices), _operand(b))
+        graphs.act(lambda: self.function.at(a._host, a._index(indices), _operand(b)))
 
 
 def _function(name):
@@ -549,6 +593,7 @@ def _function(name):
             kwargs["mode"] = "wrap"
         if name == "matmul":
             _check_axes(*args)
+            graphs.refuse("cuBLAS")
         if name in UPLOADS and not isinstance(args[0], StrictArray):
             _count_upload(args[0])
             if isinstance(args[0], np.ndarray):
@@ -575,7 +620,8 @@ class _Kernels:
         def launch(grid, block, args, shared_mem=0):
             if any(isinstance(value, np.ndarray) for value in args):
                 raise TypeError("a host array is no argument of a kernel")
-            function(grid, block, [_unwrap(value, []) for value in args], shared_mem)
+            args = [_unwrap(value, []) for value in args]
+            graphs.act(lambda: function(grid, block, args, shared_mem))
 
         return launch
 
@@ -614,6 +660,7 @@ class StrictBackend(backend.GpuBackend):
             self.kernels = False
 
     def compiled(self, text, flags):
+        graphs.refuse("a new kernel")
         return _Kernels(on_cpu.module_of(on_cpu.changed(text), flags))
 
     def address(self, array):
@@ -622,6 +669,7 @@ class StrictBackend(backend.GpuBackend):
     def bmm(self, a, b):
         if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
             raise _refuse([])
+        graphs.refuse("cuBLAS")
         found = multiply(self, a, b)
         return _run(np.matmul, (a, b), {}) if found is None else found  # of more than two axes
 
