@@ -159,7 +159,7 @@ def check_decode():
     constants = {"STORED": "int8", **sizes, "GROUP": 1, "ROWS": 32, "VECTOR": 16}
     mixed, totals, peaks = (np.full((1, h, size), np.nan, "f4") for size in (d, 1, 1))
     args = q, 1.0, None, rows, None, None, scales, *[None] * 8, *[0] * 4
-    args = *args, mixed, totals, peaks, n, 32, capacity, h, h
+    args = *args, mixed, totals, peaks, None, n, 32, capacity, h, h
     far("decode", "decode", args, constants, grid=(1, h, 1), block=(128,))
     weights = np.exp(q[0, -1] @ k.T * 0.5)
     answer = weights @ k * 0.5 / weights.sum()
