@@ -156,6 +156,10 @@ def along():
     check_direct(name="along")
 
 
+def half():
+    check_direct(stored="__half", seeds=1)
+
+
 FAULTS = [  # (old text, new text, the check that notices it)
     ("column = first + lane;\n  float sum[BATCH] = {};",
      "column = first + lane;\n  float sum[BATCH];", across),
@@ -173,6 +177,20 @@ FAULTS = [  # (old text, new text, the check that notices it)
     ("if (column >= m) return;", "if (column > m) return;", check_addresses),
     ("float total = warp_sum(sum[b]);", "float total = sum[b];", along),
     ("total + (bias ? bias[column] : 0)", "total", along),
+    ("x[b * n + row] * weight;\n    }", "x[b * m + row] * weight;\n    }", across),
+    ("bias ? bias[first + c] : 0", "bias ? bias[c] : 0", across),
+    ("y[b * m + first + c]", "y[b * n + first + c]", across),
+    ("row = t / LANES; row", "row = t / 32; row", across),
+    ("row < n; row += ROWS", "row < n / ROWS * ROWS; row += ROWS", across),
+    ("t % LANES, first", "t % LANES / 2, first", across),
+    ("parts[warp][b][c];\n", "parts[warp][0][c];\n", across),
+    ("STORED* w, const float* bias,   //", "float* w, const float* bias,   //", half),
+    ("blockIdx.x * WARPS + threadIdx.x / 32", "blockIdx.x * WARPS + threadIdx.x / WARPS", along),
+    ("row = lane; row < n; row += 32", "row = lane; row < n; row += THREADS", along),
+    ("// the whole warp\n  float sum[BATCH] = {}", "\n  float sum[BATCH]", along),
+    ("(long long)column * n + row", "(long long)column * m + row", along),
+    ("y[b * m + column]", "y[b * n + column]", along),
+    ("step = 16; step; step /= 2) x +=", "step = 8; step; step /= 2) x +=", along),
 ]  # fmt: skip
 
 
