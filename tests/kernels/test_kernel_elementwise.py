@@ -7,6 +7,7 @@ import pytest
 import minqkv as mq
 from minqkv import backend, optim
 from minqkv import functional as F
+from minqkv.kernels import elementwise
 from minqkv.nn import Dropout, Init, Parameter, one_step
 from minqkv.runtime.rng import first_row, stream
 from minqkv.tensor import Tensor, recomputed
@@ -121,6 +122,11 @@ def test_adamw():
     check_adamw(decay=0.0, bounds=(1.0,))
     check_adamw(shapes=[(1,)], bounds=(1.0, None))
     check_adamw(shapes=[(1, 1)], bounds=(1.0,))
+
+
+def test_adamw_has_as_many_sums_as_blocks(monkeypatch):
+    monkeypatch.setattr(elementwise, "BLOCKS", 2)
+    check_adamw(bounds=(0.5,), steps=1)
 
 
 def test_adamw_extreme_gradients():
@@ -252,6 +258,32 @@ def check_mask():
 
 def test_dropout():
     check_mask()
+
+
+def test_dropout_of_strided_arrays():
+    """The array and its gradient, as if they were copied first."""
+
+    def run(x):
+        rows = x.reshape(6, 4)
+        y = F.dropout(F.transpose(rows), 0.5, np.random.default_rng(1))
+        y.backward(rows.data.T)  # so that the gradient is what is returned
+        return y.data, x.grad.reshape(6, 4).T
+
+    x = numbers(24)
+    (y, grad), calls = on_device(run, x)
+    (expected, _), _ = on_device(lambda x: dropped(x, 0.5, 1), x.reshape(6, 4).T.copy())
+    assert calls == ["dropout"] * 2
+    assert (y == expected).all()
+    assert (grad == y).all()
+
+
+def test_float64_takes_the_readable_code():
+    def run(x):
+        return F.gelu(x).data, F.dropout(x, 0.5, np.random.default_rng(1)).data
+
+    found, calls = on_device(run, np.ones(5))
+    assert calls == []
+    assert {array.dtype.name for array in found} == {"float64"}
 
 
 def test_what_is_dropped_is_zero_whatever_it_was():

@@ -54,6 +54,21 @@ def test_a_wide_matrix_has_wider_blocks():
     (_, flags, _, grid, *_) = calls[0]
     assert ("-DLANES=32" in flags, grid) == (True, (282,))
     np.testing.assert_allclose(y, x @ w, 1e-5, 1e-5)
+    y, calls = linear(x, np.ascontiguousarray(w.T), None, transposed=True)
+    assert calls == ["along"]  # whose blocks have eight columns all the same
+    np.testing.assert_allclose(y, x @ w, 1e-5, 1e-5)
+
+
+def test_strided_rows_and_biases():
+    """Rows are copied; with a bias that has gaps, or is of another type, the readable code runs."""
+    x, w, b = numbers(6, 10)[::2, ::2], numbers(5, 8), numbers(16)
+    with backend.use_backend("strict") as current, on_cpu.recording() as calls:
+        on = [backend.upload(a) for a in (numbers(6, 10), w, b)]
+        y = current.gemv(on[0][::2, ::2], on[1], on[2][:8])
+        assert current.gemv(on[0][::2, ::2], on[1], on[2][::2]) is None
+        assert current.gemv(on[0][::2, ::2], on[1], on[2][:8].astype("float64")) is None
+        np.testing.assert_allclose(backend.to_host(y), x @ w + b[:8], 1e-5, 1e-5)
+    assert len(calls) == 1
 
 
 def check_direct(batch=3, lanes=16, n=150, m=37, name="across", stored="float", seeds=3):

@@ -159,6 +159,7 @@ def test_what_does_not_fit_is_left_to_the_readable_code():
     ):
         assert softmax.weigh(Direct(), *case) is None
     assert softmax.unweigh(Direct(), x.astype("f8"), x, x) is None
+    assert softmax.unweigh(Direct(), x, x, x.astype("f8")) is None
     assert (x == 1).all()
 
 
