@@ -46,7 +46,11 @@ def rope_table(n: int, d_head: int, dtype="float32", base: float = 10_000.0) -> 
 
 
 def within(at: slice | np.ndarray, n: int) -> slice | np.ndarray:
-    """Positions `at`. Raises UsageError if a table of n positions does not have all of them."""
+    """Positions `at`. Raises UsageError if a table of n positions does not have all of them. Those
+    of a recorded token, which lie on a GPU, cannot be looked at.
+    """
+    if not isinstance(at, (slice, np.ndarray)):
+        return at
     first, end = (
         (at.start, at.stop) if isinstance(at, slice) else (int(at.min()), int(at.max()) + 1)
     )
@@ -58,6 +62,11 @@ def within(at: slice | np.ndarray, n: int) -> slice | np.ndarray:
 def as_array(at: slice | np.ndarray) -> np.ndarray:
     """Positions, a slice or (..., T), as an array (T,) or (..., T)."""
     return np.arange(at.start, at.stop) if isinstance(at, slice) else at
+
+
+def on_device(at: slice | np.ndarray) -> Array:
+    """Positions, a slice or (..., T), as an array of the backend, (T,) or (..., T)."""
+    return backend.xp.arange(at.start, at.stop) if isinstance(at, slice) else backend.shared(at)
 
 
 def lengthened(tables: tuple[Array, ...], end: int, make) -> tuple[Array, ...]:
@@ -160,7 +169,7 @@ class Distance(Module):
 
     def forward(self, queries: slice | np.ndarray, keys: slice | np.ndarray) -> Tensor:
         """(1, H, T, S) for positions (T,) and (S,); (B, H, T, S) if sequences differ."""
-        i, j = (backend.upload(np.atleast_2d(as_array(at))) for at in (queries, keys))
+        i, j = (backend.xp.atleast_2d(on_device(at)) for at in (queries, keys))
         before = i[:, :, None] - j[:, None, :]  # (B, T, S)
         if self.slopes is not None:
             away = abs(before[:, None]).astype(self.slopes.dtype)  # (B, 1, T, S)
@@ -174,7 +183,7 @@ def looked_up(weight: Tensor, rows: Array) -> Tensor:
 
     def vjp(g, wanted):
         flat = rows.reshape(-1)
-        heads = [backend.xp.bincount(flat, g[:, h].reshape(-1), n) for h in range(H)]  # (n,) each
+        heads = [backend.add_numbers(flat, g[:, h].reshape(-1), n) for h in range(H)]  # (n,) each
         return (backend.xp.stack(heads, axis=1).astype(g.dtype),)
 
     return make(weight.data.T[:, rows].swapaxes(0, 1), (weight,), vjp)
@@ -396,7 +405,7 @@ class Attention(Module):
         if self.angles is None:
             return x
         at = within(at, len(self.angles[0]))
-        at = at if isinstance(at, slice) else backend.upload(at)
+        at = backend.shared(at) if isinstance(at, np.ndarray) else at
         cos, sin = (table[at] for table in self.angles)  # (T, d_rope/2), or (B, T, ...)
         if cos.ndim == 3:
             cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, d_rope/2)

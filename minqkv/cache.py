@@ -180,7 +180,7 @@ class LayerCache(shown.Layer):
         """
         at = new if isinstance(new, (slice, np.ndarray)) else self.next(new)
         keys = backend.xp.arange(max(len(self), last(at) + 1))
-        queries = keys[at] if isinstance(at, slice) else backend.upload(at)  # (T,), or (B, T)
+        queries = keys[at] if isinstance(at, slice) else backend.shared(at)  # (T,), or (B, T)
         return causal_mask(queries, keys, window, sinks)
 
     def append(self, *rows: Array, at: slice | np.ndarray | None = None) -> tuple[Array, ...]:
@@ -222,7 +222,7 @@ class LayerCache(shown.Layer):
             return
         fresh = slice(self.used, max(self.used, int(slots.max()) + 1))
         b, t = np.nonzero(slots >= 0)
-        b, t, slot = (backend.upload(index) for index in (b, t, slots[b, t]))  # (N,) each
+        b, t, slot = (backend.shared(index) for index in (b, t, slots[b, t]))  # (N,) each
         for row, buffer in zip(rows, self.buffers, strict=True):
             buffer[:, :, fresh] = 0  # weights of 0 hide what is finite, but not NaN
             buffer[b, :, slot] = row[b, :, t]  # (N, heads, width)
@@ -246,7 +246,7 @@ class LayerCache(shown.Layer):
 
     def take(self, other: LayerCache, rows: np.ndarray) -> None:
         """Become a copy of some sequences of another layer; `rows` are integers on the host."""
-        ids, used = backend.upload(rows), other.used
+        ids, used = backend.shared(rows), other.used
         for mine, theirs in zip(self.buffers, other.buffers, strict=True):
             mine[:, :, :used] = theirs[ids, :, :used]
         self.ends = agreed(other.lengths[rows])

@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from .runtime import backend, tracing
+from .runtime import rng as streams
 from .runtime.backend import Array
 from .runtime.errors import UsageError
 from .tensor import Tensor, array_of, grad_wanted, make
@@ -29,9 +30,12 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """x @ w + b over the last axis: (..., n) @ (n, m) + (m,) -> (..., m)."""
     shape, weight = x.shape, array_of(w)
     flat = array_of(x).reshape(-1, shape[-1])  # (N, n)
-    y = backend.bmm(flat, weight)  # (N, m)
-    if b is not None:
-        y += _of_shape(b, weight.shape[1:], "linear: a bias")
+    bias = None if b is None else _of_shape(b, weight.shape[1:], "linear: a bias")
+    y = None if grad_wanted(x, w, b) else backend.gemv(flat, weight, bias)  # (N, m)
+    if y is None:
+        y = backend.bmm(flat, weight)
+        if bias is not None:
+            y += bias
 
     def vjp(g, wanted):
         g = g.reshape(-1, g.shape[-1])  # (N, m)
@@ -133,7 +137,8 @@ def gelu(x: Tensor) -> Tensor:
     y, slope = backend.xp.empty(data.shape, data.dtype), None
     if grad_wanted(x):  # computed now, so that backward is one product
         slope = backend.xp.empty(data.shape, data.dtype)
-    backend.in_pieces(_gelu, data, y, slope)
+    if backend.gelu(data, y, slope) is None:
+        backend.in_pieces(_gelu, data, y, slope)
     return make(y, (x,), lambda g, wanted: (g * slope,))
 
 
@@ -173,12 +178,18 @@ def softmax(x: Tensor) -> Tensor:
     return make(y, (x,), vjp)
 
 
-def dropout(x: Tensor, rate: float, rng: np.random.Generator) -> Tensor:
-    """Each element kept with probability 1 - rate and scaled by 1 / (1 - rate); `rng` is a host
-    generator.
+def dropout(x: Tensor, rate: float, rng: np.random.Generator, begin: int = 0) -> Tensor:
+    """Each element kept with probability 1 - rate and scaled by 1 / (1 - rate).
+
+    `rng` is a host generator, of whose float32 numbers the first `begin` belong to rows before
+    these. A GPU's kernel takes only a key from it, and its mask is another.
     """
     if not 0 <= rate < 1:
         raise UsageError(f"dropout rate {rate} is outside [0, 1)")
+    if (drawn := backend.dropout(array_of(x), rate, rng, begin)) is not None:
+        y, again = drawn
+        return make(y, (x,), lambda g, wanted: (again(g),))
+    streams.skip(rng, begin)
     kept = backend.upload(rng.random(x.shape, dtype=np.float32) >= rate)
     scale = 1 / (1 - float(rate))
 
@@ -469,12 +480,13 @@ def cross_entropy(logits: Tensor, targets: np.ndarray, ignore_index: int = -100)
     kept = np.flatnonzero(targets != ignore_index)
     if not len(kept):
         raise UsageError("cross_entropy: every target is ignored")
-    rows, columns = backend.upload(kept), backend.upload_ids(targets[kept], vocab, "targets")
+    rows = backend.upload(kept) if len(kept) < len(targets) else None  # None: all of them
+    asked = targets if rows is None else targets[kept]  # (n,)
+    columns = backend.upload_ids(asked, vocab, "targets")
     if (made := backend.cross_entropy(array_of(logits), rows, columns)) is not None:
         return make(made[0], (logits,), made[1])
     flat = array_of(logits).reshape(-1, vocab)  # (N, V)
-    if len(kept) < len(targets):
-        flat = flat[rows]  # (n, V)
+    flat = flat if rows is None else flat[rows]  # (n, V)
     p = flat - flat.max(axis=-1, keepdims=True)  # (n, V)
     index = (backend.xp.arange(len(kept)), columns)
     hit = p[index]  # (n,)
@@ -488,7 +500,7 @@ def cross_entropy(logits: Tensor, targets: np.ndarray, ignore_index: int = -100)
         p[index] -= 1
         d = p
         d *= g * (1 / len(kept))
-        if len(kept) < len(targets):
+        if rows is not None:
             d = backend.xp.zeros((len(targets), vocab), p.dtype)  # (N, V)
             d[rows] = p
         return (d.reshape(shape),)

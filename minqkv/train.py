@@ -60,12 +60,12 @@ def fit(
     """The loop. A generator: yields (step, loss) after each of the steps from `start` to `steps`.
 
     `batch(step)` gives inputs and targets, `schedule(step)` the learning rate; `loss` and `weight`
-    come from the task; `accumulate`: see train_step. Raises Diverged, naming the step, when a
-    loss is not finite.
+    come from the task; `accumulate`: see train_step. On a GPU, the next batch is made and uploaded
+    while a step computes. Raises Diverged, naming the step, when a loss is not finite.
     """
-    for step in range(start, steps):
+    batches = backend.ahead(map(batch, range(start, steps)))
+    for step, (x, y) in enumerate(batches, start):
         optimizer.lr = schedule(step)
-        x, y = batch(step)
         found = train_step(model, optimizer, x, y, clip, loss, weight, accumulate)
         if not math.isfinite(found):
             raise Diverged(
@@ -132,21 +132,23 @@ def loss_and_gradients(
     def run(x, y, replica, rows):
         share = weight(y[rows]) / total
         if not share:
-            return 0.0
+            return backend.xp.zeros((), "float32"), 0.0
         mean = loss(replica, x[rows], y[rows])
         mean.backward(backend.xp.full((), share, mean.dtype))
-        return mean.item() * share
+        return mean.data, share
 
     def part(x, y):
         losses = backend.in_shards(model, x, partial(run, x, y))  # None: better in one piece
-        return run(x, y, model, slice(None)) if losses is None else sum(losses)
+        return [run(x, y, model, slice(None))] if losses is None else losses
 
-    found = 0.0
+    parts = []
     with one_step(model):
         for begin, end in pairwise(len(x) * i // accumulate for i in range(accumulate + 1)):
             with distributed.own_rows(begin, end) as rows:  # all, unless ranks share the batch
-                found += part(x[rows], y[rows])
-    return distributed.total(found)
+                parts += part(x[rows], y[rows])
+    means, shares = zip(*parts, strict=True)
+    means = backend.to_host(backend.xp.stack(means)).tolist()  # all at once: a single wait
+    return distributed.total(sum(mean * share for mean, share in zip(means, shares, strict=True)))
 
 
 def evaluate(

@@ -4,6 +4,7 @@ float64 leaves, the command line in this process.
 
 import os
 import signal
+import warnings
 from contextlib import suppress
 
 import numpy as np
@@ -54,6 +55,14 @@ def cache_root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     os.environ["MINQKV_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def known_calls():
+    """At the end, what the package has called on the stand-in for CuPy is on the list of calls."""
+    yield
+    new = sorted(strict.CALLS.difference(strict.LISTED.read_text("utf-8").splitlines()))
+    assert not new, f"not in {strict.LISTED.name}: {', '.join(new)}; see support/device_calls.py"
 
 
 @pytest.fixture(params=["numpy", "strict", pytest.param("cupy", marks=pytest.mark.gpu)])
@@ -123,6 +132,7 @@ def cli(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "MINQKV_BACKEND"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # which run_cli sets
     from minqkv.cli import run_cli  # not above: only these tests need what it imports
 
     before = stopping()

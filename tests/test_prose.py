@@ -112,6 +112,10 @@ TERMS = {
     r"back-rotation": 16,
     r"latent (row|attention)s?": 17,
     r"absorb(s|ed|ing)?": 17,
+    r"principal angles?": 18,
+    r"cross-R²": 18,
+    r"Procrustes": 19,
+    r"zero-shot": 19,
 }
 TERMS = {re.compile(rf"\b({term})\b"): number for term, number in TERMS.items()}
 

@@ -3,13 +3,15 @@ of the package.
 """
 
 import copy
+import itertools
 import math
 import operator
+import pickle
 
 import numpy as np
 import pytest
 import strict
-from strict import StrictArray, count_syncs, shares_memory, xp
+from strict import StrictArray, count_syncs, count_uploads, shares_memory, xp
 from toys import NOT_OPERATIONS
 
 from minqkv import backend, tensor
@@ -73,6 +75,13 @@ REFUSED = {
     "take mode, method": (TypeError, lambda x: x.take(xp.arange(2), mode="clip")),
     "zeros device": (TypeError, lambda x: xp.zeros(3, device="cpu")),
     "ufunc order": (TypeError, lambda x: xp.exp(x, order="C")),
+    "too many by position": (TypeError, lambda x: xp.zeros(3, "f4", "C", None)),
+    "too many for a method": (TypeError, lambda x: x.astype("f4", "C", None, None, True, 1)),
+    "method where": (TypeError, lambda x: x.mean(where=x > 0)),
+    "ufunc by name": (TypeError, lambda x: xp.exp(x=x)),
+    "out of another shape": (ValueError, lambda x: xp.exp(x, out=xp.zeros((3, 5)))),
+    "out that cannot hold it": (TypeError, lambda x: xp.exp(x, out=xp.zeros((3, 4), "int32"))),
+    "where without the other": (ValueError, lambda x: xp.where(x > 0, x)),
     # indices
     "host index": (TypeError, lambda x: x[np.array([0, 1])]),
     "host mask": (TypeError, lambda x: x[HOST > 0]),
@@ -85,6 +94,7 @@ REFUSED = {
     "float index": (IndexError, lambda x: x[x]),
     "duplicates": (ValueError, lambda x: x.__setitem__(xp.asarray([1, 1]), 0.0)),
     "duplicates after wrapping": (ValueError, lambda x: x.__setitem__(xp.asarray([0, 3]), 0.0)),
+    "overlap": (ValueError, lambda x: x.__setitem__(slice(1, None), x[:-1])),
     "duplicate pairs": (
         ValueError,
         lambda x: x.__setitem__((xp.asarray([0, 1, 0]), xp.asarray([2, 2, 2])), 0.0),
@@ -118,7 +128,8 @@ def test_refused(x, case):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("errstate", "cupy"), ("cuda", "not modelled"), ("no_such_name", "cupy")]
+    ("name", "message"),
+    [("errstate", "cupy"), ("random", "not modelled"), ("no_such_name", "cupy")],
 )
 def test_missing_names_say_so(name, message):
     with pytest.raises(AttributeError, match=message):
@@ -243,6 +254,10 @@ CHANGES = {
     "iadd": lambda m, a, i: operator.iadd(a, 2),
     "imul by a row": lambda m, a, i: operator.imul(a, a[0].copy()),
     "slice iadd": lambda m, a, i: operator.iadd(a[1:], 1),
+    "onto itself": lambda m, a, i: a.__setitem__(slice(None), a[:]),
+    "overlap of columns": lambda m, a, i: a.__setitem__((slice(None), slice(1, 4)), a[:, :3]),
+    "overlap of reversed rows": lambda m, a, i: a.__setitem__(slice(None), a[::-1]),
+    "overlap in place": lambda m, a, i: operator.iadd(a[1:], a[:-1]),
     "out": lambda m, a, i: m.tanh(a, out=a),
     "sum out": lambda m, a, i: m.sum(a, axis=0, out=a[0]),
     "add.at": lambda m, a, i: m.add.at(a, i * 0, a + 1),
@@ -258,6 +273,25 @@ def test_changes_as_numpy(x, case):
     CHANGES[case](np, expected, ids)
     CHANGES[case](xp, x, xp.asarray(ids))
     np.testing.assert_array_equal(host(x), expected)
+
+
+def test_promotion_is_that_of_numpy():
+    """CuPy takes the first types of a ufunc that can hold its arguments."""
+    dtypes, compared = "?bBilefd", 0
+    for name, about in strict.SURFACE["names"].items():
+        own = getattr(np, name, None)
+        if about["kind"] != "ufunc" or not isinstance(own, np.ufunc):
+            continue
+        types = [type.split("->") for type in about["types"].split()]
+        for given in itertools.product(map(np.dtype, dtypes), repeat=own.nin):
+            try:
+                expected = own.resolve_dtypes((*given, *[None] * own.nout))[own.nin :]
+            except TypeError:  # bool - bool, for instance
+                continue
+            fitting = (out for ins, out in types if all(map(np.can_cast, given, ins)))
+            assert tuple(map(np.dtype, next(fitting))) == expected, (name, given)
+            compared += 1
+    assert compared > 1000
 
 
 def test_in_place_dtypes_as_numpy(x):
@@ -319,7 +353,15 @@ def test_identity_and_aliasing(x):
         x.base or x,
     ):
         assert shares_memory(view, x)
-    for other in (x.copy(), copy.deepcopy(x), x + 0, x[xp.arange(2)], xp.array(x), x[x > -1]):
+    for other in (
+        x.copy(),
+        copy.copy(x),
+        copy.deepcopy(x),
+        x + 0,
+        x[xp.arange(2)],
+        xp.array(x),
+        x[x > -1],
+    ):
         assert not shares_memory(other, x)
     x[0, 0] = 5
     corner = x[0, 0]
@@ -327,6 +369,24 @@ def test_identity_and_aliasing(x):
     assert float(x[0, 0]) == 6
     assert shares_memory(x[1:].base, x)
     assert (x.strides, x.nbytes, x.itemsize) == ((16, 4), 48, 4)
+
+
+def test_results_are_in_c_order(x):
+    """Where NumPy lays a result out as its arguments are, CuPy does not."""
+    for result in (
+        x.T + 1,
+        -x.T,
+        x.T > 1,
+        xp.exp(x.T),
+        xp.where(x.T > 1, x.T, 0),
+        x.T[xp.arange(2)],
+    ):
+        assert result.strides[-1] == result.itemsize
+    for result in (x.T, x.T.astype("float64"), xp.zeros_like(x.T), xp.array(x.T)):
+        assert result.strides[0] == result.itemsize
+    turned = x.T
+    turned += 1
+    assert turned.strides[0] == turned.itemsize
 
 
 def test_upload_and_download_copy():
@@ -355,6 +415,8 @@ SYNCS = {
     "mask read": (1, lambda x: x[x > 1]),
     "mask assigned": (1, lambda x: x.__setitem__(x > 1, 0.0)),
     "nonzero": (1, lambda x: xp.flatnonzero(x)),
+    "bincount": (2, lambda x: xp.bincount(xp.arange(3), minlength=5)),
+    "pickle": (1, lambda x: pickle.dumps(x)),
     "equality": (0, lambda x: xp.array_equal(x, x)),
     "len and shape": (0, lambda x: (len(x), x.shape, x.dtype, x.ndim, x.size)),
     "arithmetic": (0, lambda x: (x @ x.T + 1).max(axis=0)[1:].sum()),
@@ -362,6 +424,29 @@ SYNCS = {
     "ids": (0, lambda x: x[xp.arange(2)]),
     "iteration": (0, lambda x: [row.sum() for row in x]),
 }
+
+
+UPLOADS = {
+    "array": (1, lambda x: xp.asarray(HOST)),
+    "list": (1, lambda x: xp.array([1, 2])),
+    "number": (0, lambda x: xp.asarray(2.0)),
+    "device array": (0, lambda x: xp.array(x)),
+    "made there": (0, lambda x: xp.arange(5) + xp.full(5, 2.0)),
+}
+
+
+@pytest.mark.parametrize("case", UPLOADS)
+def test_uploads_are_counted(x, case):
+    expected, action = UPLOADS[case]
+    with count_uploads() as uploads:
+        action(x)
+    assert uploads() == expected
+
+
+def test_operators_are_those_of_cupy():
+    own = {name for name in vars(StrictArray) if name.startswith("__") and name not in dir(object)}
+    ours = {"__module__", "__weakref__", "__getattr__"}
+    assert own - ours <= set(strict.SURFACE["special"])
 
 
 @pytest.mark.parametrize("case", SYNCS)

@@ -11,13 +11,15 @@ import pytest
 from plain_attention import Plain
 
 import minqkv as mq
-from minqkv.analysis import vectorfiles
-from minqkv.analysis.called import Fault, answer
-from minqkv.analysis.compare import check, named
-from minqkv.analysis.computed import contents, held, new_cache
-from minqkv.analysis.known import EXPLAINED
-from minqkv.analysis.vectorfiles import MANIFEST, NUMBERS, export, load
-from minqkv.analysis.vectors import KINDS, Sizes, cases
+from minqkv.analysis.vectors import called, files
+from minqkv.analysis.vectors.called import Fault, answer
+from minqkv.analysis.vectors.case import KINDS, Sizes
+from minqkv.analysis.vectors.cases import cases
+from minqkv.analysis.vectors.causes import named
+from minqkv.analysis.vectors.compare import check
+from minqkv.analysis.vectors.computed import contents, held, new_cache
+from minqkv.analysis.vectors.files import MANIFEST, NUMBERS, export, load
+from minqkv.analysis.vectors.known import EXPLAINED
 from minqkv.runtime.errors import EnvironmentFault, UsageError
 from minqkv.variants import POSITIONS, SHIPPED, variant_names
 
@@ -130,7 +132,7 @@ def test_the_code_that_reads_them(folder, tmp_path, monkeypatch):
 
 
 def test_the_same_files_each_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(vectorfiles, "cases", lambda sizes: cases(sizes)[::12])
+    monkeypatch.setattr(files, "cases", lambda sizes: cases(sizes)[::12])
     for name in "ab":
         export(tmp_path / name)
     for name in (MANIFEST, NUMBERS):
@@ -360,6 +362,7 @@ def mutates(given, about):
         (lambda given, about: {}, "it returns no array; return None"),
         (given_back(zz=np.ones(3)), "it returns 'zz'; known here: q, k, v"),
         (given_back(z="text"), "'z' is not an array of numbers, but str"),
+        (given_back(z=np.ones(3, complex)), "'z' is not an array of numbers, but one of complex"),
         (given_back(z=np.ones((1, 4, 5, 6), "float32")), "z is float32, not float64"),
         (given_back(z=np.ones((1, 4, 5, 6), int)), "z is int64, not float64"),
     ],
@@ -369,6 +372,14 @@ def test_faults_are_one_line(function, says, few):
     assert [row["state"] for row in rows] == ["fault"]
     assert rows[0]["text"].startswith(says)
     assert "\n" not in rows[0]["text"]
+
+
+def test_an_error_without_a_message(few):
+    def function(given, about):
+        raise KeyError
+
+    (row,) = compared(few[:1], function, ["float64"])
+    assert row["text"] == "it raises KeyError"
 
 
 def test_a_wrong_shape(few):
@@ -422,7 +433,7 @@ def own(cli, folder, monkeypatch, tmp_path):
     [
         ("prints", (), 1, "The function prints; its output is not shown."),
         ("none", (), 1, "The function computed no case: it returned None for all."),
-        ("loops", ("--limit", "0.5"), 1, "it has not ended after 0.5 s; so in 1 calls"),
+        ("loops", ("--limit", "0.5"), 1, "it has not ended after 0.5 s; so in 1 call."),
         ("ends", (), 1, "it ends its process, with exit code 0"),
         ("number", (), 2, "own_kernels:number is not a function, but int"),
         ("attend", (), 2, "unknown function of own_kernels 'attend'"),
@@ -452,6 +463,28 @@ def test_a_module_that_does_not_exist(cli, folder):
     assert "MODULE:FUNCTION names a file no_such_module.py here" in " ".join(err.split())
 
 
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [("import os; os._exit(3)", "it ends its process, with exit code 3"),
+     ("raise KeyboardInterrupt", "it ends its process, with exit code 1"),
+     ("while True: pass", "it has not ended after 2 s")],
+)  # fmt: skip
+def test_a_module_that_ends_or_never_does(code, says, cli, folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(called, "START_S", 120 if "while" not in code else 2)
+    (tmp_path / "own_ending.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli("vectors", "check", folder, "own_ending:f")
+    assert (code, out) == (2, "")
+    assert f"minqkv: the module of the function cannot be loaded: {says}\n" in err
+
+
+def test_no_vectors(cli, tmp_path):
+    code, _, err = cli("vectors", "check", tmp_path, "math:sin")
+    assert code == 3
+    assert "there are no vectors in" in err
+    assert "minqkv vectors export DIR writes a new set" in err
+
+
 # ---- files that are something else
 
 
@@ -464,7 +497,7 @@ def rewritten(path, **changes):
     """Change a manifest, with a checksum that fits."""
     manifest = json.loads(path.read_text("utf-8")) | changes
     del manifest["check"]
-    path.write_text(json.dumps(vectorfiles.sealed(manifest)))
+    path.write_text(json.dumps(files.sealed(manifest)))
 
 
 def test_another_version(copied):
@@ -510,11 +543,11 @@ def test_a_damaged_manifest(changes, copied):
     manifest = json.loads((copied / MANIFEST).read_text("utf-8"))
     del manifest["check"]
     changes(manifest)
-    manifest = vectorfiles.sealed(manifest)
+    manifest = files.sealed(manifest)
     (copied / MANIFEST).write_text(json.dumps(manifest))
-    meta, arrays = vectorfiles.read_arrays(copied / NUMBERS, vectorfiles.KIND)
+    meta, arrays = files.read_arrays(copied / NUMBERS, files.KIND)
     meta["of"] = manifest["check"]
-    vectorfiles.write_arrays(copied / NUMBERS, vectorfiles.KIND, meta, arrays)
+    files.write_arrays(copied / NUMBERS, files.KIND, meta, arrays)
     with pytest.raises(EnvironmentFault, match="is damaged: "):
         load(copied)
 

@@ -350,7 +350,7 @@ table("share of patches that are right", ["", "accuracy"], rows)
 # It saves parameters. Whether it costs accuracy is a question for a table with error bars, as in
 # lesson 12: `minqkv study --preset sets`, or `--preset dense`.
 #
-# In the exercise you write `patchify` and `unpatchify`, for a whole batch. The last two lessons
+# In the exercise you write `patchify` and `unpatchify`, for a whole batch. The next two lessons
 # return to the cache of a language model: what models that are in use store of a token.
 
 # %% Where it is done

@@ -361,8 +361,8 @@ say("This package always absorbs.")
 # In the exercise you write `absorb`: one decode step from stored rows that makes no keys and no
 # values.
 #
-# That is the course. It began with one number that was used twice. It ends with one row that all
-# heads use, as key and as value.
+# So all heads use one row, as key and as value. The last two lessons look into a trained model: is
+# its key already its value, and can it go on with one of them?
 
 # %% Where it is done
 rows, held = [], {}

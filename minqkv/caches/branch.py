@@ -98,7 +98,7 @@ class BranchLayer(LayerCache):
 
 
 def _mask(attention, at, keys):
-    at, keys = backend.upload(at), backend.upload(keys)
+    at, keys = backend.shared(at), backend.shared(keys)
     return causal_mask(at, keys, attention.window, attention.sinks)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..attention import as_array, causal_mask, check_window
+from ..attention import as_array, causal_mask, check_window, on_device
 from ..cache import KVCache, LayerCache
 from ..runtime import backend
 from ..runtime.errors import UsageError
@@ -71,7 +71,7 @@ class RingLayer(LayerCache):
         return self._mask(at, beside(self.positions, at))
 
     def _mask(self, at, keys):
-        queries, keys = backend.upload(as_array(at)), backend.upload(keys)
+        queries, keys = on_device(at), backend.shared(keys)
         return causal_mask(queries, keys, self.window, self.sinks)
 
     def _beside(self, arrays):
@@ -92,7 +92,7 @@ class RingLayer(LayerCache):
         slots = np.where(passed, -1, self._slots(at))  # (B, T)
         b, t = (slots >= 0).nonzero()
         slot = slots[b, t]  # (N,)
-        row, place = backend.upload(b), backend.upload(slot)
+        row, place = backend.shared(b), backend.shared(slot)
         replaced = [buffer[row, :, place] for buffer in self.buffers]  # (N, heads, width)
         self.lost = b, slot, at[b, t], self.at[b, slot], replaced
         super().write(rows, slots)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..attention import Attention, as_array
+from ..attention import Attention, on_device
 from ..cache import KVCache, LayerCache
 from ..functional import transpose
 from ..models import GPT, GPTConfig
@@ -66,14 +66,15 @@ class LinearAttention(Attention):
         super().__init__("q=k=v", n_embd, n_head, block_size, init, bias=bias, head_dim=head_dim)
         if not 0 < decay <= 1:
             raise UsageError(f"decay must be above 0 and at most 1, not {decay}")
-        self.decay = decay
+        self.decay = float(decay)  # NumPy's own would make the state float64
 
     def attend(self, q, rows, at, mask=None, asked=None):
         """Queries against rows, all at once: (B, H, T, d). Each query must see some key."""
         k, v = self.read(rows, at)
-        i, j = (np.atleast_2d(as_array(p)) for p in (at if asked is None else asked, at))
+        xp, asked = backend.xp, at if asked is None else asked
+        i, j = (xp.atleast_2d(on_device(positions)) for positions in (asked, at))
         # λ to the power of the distance, (B, 1, T, S), or (1, 1, T, S) if all sequences agree
-        fade = backend.upload(self.decay ** abs(i[:, :, None] - j[:, None]), q.dtype)[:, None]
+        fade = (self.decay ** abs(i[:, :, None] - j[:, None])).astype(q.dtype)[:, None]
         fade = fade if mask is None else fade * mask
         weights = phi(q) @ transpose(phi(k), 0, 1, 3, 2) * fade  # (B, H, T, S)
         pattern = weights / weights.sum(axis=-1, keepdims=True)
@@ -105,7 +106,7 @@ class StateLayer(LayerCache):
             raise UsageError("a state is for linear attention, and a mask cannot hide parts of it")
         self.check(rows, at)
         B, H, _, d = rows[0].shape
-        real = None if isinstance(at, slice) else backend.upload(at >= 0)
+        real = None if isinstance(at, slice) else backend.shared(at >= 0)
         state = self.buffers[0].reshape(B, H, d, d + 1)
         z, state = recurrence(rows[0], state, attention.decay, real)
         tracing.probe("cache.state", state)

@@ -7,23 +7,32 @@ these functions methods of every backend. docs/kernels.md says how to add one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
 import numpy as np
 
-from . import decode, rows, softmax
+from . import decode, elementwise, gemv, rows, softmax
 
-# the .cu files, each with constants for a trial build
-FILES = {"decode": decode.EXAMPLE, "rows": rows.EXAMPLE, "softmax": softmax.EXAMPLE}
+# The .cu files, each with constants for a trial build.
+MODULES = {
+    "decode": decode,
+    "softmax": softmax,
+    "rows": rows,
+    "elementwise": elementwise,
+    "gemv": gemv,
+}
+FILES = {file: module.EXAMPLE for file, module in MODULES.items()}
 
 
 def source(name: str) -> str:
     """NAME.cu after common.cuh, as one text. A compiler reports errors by file and line."""
     here = Path(__file__).parent
     texts = {file: (here / file).read_text("utf-8") for file in ("common.cuh", f"{name}.cu")}
-    return "\n".join(f'#line 1 "{file}"\n{text}' for file, text in texts.items())
+    text = "\n".join(f'#line 1 "{file}"\n{text}' for file, text in texts.items())
+    return re.sub(r"[^\x00-\x7f]", ".", text)  # CuPy writes it in the encoding of the locale
 
 
 def options(constants: dict) -> tuple[str, ...]:
@@ -66,3 +75,7 @@ class Kernels:
     cross_entropy = method(rows.cross_entropy)
     weigh = method(softmax.weigh)
     unweigh = method(softmax.unweigh)
+    gelu = method(elementwise.gelu)
+    adamw = method(elementwise.adamw)
+    dropout = method(elementwise.dropout)
+    gemv = method(gemv.gemv)

@@ -94,7 +94,7 @@ loss_forward(const float* logits, const long long* rows, const long long* target
              float* losses, float* peaks, float* totals, int n)  // (m,) each
 {
   int first = threadIdx.x, m = blockIdx.x;
-  logits += rows[m] * n;
+  logits += (rows ? rows[m] : m) * n;
   float peak = LOWEST, total = 0;                   // of the numbers so far
   for (int start = first; start < n; start += HELD * THREADS) {
     float held[HELD], high = peak;
@@ -120,7 +120,7 @@ loss_backward(const float* logits, const long long* rows, const long long* targe
               float* d, int n)                      // (N, n): rows that do not count stay
 {
   int m = blockIdx.x;
-  long long row = rows[m], target = targets[m];
+  long long row = rows ? rows[m] : m, target = targets[m];
   float peak = peaks[m], inv = 1 / totals[m], scale = *g * part;
   #pragma unroll 8
   for (int c = threadIdx.x; c < n; c += THREADS)

@@ -68,13 +68,14 @@ def sum_columns(gpu, a):
 
 def cross_entropy(gpu, logits, rows, targets):
     """The mean loss of some rows of logits (..., n), with these targets, and its vjp; None unless
-    logits are float32.
+    logits are float32. `rows` None: of all rows.
     """
-    n, m, shape, given = logits.shape[-1], len(rows), logits.shape, floats(gpu, logits)
+    n, m, shape, given = logits.shape[-1], len(targets), logits.shape, floats(gpu, logits)
     if given is None:
         return None
     losses, peaks, totals = (gpu.empty((m,), "float32") for _ in range(3))
-    rows, targets = (ids.astype("int64", copy=False) for ids in (rows, targets))
+    rows = rows if rows is None else rows.astype("int64", copy=False)
+    targets = targets.astype("int64", copy=False)
     args = (*given, rows, targets, losses, peaks, totals, n)
     if not launch(gpu, "loss_forward", (m,), args, n):
         return None

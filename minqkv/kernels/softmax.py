@@ -2,8 +2,8 @@
 
 from numpy import int64
 
-from .decode import NUMBERS
-
+# What scores may be: NumPy's name, and CUDA's.
+NUMBERS = {"float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}
 EXAMPLE = {"NUMBER": "float", "THREADS": 128}
 HELD = 8  # numbers of a row that a thread keeps
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..attention import causal_mask
+from ..attention import causal_mask, on_device
 from ..cache import KVCache, last, next_positions
 from ..functional import embedding, linear, transpose
 from ..nn import Embedding, Init, LayerNorm, Module, one_step
@@ -157,8 +157,7 @@ class GPT(Module):
 
     def _mask(self, steps):
         """The mask of sequences at positions `steps`, without a cache."""
-        whole = isinstance(steps, slice)
-        steps = backend.xp.arange(steps.stop) if whole else backend.upload(steps)
+        steps = on_device(steps)
         return causal_mask(steps, steps, self.config.window, self.config.sinks)
 
     def _decode(self, ids, steps, cache, at):

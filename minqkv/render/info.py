@@ -149,7 +149,7 @@ def vector_table(name, rows, printed):
     """A function's results on vectors, as `compare.named` gives them: how many, the first that
     differs, and the causes.
     """
-    from ..analysis.known import EXPLAINED
+    from ..analysis.vectors.known import EXPLAINED
 
     console, states = stdout(), ("ok", "differs", "fault", "not done")
     lines, groups = [], {}
@@ -172,8 +172,8 @@ def vector_table(name, rows, printed):
         say(console, f"Likely cause of {share}: {text}." if cause else f"{share}: {text}.")
     faults = {row["text"]: row for row in reversed(rows) if row["state"] == "fault"}
     for text, row in reversed(faults.items()):
-        times = sum(row.get("text") == text for row in rows)
-        say(console, f"{row['case']} ({row['task']}, {row['dtype']}): {text}; so in {times} calls.")
+        times = counted(sum(row.get("text") == text for row in rows), "call")
+        say(console, f"{row['case']} ({row['task']}, {row['dtype']}): {text}; so in {times}.")
     if printed:
         say(console, "The function prints; its output is not shown.")
     if not {"ok", "differs", "fault"} & {row["state"] for row in rows}:

@@ -13,17 +13,20 @@ import ctypes
 import math
 import os
 import platform
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
 from ..kernels import FILES, Kernels, argument, first_line, options, source
 from ..kernels.products import PRECISIONS, gemm, multiply
+from . import prefetch
 from .errors import EnvironmentFault, UsageError, unknown
 from .scoped import scoped
+from .shown import size_text
 
 Array = np.ndarray  # in type hints: an array of the backend in use, so cupy.ndarray on a GPU
 
@@ -31,6 +34,7 @@ LARGE_CACHE = 1 << 26  # bytes from which the sequences of a batch are shared ou
 PIECE = 1 << 17  # numbers of an array that are worked on while they are in a core's cache
 LARGE_PASS = 1 << 18  # numbers from which several cores work on an array, piece by piece
 LARGE_PRODUCT = 1 << 22  # multiply-adds from which BLAS's own threads pay
+FULL = "cudaErrorMemoryAllocation", "CUBLAS_STATUS_ALLOC_FAILED"  # in errors of other types
 
 
 @lru_cache(64)
@@ -49,6 +53,8 @@ class Backend(Kernels):
     name = "numpy"
     on_host = True  # in this process's memory, computed on its cores
     threads, cores = 1, None  # how many cores, and what uses them: set by parallel.set_threads
+    graphs = 0  # recorded so far
+    precision = "fp32"  # of products
     xp = np
     ndarray = np.ndarray
 
@@ -57,6 +63,12 @@ class Backend(Kernels):
         needed.
         """
         return np.asarray(array, dtype)
+
+    def shared(self, array: np.ndarray) -> Array:
+        """Like `upload`, for positions and slots, not to be written to: all layers of a step need
+        the same ones, and on a GPU one copy serves them all.
+        """
+        return array
 
     def empty(self, shape: tuple, dtype) -> Array:
         """An array that will be read many times: it begins at a cache line, so that its rows span
@@ -169,6 +181,10 @@ class Backend(Kernels):
         out[present] = np.add.reduceat(rows[order], starts, axis=0)
         return out
 
+    def add_numbers(self, ids: Array, numbers: Array, n: int) -> Array:
+        """Sum `numbers` (N,) by their ids (N,) into (n,), in float64."""
+        return np.bincount(ids, numbers, n)
+
     def each(self, function: Callable, items: Iterable) -> list:
         """[function(item) for item in items], on several cores at a time."""
         if self.cores is None:
@@ -194,6 +210,21 @@ class Backend(Kernels):
             return nullcontext()
         return self.cores.blas_threads(self.threads if macs >= LARGE_PRODUCT else 1)
 
+    def ahead(self, batches: Iterable[tuple]) -> Iterable[tuple]:
+        """The same batches. On a GPU, each is made and uploaded while the one before it is used."""
+        return batches
+
+    def free_memory(self) -> int | None:
+        """Bytes that this process may still take on the device; None without one."""
+        return None
+
+    def held_memory(self) -> int | None:
+        """Bytes of the device that this process holds; None without one."""
+        return None
+
+    def release(self) -> None:
+        """Give what this process holds on the device without using it back, to other processes."""
+
     def describe(self) -> str:
         """One line for `minqkv doctor`."""
         return f"NumPy {np.__version__}"
@@ -217,7 +248,9 @@ class GpuBackend(Backend):
 
     def __init__(self, xp):
         self.xp, self.ndarray = xp, xp.ndarray
-        self.modules = {}  # of compiled kernels
+        self.functions, self.warned = {}, set()  # compiled kernels, files that do not compile
+        self._copies = lru_cache(8)(lambda *about: self.upload(np.ndarray(*about)))
+        self.beside, self.early = None, []  # see prefetch.py
 
     def launch(
         self, file: str, function: str, grid: tuple, block: tuple, args, constants, shared: int = 0
@@ -227,25 +260,24 @@ class GpuBackend(Backend):
         False: it does not compile here, and nothing was started. `shared` are bytes of dynamic
         shared memory.
         """
-        module = self.module(file, constants)
-        if isinstance(module, Exception):
+        key = (file, function, *constants.items())
+        if key not in self.functions:
+            self.functions[key] = self.function(file, function, constants)
+        if self.functions[key] is None:
             return False
-        args = tuple([argument(value) for value in args])
-        module.get_function(function)(grid, block, args, shared_mem=shared)
+        self.functions[key](grid, block, tuple(map(argument, args)), shared_mem=shared)
         return True
 
-    def module(self, file: str, constants: dict):
-        """A compiled .cu file, or the error that prevents it, of which one warning tells."""
-        key = (file, *constants.items())
-        if key not in self.modules:
-            try:
-                self.modules[key] = self.compiled(source(file), options(constants))
-            except Exception as error:  # no NVRTC, no headers, an old driver, a fault in the file
-                self.modules[key] = error
-                why = first_line(error)
-                text = f"{file}.cu does not compile, so the readable code runs instead: {why}"
-                warnings.warn(text, RuntimeWarning, stacklevel=2)
-        return self.modules[key]
+    def function(self, file: str, name: str, constants: dict) -> Callable | None:
+        """A function of a .cu file, or None if it does not compile, of which one warning tells."""
+        try:
+            return self.compiled(source(file), options(constants)).get_function(name)
+        except Exception as error:  # no NVRTC, no headers, an old driver, a fault in the file
+            text = f"{file}.cu does not compile, so the readable code runs instead: "
+            if file not in self.warned:
+                warnings.warn(text + first_line(error), RuntimeWarning, stacklevel=2)
+            self.warned.add(file)
+            return None
 
     def compiled(self, text: str, flags: tuple[str, ...]):
         """CUDA C as a module whose functions can be launched; CuPy keeps it on disk."""
@@ -253,12 +285,45 @@ class GpuBackend(Backend):
         module.compile()
         return module
 
+    def recorded(self, function: Callable) -> Callable:
+        """A function that starts again all that function() starts on the device, by one call, and
+        returns the same arrays with new contents: a CUDA graph.
+
+        Addresses, sizes and numbers are frozen; what is to differ must be in an array's contents.
+        Raises what CuPy refuses: cuBLAS, uploads, and all for which the host would wait.
+        """
+        pool, stream = self.xp.cuda.MemoryPool(), self.xp.cuda.Stream()
+        with self.xp.cuda.using_allocator(pool.malloc), stream:
+            function()  # kernels are compiled, and their memory is found, before
+            stream.begin_capture()
+            try:
+                result = function()
+            finally:
+                graph = stream.end_capture()
+
+        def again():
+            graph.launch()
+            return result
+
+        again.memory = pool  # of its own: nobody else is given what the graph writes to
+        self.graphs += 1
+        return again
+
     def address(self, array: Array) -> int:
         """Where an array begins in the memory of the device."""
         return array.data.ptr
 
     def upload(self, array, dtype=None) -> Array:
-        return self.xp.asarray(array, dtype)
+        found = prefetch.found(self, array, dtype)
+        return self.xp.asarray(array, dtype) if found is None else found
+
+    def ahead(self, batches: Iterable[tuple]) -> Iterable[tuple]:
+        return prefetch.ahead(self, batches)
+
+    def shared(self, array: np.ndarray) -> Array:
+        found = prefetch.found(self, array, None)
+        about = array.shape, array.dtype
+        return self._copies(*about, array.tobytes()) if found is None else found
 
     def empty(self, shape: tuple, dtype) -> Array:
         return self.xp.empty(shape, dtype)
@@ -301,40 +366,83 @@ class GpuBackend(Backend):
 
     def add_rows(self, ids: Array, rows: Array, n: int) -> Array:
         out = self.xp.zeros((n, rows.shape[1]), rows.dtype)
-        self.xp.add.at(
-            out, ids, rows
-        )  # atomics: float32 sums differ from run to run in the last bits
+        self.xp.add.at(out, ids, rows)  # atomics: the last bits differ from run to run
         return out
+
+    def add_numbers(self, ids: Array, numbers: Array, n: int) -> Array:
+        # not xp.bincount, which makes the host wait, twice
+        return self.add_rows(ids, numbers.astype("float64")[:, None], n)[:, 0]
+
+    def free_memory(self) -> int:
+        pool = self.xp.get_default_memory_pool()  # keeps what was freed
+        return int(self.xp.cuda.runtime.memGetInfo()[0]) + int(pool.free_bytes())
+
+    def held_memory(self) -> int:
+        return int(self.xp.get_default_memory_pool().total_bytes())
+
+    def release(self) -> None:
+        self.xp.get_default_memory_pool().free_all_blocks()
 
     def describe(self) -> str:
         properties = self.xp.cuda.runtime.getDeviceProperties(0)
         return f"CuPy {self.xp.__version__} on {properties['name'].decode()}"
 
     def usable(self) -> dict[str, str]:
-        found = {}
+        found, tried = (
+            {},
+            {"graphs": lambda: self.recorded(lambda: self.empty((1,), "int64") + 1)()},
+        )
         for file, constants in FILES.items():
+            tried[file] = partial(self.compiled, source(file), options(constants))
+        for name, trial in tried.items():
             try:
-                self.compiled(source(file), options(constants))
-                found[file] = "usable" if self.kernels else "usable, but switched off"
+                trial()
+                found[name] = "usable" if self.kernels else "usable, but switched off"
             except Exception as error:
-                found[file] = f"does not compile: {first_line(error)}"
+                what = "does not compile" if name in FILES else "cannot be recorded"
+                found[name] = f"{what}: {first_line(error)}"
         return found
 
 
 def _cupy():
     try:
         import cupy
-    except ImportError as error:
+    except Exception as error:  # ImportError, and what a NumPy or a library that is too old causes
         raise EnvironmentFault(
-            f"the cupy backend needs CuPy, and importing it failed: {error}",
+            f"the cupy backend needs CuPy, and importing it failed: {_cause(error)}",
             "pip install -e '.[cuda13]' in the clone (or cuda12, rocm7), or use --backend numpy",
         ) from error
-    if not cupy.is_available():
+    try:
+        cupy.cuda.runtime.getDeviceCount()  # raises without a driver, or with an old one
+        if not cupy.is_available():
+            raise RuntimeError("it finds no GPU")
+        cupy.asnumpy(cupy.zeros(1) + 1)  # takes memory, compiles, and computes
+    except Exception as error:
+        cures = {name: cure for name, cure in _CURES.items() if name in str(error).lower()}
+        cure = next(iter(cures.values()), "check nvidia-smi")
         raise EnvironmentFault(
-            "CuPy is installed, but it finds no usable GPU",
-            "check nvidia-smi, or use --backend numpy",
-        )
-    return GpuBackend(cupy)
+            f"CuPy is installed, but it cannot compute here: {_cause(error)}",
+            f"{cure}, or use --backend numpy",
+        ) from error
+    found = GpuBackend(cupy)
+    if cupy.cuda.runtime.is_hip:
+        found.kernels = False  # they are written for warps of 32 threads
+    return found
+
+
+_CURES = {  # by a word of the error
+    "insufficientdriver": "update the driver, or install the CuPy of its CUDA version (nvidia-smi)",
+    "memory": "see in nvidia-smi which programs hold the memory of the GPU",
+    "nvrtc": "install CUDA's compiler: pip install -e '.[cuda13]' in the clone (or cuda12)",
+    "source file": "install CUDA's headers: pip install -e '.[cuda13]' in the clone (or cuda12)",
+}
+
+
+def _cause(error):
+    """The line of an error that gives the reason: CuPy puts a banner around it."""
+    text = str(error).rpartition("Original error:")[2]
+    lines = [line.strip() for line in text.splitlines() if line.strip("= ")]
+    return lines[0] if lines else type(error).__name__
 
 
 _makers = {"numpy": Backend, "cupy": _cupy}
@@ -394,6 +502,16 @@ def use_precision(name: str) -> None:
         why = f"this GPU (sm_{found}) has no {name}, which came with sm_80"
         raise EnvironmentFault(why, "leave out --precision")
     GpuBackend.precision = name
+    _use(current)
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """What was asked for and what is free, if an error says that memory is full; else None."""
+    asked = re.search(r"allocating ([\d,]+) bytes", str(error))  # CuPy's words
+    if not current.on_host and (asked or any(code in str(error) for code in FULL)):
+        what = f"; {size_text(int(asked[1].replace(',', '')))} were asked for" if asked else ""
+        return f"the GPU is out of memory{what}, {size_text(current.free_memory())} are free"
+    return f"out of memory: {error}".rstrip(": ") if isinstance(error, MemoryError) else None
 
 
 def use_cores(threads: int, cores) -> None:
@@ -419,7 +537,7 @@ def upload_ids(ids, limit: int, what: str, ignore: int | None = None) -> Array:
         bad &= ids != ignore
     if bad.any():
         raise UsageError(f"{what}: id {ids[bad].flat[0]} is outside 0..{limit - 1}")
-    return current.upload(ids)
+    return current.shared(ids)
 
 
 def tame_allocator() -> bool:

@@ -63,7 +63,8 @@ def resources(file, constants, architecture):
     """{function: [registers, bytes of local and of shared memory]} of a build. Raises
     AssertionError with what the compiler says if it fails, or if it warns.
     """
-    flags = (f"-arch={architecture}", "-std=c++17", "--ptxas-options=-v", f"-I{headers()}")
+    as_cupy = ("-std=c++17", "--device-as-default-execution-space")
+    flags = (*as_cupy, f"-arch={architecture}", "--ptxas-options=-v", f"-I{headers()}")
     good, log = compiled(source(file), (*flags, *options(constants)))
     assert good, log
     assert "warning" not in log, log

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -29,9 +30,9 @@ from minqkv import kernels
 HERE = Path(__file__).parent
 WARNINGS = ("-Wall", "-Wno-unused-function", "-Wno-unused-variable", "-Wno-unknown-pragmas")
 PLAIN = ("-O1", "-ftrivial-auto-var-init=pattern")  # a local variable starts as garbage too
+FAULTY = PLAIN[1:]  # a planted fault runs once: optimising it takes longer than it saves
 SANITISED = (
-    "-O1",
-    "-g",
+    "-g1",
     "-fsanitize=address,undefined",
     "-fsanitize-sections=shared_memory",
     "-fno-sanitize-recover=all",
@@ -54,13 +55,17 @@ class CompileError(KernelError):
 
 @lru_cache
 def compiler():
-    """The C++ compiler, or None."""
-    return next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "g++"))), None)
+    """The C++ compiler, or None if there is none that can do this."""
+    found = shutil.which(os.environ.get("CXX") or "g++") if sys.platform == "linux" else None
+    if found is None:
+        return None
+    test = [found, *PLAIN, "-x", "c++", "-fsyntax-only", os.devnull]
+    return None if subprocess.run(test, capture_output=True).returncode else found
 
 
 def missing():
     """Why no kernel can be built here, or None."""
-    return None if compiler() else "needs a C++ compiler: apt install g++"
+    return None if compiler() else "needs Linux and g++ 12 or later: apt install g++"
 
 
 def source(file):
@@ -97,6 +102,9 @@ def build(text, flags, how=PLAIN):
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / f"{key}.so"
     if not library.exists():
+        for old in folder.glob("*.so"):
+            if time.time() - old.stat().st_mtime > 7 * 86400:
+                old.unlink(missing_ok=True)
         part = folder / f"{key}.{os.getpid()}"
         part.with_suffix(".cpp").write_text(text)
         command = [compiler(), *flags, "-shared", "-fPIC"]
@@ -126,8 +134,9 @@ class Module:
     given.
     """
 
-    def __init__(self, text, flags, seed=None, how=PLAIN):
+    def __init__(self, text, flags, seed=None):
         self.made_of, self.seed = (text, flags), seed
+        how = FAULTY if _changed else PLAIN
         self.library = ctypes.PyDLL(str(build(text, flags, how)))  # holds the lock: one at a time
 
     def get_function(self, name):
@@ -213,11 +222,14 @@ def extent(array):
 def recording():
     """`with recording() as calls: ...`: every launch since, its arguments as they were."""
     global _recorded
-    _recorded = []
+    outer, _recorded = _recorded, []
+    calls = _recorded
     try:
-        yield _recorded
+        yield calls
     finally:
-        _recorded = None
+        _recorded = outer
+        if outer is not None:  # inside another recording, which has these calls too
+            outer += calls
 
 
 def sanitised(calls, seed=1):
@@ -290,7 +302,8 @@ def survives(file, old, new, check, limit=60):
     """Whether check() still passes with a planted fault. It runs in a forked process, which may
     crash or never end: both count as noticed. Raises KernelError if the fault does not compile.
     """
-    child = os.fork()
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        child = os.fork()  # of a process with several threads, of which the child needs none
     if not child:
         code = CAUGHT
         try:

@@ -20,7 +20,7 @@ def strict(monkeypatch):
 
 
 def launches(prompt=5):
-    """How many kernels decode one token."""
+    """How many functions of decode.cu are launched for one token."""
     model = mq.GPT(mq.GPTConfig(11, 32, 2, 2, 32))
     cache = model.new_cache()
     model([[*range(prompt)]], cache=cache)
