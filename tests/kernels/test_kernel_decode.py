@@ -359,7 +359,7 @@ FAULTS = [  # (old text, new text), and the check that notices it if that is not
     # the ends of arrays, tiles and spans
     ("bool inside = start + r < end;", "bool inside = start + r <= end;", check_addresses),
     ("bool seen = slot < end &&", "bool seen = slot <= end &&"),
-    ("min(int(blockIdx.x + 1) * span, n)", "min(int(blockIdx.x + 1) * span, n / ROWS * ROWS)"),
+    ("newest ? int(*newest) + 1 : n)", "newest ? int(*newest) + 1 : n / ROWS * ROWS)"),
     ("for (int w = 0; w < WARPS; w++) z", "for (int w = 0; w < WARPS - 1; w++) z"),
     # barriers
     ("if (!__syncthreads_or(seen)) continue;", ""),
