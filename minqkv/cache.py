@@ -140,7 +140,8 @@ class LayerCache(shown.Layer):
         tracing.probe("cache.r" if attention.spec.apart else "cache.v", stored[-self.per_row])
         dtype, n = q.data.dtype, stored[0].shape[2]
         shown = grad_wanted(q) or tracing.active() is not None  # no step may be skipped
-        if not shown and (z := backend.decode(attention, q.data, stored, mask)) is not None:
+        z = None if shown else backend.decode(attention, q.data, stored, at, mask, asked)
+        if z is not None:
             return Tensor(z)
         one = n <= online.BLOCK or q.data.shape[2] > online.FEW or stored[0].dtype == dtype
         if one or shown:

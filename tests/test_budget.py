@@ -48,7 +48,7 @@ IMAGES = {f"tasks/{name}.py" for name in (
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
-    "the book": ({*BOOK, "runs"} - {"caches", "designs"}, 3300),
+    "the book": ({*BOOK, "runs"} - {"caches", "designs"}, 3330),
     "beside it, further kinds of cache": ({"caches"}, 400),
     "beside it, layers of models that ship, and linear attention": ({"designs"}, 525),
     "GPU kernels, from Python": ({"kernels"}, 200),

@@ -402,9 +402,9 @@ say("The second read is cheap if the array is still in the processor's cache.")
 
 # %% [markdown]
 # With `raw` and rotary positions there is one more read: the turned copy must first be made from
-# the array. Reading it only once would take a GPU kernel that does both products in one pass, and
-# this package has none yet. So the cache always holds half the bytes, but reading half as many
-# needs a special kernel.
+# the array. Reading it only once takes a GPU kernel that does both products in one pass:
+# `minqkv/kernels/decode.cu`, for heads wider than the four numbers here. So the cache always holds
+# half the bytes, but reading half as many needs such a kernel.
 #
 # All three fixes are found in models in use. In the larger models of Gemma 4, the layers that see
 # the whole text make keys and values from one raw row. DeepSeek-V4 turns the answer back.

@@ -7,6 +7,7 @@ these functions methods of every backend. docs/kernels.md says how to add one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -22,7 +23,8 @@ def source(name: str) -> str:
     """NAME.cu after common.cuh, as one text. A compiler reports errors by file and line."""
     here = Path(__file__).parent
     texts = {file: (here / file).read_text("utf-8") for file in ("common.cuh", f"{name}.cu")}
-    return "\n".join(f'#line 1 "{file}"\n{text}' for file, text in texts.items())
+    text = "\n".join(f'#line 1 "{file}"\n{text}' for file, text in texts.items())
+    return re.sub(r"[^\x00-\x7f]", ".", text)  # CuPy writes it in the encoding of the locale
 
 
 def options(constants: dict) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+typedef signed char int8;
 
 #define FULL 0xffffffffu                            // all 32 threads of a warp
 #define LOWEST (-3.402823466e38f)                   // the smallest float: no score lies below it
@@ -17,6 +18,13 @@ __device__ inline float as_float(signed char x) { return float(x); }
 __device__ inline void store(float* at, float x) { *at = x; }
 __device__ inline void store(__half* at, float x) { *at = __float2half(x); }
 __device__ inline void store(__nv_bfloat16* at, float x) { *at = __float2bfloat16(x); }
+
+// Four numbers that begin at a multiple of 16 bytes, in one load; and the product of two such.
+__device__ inline float4 four(const float* at) { return *(const float4*)at; }
+__device__ inline float dot(float4 a, float4 b)
+{
+  return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
+}
 
 // The largest value and the sum over a warp; every thread gets it.
 __device__ inline float warp_max(float x) {

@@ -1,104 +1,150 @@
-// One new token against the cache. Each stored row is read once, for all its queries, and for both
-// its uses: as a key, whose product with a query is a score, and as a value, which scores mix.
-//
-//   cache of one head       a block of 128 threads           for each query
-//   ┌───────────┐
-//   │ span 0    │ ── ROWS rows at a time ─► tile ─► scores ─► peak, total, mixed ─┐
-//   ├───────────┤                             └──────────────────┘                │ join
-//   │ span 1    │ ── another block          (the same tile, read again on chip) ──┼──► answer
-//   ├───────────┤                                                                 │
-//   │ ...       │ ── ...                                        ──────────────────┘
-//   └───────────┘
-//
-// peak is the largest score so far, total is Σ exp(score - peak), mixed is Σ exp(score - peak) ·
-// value. A tile that raises the peak multiplies the other two by exp(old peak - new peak); `join`
-// combines the spans of positions in the same way. online.py has the readable form.
-//
-// Constants: STORED, the type of stored numbers; WIDTH, the channels of a row; GROUP, the queries
-// that share it here; ROWS, the rows of a tile; APART, 1 if values are rows of their own.
-
+// One new token against the cache. Each stored row is read once, for all queries that share it, and
+// for both its uses: as a key, whose product with a query is a score, and as a value, which the
+// scores mix. A block takes some queries of one stored head, and a span of its positions:
+//   cache of a head           a block                             for each query
+//   ┌────────┐  ROWS rows  ┌─────────────────────┐
+//   │ span 0 │ ──────────► │ keys   ─► scores    │
+//   │        │  at a time  │ values ◄─ weights ──┼─► mixed, total, peak ─┐
+//   ├────────┤             └─────────────────────┘                       ├─ join ─► answer
+//   │ span 1 │ ──────────► another block ────────► mixed, total, peak ───┘
+//   └────────┘
+// peak: the largest score so far; total: Σ exp(score - peak); mixed: Σ exp(score - peak) · value.
+// When a tile raises the peak, the other two are multiplied by exp(old - new), as in online.py.
+//   PARTS threads add up a score: 0 1 2 3 │ 4 5 6 7 │   a thread mixes a channel: 0  1  2  3 ...
+//                                 row 0   │ row 1   │   of all rows
+// The other constants are explained in decode.py. FORM says what the stored rows are:
+#define SAME 0    // a row is key and value
+#define APART 1   // values are rows of their own
+#define TURNED 2  // a row is the value; turned, it is the key
 #define THREADS 128
 #define WARPS (THREADS / 32)
-#define PARTS (THREADS / ROWS)                      // threads that share the work on one row
-#define CHANNELS ((WIDTH + THREADS - 1) / THREADS)  // of the answer, that a thread keeps
-#define PITCH (WIDTH + 1)                           // a row of the tile: one more, so that rows
-                                                    // begin in different banks
-extern "C" __global__ void __launch_bounds__(THREADS)
-decode(const float* q,                              // (B, H, WIDTH), scaled
-       const STORED* keys, const STORED* values,    // (B, h, S, WIDTH), at these strides:
-       long long of_sequence, long long of_head, int of_row,
-       float* mixed, float* totals, float* peaks,   // (B, H, spans, WIDTH), (B, H, spans) twice
-       int n, int span, int heads, int queries)     // positions; a block's; h; H
-{
-  __shared__ float tile[ROWS * PITCH], rows[APART ? ROWS * PITCH : 1];
-  __shared__ float query[GROUP * WIDTH], weight[GROUP][ROWS];
-  __shared__ float peak[GROUP], total[GROUP], shrink[GROUP];
-  const float* value = APART ? rows : tile;
-  int t = threadIdx.x, lane = t % 32, warp = t / 32, row = t / PARTS, part = t % PARTS;
-  int chunks = queries / heads / GROUP, head = blockIdx.y / chunks, b = blockIdx.z;
-  int first = blockIdx.y * GROUP;                   // query: those of a stored head are neighbours
-  long long place = b * of_sequence + head * of_head;
-  int begin = blockIdx.x * span, end = min(begin + span, n);
-  float mix[GROUP][CHANNELS] = {};
-  if (t < GROUP) peak[t] = LOWEST, total[t] = 0;
-  for (int i = t; i < GROUP * WIDTH; i += THREADS)
-    query[i] = q[((long long)b * queries + first) * WIDTH + i];
+#define PARTS (THREADS / ROWS)
+#define KEY (WIDTH + BESIDE)
+#define PITCH (KEY + (48 - KEY % 32) % 32)          // two rows, read by fours, are in all 32 banks
+#define CHANNELS ((VALUE + THREADS - 1) / THREADS)
+struct __align__(sizeof(STORED) * VECTOR) Pack { STORED x[VECTOR]; };
 
-  for (int start = begin; start < end; start += ROWS) {
-    __syncthreads();                                // the last tile has been used
-    for (int i = t; i < ROWS * WIDTH; i += THREADS) {
-      int r = i / WIDTH, c = i % WIDTH;
-      long long at = place + (long long)(start + r) * of_row + c;
-      tile[r * PITCH + c] = start + r < end ? as_float(keys[at]) : 0;
-      if (APART) rows[r * PITCH + c] = start + r < end ? as_float(values[at]) : 0;
+// Rows from place + start on into a tile, integers times their scales; zeros from `end` on.
+__device__ __forceinline__ void fetch(float* tile, int pitch, const STORED* from, int width,
+                                      const float* scales, long long place, int start, int end)
+{
+  for (int i = threadIdx.x; i < ROWS * width / VECTOR; i += THREADS) {
+    int r = i / (width / VECTOR), c = i % (width / VECTOR) * VECTOR;
+    bool inside = start + r < end;
+    Pack pack = inside ? *(const Pack*)(from + (place + start + r) * width + c) : Pack{};
+    float scale = inside && scales ? scales[place + start + r] : 1;
+    for (int j = 0; j < VECTOR; j++) tile[r * pitch + c + j] = as_float(pack.x[j]) * scale;
+  }
+}
+
+// A key from a value: times its gains, the last channels turned by the angles of its position.
+__device__ __forceinline__ void turn(float* key, const float* value, const NUMBER* gains,
+                                     const NUMBER* cos, const NUMBER* sin, int position, int part)
+{
+  const int half = TURN / 2, still = WIDTH - TURN;
+  for (int c = part; c < WIDTH; c += PARTS) key[c] = value[c] * (gains ? as_float(gains[c]) : 1);
+  __syncwarp();                                     // the threads of a row are in one warp
+  for (int c = still + part; c < still + half; c += PARTS) {
+    long long angle = (long long)position * half + c - still;
+    float x = key[c], y = key[c + half], u = as_float(cos[angle]), v = as_float(sin[angle]);
+    key[c] = x * u - y * v, key[c + half] = y * u + x * v;
+  }
+  __syncwarp();
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 4) decode(
+    const NUMBER* q, float scale, const NUMBER* temperature,        // (B, H, ASKED), (), ()
+    const STORED* rows, const STORED* apart, const STORED* beside,  // (B, h, capacity, WIDTH), ...
+    const float* row_scales, const float* apart_scales, const float* beside_scales,
+    const NUMBER* gains, const NUMBER* cos, const NUMBER* sin,      // (WIDTH,), angles by position
+    const int* at, const bool* mask, const NUMBER* bias,            // by slot: (n,), and from one
+    int of_at, int of_mask, int of_bias, int of_head,               // sequence or head to the next
+    float* mixed, float* totals, float* peaks,                      // (B, H, spans, VALUE), ...
+    int n, int span, int capacity, int heads, int queries)          // slots; a block's; ...; h; H
+{
+  __shared__ __align__(16) float keys[ROWS * PITCH], query[GROUP * KEY], weight[GROUP][ROWS];
+  __shared__ float own[FORM == SAME ? 1 : ROWS * VALUE], peak[GROUP], total[GROUP], shrink[GROUP];
+  const float* values = FORM == SAME ? keys : own; const int pitch = FORM == SAME ? PITCH : VALUE;
+  int t = threadIdx.x, lane = t % 32, warp = t / 32, row = t / PARTS, part = t % PARTS;
+  long long b = blockIdx.z, first = blockIdx.y * GROUP, head = first / (queries / heads);
+  long long place = (b * heads + head) * capacity;  // the first row
+  float mix[GROUP][CHANNELS] = {}, strength = temperature ? scale * as_float(*temperature) : scale;
+  if (t < GROUP) peak[t] = LOWEST, total[t] = 0;
+  for (int i = t; i < GROUP * KEY; i += THREADS) {  // zeros for what only values have
+    int c = i % KEY, from = c < WIDTH ? c : c - (KEY - ASKED);
+    bool none = c >= ASKED - BESIDE && c < WIDTH;
+    query[i] = none ? 0 : as_float(q[(b * queries + first + i / KEY) * ASKED + from]) * strength;
+  }
+  int end = min(int(blockIdx.x + 1) * span, n);
+  for (int start = blockIdx.x * span; start < end; start += ROWS) {
+    int slot = start + row;
+    __syncthreads();                                // all have used the last tile
+    if (FORM == TURNED) fetch(own, VALUE, rows, VALUE, row_scales, place, start, end);
+    else fetch(keys, PITCH, rows, WIDTH, row_scales, place, start, end);
+    if (FORM == APART) fetch(own, VALUE, apart, VALUE, apart_scales, place, start, end);
+    fetch(keys + WIDTH, PITCH, beside, BESIDE, beside_scales, b * capacity, start, end);
+    __syncthreads();
+    if (FORM == TURNED) {
+      int place = slot >= end ? 0 : at ? max(at[b * of_at + slot], 0) : slot;
+      turn(keys + row * PITCH, own + row * VALUE, gains, cos, sin, place, part);
+    }
+    float score[GROUP] = {};
+    for (int c = 4 * part; c < KEY; c += 4 * PARTS) {
+      float4 k = four(keys + row * PITCH + c);
+      for (int g = 0; g < GROUP; g++) score[g] += dot(four(query + g * KEY + c), k);
+    }
+    bool seen = slot < end && (!mask || mask[b * of_mask + slot]);
+    for (int g = 0; g < GROUP; g++) {
+      for (int step = PARTS / 2; step; step /= 2) score[g] += __shfl_xor_sync(FULL, score[g], step);
+      if (bias && seen) score[g] += as_float(bias[b * of_bias + (first + g) * of_head + slot]);
+      if (part == 0) weight[g][row] = seen ? score[g] : -INFINITY;
     }
     __syncthreads();
-    for (int g = 0; g < GROUP; g++) {               // PARTS threads add up one score
-      float score = 0;
-      for (int c = part; c < WIDTH; c += PARTS)
-        score += query[g * WIDTH + c] * tile[row * PITCH + c];
-      for (int step = PARTS / 2; step; step /= 2) score += __shfl_xor_sync(FULL, score, step);
-      if (part == 0) weight[g][row] = start + row < end ? score : -INFINITY;
-    }
-    __syncthreads();
-    for (int g = warp; g < GROUP; g += WARPS) {     // a warp has the scores of one query
-      float score = lane < ROWS ? weight[g][lane] : -INFINITY;
-      float high = fmaxf(peak[g], warp_max(score));
-      float w = __expf(score - high), old = __expf(peak[g] - high);
-      float sum = total[g] * old + warp_sum(w);     // a shuffle: all lanes have read peak
+    for (int g = warp; g < GROUP; g += WARPS) {     // a warp has all scores of a query
+      float x = lane < ROWS ? weight[g][lane] : -INFINITY;
+      float high = fmaxf(peak[g], warp_max(x)), w = __expf(x - high), old = __expf(peak[g] - high);
+      float sum = total[g] * old + warp_sum(w);     // shuffles: every lane has read peak and total
       if (lane < ROWS) weight[g][lane] = w;
       if (lane == 0) peak[g] = high, total[g] = sum, shrink[g] = old;
     }
     __syncthreads();
-    for (int g = 0; g < GROUP; g++)                 // a thread has a few channels of the answer
-      for (int i = 0, c = t; i < CHANNELS; i++, c += THREADS) {
-        mix[g][i] *= shrink[g];
-        if (c < WIDTH)
-          for (int r = 0; r < ROWS; r++) mix[g][i] += weight[g][r] * value[r * PITCH + c];
-      }
+#pragma unroll                                      // mix is in registers: no variable index
+    for (int i = 0; i < CHANNELS; i++) {
+      int c = min(t + i * THREADS, VALUE - 1);      // what is beyond the last is not written
+      for (int g = 0; g < GROUP; g++) mix[g][i] *= shrink[g];
+#pragma unroll 4
+      for (int r = 0; r < ROWS; r++)
+        for (int g = 0; g < GROUP; g++) mix[g][i] += weight[g][r] * values[r * pitch + c];
+    }
   }
-
-  __syncthreads();
   for (int g = 0; g < GROUP; g++) {
-    long long out = ((long long)b * queries + first + g) * gridDim.x + blockIdx.x;
-    if (t == 0) totals[out] = total[g], peaks[out] = peak[g];
-    for (int i = 0, c = t; i < CHANNELS; i++, c += THREADS)
-      if (c < WIDTH) mixed[out * WIDTH + c] = mix[g][i];
+    long long out = (b * queries + first + g) * gridDim.x + blockIdx.x;  // of this span
+    if (t == g) totals[out] = total[g], peaks[out] = peak[g];
+    for (int i = 0; i < CHANNELS; i++)
+      if (t + i * THREADS < VALUE) mixed[out * VALUE + t + i * THREADS] = mix[g][i];
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-join(const float* mixed, const float* totals, const float* peaks, float* answer, int spans)
+// A block answers 32 channels of one query: a lane for each, and the spans are shared by the warps.
+extern "C" __global__ void __launch_bounds__(THREADS) join(
+    const float* mixed, const float* totals, const float* peaks, const NUMBER* sinks,
+    NUMBER* answer, int spans, int queries)         // sinks (H,): of one more key, whose value is 0
 {
-  long long query = blockIdx.x;                     // of B · H
-  float high = LOWEST, total = 0;
-  for (int s = 0; s < spans; s++) high = fmaxf(high, peaks[query * spans + s]);
-  for (int s = 0; s < spans; s++)
-    total += totals[query * spans + s] * __expf(peaks[query * spans + s] - high);
-  for (int c = threadIdx.x; c < WIDTH; c += THREADS) {
-    float z = 0;
-    for (int s = 0; s < spans; s++)
-      z += mixed[(query * spans + s) * WIDTH + c] * __expf(peaks[query * spans + s] - high);
-    answer[query * WIDTH + c] = total ? z / total : 0;  // zeros for a query that sees nothing
+  __shared__ float parts[WARPS][32], sums[WARPS];
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.y * 32 + lane;
+  long long query = blockIdx.x, from = query * spans;
+  float sink = sinks ? as_float(sinks[query % queries]) : LOWEST, high = sink, total = 0, z = 0;
+  for (int s = lane; s < spans; s += 32) high = fmaxf(high, peaks[from + s]);
+  high = warp_max(high);
+  for (int s = warp; s < spans; s += WARPS) {
+    float w = __expf(peaks[from + s] - high);
+    total += totals[from + s] * w;
+    if (c < VALUE) z += mixed[(from + s) * VALUE + c] * w;
   }
+  parts[warp][lane] = z, sums[warp] = total;        // the same total in every lane
+  __syncthreads();
+  total = sinks ? __expf(sink - high) : 0, z = 0;
+  for (int w = 0; w < WARPS; w++) z += parts[w][lane], total += sums[w];
+  if (warp == 0 && c < VALUE)                       // zeros for a query that sees nothing
+    store(answer + query * VALUE + c, total ? z / total : 0);
 }

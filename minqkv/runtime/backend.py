@@ -227,7 +227,7 @@ class GpuBackend(Backend):
 
     def __init__(self, xp):
         self.xp, self.ndarray = xp, xp.ndarray
-        self.modules = {}  # of compiled kernels
+        self.functions, self.warned = {}, set()  # compiled kernels, files that do not compile
         self._copies = lru_cache(8)(lambda *about: self.upload(np.ndarray(*about)))
 
     def launch(
@@ -238,25 +238,24 @@ class GpuBackend(Backend):
         False: it does not compile here, and nothing was started. `shared` are bytes of dynamic
         shared memory.
         """
-        module = self.module(file, constants)
-        if isinstance(module, Exception):
+        key = (file, function, *constants.items())
+        if key not in self.functions:
+            self.functions[key] = self.function(file, function, constants)
+        if self.functions[key] is None:
             return False
-        args = tuple([argument(value) for value in args])
-        module.get_function(function)(grid, block, args, shared_mem=shared)
+        self.functions[key](grid, block, tuple(map(argument, args)), shared_mem=shared)
         return True
 
-    def module(self, file: str, constants: dict):
-        """A compiled .cu file, or the error that prevents it, of which one warning tells."""
-        key = (file, *constants.items())
-        if key not in self.modules:
-            try:
-                self.modules[key] = self.compiled(source(file), options(constants))
-            except Exception as error:  # no NVRTC, no headers, an old driver, a fault in the file
-                self.modules[key] = error
-                why = first_line(error)
-                text = f"{file}.cu does not compile, so the readable code runs instead: {why}"
-                warnings.warn(text, RuntimeWarning, stacklevel=2)
-        return self.modules[key]
+    def function(self, file: str, name: str, constants: dict) -> Callable | None:
+        """A function of a .cu file, or None if it does not compile, of which one warning tells."""
+        try:
+            return self.compiled(source(file), options(constants)).get_function(name)
+        except Exception as error:  # no NVRTC, no headers, an old driver, a fault in the file
+            text = f"{file}.cu does not compile, so the readable code runs instead: "
+            if file not in self.warned:
+                warnings.warn(text + first_line(error), RuntimeWarning, stacklevel=2)
+            self.warned.add(file)
+            return None
 
     def compiled(self, text: str, flags: tuple[str, ...]):
         """CUDA C as a module whose functions can be launched; CuPy keeps it on disk."""
@@ -349,7 +348,10 @@ def _cupy():
             "CuPy is installed, but it finds no usable GPU",
             "check nvidia-smi, or use --backend numpy",
         )
-    return GpuBackend(cupy)
+    found = GpuBackend(cupy)
+    if cupy.cuda.runtime.is_hip:
+        found.kernels = False  # they are written for warps of 32 threads
+    return found
 
 
 _makers = {"numpy": Backend, "cupy": _cupy}

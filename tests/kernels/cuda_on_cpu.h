@@ -19,7 +19,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 #define __shared__ static __attribute__((section("shared_memory")))
 
 struct dim3 { unsigned x, y, z; };
@@ -276,8 +276,8 @@ static inline int __float_as_int(float x) { return shim::value<int>(shim::bits(x
 static inline unsigned __float_as_uint(float x) { return shim::value<unsigned>(shim::bits(x)); }
 static inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
 template <class T> T __ldg(const T* at) { return *at; }
-template <class T> T min(T a, T b) { return b < a ? b : a; }
-template <class T> T max(T a, T b) { return a < b ? b : a; }
+template <class T, class U> std::common_type_t<T, U> min(T a, U b) { return b < a ? b : a; }
+template <class T, class U> std::common_type_t<T, U> max(T a, U b) { return a < b ? b : a; }
 
 struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };

@@ -1,7 +1,8 @@
 """NVIDIA's compiler without a GPU: kernels as machine code, and what they use of a device.
 
-`python tests/kernels/nvrtc.py` writes resources.json anew: registers, bytes of spills and bytes of
-shared memory of each function, for each build that builds.py lists.
+`python tests/kernels/nvrtc.py` writes resources.json: for each function of each build in builds.py,
+registers, bytes of local memory (spills, and arrays that are indexed by variables), and bytes of
+shared memory.
 """
 
 import ctypes
@@ -59,10 +60,11 @@ def compiled(text, flags):
 
 
 def resources(file, constants, architecture):
-    """{function: [registers, bytes of spills, bytes of shared memory]} of a build. Raises
+    """{function: [registers, bytes of local and of shared memory]} of a build. Raises
     AssertionError with what the compiler says if it fails, or if it warns.
     """
-    flags = (f"-arch={architecture}", "-std=c++17", "--ptxas-options=-v", f"-I{headers()}")
+    as_cupy = ("-std=c++17", "--device-as-default-execution-space")
+    flags = (*as_cupy, f"-arch={architecture}", "--ptxas-options=-v", f"-I{headers()}")
     good, log = compiled(source(file), (*flags, *options(constants)))
     assert good, log
     assert "warning" not in log, log
@@ -70,8 +72,8 @@ def resources(file, constants, architecture):
     for line in log.splitlines():
         if match := re.search(r"Compiling entry function '(\w+)'", line):
             name, spills = match[1], 0
-        elif match := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
-            spills = int(match[1]) + int(match[2])
+        elif match := re.search(r"(\d+) bytes stack frame, (\d+) .* stores, (\d+) .* loads", line):
+            spills = max(map(int, match.groups()))  # or an array that is not in registers
         elif match := re.search(r"Used (\d+) registers", line):
             shared = re.search(r"(\d+) bytes smem", line)
             found[name] = [int(match[1]), spills, int(shared[1]) if shared else 0]

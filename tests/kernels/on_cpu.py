@@ -38,6 +38,7 @@ SANITISED = (
     "-fno-omit-frame-pointer",
 )
 CAUGHT, BROKEN = 1, 3  # exit codes of a trial
+SEED = 0  # of the order of threads, unless given
 
 _changed = {}  # file -> (old text, new text): a planted fault
 _recorded = None  # calls, while they are recorded
@@ -121,9 +122,11 @@ def version():
 
 
 class Module:
-    """A built library. It looks like CuPy's RawModule. `seed` is the order of threads."""
+    """A built library. It looks like CuPy's RawModule. `seed` is the order of threads, SEED unless
+    given.
+    """
 
-    def __init__(self, text, flags, seed=0, how=PLAIN):
+    def __init__(self, text, flags, seed=None, how=PLAIN):
         self.made_of, self.seed = (text, flags), seed
         self.library = ctypes.PyDLL(str(build(text, flags, how)))  # holds the lock: one at a time
 
@@ -138,7 +141,15 @@ class Module:
             if _recorded is not None:
                 kept = [extent(a) if isinstance(a, np.ndarray) else a for a in args]
                 _recorded.append((*self.made_of, name, grid, block, kept, shared_mem))
-            call(function, name, grid, block, args, shared_mem, self.seed)
+            call(
+                function,
+                name,
+                grid,
+                block,
+                args,
+                shared_mem,
+                SEED if self.seed is None else self.seed,
+            )
 
         return launch
 
@@ -171,10 +182,9 @@ def call(function, name, grid, block, args, shared, seed):
         raise KernelError(f"{name}: {error.decode()}")
 
 
-def run(file, function, grid, block, args, constants=(), seed=0, shared=0):
+def run(file, function, grid, block, args, constants=(), seed=None, shared=0):
     """Launch a function of FILE.cu on NumPy arrays, which it changes in place."""
-    module = module_of(source(file), kernels.options(dict(constants)))
-    module.seed = seed
+    module = Module(source(file), kernels.options(dict(constants)), seed)
     args = [kernels.argument(value) for value in args]
     module.get_function(function)(grid, block, args, shared_mem=shared)
 

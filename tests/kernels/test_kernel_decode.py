@@ -1,4 +1,9 @@
-"""decode.cu against the readable code: alone, and on the way from `--backend strict` to a token."""
+"""decode.cu against the readable code: on the way from a layer's cache to its answer, for every
+form of stored rows, and alone for what NumPy cannot store.
+"""
+
+import sys
+from contextlib import contextmanager
 
 import numpy as np
 import on_cpu
@@ -6,86 +11,296 @@ import pytest
 
 import minqkv as mq
 from minqkv import backend
+from minqkv.attention import Attention
 from minqkv.cache import LayerCache
+from minqkv.caches.int8 import Int8Layer, Int8RingLayer
+from minqkv.caches.ring import RingLayer
+from minqkv.designs.layers import Sink
+from minqkv.kernels import decode
 from minqkv.nn import Init
+from minqkv.runtime.backend import GpuBackend
 from minqkv.tensor import Tensor
 
-DESIGNS = ("qkv", "q-k=v", "gqa-2", "mqa", "q-mqa")
+ROPE = {"position": "rope"}
+BACKEND = "strict"
 
 
-def layer(variant, head_dim=16, heads=4, **more):
-    """An attention layer and its cache of 2 sequences, on the backend in use. Its weights are so
-    large that some scores far exceed others.
+@pytest.fixture(params=["strict", pytest.param("cupy", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    """The test runs on the stand-in for CuPy, and with `-m gpu` on a real GPU."""
+    monkeypatch.setattr(sys.modules[__name__], "BACKEND", request.param)
+
+
+@contextmanager
+def launched():
+    """`with launched() as names: ...`: the functions launched since."""
+    names, launch = [], GpuBackend.launch
+
+    def listen(self, file, function, *args):
+        names.append(function)
+        return launch(self, file, function, *args)
+
+    GpuBackend.launch = listen
+    try:
+        yield names
+    finally:
+        GpuBackend.launch = launch
+
+
+def answers(kernels, variant="q-k=v", n=40, head_dim=16, heads=4, dtype="float32", kind=LayerCache,
+            layer=Attention, lengths=None, mask=None, scale=3.0, seed=0, window=None, sinks=0,
+            off=0, room=5, **options):  # fmt: skip
+    """What a layer says of one more token (B, 1, C) after n - 1 in its cache, as a NumPy array.
+
+    `scale` is about the largest score of a query; `off` moves all buffers by some bytes; there is
+    `room` for more tokens; `lengths` are those of the sequences, where they differ, and `mask`
+    hides keys.
     """
-    attention = mq.Attention(variant, 8, heads, 512, Init(seed=3), head_dim=head_dim, **more)
-    for p in attention.parameters():
-        p.data *= 40
-    stored = [(n, width) for n, width in attention.spec.rows(heads, head_dim, 0)]
-    return attention, LayerCache(2, stored, 512)
-
-
-def answers(variant, lengths, kernels, seed=0, **more):
-    """What a layer says of one token after another, as NumPy arrays."""
     rng = np.random.default_rng(seed)
-    with backend.use_backend("strict") as current, mq.no_grad():
+    with backend.use_backend(BACKEND) as current, mq.no_grad():
         current.kernels = kernels
-        attention, cache = layer(variant, **more)
-        found, begun = [], 0
-        for n in lengths:
-            past = rng.standard_normal((2, n - 1 - begun, 8), dtype="f4")
-            if past.size:
-                attention(Tensor(backend.upload(past)), cache=cache)
-            x = rng.standard_normal((2, 1, 8), dtype="f4")
-            found.append(backend.to_host(attention(Tensor(backend.upload(x)), cache=cache).data))
-            begun = n
-        return np.concatenate(found)
+        attention = layer(variant, 8, heads, n + room, Init(seed=3), head_dim=head_dim, **options)
+        for p in attention.parameters():
+            p.data = p.data + current.upload(rng.standard_normal(p.shape, "f4") * scale**0.5 / 4)
+        attention.window, attention.sinks = window, sinks
+        stored = attention.spec.rows(heads, head_dim, attention.d_rope)
+        more = {"window": window, "sinks": sinks} if issubclass(kind, RingLayer) else {}
+        cache = kind(2, stored, n + room, dtype, **more)
+        for i, buffer in enumerate(cache.buffers):
+            whole = current.xp.full(buffer.nbytes + off, 0x7F, "uint8")  # unused slots: garbage
+            cache.buffers[i] = whole[off:].view(buffer.dtype).reshape(buffer.shape)
+        past = [rng.standard_normal((2, h, n - 1, width), dtype="f4") for h, width in stored]
+        pad = None if lengths is None else n - np.array(lengths)
+        if n > 1:
+            at = cache.next(n - 1, pad)
+            cache.append(*[current.upload(rows) for rows in past], at=at)
+        x = Tensor(current.upload(rng.standard_normal((2, 1, 8), dtype="f4")))
+        mask = mask if mask is None else current.upload(mask)
+        return current.to_host(attention(x, mask, cache, cache.next(1)).data)
 
 
-def check(variants=DESIGNS, lengths=(1, 2, 31, 64, 65, 200), **more):
-    """The kernel and the readable code agree; the kernel has been used."""
-    for variant in variants:
-        with on_cpu.recording() as calls:
-            ours = answers(variant, lengths, True, **more)
-        assert len(calls) == 2 * len(lengths), variant
-        np.testing.assert_allclose(ours, answers(variant, lengths, False, **more), 2e-5, 2e-5)
+def check(launches=("decode", "join"), tolerance=3e-5, **case):
+    """The kernel and the readable code agree, and the kernel has been launched."""
+    with launched() as names:
+        ours = answers(True, **case)
+    assert names == [*launches], case
+    expected = answers(False, **case)
+    assert np.isfinite(ours).all()
+    np.testing.assert_allclose(ours, expected, 0, tolerance * abs(expected).max())
 
 
-def test_the_readable_code_agrees():
-    check()
+FORMS = {
+    "K and V": {"variant": "qkv"},
+    "one row": {},
+    "Q = K": {"variant": "q=k-v"},
+    "thin keys": {"variant": "thin-16", "head_dim": 32},
+    "groups": {"variant": "gqa-2", "heads": 8},
+    "three of a group": {"variant": "q-gqa-2", "heads": 6},
+    "more of a group than a block takes": {"variant": "q-gqa-2", "heads": 32},
+    "one head": {"variant": "q-mqa", "heads": 8},
+    "turned before": {"variant": "gqa-2", **ROPE},
+    "turned late": ROPE,
+    "turned late, in part": {**ROPE, "d_rope": 6, "variant": "q-gqa-2"},
+    "turned back": {**ROPE, "rope_value": "unrotate"},
+    "gains": {"norm": True},
+    "gains, turned late": {"norm": True, **ROPE},
+    "gains of keys": {"norm": True, "variant": "gqa-2", **ROPE},
+    "a row beside": {"variant": "gta-2", **ROPE},
+    "latent": {"variant": "mla", **ROPE},
+    "latent groups": {"variant": "gla-2", **ROPE},
+    "latent, no positions": {"variant": "mla"},
+    "temperature and bias": {"variant": "q=k=v+"},
+    "temperature": {"variant": "q=k-v+temperature"},
+    "bias": {"variant": "q=k=v+bias"},
+    "rates of distance": {"position": "alibi", "variant": "gqa-2"},
+    "learned distances": {"position": "relative", "variant": "gqa-2", "ahead": False},
+    "a sink": {"layer": Sink, "variant": "q-mqa", **ROPE, "rope_value": "unrotate"},
+}
+KINDS = {
+    "plain": {},
+    "float16": {"dtype": "float16"},
+    "int8": {"kind": Int8Layer},
+    "ring": {"kind": RingLayer, "window": 20, "sinks": 3},
+    "int8 ring": {"kind": Int8RingLayer, "window": 20, "sinks": 0},
+    "window": {"window": 20, "sinks": 3},
+    "lengths": {"lengths": [40, 17]},
+    "lengths in a ring": {"kind": RingLayer, "window": 20, "lengths": [9, 40]},
+}
 
 
-@pytest.mark.parametrize("head_dim", [32, 48, 128, 256])
-def test_head_widths(head_dim):
-    check(["gqa-2"], (1, 33, 130), head_dim=head_dim)
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_rows(form, device):
+    check(**FORMS[form])
 
 
-def check_addresses(variants=("gqa-2", "q-mqa")):
-    """The same, under the address sanitiser."""
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["K and V", "turned late", "a row beside", "temperature and bias"])
+def test_kinds_of_cache(form, kind, device):
+    check(**FORMS[form], **KINDS[kind])
+
+
+@pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 127, 128, 129, 300])
+def test_lengths_that_fill_no_tile_or_span(n, device):
+    check(variant="qkv", n=n, seed=n)
+    check(**ROPE, n=n, seed=n)
+
+
+@pytest.mark.parametrize("head_dim", [20, 64, 96, 128, 256])
+def test_head_widths(head_dim, device):
+    check(variant="qkv", head_dim=head_dim)
+    check(**ROPE, variant="q-gqa-2", head_dim=head_dim)
+
+
+def test_hundred_thousand_positions(device):
+    check(variant="q-mqa", n=100_000, heads=2)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 300, 1e15])
+def test_extreme_scores(scale, device):
+    """All equal, one far above the others, and far beyond what exp can take."""
+    check(variant="gqa-2", scale=scale, n=200)
+    check(layer=Sink, variant="q-mqa", scale=scale, n=200)
+
+
+def test_masked_rows(device):
+    """Whole tiles that nobody sees, and a query that sees nothing: zeros."""
+    for seen in (slice(70, 100), slice(0, 1), slice(199, 200)):
+        mask = np.zeros((1, 200), bool)
+        mask[:, seen] = True
+        check(mask=mask, n=200)
+    assert not answers(True, mask=np.zeros((1, 200), bool), n=200, bias=False).any()
+
+
+@pytest.mark.parametrize(("dtype", "off"), [("float32", 4), ("float32", 8), ("float16", 2)])
+def test_views_that_begin_anywhere(dtype, off):
+    check(off=off, dtype=dtype)
     with on_cpu.recording() as calls:
-        for variant in variants:
-            answers(variant, (1, 33, 100), True)
+        answers(True, off=off, dtype=dtype)
+    assert f"-DVECTOR={off // np.dtype(dtype).itemsize}" in calls[0][1]
+
+
+def test_orders_of_threads(monkeypatch):
+    expected = None
+    for seed in range(8):
+        monkeypatch.setattr(on_cpu, "SEED", seed)
+        found = answers(True, **FORMS["turned late"], n=100)
+        expected = found if expected is None else expected
+        assert np.array_equal(found, expected)
+
+
+def test_random_cases(rng, device):
+    for seed in range(12):
+        form = FORMS[rng.choice([*FORMS])]
+        kind = KINDS[rng.choice([*KINDS])]
+        check(**{**form, **kind, "seed": seed, "scale": 10 ** rng.uniform(-1, 2)})
+
+
+def check_addresses(forms=("K and V",)):
+    """Nothing is read or written outside of the arrays, nor at an address that is not aligned."""
+    with on_cpu.recording() as calls:
+        for form in forms:
+            answers(True, **FORMS[form], n=33)
     on_cpu.sanitised(calls)
 
 
-def test_nothing_is_read_or_written_outside():
-    check_addresses()
+def test_nothing_is_touched_outside():
+    check_addresses(["K and V", "a row beside", "temperature and bias"])
+    with on_cpu.recording() as calls:
+        answers(True, **FORMS["gains, turned late"], **KINDS["int8 ring"])
+    on_cpu.sanitised(calls)
+
+
+# ---- what NumPy has no type for
+
+
+def to_bfloat(x):
+    """float32 as bfloat16, in the bits of uint16: cut off, so that they are exact."""
+    return (x.view("u4") >> 16).astype("u2")
+
+
+def from_bfloat(x):
+    """The other way."""
+    return (x.astype("u4") << 16).view("f4")
+
+
+def test_bfloat16(rng):
+    n, d, heads = 70, 32, 3
+    q, k = (to_bfloat(rng.standard_normal(shape, "f4")) for shape in ((1, heads, d), (1, 1, n, d)))
+    sizes = {"WIDTH": d, "VALUE": d, "BESIDE": 0, "ASKED": d, "FORM": decode.SAME, "TURN": 0}
+    constants = dict.fromkeys(("STORED", "NUMBER"), "__nv_bfloat16") | sizes
+    constants |= {"GROUP": 1, "ROWS": 32, "VECTOR": 8}
+    mixed, answer = np.full((1, heads, 2, d), np.nan, "f4"), np.zeros((1, heads, d), "u2")
+    totals, peaks = np.full((2, 1, heads, 2), np.nan, "f4")
+    args = [q, 0.3, None, k, *[None] * 11, *[0] * 4, mixed, totals, peaks, n, 64, n, 1, heads]
+    on_cpu.run("decode", "decode", (2, heads, 1), (128,), args, constants)
+    args = [mixed, totals, peaks, None, answer, 2, heads]
+    on_cpu.run("decode", "join", (heads, 1), (128,), args, constants)
+    q, k = from_bfloat(q)[0], from_bfloat(k)[0, 0]
+    weights = np.exp(q @ k.T * 0.3)  # (heads, n)
+    expected = weights @ k / weights.sum(1, keepdims=True)
+    np.testing.assert_allclose(from_bfloat(answer)[0], expected, 2**-8, 1e-6)
+
+
+# ---- when the readable code runs
+
+
+class Reader(Attention):
+    """Reads its rows in a way of its own."""
+
+    def read(self, rows, at=None):
+        """Keys and values, doubled."""
+        k, v = super().read(rows, at)
+        return k * 2.0, v
+
+
+OTHERS = {
+    "a read of its own": {"layer": Reader},
+    "narrow heads": {"head_dim": 8},
+    "a width that is not a multiple of 4": {"head_dim": 18},
+    "float64 rows": {"dtype": "float64"},
+    "too wide": {"head_dim": 2048, "n": 5},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_readable_code_runs_where_the_kernel_does_not_fit(name):
+    check((), **OTHERS[name])
+
+
+def test_no_download_is_added():
+    from strict import count_syncs
+
+    def counted(kernels):
+        with count_syncs() as syncs:
+            answers(kernels, **FORMS["turned late"], **KINDS["ring"])
+            return syncs()
+
+    assert counted(True) == counted(False) == 1  # the test's own
+
+
+# ---- planted faults
 
 
 def quick():
     """The checks that must notice a fault, in a second or two."""
-    check(["gqa-2"], (70, 200))
-    check(["gqa-2"], (70,), heads=32)
+    check(**FORMS["turned late, in part"], n=200, scale=30)
+    check(variant="gqa-2", heads=32, n=200, scale=30)
+    check(**FORMS["a row beside"], **KINDS["lengths"])
 
 
 FAULTS = [  # (old text, new text), and the check that notices it if that is not `quick`
-    ("t < GROUP) peak[t] = LOWEST, total[t] = 0", "t < GROUP) peak[t] = LOWEST"),
-    ("start + r < end ? as_float(keys", "start + r <= end ? as_float(keys", check_addresses),
-    ("start + row < end ? score : -INFINITY", "start + row <= end ? score : -INFINITY"),
+    ("if (t < GROUP) peak[t] = LOWEST, total[t] = 0", "if (t < GROUP) peak[t] = LOWEST"),
+    ("bool inside = start + r < end;", "bool inside = start + r <= end;", check_addresses),
+    ("bool seen = slot < end &&", "bool seen = slot <= end &&"),
+    ("(!mask || mask[b * of_mask + slot])", "true"),
     ("total[g] * old + warp_sum(w)", "total[g] + warp_sum(w)"),
-    ("mix[g][i] *= shrink[g];", ""),
-    ("head = blockIdx.y / chunks", "head = blockIdx.y % heads"),
-    ("__syncthreads();                                // the last tile has been used", ""),
-    ("end = min(begin + span, n)", "end = min(begin + span, n) / ROWS * ROWS"),
+    ("mix[g][i] *= shrink[g];", ";"),
+    ("head = first / (queries / heads)", "head = first % heads"),
+    ("__syncthreads();                                // all have used the last tile", ""),
+    ("min(int(blockIdx.x + 1) * span, n)", "min(int(blockIdx.x + 1) * span, n / ROWS * ROWS)"),
+    ("(b * heads + head) * capacity;", "(b * heads + head) * n;"),
+    ("key[c] = x * u - y * v", "key[c] = x * u + y * v"),
+    ("c - (KEY - ASKED)", "c"),
 ]
 
 

@@ -51,9 +51,9 @@ def test_numbers_become_c_types():
 
 
 def test_a_kernel_that_does_not_compile_is_named_once(strict):
-    old = "float z = 0;"
+    old = "float4 k = "
     line = 1 + kernels.source("decode").split('"decode.cu"\n')[1].split(old)[0].count("\n")
-    with on_cpu.planted("decode", old, "flaot z = 0;"):
+    with on_cpu.planted("decode", old, "flaot4 k = "):
         told = rf"readable code runs.*decode\.cu:{line}:\d+"
         with pytest.warns(RuntimeWarning, match=told) as said:
             assert launches() == 0

@@ -4,6 +4,8 @@ import numpy as np
 import on_cpu
 import pytest
 
+from minqkv import kernels
+
 HEAD = "#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n"
 
 
@@ -232,15 +234,12 @@ def test_arguments_are_checked():
 
 def test_planted_faults():
     """What a fault does to a check is told apart from a fault that does not compile."""
-    x = np.zeros(4, "f4")
 
     def check():
-        module = on_cpu.module_of(on_cpu.source("decode"), ("-DSTORED=float", "-DWIDTH=16",
-                                  "-DGROUP=1", "-DROWS=32", "-DAPART=0"))  # fmt: skip
-        nothing = np.zeros(1, "f4")
-        args = [np.ones(16, "f4"), nothing, nothing, x]
-        args[3] = answer = np.full(16, 7, "f4")
-        module.get_function("join")((1,), (128,), [*args, np.int32(1)])
+        """Of nothing, `join` makes zeros."""
+        sums, answer = np.zeros(100, "f4"), np.full(64, 7, "f4")
+        args = [sums, sums, sums, None, answer, 1, 1]
+        on_cpu.run("decode", "join", (1, 2), (128,), args, kernels.FILES["decode"])
         assert not answer.any()
 
     old = "total ? z / total : 0"
