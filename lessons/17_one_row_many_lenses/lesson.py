@@ -361,7 +361,7 @@ say("This package always absorbs.")
 # In the exercise you write `absorb`: one decode step from stored rows that makes no keys and no
 # values.
 #
-# So all heads use one row, as key and as value. The last two lessons look into a trained model: is
+# So all heads use one row, as key and as value. The next two lessons look into a trained model: is
 # its key already its value, and can it go on with one of them?
 
 # %% Where it is done
