@@ -304,7 +304,7 @@ def measured_work(part, row):
     return {"": sum(token(size.config(row["variant"]), size.T, size.B, "fp32").values(), Work(0))}
 
 
-def shares(part, row, card):
+def shares(part, row, card, precision="fp32"):
     """What a row of bench.gpu is of its bounds on the Gpu `card`: {"bound_ms", "of_bound"}, both by
     what was measured; of ceilings, of the rate of the data sheet. {} where there is none.
     """
@@ -319,6 +319,6 @@ def shares(part, row, card):
     for name in row["median_ms"]:
         found = work.get(name.removeprefix("torch "), work.get(""))
         if found:
-            bounds[name] = 1e3 * card.bound(found, "fp32").seconds
+            bounds[name] = 1e3 * card.bound(found, precision).seconds
     of_bound = {name: ms / row["median_ms"][name] for name, ms in bounds.items()}
     return {"bound_ms": bounds, "of_bound": of_bound} if bounds else {}

@@ -18,7 +18,10 @@ def _nothing(*_):
     pass
 
 
-STEPS = SIZES | {"d 1024": Size(V=50304, T=1024, d=1024, L=4, H=16, B=4)}
+STEPS = SIZES | {
+    "d 1024": Size(V=50304, T=1024, d=1024, L=4, H=16, B=4),
+    "300M": Size(V=50304, T=2048, d=1024, L=20, H=16, B=4),  # the paper's smaller model
+}
 OPERATIONS = Size(V=16384, T=1024, d=1024, L=1, H=16, B=4)
 DECODE = Size(V=16384, T=0, d=1024, L=4, H=16, B=1)  # T is the context
 

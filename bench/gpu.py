@@ -6,14 +6,17 @@ bench/gpus.toml, each time is also shown as a share of its bound (bench.roofline
 written as soon as it is there, to bench/results/gpu-<part>.json, so a run that is cut short keeps
 what it has. When the time is up, what is left is left out, and said so. Exits 1 where a test
 failed or two results disagree, 3 without a GPU. PyTorch is optional: without it, its columns stay
-empty.
+empty. With --precision tf32 or bf16 the products of both sides are in TF32, ours in bf16, and the
+files have that name too.
 """
 
 import argparse
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
+from minqkv.kernels.products import PRECISIONS
 from minqkv.runtime import backend
 from minqkv.runtime.errors import EnvironmentFault
 
@@ -50,7 +53,8 @@ def main():
         print(f"bench.gpu: {error}", file=sys.stderr)
         sys.exit(ENVIRONMENT)
     try:
-        sys.exit(0 if run(options.parts, card, options.out, options.minutes) else 1)
+        done = run(options.parts, card, options.out, options.minutes, options.precision)
+        sys.exit(0 if done else 1)
     except KeyboardInterrupt:
         print(f"bench.gpu: interrupted; what was done is in {options.out}", file=sys.stderr)
         sys.exit(130)
@@ -67,6 +71,9 @@ def parse():
     parser.add_argument(
         "--out", type=Path, default=RESULTS, help="folder for the files (default: bench/results)"
     )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="of products (default: fp32)"
+    )
     return parser.parse_args()
 
 
@@ -78,7 +85,7 @@ def _parts(text):
     return parts
 
 
-def run(parts, card, folder, minutes, now=time.monotonic):
+def run(parts, card, folder, minutes, precision="fp32", now=time.monotonic):
     """Measure these parts; returns whether all that was measured is right.
 
     `now` is the clock of the budget.
@@ -87,7 +94,8 @@ def run(parts, card, folder, minutes, now=time.monotonic):
     right, left_out = True, []
     with backend.use_backend(card.backend):
         for part in parts:
-            rows, late = measure(part, card, folder, lambda: end - now())
+            with multiplying(card, precision):
+                rows, late = measure(part, card, folder, lambda: end - now(), precision)
             right = right and not any("failed" in r or r.get("agrees") is False for r in rows)
             left_out += [f"{part} {case}" for case in late]
             if rows:
@@ -97,13 +105,26 @@ def run(parts, card, folder, minutes, now=time.monotonic):
     return right
 
 
-def measure(part, card, folder, left):
+@contextmanager
+def multiplying(card, precision):
+    """`with`: products in this precision; PyTorch's in TF32 unless it is "fp32"."""
+    backend.use_precision(precision)
+    card.tf32(precision != "fp32")
+    try:
+        yield
+    finally:
+        backend.use_precision("fp32")
+        card.tf32(False)
+
+
+def measure(part, card, folder, left, precision="fp32"):
     """(rows, names of the cases there was no time for) of one part, written after each case.
 
     `left()` is how many seconds there are. A case that fails is a row that says how.
     """
     head = {"part": f"gpu-{part}", "command": command("gpu"), "complete": False, "left_out": []}
-    head["machine"] = machine() | card.description
+    head |= {"precision": precision, "machine": machine() | card.description}
+    path = Path(folder) / f"gpu-{part}{'' if precision == 'fp32' else f'-{precision}'}.json"
     rows = []
     cases = PARTS[part](card, left)
     for name, function in cases.items():
@@ -112,12 +133,12 @@ def measure(part, card, folder, left):
             continue
         progress(f"gpu: {part} {name}")
         row = {"case": name, **attempt(function)}
-        rows.append(row | shares(part, row, gpu_of(card.description["gpu"])))
+        rows.append(row | shares(part, row, gpu_of(card.description["gpu"]), precision))
         card.release()
-        write_result(Path(folder) / f"gpu-{part}.json", head, rows)
+        write_result(path, head, rows)
     if rows:
         head["complete"] = not head["left_out"]
-        write_result(Path(folder) / f"gpu-{part}.json", head, rows)
+        write_result(path, head, rows)
     return rows, head["left_out"]
 
 

@@ -10,8 +10,9 @@ from minqkv import backend
 from .caches import decoding, filled
 from .common import interleaved, median, quickest, ratio
 
-STEPS, STEP_TOLERANCE = 5, 1e-3  # losses, relative: sums by atomics differ from run to run
-TOKEN_TOLERANCE = 1e-3  # logits, relative to the largest
+STEPS = 5
+# Losses, relative: sums by atomics differ from run to run. Logits, relative to the largest.
+TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}
 
 
 def step_cases(card, left):
@@ -30,7 +31,7 @@ def step(card, size):
     losses = {name: [one() for _ in range(STEPS)] for name, one in candidates.items()}
     row = {"V T d L H B": size}
     if card.torch:
-        row |= agreement(losses, STEP_TOLERANCE)
+        row |= agreement(losses, TOLERANCE[backend.precision])
     row |= beside_torch(interleaved(candidates, **card.timing()))
     seconds = row["median_ms"]["minqkv"] / 1e3
     row["tokens_per_second"] = round(size.B * size.T / seconds)
@@ -61,7 +62,7 @@ def decode(card, variant, context):
         theirs = {
             name: one()[1].cpu().numpy() for name, one in candidates.items() if name != "minqkv"
         }
-        row |= agreement({"minqkv": ours, **theirs}, TOKEN_TOLERANCE)
+        row |= agreement({"minqkv": ours, **theirs}, TOLERANCE[backend.precision])
     row |= beside_torch(interleaved(candidates, **card.timing()))
     parameters = sum(p.data.nbytes for n, p in model.named_parameters() if n != "wpe.weight")
     seconds = row["median_ms"]["minqkv"] / 1e3

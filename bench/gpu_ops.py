@@ -18,7 +18,8 @@ from minqkv.tensor import Tensor
 
 from .common import interleaved, median, ratio
 
-TOLERANCE = 1e-4  # far above float32's rounding, below TF32's
+# Each far above the rounding of factors in this precision, and below that in the next.
+TOLERANCE = {"fp32": 1e-4, "tf32": 5e-3, "bf16": 5e-2}
 RATE = 0.1
 
 
@@ -174,7 +175,10 @@ def parity(names, ours, theirs):
         wanted = tensor.detach().cpu().numpy()
         apart = np.linalg.norm(backend.to_host(array) - wanted)
         differ[name] = float(apart / np.linalg.norm(wanted))
-    return {"differ_by": differ, "agrees": all(d < TOLERANCE for d in differ.values())}
+    return {
+        "differ_by": differ,
+        "agrees": all(d < TOLERANCE[backend.precision] for d in differ.values()),
+    }
 
 
 def times(samples):

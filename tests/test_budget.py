@@ -45,6 +45,7 @@ RANKS = [
 
 IMAGES = {f"tasks/{name}.py" for name in (
     "images", "imagesets", "imagefiles", "imagefolders", "bounded", "shapes")}  # fmt: skip
+APART = ("analysis/vectors",)  # a folder within a unit, with a budget of its own
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
@@ -52,13 +53,14 @@ BUDGETS = {
     "beside it, further kinds of cache": ({"caches"}, 400),
     "beside it, layers of models that ship, and linear attention": ({"designs"}, 525),
     "GPU kernels, from Python": ({"kernels"}, 200),
-    "runtime": ({"runtime"}, 1215),
+    "runtime": ({"runtime"}, 1230),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "of it, several machines": ({"runtime/distributed.py"}, 60),
     "tasks": ({"tasks"}, 2650),
     "of it, images": (IMAGES, 740),
     "study": ({"study"}, 2140),
-    "analysis": ({"analysis"}, 2320),
+    "analysis": ({"analysis"}, 1400),
+    "vectors for other implementations": ({"analysis/vectors"}, 1040),
     "render, teach": ({"render", "teach"}, 5275),
     "cli, and the way in": ({"cli", "__main__", "__init__"}, 2775),
 }
@@ -94,11 +96,12 @@ def code_lines(source):
 
 
 def counts():
-    """Unit, and file by its path, -> code lines."""
+    """Unit, folder apart, and file by its path, -> code lines."""
     lines = {}
     for path, name in zip(FILES, NAMES, strict=True):
         n = code_lines(path.read_text("utf-8"))
-        lines[unit(path)] = lines.get(unit(path), 0) + n
+        whole = next((folder for folder in APART if name.startswith(f"{folder}/")), unit(path))
+        lines[whole] = lines.get(whole, 0) + n
         if "/" in name:
             lines[name] = n
     return lines

@@ -17,6 +17,7 @@ sys.path.append(str(ROOT))  # bench is run from a checkout; it is not installed
 from bench import gpu, gpu_ops  # noqa: E402
 from bench.card import Card, Sizes  # noqa: E402
 from bench.sizes import Size  # noqa: E402
+from minqkv import backend  # noqa: E402
 
 try:
     import torch
@@ -124,7 +125,7 @@ def test_an_operation_that_is_wrong(card, tmp_path, monkeypatch):
     assert not gpu.run(["ops"], card, tmp_path, 8)
     rows = {row["case"]: row for row in measured(tmp_path, "ops")["rows"]}
     assert not rows["gelu"]["agrees"]
-    assert rows["gelu"]["differ_by"]["out"] > gpu_ops.TOLERANCE
+    assert rows["gelu"]["differ_by"]["out"] > gpu_ops.TOLERANCE["fp32"]
     assert rows["softmax"]["agrees"]
 
 
@@ -244,7 +245,7 @@ def test_the_clock_is_read_while_the_device_is_idle(card):
 def test_tf32_is_for_one_product_only(card, tmp_path):
     switched = []
     assert gpu.run(["ceilings"], replace(card, tf32=switched.append), tmp_path, 8)
-    assert switched == [False, False, True, False]
+    assert switched == [False, False, False, True, False, False]  # and around the part
     assert [row["case"] for row in measured(tmp_path, "ceilings")["rows"]] == [
         "copy",
         "product fp32",
@@ -276,3 +277,20 @@ def test_a_part_that_does_not_exist():
     done = command("--parts", "ops,opps")
     assert done.returncode == 2
     assert "opps" in done.stderr
+
+
+def test_a_precision_has_files_of_its_own(card, tmp_path):
+    """Products are rounded, so results differ by more, and by less than is allowed."""
+    switched = []
+    assert gpu.run(["step"], card, tmp_path, 8)
+    card = replace(card, tf32=switched.append)
+    assert gpu.run(["step"], card, tmp_path, 8, "bf16")
+    assert switched == [True, False]
+    assert backend.precision == "fp32"
+    with open(tmp_path / "gpu-step-bf16.json", encoding="utf-8") as file:
+        found = json.load(file)
+    assert found["precision"] == "bf16"
+    assert measured(tmp_path, "step")["precision"] == "fp32"
+    if torch:
+        (plain,), (rounded,) = measured(tmp_path, "step")["rows"], found["rows"]
+        assert max(plain["differ_by"].values()) < 1e-5 < max(rounded["differ_by"].values())

@@ -119,6 +119,13 @@ def test_gradients_are_those_of_the_function(decay, backend, rng):
     assert gradcheck(lambda x, *_: attention(x, mask), x, *attention.parameters()) < 1e-6
 
 
+def test_a_decay_of_numpy_leaves_the_dtype(backend):
+    twin = model(np.float64(0.9), dtype="float32")
+    cache = twin.new_cache(1)
+    assert twin(np.array([[1, 2, 3]]), cache=cache).dtype == "float32"
+    assert {layer.buffers[0].dtype.name for layer in cache.layers} == {"float32"}
+
+
 def test_phi():
     """Positive and increasing; at 0, where the two halves meet, its slope is 1."""
     x = Tensor(np.array([-50.0, -1.0, 0.0, 2.0, 800.0]), requires_grad=True)

@@ -88,6 +88,9 @@ def test_the_tree_names_every_file():
         place = path.relative_to(ROOT).as_posix()
         folder = f"minqkv/{path.relative_to(ROOT / 'minqkv').parts[0]}/"
         told = ("minqkv/teach/", "minqkv/render/", "minqkv/cli/")  # as a whole
+        if path.parent.name == "vectors":  # its entry stands in the one of analysis/
+            assert "vectors/ (" in lines[folder]
+            continue
         if path.name.startswith("__") or folder in told or place in lines:
             continue
         assert path.stem in re.findall(r"\w+", lines[folder]), place

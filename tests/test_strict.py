@@ -3,6 +3,7 @@ of the package.
 """
 
 import copy
+import itertools
 import math
 import operator
 import pickle
@@ -271,6 +272,25 @@ def test_changes_as_numpy(x, case):
     CHANGES[case](np, expected, ids)
     CHANGES[case](xp, x, xp.asarray(ids))
     np.testing.assert_array_equal(host(x), expected)
+
+
+def test_promotion_is_that_of_numpy():
+    """CuPy takes the first types of a ufunc that can hold its arguments."""
+    dtypes, compared = "?bBilefd", 0
+    for name, about in strict.SURFACE["names"].items():
+        own = getattr(np, name, None)
+        if about["kind"] != "ufunc" or not isinstance(own, np.ufunc):
+            continue
+        types = [type.split("->") for type in about["types"].split()]
+        for given in itertools.product(map(np.dtype, dtypes), repeat=own.nin):
+            try:
+                expected = own.resolve_dtypes((*given, *[None] * own.nout))[own.nin :]
+            except TypeError:  # bool - bool, for instance
+                continue
+            fitting = (out for ins, out in types if all(map(np.can_cast, given, ins)))
+            assert tuple(map(np.dtype, next(fitting))) == expected, (name, given)
+            compared += 1
+    assert compared > 1000
 
 
 def test_in_place_dtypes_as_numpy(x):

@@ -11,13 +11,15 @@ import pytest
 from plain_attention import Plain
 
 import minqkv as mq
-from minqkv.analysis import vectorfiles
-from minqkv.analysis.called import Fault, answer
-from minqkv.analysis.compare import check, named
-from minqkv.analysis.computed import contents, held, new_cache
-from minqkv.analysis.known import EXPLAINED
-from minqkv.analysis.vectorfiles import MANIFEST, NUMBERS, export, load
-from minqkv.analysis.vectors import KINDS, Sizes, cases
+from minqkv.analysis.vectors import files
+from minqkv.analysis.vectors.called import Fault, answer
+from minqkv.analysis.vectors.case import KINDS, Sizes
+from minqkv.analysis.vectors.cases import cases
+from minqkv.analysis.vectors.causes import named
+from minqkv.analysis.vectors.compare import check
+from minqkv.analysis.vectors.computed import contents, held, new_cache
+from minqkv.analysis.vectors.files import MANIFEST, NUMBERS, export, load
+from minqkv.analysis.vectors.known import EXPLAINED
 from minqkv.runtime.errors import EnvironmentFault, UsageError
 from minqkv.variants import POSITIONS, SHIPPED, variant_names
 
@@ -130,7 +132,7 @@ def test_the_code_that_reads_them(folder, tmp_path, monkeypatch):
 
 
 def test_the_same_files_each_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(vectorfiles, "cases", lambda sizes: cases(sizes)[::12])
+    monkeypatch.setattr(files, "cases", lambda sizes: cases(sizes)[::12])
     for name in "ab":
         export(tmp_path / name)
     for name in (MANIFEST, NUMBERS):
@@ -464,7 +466,7 @@ def rewritten(path, **changes):
     """Change a manifest, with a checksum that fits."""
     manifest = json.loads(path.read_text("utf-8")) | changes
     del manifest["check"]
-    path.write_text(json.dumps(vectorfiles.sealed(manifest)))
+    path.write_text(json.dumps(files.sealed(manifest)))
 
 
 def test_another_version(copied):
@@ -510,11 +512,11 @@ def test_a_damaged_manifest(changes, copied):
     manifest = json.loads((copied / MANIFEST).read_text("utf-8"))
     del manifest["check"]
     changes(manifest)
-    manifest = vectorfiles.sealed(manifest)
+    manifest = files.sealed(manifest)
     (copied / MANIFEST).write_text(json.dumps(manifest))
-    meta, arrays = vectorfiles.read_arrays(copied / NUMBERS, vectorfiles.KIND)
+    meta, arrays = files.read_arrays(copied / NUMBERS, files.KIND)
     meta["of"] = manifest["check"]
-    vectorfiles.write_arrays(copied / NUMBERS, vectorfiles.KIND, meta, arrays)
+    files.write_arrays(copied / NUMBERS, files.KIND, meta, arrays)
     with pytest.raises(EnvironmentFault, match="is damaged: "):
         load(copied)
 

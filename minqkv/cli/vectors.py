@@ -33,8 +33,9 @@ def export(folder, as_json, **sizes):
     formula and tolerance of each array; vectors.npz has the numbers, in float64. The same sizes
     give the same files.
     """
-    from ..analysis.vectorfiles import export
-    from ..analysis.vectors import Sizes, cases
+    from ..analysis.vectors.case import Sizes
+    from ..analysis.vectors.cases import cases
+    from ..analysis.vectors.files import export
     from ..render.progress import patient
 
     sizes = Sizes(**sizes)
@@ -69,9 +70,11 @@ def check(folder, name, dtypes, limit, as_json):
     names the cause if it is a known mistake. The function runs in a separate process. The exit
     code is 1 if anything differs.
     """
-    from ..analysis.called import Called
-    from ..analysis.compare import check, named
-    from ..analysis.vectorfiles import DTYPES, load
+    from ..analysis.vectors.called import Called
+    from ..analysis.vectors.causes import named
+    from ..analysis.vectors.compare import check
+    from ..analysis.vectors.files import load
+    from ..analysis.vectors.tolerances import DTYPES
     from ..render.info import vector_table
     from ..render.progress import patient
 

@@ -66,7 +66,7 @@ class LinearAttention(Attention):
         super().__init__("q=k=v", n_embd, n_head, block_size, init, bias=bias, head_dim=head_dim)
         if not 0 < decay <= 1:
             raise UsageError(f"decay must be above 0 and at most 1, not {decay}")
-        self.decay = decay
+        self.decay = float(decay)  # NumPy's own would make the state float64
 
     def attend(self, q, rows, at, mask=None, asked=None):
         """Queries against rows, all at once: (B, H, T, d). Each query must see some key."""

@@ -149,7 +149,7 @@ def vector_table(name, rows, printed):
     """A function's results on vectors, as `compare.named` gives them: how many, the first that
     differs, and the causes.
     """
-    from ..analysis.known import EXPLAINED
+    from ..analysis.vectors.known import EXPLAINED
 
     console, states = stdout(), ("ok", "differs", "fault", "not done")
     lines, groups = [], {}

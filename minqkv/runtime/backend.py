@@ -49,6 +49,7 @@ class Backend(Kernels):
     name = "numpy"
     on_host = True  # in this process's memory, computed on its cores
     threads, cores = 1, None  # how many cores, and what uses them: set by parallel.set_threads
+    precision = "fp32"  # of products
     xp = np
     ndarray = np.ndarray
 
@@ -411,6 +412,7 @@ def use_precision(name: str) -> None:
         why = f"this GPU (sm_{found}) has no {name}, which came with sm_80"
         raise EnvironmentFault(why, "leave out --precision")
     GpuBackend.precision = name
+    _use(current)
 
 
 def use_cores(threads: int, cores) -> None:

@@ -8,9 +8,13 @@ An argument by position stands there as a name, one by keyword with `=`.
 """
 
 import ast
+import sys
 from pathlib import Path
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1] / "kernels"))  # where it is run as a script
+
 import strict
 from toys import DESIGNS, SHIPPED
 
@@ -74,8 +78,10 @@ def checked(path, call):
         if about["at"] is None:
             raise AttributeError(f"CuPy has no {path[0]}.at")
         about = {"sig": "a, indices, b="}
-    elif len(path) > 1:
-        about = {"sig": None}  # of a module inside CuPy, whose names are not in the list
+    elif len(path) > 1:  # in a module inside CuPy, of which names are known
+        if path[-1] not in strict.SURFACE["modules"].get(".".join(path[:-1]), ()):
+            raise AttributeError(f"CuPy has no {'.'.join(path)}, or its list does not say so")
+        about = {"sig": None}
     if call is None:
         return name
     keywords = tuple(keyword.arg for keyword in call.keywords)

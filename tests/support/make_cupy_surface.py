@@ -5,9 +5,10 @@ is needed.
     python tests/support/make_cupy_surface.py
 
 For each public name: its kind ("ufunc", "func" or "other"); the parameters that it takes; and, of a
-ufunc, the operation that its `.at` performs, null where it has none. For each public attribute of
-cupy.ndarray: the parameters of a method, null for a property; and the special methods. Parameters
-are names, with `=` where they may be left out, and with `/`, `*` and `**` as in Python; null where
+ufunc, its types, as in NumPy, and the operation that its `.at` performs, null where it has none.
+For each public attribute of cupy.ndarray: the parameters of a method, null for a property. The
+special methods, and what is in cupy.cuda and cupy.cuda.runtime, are listed by name. Parameters are
+names, with `=` where they may be left out, and with `/`, `*` and `**` as in Python; null where
 compiled code does not tell. Run it again when the pinned CuPy changes.
 """
 
@@ -25,8 +26,8 @@ def describe(value, ufunc):
     """One entry of `names`."""
     if isinstance(value, ufunc):
         # not public, but the only place that says which `.at` exist without running one on a GPU
-        at = getattr(value, "_scatter_op", None)
-        return {"kind": "ufunc", "sig": of_ufunc(value.nin, value.nout), "at": at}
+        at, sig = getattr(value, "_scatter_op", None), of_ufunc(value.nin, value.nout)
+        return {"kind": "ufunc", "sig": sig, "at": at, "types": " ".join(value.types)}
     if not callable(value) or isinstance(value, type):
         return {"kind": "other", "sig": None, "at": None}
     return {"kind": "func", "sig": parameters(value), "at": None}
@@ -77,6 +78,12 @@ def short(part):
     return name.split(":")[0].split()[-1] + default
 
 
+def callables(module):
+    """Names of the functions, classes and modules in a module."""
+    kept = {name: getattr(module, name) for name in dir(module) if not name.startswith("_")}
+    return [name for name, value in kept.items() if callable(value) or inspect.ismodule(value)]
+
+
 def surface(cupy):
     """All that the file holds."""
     array = {name: getattr(cupy.ndarray, name) for name in dir(cupy.ndarray)}
@@ -89,6 +96,10 @@ def surface(cupy):
             if not name.startswith("_")
         },
         "special": sorted(n for n in array if n.startswith("__") and n not in dir(object)),
+        "modules": {
+            "cuda": callables(cupy.cuda),
+            "cuda.runtime": callables(cupy.cuda.runtime),
+        },
         "names": {
             name: describe(getattr(cupy, name), cupy.ufunc)
             for name in dir(cupy)

@@ -5,8 +5,9 @@ not a subclass of ndarray, because np.asarray, assignment and indexing see throu
 stricter than CuPy in four places: a host array or list as index (CuPy uploads it on the sly),
 NumPy's functions on device arrays (CuPy dispatches them), duplicate indices in an assignment (CuPy
 stores any one of the values), and an assignment between overlapping parts of one array where CuPy
-copies memory forwards. Results are laid out in C order, as in CuPy: a sum of transposed arrays is
-not transposed. It cannot catch kernel faults, races, TF32 rounding or speed.
+copies memory and does not check. Results are laid out in C order, as in CuPy: a sum of transposed
+arrays is not transposed. Dtypes are NumPy's, since CuPy promotes as NumPy does. It cannot catch
+kernel faults, races, TF32 rounding or speed.
 
 `CALLS` gathers how the package has called it in this process: see device_calls.py.
 """
@@ -44,7 +45,13 @@ SIZED_BY_DATA = {
     "compress",
     "bincount",
     "unique",
-}  # the host waits for the size
+    "delete",
+    "average",
+    "choose",
+    "histogram",
+    "percentile",
+    "quantile",
+}  # the host waits for the size, or for a check
 AT_DTYPES = {"int32", "uint32", "int64", "uint64", "float16", "float32", "float64"}
 IN_ORDER = {"copy", "astype", "array", "asarray", "asanyarray", "asfortranarray"} | {
     f"{name}_like" for name in ("empty", "zeros", "ones", "full")

@@ -1,5 +1,4 @@
-"""Reference vectors: small cases with every array that attention computes, for other
-implementations to compare with: `minqkv vectors`.
+"""A case of the reference vectors: a layer, what it is given, and facts about it.
 
 A case of level "kernel" starts from queries, keys and values; one of level "layer" from x and
 weights, for every variant and position scheme. A layer is run in two ways: forward, on all tokens
@@ -9,23 +8,23 @@ at once, and decoding, token by token with a cache of each of KINDS. All numbers
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from ..attention import Attention
-from ..designs.layers import shipped_layer
-from ..functional import concat
-from ..nn import Init
-from ..runtime import backend
-from ..runtime.errors import UsageError
-from ..runtime.fields import whole
-from ..runtime.rng import stream
-from ..variants import POSITIONS, ROPE_VALUES, SHIPPED, VariantSpec, variant_names
+from ...attention import Attention
+from ...designs.layers import shipped_layer
+from ...functional import concat
+from ...nn import Init
+from ...runtime import backend
+from ...runtime.errors import UsageError
+from ...runtime.fields import whole
+from ...runtime.rng import stream
+from ...variants import SHIPPED
 
 KINDS = ("plain", "ring", "int8")  # of cache
 TASKS = ("forward", *KINDS)
+LARGE = 64.0  # a scale of scores that lie near LARGE · 3.9375², too far for exp in float64
 SUMS = 2048  # terms of a sum that float16 cannot add up one after another
 
 # name -> axes and formula, in the order in which they are computed
@@ -148,6 +147,10 @@ class Case:
         if width >= SUMS:  # the partial sums of the scores grow large, and come back
             sign = np.where(np.arange(width) < width // 2, 1, -1)
             given["q"], given["k"] = abs(given["q"]) + 0.25, (abs(given["k"]) + 0.25) * sign
+        if self.scale == LARGE:  # all scores are near the same large number, whose exp overflows
+            for name in "qk":
+                given[name] = np.rint(given[name] * 8) / 64
+                given[name][..., 0] = 3.9375
         if self.packed:  # two texts in a row, then padding; another cut in the second row
             at = np.arange(T)
             given["segments"] = np.stack([np.where(at < n, 0, 1) - 2 * (at > T - m)
@@ -192,79 +195,3 @@ def swap_pairing(layer: Attention) -> None:
         return ordered(turn(ordered(x, m, 2), at, back), 2, m) if m else x
 
     layer.turn = turned
-
-
-# ---- the cases
-
-
-def kernels(s: Sizes) -> Iterator[Case]:
-    """Attention from queries, keys and values on."""
-    T, w, rope = s.length, s.window, {"position": "rope"}
-    part = {"position": "rope", "d_rope": 4}
-    thin, groups = f"thin-{s.head_dim - 2}", f"gqa-{s.kv_heads}"
-    short = {"head_dim": 4}
-    for name, options in {
-        "full": {"causal": False},
-        "causal": {"batch": 2},
-        "scale": {"scale": 0.3125},
-        "large scores": {"scale": 512.0},
-        "past": {"past": 3, "length": 4},
-        "one query": {"past": T, "length": 1},
-        "sees nothing": {"past": -2},
-        "window": {"window": w},
-        "window, sinks, past": {"window": w, "sinks": 1, "past": 3},
-        "packed": {"packed": True, "batch": 2},
-        "groups": {"variant": groups, "batch": 2},
-        "groups, one query": {"variant": groups, "past": T, "length": 1},
-        "one KV head": {"variant": "mqa"},
-        "thin keys": {"variant": thin},
-        "K = V": {"variant": "q-k=v"},
-        "alibi": {"layer_options": {"position": "alibi"}},
-        "alibi, one query": {"layer_options": {"position": "alibi"}, "past": T, "length": 1},
-        "rope, halves": {"layer_options": rope},
-        "rope, interleaved": {"layer_options": rope, "pairing": "interleaved"},
-        "rope, part": {"layer_options": part},
-        "rope, part, interleaved": {"layer_options": part, "pairing": "interleaved"},
-        "rope, past": {"layer_options": rope, "past": 3, "length": 4, "variant": groups},
-        "rope, K = V raw": {"layer_options": rope, "variant": "q-k=v"},
-        "rope, K = V unrotate": {"layer_options": rope | {"rope_value": "unrotate"},
-                                 "variant": "q-k=v"},
-        "long sum": {"past": SUMS - 2, "length": 2, "variant": "mqa", "layer_options": short,
-                     "only": ("z",), "causal": False},
-        "wide sum": {"past": 1, "length": 2, "variant": f"gqa-1-thin-{SUMS}",
-                     "layer_options": short, "only": ("scores", "pattern", "z"), "causal": False},
-    }.items():  # fmt: skip
-        yield Case(f"kernel/{name}", s, **{"length": T} | options)
-
-
-def layers(s: Sizes) -> Iterator[Case]:
-    """A layer of every variant under every position scheme, and those of models that ship."""
-    size = {"level": "layer", "length": s.length}
-    for name in variant_names(s.kv_heads, s.head_dim - 2):
-        spec = VariantSpec.parse(name)
-        for position in POSITIONS:
-            if position != "rope" and spec.apart and not spec.latent:
-                continue
-            own = {"position": position}
-            if position == "rope" and spec.apart:
-                own["d_rope"] = 4
-            both = position == "rope" and spec.streams == 1 and not spec.apart
-            for value in [*ROPE_VALUES][: 1 + both]:
-                options = own | ({"rope_value": value} if both else {})
-                yield Case(
-                    "/".join([name, *options.values()][: 2 + both]), s, name, options, **size
-                )
-    narrow = {"head_dim": s.head_dim, "d_rope": 4}
-    for name, about in SHIPPED.items():
-        options = dict(narrow) if "d_rope" in about else {"head_dim": s.head_dim}
-        if "N" in about["variant"]:
-            options["kv_heads"] = s.kv_heads
-        if name == "deepseek-v4":
-            options |= {"query_rank": 3, "groups": 2, "out_rank": 3}
-        yield Case(f"shipped/{name}", s, name, options, **size)
-
-
-def cases(sizes: Sizes | None = None) -> list[Case]:
-    """All of them."""
-    sizes = sizes or Sizes()
-    return [*kernels(sizes), *layers(sizes)]

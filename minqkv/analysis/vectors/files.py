@@ -2,11 +2,6 @@
 
 Equal arrays are stored once, and all of a dtype one after another in one array of that name: two
 thousand small files would be mostly headers.
-
-The plain implementation that sets the tolerances is this package in float32, or in float64 with
-inputs that are off by one epsilon of float32, if that differs more. For float64 and float16, its
-difference is scaled by the ratio of the epsilons. But the scores, pattern and z of kernels are
-really computed in float16, with sums in float32.
 """
 
 from __future__ import annotations
@@ -14,15 +9,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ..runtime import backend
-from ..runtime.errors import EnvironmentFault, UsageError
-from ..runtime.files import (
+from ...runtime.errors import EnvironmentFault, UsageError
+from ...runtime.files import (
     make_folder,
     read_arrays,
     read_json,
@@ -31,18 +25,14 @@ from ..runtime.files import (
     write_arrays,
     write_text,
 )
-from ..runtime.rng import stream
-from ..runtime.version import __version__
-from ..tensor import Tensor
-from .computed import contents, held, results, seen
-from .vectors import ARRAYS, KINDS, Case, Sizes, cases
+from ...runtime.version import __version__
+from .case import ARRAYS, KINDS, Case, Sizes
+from .cases import cases
+from .computed import contents, held, results
+from .tolerances import tolerances
 
 KIND, VERSION = "set of minqkv vectors", 1
 MANIFEST, NUMBERS = "manifest.json", "vectors.npz"
-DTYPES = ("float64", "float32", "float16")
-FLOOR = {"float64": 8, "float32": 8, "float16": 2}  # machine epsilons of the largest number
-LONG_FLOOR = 64  # of float64 and float32, in the sums that are long
-NEAR = 2  # computations from inputs that differ by rounding
 READ = {
     "entry": "file[dtype][at : at + n].reshape(shape), n being the product of the shape",
     "cache.": "rows by position; held: whose row is in each slot after each token, -1 for none",
@@ -121,82 +111,18 @@ def _small(array):
 
 def _entries(case, task, given, pool):
     right = results(case, task, given, case.layer(task=task))
-    plain = [results(case, task, given, case.layer("float32", task))]
-    plain += [_near(case, task, given, i) for i in range(NEAR)]
-    half = plain_float16(case, given) if case.level == "kernel" else {}
-    found = {}
+    within, found = tolerances(case, task, given, right), {}
     for name in sorted(right, key=_order):
-        entry = pool.add(right[name])
-        if right[name].dtype == np.float64:
-            error = max(float(abs(right[name] - other[name]).max()) for other in plain)
-            entry["within"] = tolerances(right[name], error, half.get(name), case, task)
-        found[name] = entry
+        found[name] = pool.add(right[name])
+        if name in within:
+            found[name]["within"] = within[name]
     return found
-
-
-def _near(case, task, given, i):
-    """What comes out if everything given is off by up to one epsilon of float32: how much rounding
-    must change it, in any order of the sums.
-    """
-    eps, rng = float(np.finfo("float32").eps), stream(i, "vectors", "near")
-
-    def off(array):
-        return array * (1 + eps * rng.uniform(-1, 1, array.shape))
-
-    layer = case.layer(task=task)
-    for p in layer.parameters():
-        p.data[...] = backend.upload(off(backend.to_host(p.data)))
-    moved = {n: off(a) if a.dtype.kind == "f" else a for n, a in given.items()}
-    return results(case, task, moved, layer)
 
 
 def _order(name):
     """In the order of the computation; gradients come last, those of weights after that of x."""
     known = [*ARRAYS]
     return known.index(name) if name in known else len(known) + (name not in ("grad.v", "grad.x"))
-
-
-def tolerances(right, error: float, half, case: Case, task: str) -> dict[str, float]:
-    """dtype -> how far from the float64 array an implementation may be. A plain one has this
-    `error` in float32, and in float16 gives the array `half`, if there is one.
-    """
-    most, found = abs(right).max(), {}
-    for dtype in DTYPES:
-        eps = float(np.finfo(dtype).eps)
-        plainly = error * eps / float(np.finfo("float32").eps)
-        floor = FLOOR[dtype] * eps * most
-        if dtype == "float16" and half is not None:
-            plainly = abs(right - half).max()
-        elif case.only:
-            floor = LONG_FLOOR * eps * most
-        elif task == "int8" and dtype == "float32":  # a number on the edge of two integers
-            floor = most / 127
-        found[dtype] = float(f"{2 * plainly + floor:.3g}")
-    return found
-
-
-def plain_float16(case: Case, given: dict) -> dict[str, np.ndarray]:
-    """Scores, pattern and z of a kernel, each rounded once to float16: products and sums are in
-    float32.
-    """
-
-    def half(array):
-        return array.astype("float16").astype("float32")
-
-    layer = case.layer("float32")
-    exact = results(replace(case, only=()), "forward", given, layer)
-    q, k, v = (half(exact[name]) for name in "qkv")
-    group = np.arange(q.shape[1]) // (q.shape[1] // k.shape[1])  # (H,): the stored head of each
-    scores = half(q @ k[:, group].swapaxes(-1, -2) / np.float32(layer.root))  # (B, H, T, S)
-    plus = half(scores + (exact["plus"] - exact["scores"] if "plus" in exact else 0))
-    asked = np.arange(case.length) + case.past
-    mask = seen(case, layer, asked, np.arange(k.shape[2]), given.get("segments"))
-    shown = np.where(mask, plus, np.float32(-1e30))
-    e = np.where(mask, np.exp(shown - shown.max(-1, keepdims=True)), np.float32(0))
-    pattern = half(e / np.maximum(e.sum(-1, keepdims=True), np.float32(1e-30)))
-    z = Tensor(half(pattern @ v[:, group]))  # (B, H, T, d_v)
-    z = half(layer.answer(z, slice(case.past, k.shape[2])).data)
-    return {"q": q, "k": k, "v": v, "scores": scores, "plus": plus, "pattern": pattern, "z": z}
 
 
 def load(folder) -> list[Task]:

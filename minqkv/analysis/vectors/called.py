@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from ..runtime.errors import MinqkvError
+from ...runtime.errors import MinqkvError
 
 START_S = 120  # to load the function, with all that it imports
 

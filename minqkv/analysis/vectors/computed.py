@@ -1,23 +1,27 @@
-"""What the cases of vectors.py give, as the real `Attention` computes it, seen through `trace`."""
+"""What the cases give, as the real `Attention` computes it, seen through `trace`."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .. import caches
-from ..attention import Attention, causal_mask, sinusoids
-from ..functional import merge_heads
-from ..runtime import backend
-from ..runtime.tracing import trace
-from ..tensor import Tensor, no_grad
-from .vectors import ARRAYS, Case, Sizes
+from ... import caches
+from ...attention import Attention, causal_mask, sinusoids
+from ...functional import merge_heads
+from ...runtime import backend, tracing
+from ...runtime.tracing import trace
+from ...tensor import Tensor, no_grad, where
+from .case import ARRAYS, Case, Sizes
 
 
-def results(case: Case, task: str, given: dict, layer: Attention) -> dict[str, np.ndarray]:
-    """Every array of a task, as `layer` computes it, which may have been changed to err."""
+def results(
+    case: Case, task: str, given: dict, layer: Attention, grads: bool = True
+) -> dict[str, np.ndarray]:
+    """Every array of a task, as `layer` computes it, which may have been changed to err; without
+    gradients if not `grads`.
+    """
     run = _kernel if case.level == "kernel" else _forward if task == "forward" else _decode
     with np.errstate(all="ignore"):
-        found = run(case, given, layer, task)
+        found = run(case, given, layer, task, grads)
     for name in {"scores", "plus", "pattern"} & found.keys():
         # A sink is not shown as a key; keys after the last that any query sees have no scores.
         array = found[name][..., layer.sink is not None :]
@@ -55,7 +59,7 @@ def _traced(t, leaves):
     return found | grads
 
 
-def _kernel(case, given, layer, task):
+def _kernel(case, given, layer, task, grads):
     leaves = _leaves(given, layer.wk.weight.dtype)
     T, S = case.length, case.length + case.past
     for name in "qkv":
@@ -67,7 +71,8 @@ def _kernel(case, given, layer, task):
         rows = layer.store(None, at)
         q = layer.query(None, rows, here)
         z = layer.answer(layer.attend(q, rows, at, backend.upload(mask), here), here)
-        z.backward(leaves["grad.z"].data)
+        if grads:
+            z.backward(leaves["grad.z"].data)
     found = _traced(t, leaves) | {"z": _host(z)}
     return {name: found[name] for name in (*ARRAYS, *found) if name in found}
 
@@ -81,18 +86,19 @@ def _with_positions(case, given, layer, leaves):
     return leaves["x"] + leaves["positions"] if "learned" in position else leaves["x"]
 
 
-def _forward(case, given, layer, task):
+def _forward(case, given, layer, task, grads):
     leaves = _leaves({n: given[n] for n in ("x", "positions", "grad.out") if n in given},
                      layer.wk.weight.dtype)  # fmt: skip
     h, at = _with_positions(case, given, layer, leaves), np.arange(case.length)
     with trace() as t:
         out = layer(h, backend.upload(seen(case, layer, at, at)))
-        out.backward(leaves["grad.out"].data)
+        if grads:
+            out.backward(leaves["grad.out"].data)
     added = {} if h is leaves["x"] else {"h": _host(h)}
     return added | _traced(t, leaves | dict(layer.named_parameters()))
 
 
-def _decode(case, given, layer, task):
+def _decode(case, given, layer, task, grads):
     leaves = _leaves({n: given[n] for n in ("x", "positions") if n in given},
                      layer.wk.weight.dtype)  # fmt: skip
     cache = new_cache(case, task, layer)
@@ -108,6 +114,26 @@ def _decode(case, given, layer, task):
                 row = backend.to_host(buffer[:, :, slot : slot + 1]).copy()  # (B, h, 1, width)
                 rows[name] = np.concatenate([rows[name], row], 2) if t else row
     return rows | {"cache.bytes": np.array(sizes), "out": np.concatenate(outs, axis=1)}
+
+
+def mixed_with(softmax, layer: Attention):
+    """The method `mix` of a layer in small operations, with another softmax over the keys."""
+
+    def mixed(q, k, v, mask, temperature=None, bias=None):
+        group = np.arange(layer.n_head) // (layer.n_head // k.shape[1])
+        k, v = k[:, group], v[:, group]  # (B, h, S, d) -> (B, H, S, d)
+        scores = q @ k.transpose(0, 1, 3, 2) * (1 / layer.root)  # (B, H, T, S)
+        scores = scores if temperature is None else scores * temperature
+        tracing.probe("scores", scores)
+        scores = scores if bias is None else scores + bias
+        if temperature is not None or bias is not None:
+            tracing.probe("plus", scores)
+        scores = scores if mask is None else where(mask, scores, -np.inf)
+        pattern = softmax(scores)
+        tracing.probe("pattern", pattern)
+        return pattern @ v  # (B, H, T, S) -> (B, H, T, d_v)
+
+    return mixed
 
 
 def new_cache(case: Case, kind: str, layer: Attention):

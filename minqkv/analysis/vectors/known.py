@@ -11,11 +11,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..functional import softmax
-from ..runtime import backend, tracing
-from ..tensor import Tensor, where
-from .computed import results, seen
-from .vectors import Case, query_width, swap_pairing
+from ...functional import softmax
+from ...runtime import backend
+from ...tensor import Tensor
+from .case import query_width, swap_pairing
+from .computed import mixed_with, results, seen
+from .files import Task
 
 
 def _divided_by_d(layer, case):
@@ -157,22 +158,14 @@ def _mask(shift=0, wider=0, past=False, corner=False):
 def _wrong_axis(axis):
     """The softmax goes over queries (-2) or heads (1) in place of keys."""
 
-    def changed(layer, case):
-        def mixed(q, k, v, mask, temperature=None, bias=None):
-            group = np.arange(layer.n_head) // (layer.n_head // k.shape[1])
-            k, v = k[:, group], v[:, group]  # (B, h, S, d) -> (B, H, S, d)
-            scores = q @ k.transpose(0, 1, 3, 2) * (1 / layer.root)  # (B, H, T, S)
-            scores = scores if temperature is None else scores * temperature
-            tracing.probe("scores", scores)
-            scores = scores if bias is None else scores + bias
-            scores = scores if mask is None else where(mask, scores, -np.inf)
-            order = {-2: (0, 1, 3, 2), 1: (0, 3, 2, 1)}[axis]  # either swaps two axes
-            pattern = softmax(scores.transpose(*order)).transpose(*order)
-            tracing.probe("pattern", pattern)
-            return pattern @ v
+    order = {-2: (0, 1, 3, 2), 1: (0, 3, 2, 1)}[axis]  # either swaps two axes
 
+    def other(scores):
+        return softmax(scores.transpose(*order)).transpose(*order)
+
+    def changed(layer, case):
         if layer.sink is None:
-            layer.mix = mixed
+            layer.mix = mixed_with(other, layer)
 
     return changed
 
@@ -214,21 +207,23 @@ EXPLAINED = {
 }
 
 
-def predictions(case: Case, task: str, given: dict, first: set = frozenset()) -> Iterator[tuple]:
-    """(name, arrays) of each way to make a mistake that can be made in this task, those named
-    `first` before others. NaN: anything may stand there.
+def predictions(task: Task, names=None, grads: bool = False) -> Iterator[tuple]:
+    """(name, way, arrays) of each way to make a mistake that can be made in this task, or of those
+    with these `names`; with gradients if `grads`. NaN: anything may stand there.
     """
-    ways = WAYS | (ALONE if task != "forward" or case.length == 1 else {})
-    for name in sorted(ways, key=lambda name: name not in first):
-        for way in ways[name]:
-            layer = case.layer(task=task, weights=given)
+    case, given = task.case, task.given
+    for name, ways in (
+        WAYS | (ALONE if task.task != "forward" or case.length == 1 else {})
+    ).items():
+        for way in ways if names is None or name in names else ():
+            layer = case.layer(task=task.task, weights=given)
             layer.segments, before = given.get("segments"), dict(vars(layer))
             if not layer.d_rope and name in TURNS:
-                continue
+                break
             way(layer, case)
             if vars(layer) == before | {"segments": layer.segments}:
                 continue
-            found = results(case, task, given, layer)
+            found = results(case, task.task, given, layer, grads)
             if "pattern" in found and not np.isfinite(found.get("z", found["pattern"])).all():
                 found["pattern"][found["pattern"].sum(-1) == 0] = np.nan
-            yield name, found
+            yield name, way, found
