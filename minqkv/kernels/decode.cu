@@ -10,19 +10,15 @@
 //   └────────┘
 // peak: the largest score so far; total: Σ exp(score - peak); mixed: Σ exp(score - peak) · value.
 // When a tile raises the peak, the other two are multiplied by exp(old - new), as in online.py.
-//   PARTS threads add up a score: 0 1 2 3 │ 4 5 6 7 │   a thread mixes a channel: 0  1  2  3 ...
-//                                 row 0   │ row 1   │   of all rows
-// The other constants are explained in decode.py. FORM says what the stored rows are:
-#define SAME 0    // a row is key and value
-#define APART 1   // values are rows of their own
-#define TURNED 2  // a row is the value; turned, it is the key
-#define THREADS 128
-#define WARPS (THREADS / 32)
-#define PARTS (THREADS / ROWS)
-#define KEY (WIDTH + BESIDE)
-#define PITCH (KEY + (48 - KEY % 32) % 32)          // two rows, read by fours, are in all 32 banks
-#define CHANNELS ((VALUE + THREADS - 1) / THREADS)
-struct __align__(sizeof(STORED) * VECTOR) Pack { STORED x[VECTOR]; };
+//   PARTS threads add up a score: 0 1 2 3 │ 4 5 6 7 │ ...    a thread mixes a channel: 0 1 2 3 ...
+//                                 row 0   │ row 1   │        of all rows
+// The other constants are explained in decode.py.
+enum { SAME, APART, TURNED };   // FORM: a row is key and value; values apart; turned, it is the key
+const int THREADS = 128, WARPS = THREADS / 32, PARTS = THREADS / ROWS, KEY = WIDTH + BESIDE;
+const int PITCH = KEY + (48 - KEY % 32) % 32;       // two rows, read by fours, are in all 32 banks
+const int CHANNELS = (VALUE + THREADS - 1) / THREADS;
+struct __align__(sizeof(STORED) * VECTOR) Stored { STORED x[VECTOR]; };  // read at once
+struct __align__(VECTOR % 4 ? 4 : 16) Floats { float x[VECTOR]; };
 
 // Rows from place + start on into a tile, integers times their scales; zeros from `end` on.
 __device__ __forceinline__ void fetch(float* tile, int pitch, const STORED* from, int width,
@@ -31,9 +27,11 @@ __device__ __forceinline__ void fetch(float* tile, int pitch, const STORED* from
   for (int i = threadIdx.x; i < ROWS * width / VECTOR; i += THREADS) {
     int r = i / (width / VECTOR), c = i % (width / VECTOR) * VECTOR;
     bool inside = start + r < end;
-    Pack pack = inside ? *(const Pack*)(from + (place + start + r) * width + c) : Pack{};
+    Stored read = inside ? *(const Stored*)(from + (place + start + r) * width + c) : Stored{};
     float scale = inside && scales ? scales[place + start + r] : 1;
-    for (int j = 0; j < VECTOR; j++) tile[r * pitch + c + j] = as_float(pack.x[j]) * scale;
+    Floats out;
+    for (int j = 0; j < VECTOR; j++) out.x[j] = as_float(read.x[j]) * scale;
+    *(Floats*)(tile + r * pitch + c) = out;
   }
 }
 
@@ -63,8 +61,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) decode(
     int n, int span, int capacity, int heads, int queries)          // slots; a block's; ...; h; H
 {
   __shared__ __align__(16) float keys[ROWS * PITCH], query[GROUP * KEY], weight[GROUP][ROWS];
-  __shared__ float own[FORM == SAME ? 1 : ROWS * VALUE], peak[GROUP], total[GROUP], shrink[GROUP];
-  const float* values = FORM == SAME ? keys : own; const int pitch = FORM == SAME ? PITCH : VALUE;
+  __shared__ __align__(16) float own[FORM == SAME ? 4 : ROWS * VALUE];
+  __shared__ float peak[GROUP], total[GROUP], shrink[GROUP];
+  const float* values = FORM == SAME ? keys : own;
+  const int pitch = FORM == SAME ? PITCH : VALUE;
   int t = threadIdx.x, lane = t % 32, warp = t / 32, row = t / PARTS, part = t % PARTS;
   long long b = blockIdx.z, first = blockIdx.y * GROUP, head = first / (queries / heads);
   long long place = (b * heads + head) * capacity;  // the first row
@@ -78,7 +78,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) decode(
   int end = min(int(blockIdx.x + 1) * span, n);
   for (int start = blockIdx.x * span; start < end; start += ROWS) {
     int slot = start + row;
-    __syncthreads();                                // all have used the last tile
+    bool seen = slot < end && (!mask || mask[b * of_mask + slot]);
+    if (!__syncthreads_or(seen)) continue;          // the last tile is done; is this one seen?
     if (FORM == TURNED) fetch(own, VALUE, rows, VALUE, row_scales, place, start, end);
     else fetch(keys, PITCH, rows, WIDTH, row_scales, place, start, end);
     if (FORM == APART) fetch(own, VALUE, apart, VALUE, apart_scales, place, start, end);
@@ -93,7 +94,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) decode(
       float4 k = four(keys + row * PITCH + c);
       for (int g = 0; g < GROUP; g++) score[g] += dot(four(query + g * KEY + c), k);
     }
-    bool seen = slot < end && (!mask || mask[b * of_mask + slot]);
     for (int g = 0; g < GROUP; g++) {
       for (int step = PARTS / 2; step; step /= 2) score[g] += __shfl_xor_sync(FULL, score[g], step);
       if (bias && seen) score[g] += as_float(bias[b * of_bias + (first + g) * of_head + slot]);

@@ -36,7 +36,7 @@ def decode(gpu, attention, q, stored, at, mask, asked):
     if constants["FORM"] == TURNED:
         turned = getattr(attention, "k_gain", None), *(attention.angles or (None, None))
         in_order = isinstance(at, slice)
-        slots = None if in_order else gpu.upload(np.ascontiguousarray(at, "int32"))
+        slots = None if in_order else gpu.shared(np.ascontiguousarray(at, "int32"))
         turned = *map(number, turned), slots
     temperature, bias = map(number, attention.shifts(asked, at))
     sink = number(attention.sink)

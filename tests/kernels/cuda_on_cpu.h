@@ -49,7 +49,7 @@ struct Fiber {
 
 static Fiber home, fiber[MOST];
 static char* stacks;
-static unsigned now, threads, votes;
+static unsigned now, threads;
 static uint64_t random_state;
 static char* dynamic_shared;      // `extern __shared__`
 static void (*body)(void**);
@@ -155,7 +155,11 @@ static const char* stuck() {      // nobody can go on: either a barrier of all, 
     }
     line = f.line;
   }
-  for (unsigned i = 0; i < threads; i++) if (fiber[i].state == AT_BLOCK) fiber[i].state = READY;
+  unsigned yes = 0;
+  for (unsigned i = 0; i < threads; i++)
+    if (fiber[i].state == AT_BLOCK) yes += fiber[i].given != 0;
+  for (unsigned i = 0; i < threads; i++)
+    if (fiber[i].state == AT_BLOCK) fiber[i].state = READY, fiber[i].got = yes;
   return 0;
 }
 
@@ -222,7 +226,14 @@ template <class T> static T shuffle(unsigned mask, T x, unsigned to, int line) {
 }  // namespace shim
 
 #define LINE int line = __builtin_LINE()
-static inline void __syncthreads(LINE) { shim::wait(shim::AT_BLOCK, line); }
+static inline int __syncthreads_count(int yes, LINE) {
+  shim::fiber[shim::now].given = yes != 0;
+  shim::wait(shim::AT_BLOCK, line);
+  return int(shim::fiber[shim::now].got);
+}
+static inline int __syncthreads_or(int yes, LINE) { return __syncthreads_count(yes, line) != 0; }
+static inline int __syncthreads_and(int yes, LINE) { return !__syncthreads_count(!yes, line); }
+static inline void __syncthreads(LINE) { __syncthreads_count(0, line); }
 static inline void __syncwarp(unsigned mask = 0xffffffffu, LINE) {
   shim::with_warp(shim::SYNC, mask, 0, 0, line);
 }

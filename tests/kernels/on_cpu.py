@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -54,13 +55,17 @@ class CompileError(KernelError):
 
 @lru_cache
 def compiler():
-    """The C++ compiler, or None."""
-    return next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "g++"))), None)
+    """The C++ compiler, or None if there is none that can do this."""
+    found = shutil.which(os.environ.get("CXX") or "g++") if sys.platform == "linux" else None
+    if found is None:
+        return None
+    test = [found, *PLAIN, "-x", "c++", "-fsyntax-only", os.devnull]
+    return None if subprocess.run(test, capture_output=True).returncode else found
 
 
 def missing():
     """Why no kernel can be built here, or None."""
-    return None if compiler() else "needs a C++ compiler: apt install g++"
+    return None if compiler() else "needs Linux and g++ 12 or later: apt install g++"
 
 
 def source(file):
@@ -97,6 +102,9 @@ def build(text, flags, how=PLAIN):
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / f"{key}.so"
     if not library.exists():
+        for old in folder.glob("*.so"):
+            if time.time() - old.stat().st_mtime > 7 * 86400:
+                old.unlink(missing_ok=True)
         part = folder / f"{key}.{os.getpid()}"
         part.with_suffix(".cpp").write_text(text)
         command = [compiler(), *flags, "-shared", "-fPIC"]
@@ -290,7 +298,8 @@ def survives(file, old, new, check, limit=60):
     """Whether check() still passes with a planted fault. It runs in a forked process, which may
     crash or never end: both count as noticed. Raises KernelError if the fault does not compile.
     """
-    child = os.fork()
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        child = os.fork()  # of a process with several threads, of which the child needs none
     if not child:
         code = CAUGHT
         try:

@@ -95,6 +95,22 @@ def test_shuffles(seed):
     assert (z[1] == np.repeat([0, 3], 32)).all()
 
 
+VOTES = """
+extern "C" __global__ void votes(const int* x, int* y) {
+  y[threadIdx.x] = __syncthreads_count(x[threadIdx.x]);
+  y[100 + threadIdx.x] = __syncthreads_or(x[threadIdx.x]);
+  y[200 + threadIdx.x] = __syncthreads_and(x[threadIdx.x]);
+}
+"""
+
+
+def test_votes_of_a_block():
+    for yes in (0, 1, 99, 100):
+        x, y = (np.arange(100) < yes).astype("i4"), np.full((3, 100), -1, "i4")
+        launch(VOTES, "votes", (1,), (100,), [x, y])
+        assert (y == [[yes], [yes > 0], [yes == 100]]).all()
+
+
 STUCK = {
     "a shuffle that half a warp skips": "if (threadIdx.x < 16) __shfl_xor_sync(~0u, 1.0f, 1);"
     "else __syncthreads();",
