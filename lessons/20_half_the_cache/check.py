@@ -50,6 +50,9 @@ class Rows:
             yield place
         place[:] = np.nan
 
+    def __len__(self):
+        return len(self.rows)
+
     def __getitem__(self, index):
         raise TypeError("rows cannot be chosen; they come one after another: for row in rows")
 

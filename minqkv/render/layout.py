@@ -388,7 +388,7 @@ def _curve(event, page, height=8):
 def roof(event):
     """(left, right): the powers of ten that hold all points and the corner of the roof."""
     xs = [event["rate"] / event["bandwidth"], *event["points"].values()]
-    return math.floor(math.log10(min(xs))), math.ceil(math.log10(max(xs)))
+    return math.floor(math.log10(min(xs))), math.floor(math.log10(max(xs))) + 1
 
 
 def under(event, intensity):
@@ -400,7 +400,7 @@ def under(event, intensity):
 def _roofline(event, page, height=10):
     (left, right), bandwidth, top = roof(event), event["bandwidth"], math.log10(event["rate"])
     columns, low = max(2, min(page.width - 11, 64)), left + math.log10(bandwidth)
-    across, up = (columns - 1) / (right - left), (height - 1) / (top - low)
+    across, up = (columns - 1) / (right - left), (height - 1) / (top - low or 1)
     rows = [[" "] * columns for _ in range(height)]
     for c in range(columns):
         rows[round((min(top, low + c / across) - low) * up)][c] = "."
