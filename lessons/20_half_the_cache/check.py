@@ -24,9 +24,8 @@ You made the answer in one pass, and each row was read once for both its uses.
 sees none of them, it sets the peak to the lowest number that is finite, and the sums are zero.
 `online.answer` then returns zeros, as you do.
 
-The kernel `decode.cu` begins with that lowest number as well. It goes on as you do, with a tile of
-rows in the place of your single row. A sum of a few tiles shrinks only when a tile has a larger
-score than all before.
+The kernel `decode.cu` begins with that lowest number as well. Then it goes on as you do, with a
+tile of rows instead of a single one.
 """
 
 

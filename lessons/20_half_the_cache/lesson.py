@@ -56,7 +56,7 @@ for name in ("qkv", "q-k=v"):
 both = ["weights", "cache"]
 say(f"Its width is {size['n_embd']}, and a number takes {cache.dtype.itemsize} bytes.")
 more = both[np.argmax(held["qkv"])]
-predict("What has more bytes in `qkv`: all weights, or the cache?", more, both)
+predict("Which has more bytes in `qkv`: the weights, or the cache?", more, both)
 table("bytes", ["", *both], [[name, *each] for name, each in held.items()])
 say("However long the text, the weights stay the same. The cache grows with every token.")
 
@@ -136,7 +136,7 @@ predict("The card gets units that are twice as fast. How many seconds now?", aft
 say("The bytes bind. Only with fewer bytes can this work become faster.")
 
 # %% [markdown]
-# Now a real card. How many operations per second can it reach? While the bytes bind, it is the
+# Now a real card. How many operations per second can it reach? As long as the bytes bind, it is the
 # intensity times the bandwidth. Beyond that, it is the rate. Drawn on two logarithmic axes, this
 # looks like a roof, and so it is called a **roofline**.
 
@@ -150,7 +150,7 @@ say(
     f"{title}, by its data sheet: {card['bandwidth'] / 1e12:g} trillion bytes per second, "
     f"{card['rate'] / 1e12:g} trillion operations per second."
 )
-predict("How many operations per byte are at the corner of the roof?", corner, tolerance=0.1)
+predict("At how many operations per byte is the corner of the roof?", corner, tolerance=0.1)
 roofline(title, **card, points=points)
 share = points["a step of qkv"] / corner
 say(f"However it is programmed, this step keeps at most {share:.1%} of the units busy.")
@@ -325,7 +325,7 @@ compare("one pass", online.answer(found[-1]), "the layer", t["z"])
 
 # %% [markdown]
 # On a GPU, `minqkv/kernels/decode.cu` does this, with tiles of up to thirty-two rows. A tile is
-# copied to the chip once. There it gives scores as keys, and then it is mixed as values.
+# copied to the chip once. There its rows give the scores, as keys, and are then mixed, as values.
 #
 # A GPU has many multiprocessors, which all compute at the same time. So the positions are divided
 # into **spans**. A block of threads makes peak, total and mix of one span, and at the end the spans
@@ -389,8 +389,8 @@ say(
 )
 
 # %% [markdown]
-# So half the cache is twice the speed if three things hold: the bytes bind, most of them are cache,
-# and each row is read once.
+# So half the cache is nearly twice the speed if three things hold: the bytes bind, most of them are
+# cache, and each row is read once.
 #
 # With `--backend cupy`, the cache asks for the kernel. On the host there is none, and the readable
 # lines make two products.
