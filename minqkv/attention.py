@@ -46,7 +46,11 @@ def rope_table(n: int, d_head: int, dtype="float32", base: float = 10_000.0) -> 
 
 
 def within(at: slice | np.ndarray, n: int) -> slice | np.ndarray:
-    """Positions `at`. Raises UsageError if a table of n positions does not have all of them."""
+    """Positions `at`. Raises UsageError if a table of n positions does not have all of them. Those
+    of a recorded token, which lie on a GPU, cannot be looked at.
+    """
+    if not isinstance(at, (slice, np.ndarray)):
+        return at
     first, end = (
         (at.start, at.stop) if isinstance(at, slice) else (int(at.min()), int(at.max()) + 1)
     )
@@ -196,9 +200,9 @@ class Attention(Module):
     and turns them into keys when they are read; "unrotate" stores turned keys and turns the answer
     back. With `norm`, queries and keys are scaled to mean square 1, then by a learned gain for each
     channel. With K = V the stored row is scaled so, and a value that is stored "raw" is without the
-    gain. `ahead` says whether queries see later keys, which a learned distance has to know.
-    `window` and `sinks` are for a cache, which makes its own mask (`causal_mask`); without a
-    cache, `mask` says what is seen.
+    gain. `ahead` says whether queries see later keys: a learned distance has to know, and if they
+    do not, those scores are not computed. `window` and `sinks` are for a cache, which makes its own
+    mask (`causal_mask`); without a cache, `mask` says what is seen.
 
     Positions `at` are a slice if all sequences of a batch agree, else an array (B, T) on the host.
     """
@@ -233,7 +237,7 @@ class Attention(Module):
         head_dim = checked_head_dim(n_embd, n_head, head_dim)
         check_positions([spec], head_dim, position, rope_value, d_rope, rope_base)
         self.spec, self.name, rope = spec, init.name, POSITIONS[position].turns
-        self.norm, self.rope_base = norm, rope_base
+        self.norm, self.rope_base, self.ahead = norm, rope_base, ahead
         self.d_rope = spec.turning(head_dim, d_rope) if rope else 0
         d_query, d_row = spec.widths(head_dim, self.d_rope)
         self.n_head, self.kv_heads = n_head, spec.stored_heads(n_head)
@@ -377,7 +381,8 @@ class Attention(Module):
         for name, value in (("q", q), ("k", k), ("v", v)):
             tracing.probe(name, value)
         temperature, bias = self.shifts(at if asked is None else asked, at)
-        return self.mix(q, k, v, mask, temperature=temperature, bias=bias)
+        causal = not self.ahead and asked is None and isinstance(at, slice)  # keys in order
+        return self.mix(q, k, v, mask, temperature=temperature, bias=bias, causal=causal)
 
     def shifts(
         self, asked: slice | np.ndarray, at: slice | np.ndarray
@@ -400,7 +405,7 @@ class Attention(Module):
         if self.angles is None:
             return x
         at = within(at, len(self.angles[0]))
-        at = at if isinstance(at, slice) else backend.shared(at)
+        at = backend.shared(at) if isinstance(at, np.ndarray) else at
         cos, sin = (table[at] for table in self.angles)  # (T, d_rope/2), or (B, T, ...)
         if cos.ndim == 3:
             cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, d_rope/2)

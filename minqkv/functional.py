@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from .runtime import backend, tracing
+from .runtime import rng as streams
 from .runtime.backend import Array
 from .runtime.errors import UsageError
 from .tensor import Tensor, array_of, grad_wanted, make
@@ -29,9 +30,12 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """x @ w + b over the last axis: (..., n) @ (n, m) + (m,) -> (..., m)."""
     shape, weight = x.shape, array_of(w)
     flat = array_of(x).reshape(-1, shape[-1])  # (N, n)
-    y = backend.bmm(flat, weight)  # (N, m)
-    if b is not None:
-        y += _of_shape(b, weight.shape[1:], "linear: a bias")
+    bias = None if b is None else _of_shape(b, weight.shape[1:], "linear: a bias")
+    y = None if grad_wanted(x, w, b) else backend.gemv(flat, weight, bias)  # (N, m)
+    if y is None:
+        y = backend.bmm(flat, weight)
+        if bias is not None:
+            y += bias
 
     def vjp(g, wanted):
         g = g.reshape(-1, g.shape[-1])  # (N, m)
@@ -67,6 +71,8 @@ def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float = 1e-5) -> Tensor:
     """Each row to mean 0 and variance 1, then times w plus b: (..., d), (d,), (d,) -> (..., d)."""
     data, d = array_of(x), x.shape[-1]
     weight, bias = (_of_shape(p, (d,), "layer_norm: a weight or bias") for p in (w, b))
+    if (made := backend.norm(data, weight, bias, eps)) is not None:
+        return make(made[0], (x, w, b), made[1])
     unit = data - backend.row_sum(data) * (1 / d)  # (..., d), of mean 0 ...
     # 1 / √(variance + eps), the variance being row_dot / d; √d is taken out of the root.
     inv_std = math.sqrt(d) / backend.xp.sqrt(backend.row_dot(unit, unit) + d * eps)  # (..., 1)
@@ -98,6 +104,8 @@ def rms_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     the mean square.
     """
     data, d = array_of(x), x.shape[-1]
+    if (made := backend.norm(data, None, None, eps)) is not None:
+        return make(made[0], (x,), made[1])
     inv = 1 / backend.xp.sqrt(backend.row_dot(data, data) * (1 / d) + float(eps))  # (..., 1)
     unit = data * inv
 
@@ -129,7 +137,8 @@ def gelu(x: Tensor) -> Tensor:
     y, slope = backend.xp.empty(data.shape, data.dtype), None
     if grad_wanted(x):  # computed now, so that backward is one product
         slope = backend.xp.empty(data.shape, data.dtype)
-    backend.in_pieces(_gelu, data, y, slope)
+    if backend.gelu(data, y, slope) is None:
+        backend.in_pieces(_gelu, data, y, slope)
     return make(y, (x,), lambda g, wanted: (g * slope,))
 
 
@@ -169,12 +178,18 @@ def softmax(x: Tensor) -> Tensor:
     return make(y, (x,), vjp)
 
 
-def dropout(x: Tensor, rate: float, rng: np.random.Generator) -> Tensor:
-    """Each element kept with probability 1 - rate and scaled by 1 / (1 - rate); `rng` is a host
-    generator.
+def dropout(x: Tensor, rate: float, rng: np.random.Generator, begin: int = 0) -> Tensor:
+    """Each element kept with probability 1 - rate and scaled by 1 / (1 - rate).
+
+    `rng` is a host generator, of whose float32 numbers the first `begin` belong to rows before
+    these. A GPU's kernel takes only a key from it, and its mask is another.
     """
     if not 0 <= rate < 1:
         raise UsageError(f"dropout rate {rate} is outside [0, 1)")
+    if (drawn := backend.dropout(array_of(x), rate, rng, begin)) is not None:
+        y, again = drawn
+        return make(y, (x,), lambda g, wanted: (again(g),))
+    streams.skip(rng, begin)
     kept = backend.upload(rng.random(x.shape, dtype=np.float32) >= rate)
     scale = 1 / (1 - float(rate))
 
@@ -232,6 +247,7 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     temperature: Tensor | None = None,
     bias: Tensor | None = None,
+    causal: bool = False,
 ) -> Tensor:
     """softmax(temperature · scale · q kᵀ + bias, masked) v: the middle of every variant.
 
@@ -240,12 +256,14 @@ def scaled_dot_product_attention(
     or (B, 1, T, S) where the rows of a batch differ, True where a key may be seen; a query that
     sees none gets zeros. `scale` is 1/√d_k unless given. `temperature` () and `bias`, Tensors: what
     survives the softmax of the paper's "+", and what depends on distance. A bias is (S,), or has
-    four axes, each as long as that of the scores (B, H, T, S) or 1, the last S.
+    four axes, each as long as that of the scores (B, H, T, S) or 1, the last S. `causal` promises
+    that the mask hides all keys after a query's own, the last key being that of the last query.
     Returns (B, H, T, d_v). Raises UsageError for shapes that do not fit. (Paper, section 3.)
 
     Queries come in blocks of rows, and a block ends at the last key that any of its rows may see: a
-    causal mask halves the work. Beyond KEEP, backward computes the weights of each block again, so
-    that no (T, S) array of all heads exists at any time, unless a bias is one.
+    causal mask halves the work. (For a mask on a GPU, only `causal` tells.) Beyond KEEP, backward
+    computes the weights of each block again, so that no (T, S) array of all heads exists at any
+    time, unless a bias is one.
     """
     q_shape, k_shape, v_shape = q.shape, k.shape, v.shape
     _check_attention(q_shape, k_shape, v_shape, mask, temperature, bias)
@@ -254,17 +272,16 @@ def scaled_dot_product_attention(
     strength = scale if temperature is None else array_of(temperature) * scale
     traced, needed = tracing.active() is not None, grad_wanted(q, k, v, temperature, bias)
     call = _Attention(array_of(q) * strength, array_of(k), array_of(v), mask, bias)
-    blocks = _blocks(T, S, mask, T if traced else BLOCK)  # traced arrays are shown in one piece
+    step = T if traced else BLOCK  # traced arrays are shown in one piece
+    blocks = _blocks(T, S, mask, step, causal)
     keep = needed and (traced or T * S <= KEEP)
     kept, out = [], _heads_last(call.q, v_shape[3])  # (B, H, T, d_v)
     for rows, end in blocks:
         weights, inv_sum = call.weights(rows, end)
         call.mix(weights, inv_sum, end, out[:, :, rows])
         kept.append((weights, inv_sum) if keep else None)
-    unscaled, prefix = (
-        None if temperature is None else array_of(q),
-        tracing.here() if traced else None,
-    )
+    unscaled = None if temperature is None else array_of(q)
+    prefix = tracing.here() if traced else None
 
     def vjp(g, wanted):
         dk = dv = None
@@ -320,12 +337,18 @@ class _Attention:
         scores = backend.bmm(q, self.k[:, :, :end].swapaxes(-1, -2))  # (B, h, G·t, end)
         scores = self.unfold(scores)  # (B, H, t, end)
         tracing.probe("scores", scores)
-        if self.bias is not None:
-            scores += self.of_block(self.bias, rows, end)  # a temperature is already in the queries
+        bias = None if self.bias is None else self.of_block(self.bias, rows, end)
+        mask = None if self.mask is None else self.mask[..., rows, :end]  # (t, end), or four axes
+        if tracing.active() is None:
+            inv_sum = backend.weigh(scores, bias, mask)
+            if inv_sum is not None:
+                return scores, inv_sum
+        if bias is not None:
+            scores += bias  # a temperature is already in the queries
             tracing.probe("plus", scores)
-        if self.mask is not None:
+        if mask is not None:
             number = scores.dtype.type  # Python's numbers would make a float64 mask
-            scores += backend.xp.where(self.mask[..., rows, :end], number(0), number(-math.inf))
+            scores += backend.xp.where(mask, number(0), number(-math.inf))
         if self.shift:
             peak = scores.max(axis=-1, keepdims=True)
             # Of a query that sees nothing it is -∞, and -∞ - (-∞) is not a number.
@@ -363,8 +386,9 @@ class _Attention:
         d_scores = self.unfold(d)  # (B, H, t, end), to become dS in place
         if prefix is not None:
             tracing.probe("grad.pattern", d_scores / inv_sum, prefix)
-        d_scores -= backend.row_dot(g_scaled, out)
-        d_scores *= weights
+        if backend.unweigh(d_scores, weights, inv_sum) is None:
+            d_scores -= backend.row_dot(g_scaled, out)
+            d_scores *= weights
         if prefix is not None:
             tracing.probe("grad.scores", d_scores, prefix)
         if wanted[4]:
@@ -410,13 +434,15 @@ def _check_attention(q, k, v, mask, temperature, bias):
             raise UsageError(f"{why}, not {bias.shape}")
 
 
-def _blocks(T, S, mask, step):
+def _blocks(T, S, mask, step, causal):
     """(slice of the queries, end of the keys that they may see) of each block."""
     if mask is None and step >= T:
         return [(slice(0, T), S)]
     blocks = [slice(i, i + step) for i in range(0, T, step)]
     if mask is None:
         return [(rows, S) for rows in blocks]
+    if causal:
+        return [(rows, S - T + min(rows.stop, T)) for rows in blocks]
     seen = (mask[..., rows, :].reshape(-1, S) for rows in blocks)  # (t, S), or (B·t, S)
     return [(rows, backend.visible(any_of)) for rows, any_of in zip(blocks, seen, strict=True)]
 
@@ -455,7 +481,10 @@ def cross_entropy(logits: Tensor, targets: np.ndarray, ignore_index: int = -100)
     if not len(kept):
         raise UsageError("cross_entropy: every target is ignored")
     rows = backend.upload(kept) if len(kept) < len(targets) else None  # None: all of them
-    columns = backend.upload_ids(targets[kept], vocab, "targets")
+    asked = targets if rows is None else targets[kept]  # (n,)
+    columns = backend.upload_ids(asked, vocab, "targets")
+    if (made := backend.cross_entropy(array_of(logits), rows, columns)) is not None:
+        return make(made[0], (logits,), made[1])
     flat = array_of(logits).reshape(-1, vocab)  # (N, V)
     flat = flat if rows is None else flat[rows]  # (n, V)
     p = flat - flat.max(axis=-1, keepdims=True)  # (n, V)

@@ -6,12 +6,14 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from .cache import KVCache
 from .caches import branches
 from .models.gpt import GPT, LAST
+from .models.recorded import recorded
 from .runtime import backend
 from .runtime.claims import decoding
 from .runtime.errors import UsageError
@@ -142,8 +144,9 @@ def _tokens(model, prompts, pad, max_new_tokens, how, cache):
                 logits = model(ids, pad=padding, at=LAST)  # (B·n, 1, V)
             elif i == 0:
                 logits = _read(model, unread, pad, rows, cache)  # (B·n, 1, V)
+                next_token = recorded(model, cache) or partial(model, cache=cache)
             else:
-                logits = model(unread, cache=cache)  # (B·n, 1, V)
+                logits = next_token(unread)  # (B·n, 1, V)
         new = how.choose(backend.to_host(logits.data[:, -1]), i)  # (B·n,)
         if how.end is not None:
             new = np.where(finished, how.end, new)

@@ -12,7 +12,7 @@ from . import functional as F
 from .runtime import backend, shown
 from .runtime.claims import evaluating
 from .runtime.errors import UsageError
-from .runtime.rng import Step, first_row, skip, step, stream
+from .runtime.rng import Step, first_row, step, stream
 from .tensor import Tensor
 
 
@@ -264,8 +264,7 @@ class Dropout(Module):
         now = step.get() or Step(self.step)
         now.drawn = True
         rng = stream(self.seed, "dropout", self.name, now.n)
-        skip(rng, first_row.get() * math.prod(x.shape[1:]))  # what the rows before these draw
-        return F.dropout(x, self.rate, rng)
+        return F.dropout(x, self.rate, rng, first_row.get() * math.prod(x.shape[1:]))
 
 
 class MLP(Module):

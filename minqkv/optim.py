@@ -86,10 +86,14 @@ class Optimizer(shown.Moments):
             self.gradient[start : start + p.size] = 0 if p.grad is None else p.grad.reshape(-1)
             start += p.size
         distributed.add_up(self.gradient)  # over all ranks, where there are several
-        norm = None if max_norm is None else clip(self.gradient, max_norm)
         with undivided():
             self.steps += 1
-            self.update(self.gradient)
+            return self.move(self.gradient, max_norm)
+
+    def move(self, g: Array, max_norm: float | None) -> Array | None:
+        """Clip the gathered gradient and move by it; returns the norm before, as `step` does."""
+        norm = None if max_norm is None else clip(g, max_norm)
+        self.update(g)
         return norm
 
     def state_dict(self) -> dict:
@@ -144,6 +148,10 @@ class Adam(Optimizer):
     ):
         super().__init__(parameters, lr)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+
+    def move(self, g: Array, max_norm: float | None) -> Array | None:
+        found = backend.adamw(self, g, max_norm)
+        return super().move(g, max_norm) if found is None else found[0]
 
     def update(self, g: Array) -> None:
         if self.weight_decay:

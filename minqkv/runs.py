@@ -27,6 +27,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 import zlib
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
@@ -39,7 +40,7 @@ import numpy as np
 from .models.saved import load
 from .nn import Module
 from .optim import Adam, warmup_cosine
-from .runtime import distributed, files
+from .runtime import backend, distributed, files
 from .runtime.blas import blas_threads
 from .runtime.errors import Diverged, EnvironmentFault, UsageError, unknown
 from .runtime.fields import check_types
@@ -244,13 +245,12 @@ def _train_and_score(config, model, folder, progress):
 
 def _train(config, model, optimizer, start, folder, curve, progress):
     """The steps from `start` on, each recorded; a checkpoint now and then, and after the last."""
-    task, recipe, tokens = config.task, config.recipe, 0
+    task, recipe, tokens = config.task, config.recipe, {}
 
     def batch(step):
-        nonlocal tokens
         with blaming(task.name):
             x, y = task.batch(config.seed, step, recipe.batch)
-            tokens = math.prod(x.shape[:2])
+            tokens[step] = math.prod(x.shape[:2])
         return x, y
 
     loop = fit(
@@ -261,6 +261,7 @@ def _train(config, model, optimizer, start, folder, curve, progress):
         began = time.monotonic()
         for step, loss in loop:
             done, stopping, seconds = step + 1, stop.is_set(), time.monotonic() - began
+            read = tokens.pop(step)
             line = {"step": step, "loss": loss, "lr": optimizer.lr}
             if recipe.watch and done % recipe.watch == 0:
                 line["validation"] = task.score(model, "validation", config.seed)[task.metric]
@@ -274,7 +275,7 @@ def _train(config, model, optimizer, start, folder, curve, progress):
                     folder.save_best(done, model)
             if progress:
                 score = line.get("validation")
-                progress(Step(done, recipe.steps, tokens, seconds, loss, score, model))
+                progress(Step(done, recipe.steps, read, seconds, loss, score, model))
             if stopping:
                 raise KeyboardInterrupt
             began = time.monotonic()
@@ -319,7 +320,8 @@ class RunFolder:
             write_config(path, config)
             return
         stored, self.hash = read_config(path, type(config.task))
-        if differences := "; ".join(difference(stored, config)):
+        apart = [text for text in difference(stored, config) if not text.startswith("recompute ")]
+        if differences := "; ".join(apart):  # recomputation keeps every bit
             cure = "leave those flags out, or choose another folder with --out"
             raise UsageError(f"{path} contains a different run: {differences}", cure)
 
@@ -332,6 +334,7 @@ class RunFolder:
         meta = {"step": 0}
         if self.checkpoint.exists():
             meta = load_checkpoint(self.checkpoint, self.hash, model, optimizer)
+            _tell_backend(self.checkpoint, meta)
         self.saved_step, values = meta["step"], _up_to(self.metrics, self.hash, meta)
         lines = _lines(self.metrics)[: self.saved_step]
         self.check = values[-1]["check"] if values else _first_check(self.hash)
@@ -380,7 +383,7 @@ class RunFolder:
 
     def _write(self, path, done, model, arrays, **meta):
         arrays = {f"model/{name}": a for name, a in model.state_dict().items()} | arrays
-        meta = {"step": done, **meta, "version": __version__}
+        meta = {"step": done, **meta, "version": __version__, "backend": backend.current.name}
         meta |= {"config": self.hash, "metrics": self.check} if self.hash else {}
         files.write_arrays(path, "minqkv checkpoint", meta, arrays)
 
@@ -389,6 +392,14 @@ class RunFolder:
         self.still_ours()
         bound = {"config": self.hash, "check": _next_check(result, self.check)}
         files.write_json(self.result, result | (bound if self.hash else {}))
+
+
+def _tell_backend(path, meta):
+    """Warn where a checkpoint was made by another backend; files of earlier versions do not say."""
+    made, here = meta.get("backend"), backend.current.name
+    if made not in (None, here):
+        why = f"{path} was made on {made}: continued on {here}, the run may differ in its last bits"
+        warnings.warn(why, RuntimeWarning, stacklevel=2)
 
 
 def read_result(path, config, config_hash, check):

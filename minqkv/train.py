@@ -60,12 +60,12 @@ def fit(
     """The loop. A generator: yields (step, loss) after each of the steps from `start` to `steps`.
 
     `batch(step)` gives inputs and targets, `schedule(step)` the learning rate; `loss` and `weight`
-    come from the task; `accumulate`: see train_step. Raises Diverged, naming the step, when a
-    loss is not finite.
+    come from the task; `accumulate`: see train_step. On a GPU, the next batch is made and uploaded
+    while a step computes. Raises Diverged, naming the step, when a loss is not finite.
     """
-    for step in range(start, steps):
+    batches = backend.ahead(map(batch, range(start, steps)))
+    for step, (x, y) in enumerate(batches, start):
         optimizer.lr = schedule(step)
-        x, y = batch(step)
         found = train_step(model, optimizer, x, y, clip, loss, weight, accumulate)
         if not math.isfinite(found):
             raise Diverged(

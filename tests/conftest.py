@@ -4,6 +4,7 @@ float64 leaves, the command line in this process.
 
 import os
 import signal
+import warnings
 from contextlib import suppress
 
 import numpy as np
@@ -131,6 +132,7 @@ def cli(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "MINQKV_BACKEND"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # which run_cli sets
     from minqkv.cli import run_cli  # not above: only these tests need what it imports
 
     before = stopping()

@@ -53,7 +53,7 @@ def test_one_answer_is_printed_token_by_token(gpt, cli, monkeypatch):
 def test_the_same_answers_however_they_are_printed(gpt, cli, monkeypatch):
     one = cli("generate", gpt, "1 2 3 4")[1]
     as_json = json.loads(cli("generate", gpt, "1 2 3 4", "--json")[1])
-    assert [row.keys() for row in as_json] == [{"prompt", "output", "text", "cache_bytes"}]
+    assert [row.keys() for row in as_json] == [{"prompt", "output", "text", "cache_bytes", "graph"}]
     assert one == f"1 2 3 4 | {' '.join(map(str, as_json[0]['output']))}\n"
     lines = cli("generate", gpt, "1 2 3 4", "--no-cache")[1]
     assert lines == one

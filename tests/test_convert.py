@@ -185,7 +185,7 @@ def test_the_original_is_left_as_it_was():
         (gpt("qkv"), "gqa-3", "4 heads do not fall into 3 equal groups"),
         (gpt("qkv"), "q-k=w", "unknown variant 'q-k=w'"),
         (tagger("qkv"), "slim", "this run is an encoder"),
-        (Module(), "qkv", "a Module of your own"),
+        (Module(), "qkv", "a Module cannot be converted; only: GPT, Tagger, ViT"),
     ],
 )
 def test_what_cannot_be_converted(model, to, said):
@@ -199,6 +199,9 @@ def test_the_refusal_says_what_is_possible():
         with pytest.raises(UsageError) as refused:
             methods(gpt(variant), "q=k=v")
         assert refused.value.hint == f"it can become: {possible}"
+    with pytest.raises(UsageError) as refused:
+        methods(gpt("mla"), "qkv")
+    assert refused.value.hint == "it can become: no other variant; docs/convert.md says why"
 
 
 def test_methods_and_examples_that_do_not_fit():
@@ -322,15 +325,25 @@ def test_bad_input(args, code, said, runs, cli, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_study_keeps_no_models(cli, tmp_path):
-    (tmp_path / "plan.json").write_text("{}")
+@pytest.mark.parametrize("name", ["plan.json", "results.json"])
+def test_a_study_keeps_no_models(name, cli, tmp_path):
+    (tmp_path / name).write_text("{}")
     assert "which keeps scores and no models" in cli("convert", tmp_path, "--to", "mqa")[2]
 
 
 def test_runs_of_a_mean_differ_only_in_seeds():
     check_alike([configure("reverse", seed=seed, threads=1 + seed) for seed in range(3)])
     with pytest.raises(UsageError, match="steps is 158 there, 3 here"):
-        check_alike([configure("reverse"), configure("reverse", steps=3, warmup=7)])
+        check_alike([configure("reverse"), configure("reverse", seed=1, steps=3, warmup=7)])
+    with pytest.raises(UsageError, match="two of the runs have the same seed"):
+        check_alike([configure("reverse", seed=1), configure("reverse", seed=1, threads=2)])
+
+
+def test_a_method_named_twice_counts_once(runs, cli):
+    """Two equal scores would have an interval of no width."""
+    code, out, _ = cli("convert", runs / "decoder", "--to", "q-k=v", "--method", "avg,avg")
+    assert (code, out.count("avg")) == (0, 1)
+    assert "±" not in out
 
 
 def test_the_page_shows_what_was_measured():

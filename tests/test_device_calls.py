@@ -4,7 +4,7 @@ import device_calls
 import numpy as np
 import pytest
 import strict
-from device_calls import DECODING, PROMPTS, TRAINING, decode, train, written, written_in
+from device_calls import DECODING, MASKS, PROMPTS, TRAINING, decode, train, written, written_in
 from make_cupy_surface import parameters, surface
 
 from minqkv import backend as backends
@@ -78,14 +78,22 @@ def test_calls_as_they_run():
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_a_training_step_waits_once(name):
-    """It uploads inputs and targets; the rows that count, where some do not; and each mask of
-    dropout, once more if it is computed again.
+    """It uploads inputs and targets, and the rows that count, where some do not; masks of dropout
+    only without kernels.
     """
     more = TRAINING[name][2]
-    with backends.use_backend("strict"):
+    with backends.use_backend("strict") as gpu:
         counts = train(name)
+    masks = 0 if gpu.kernels else MASKS.get(name, 0)
     # MINQKV_DEBUG=1 looks for NaN on the host, and computes nothing again.
-    assert counts == (1, 2 + more) or DEBUG
+    assert counts == (1, 2 + more + masks) or DEBUG
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_training_step_without_kernels_uploads_masks(name):
+    with backends.use_backend("strict") as gpu:
+        gpu.kernels = False
+        assert train(name) == (1, 2 + TRAINING[name][2] + MASKS[name]) or DEBUG
 
 
 # Uploads for a token, in a model of any depth: its id, and where it differs, positions and slots.

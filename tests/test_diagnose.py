@@ -19,6 +19,8 @@ from minqkv.analysis import diagnose as d
 from minqkv.analysis.diagnose import cycle_curl, diagnose
 from minqkv.analysis.patterns import patterns, visible
 from minqkv.attention import Attention
+from minqkv.designs.linear import LinearGPT
+from minqkv.models import GPTConfig
 from minqkv.nn import Init, Module
 from minqkv.render.diagnose import MAPS, blocks, map_lines, meanings
 from minqkv.render.document import _pipes
@@ -284,6 +286,9 @@ def test_what_cannot_be_diagnosed():
         diagnose(gpt("qkv"), np.zeros((1, 2), int))
     with pytest.raises(UsageError, match="no attention"):
         diagnose(gpt("qkv").blocks[0].mlp, np.zeros((1, 4), int))
+    linear = LinearGPT(GPTConfig(11, 8, variant="q=k=v", n_layer=1, n_head=2, n_embd=8))
+    with pytest.raises(UsageError, match="linear attention has no scores"):
+        diagnose(linear.eval(), np.zeros((1, 4), int))
 
 
 # ---- changes of basis
@@ -500,6 +505,7 @@ def test_the_page_stands_alone(page):
     assert "K = V in layer 1: there is nothing to compare between the two." in words
     assert "Spectra of layer 1" in words
     assert " ".join(MAPS.split()) in words
+    assert "dark" not in MAPS  # on a dark page, a large weight is bright
     assert found.levels() == [1, 2, 2, 2, 2, 2]
 
 

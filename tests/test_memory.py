@@ -207,7 +207,7 @@ def test_a_block_that_is_computed_again_counted_by_hand():
     shared = 4 * 4 + 8 * 3 * 4  # mask, ids
     assert activation_bytes(cfg, 3, 4) == shared + inputs + block
     wide = mq.GPTConfig(**sizes | {"vocab_size": 500}, recompute=True)
-    head = 4 * 3 * 4 * (5 + 500) + 8 * 4 * 3 * 4
+    head = 4 * 3 * 4 * (5 + 500) + 8 * 3 * 3 * 4  # targets, two lists of places
     assert activation_bytes(wide, 3, 4) == shared + inputs + head
 
 

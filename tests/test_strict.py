@@ -128,7 +128,8 @@ def test_refused(x, case):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("errstate", "cupy"), ("cuda", "not modelled"), ("no_such_name", "cupy")]
+    ("name", "message"),
+    [("errstate", "cupy"), ("random", "not modelled"), ("no_such_name", "cupy")],
 )
 def test_missing_names_say_so(name, message):
     with pytest.raises(AttributeError, match=message):

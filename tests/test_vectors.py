@@ -11,7 +11,7 @@ import pytest
 from plain_attention import Plain
 
 import minqkv as mq
-from minqkv.analysis.vectors import files
+from minqkv.analysis.vectors import called, files
 from minqkv.analysis.vectors.called import Fault, answer
 from minqkv.analysis.vectors.case import KINDS, Sizes
 from minqkv.analysis.vectors.cases import cases
@@ -362,6 +362,7 @@ def mutates(given, about):
         (lambda given, about: {}, "it returns no array; return None"),
         (given_back(zz=np.ones(3)), "it returns 'zz'; known here: q, k, v"),
         (given_back(z="text"), "'z' is not an array of numbers, but str"),
+        (given_back(z=np.ones(3, complex)), "'z' is not an array of numbers, but one of complex"),
         (given_back(z=np.ones((1, 4, 5, 6), "float32")), "z is float32, not float64"),
         (given_back(z=np.ones((1, 4, 5, 6), int)), "z is int64, not float64"),
     ],
@@ -371,6 +372,14 @@ def test_faults_are_one_line(function, says, few):
     assert [row["state"] for row in rows] == ["fault"]
     assert rows[0]["text"].startswith(says)
     assert "\n" not in rows[0]["text"]
+
+
+def test_an_error_without_a_message(few):
+    def function(given, about):
+        raise KeyError
+
+    (row,) = compared(few[:1], function, ["float64"])
+    assert row["text"] == "it raises KeyError"
 
 
 def test_a_wrong_shape(few):
@@ -424,7 +433,7 @@ def own(cli, folder, monkeypatch, tmp_path):
     [
         ("prints", (), 1, "The function prints; its output is not shown."),
         ("none", (), 1, "The function computed no case: it returned None for all."),
-        ("loops", ("--limit", "0.5"), 1, "it has not ended after 0.5 s; so in 1 calls"),
+        ("loops", ("--limit", "0.5"), 1, "it has not ended after 0.5 s; so in 1 call."),
         ("ends", (), 1, "it ends its process, with exit code 0"),
         ("number", (), 2, "own_kernels:number is not a function, but int"),
         ("attend", (), 2, "unknown function of own_kernels 'attend'"),
@@ -452,6 +461,28 @@ def test_a_module_that_does_not_exist(cli, folder):
     assert code == 2
     assert "cannot import no_such_module" in err
     assert "MODULE:FUNCTION names a file no_such_module.py here" in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [("import os; os._exit(3)", "it ends its process, with exit code 3"),
+     ("raise KeyboardInterrupt", "it ends its process, with exit code 1"),
+     ("while True: pass", "it has not ended after 2 s")],
+)  # fmt: skip
+def test_a_module_that_ends_or_never_does(code, says, cli, folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(called, "START_S", 120 if "while" not in code else 2)
+    (tmp_path / "own_ending.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli("vectors", "check", folder, "own_ending:f")
+    assert (code, out) == (2, "")
+    assert f"minqkv: the module of the function cannot be loaded: {says}\n" in err
+
+
+def test_no_vectors(cli, tmp_path):
+    code, _, err = cli("vectors", "check", tmp_path, "math:sin")
+    assert code == 3
+    assert "there are no vectors in" in err
+    assert "minqkv vectors export DIR writes a new set" in err
 
 
 # ---- files that are something else

@@ -69,7 +69,8 @@ def methods(model: Module, to: str) -> tuple[str, ...]:
     and names the variants that it can become.
     """
     if type(model) not in MODELS.values():
-        raise UsageError(f"a {type(model).__name__} of your own cannot be converted")
+        known = ", ".join(kind.__name__ for kind in MODELS.values())
+        raise UsageError(f"a {type(model).__name__} cannot be converted; only: {known}")
     cfg, found = model.config, _methods(model, to)
     if found:
         return found
@@ -79,7 +80,8 @@ def methods(model: Module, to: str) -> tuple[str, ...]:
     groups = [g for g in range(1, cfg.n_head + 1) if cfg.n_head % g == 0]
     names = [layer_specs(n, 1, cfg.n_head)[0].name for g in groups for n in variant_names(g)]
     can = [name for name in [*dict.fromkeys(names), SLIM] if _methods(model, name)]
-    raise UsageError(f"{cfg.variant} cannot become {to}", f"it can become: {', '.join(can)}")
+    can = ", ".join(can) or "no other variant; docs/convert.md says why"
+    raise UsageError(f"{cfg.variant} cannot become {to}", f"it can become: {can}")
 
 
 def _methods(model, to):

@@ -47,7 +47,7 @@ class Converted:
 
 def finished(path: Path, own: type | None = None) -> Original:
     """The run in a folder. Raises UsageError if it has not ended, and what `read_run` raises."""
-    if (path / "plan.json").exists():
+    if any((path / name).exists() for name in ("plan.json", "results.json")):
         raise UsageError(f"{path} is a study, which keeps scores and no models", "name runs")
     found = Original(*read_run(path, own))
     if found.result is None:
@@ -57,12 +57,14 @@ def finished(path: Path, own: type | None = None) -> Original:
 
 
 def check_alike(configs: list[RunConfig]) -> None:
-    """Refuse runs that differ in more than their seeds. Raises UsageError."""
+    """Refuse runs that differ in more than their seeds, or share one. Raises UsageError."""
     first, *others = (replace(config, seed=0, threads=1) for config in configs)
     for other in others:
         if differences := "; ".join(difference(first, other)):
             why = "a mean needs runs that differ only in their seeds"
             raise UsageError(f"{why}; against the first run, {differences}", "name other runs")
+    if len({config.seed for config in configs}) < len(configs):
+        raise UsageError("two of the runs have the same seed", "name runs of different seeds")
 
 
 def check_free(out: Path) -> None:

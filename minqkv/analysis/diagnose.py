@@ -38,7 +38,7 @@ def diagnose(model: Module, x: np.ndarray) -> list[dict]:
     the singular values of W_q W_kᵀ and W_v W_o, and `angles`, the principal angles between W_k and
     W_v in degrees. NaN stands for what is not defined: what compares K with V where they are the
     same, and distances between vectors, which need not be in a row. Raises UsageError for a model
-    without attention, and for sequences of fewer than three tokens.
+    without attention or scores, and for sequences of fewer than three tokens.
     """
     layers = [module for _, module in model.named_modules() if isinstance(module, Attention)]
     if not layers:
@@ -49,6 +49,8 @@ def diagnose(model: Module, x: np.ndarray) -> list[dict]:
     for row in x:
         with no_grad(), trace() as t:
             model(row[None])
+        if any(f"{attn.name}.scores" not in t for attn in layers):
+            raise UsageError("linear attention has no scores, so its heads cannot be diagnosed")
         mask = visible(model, t[f"{layers[0].name}.pattern"].shape[-1])
         for attn, sequences in zip(layers, seen, strict=True):
             sequences.append(_on_sequence(attn, t, mask))

@@ -14,6 +14,7 @@ from .. import functional as F
 from ..models import GPTConfig
 from ..nn import Module
 from ..optim import Adam
+from ..runtime import backend
 from ..runtime.backend import use_backend
 from ..tensor import Node, Tensor
 from ..train import counted_targets, token_loss
@@ -115,8 +116,8 @@ def activation_bytes(
     tokens.
 
     The loss is taken at every position, or only at `asked` positions; logits are computed only
-    there. A token has one id for each of its `channels`. The formula is for NumPy: a GPU keeps more
-    of the pattern of a long sequence, since there every block reaches the last key.
+    there. A token has one id for each of its `channels`. A GPU keeps more of the pattern, since
+    there every block reaches the last key.
     """
     tokens, d = batch * length, cfg.n_embd
     answers = tokens if asked is None else asked
@@ -126,7 +127,7 @@ def activation_bytes(
         masks += 8 * length**2  # where a distance is looked up
     layers = [itemsize * layer_numbers(cfg, s, batch, length) + masks for s in cfg.specs]
     head = itemsize * answers * (_norm(d) + cfg.vocab_size)  # the last norm; the probabilities
-    head += 8 * (4 * answers + (asked or 0))  # targets, three lists of places; which are asked
+    head += 8 * (3 * answers + (asked or 0))  # targets, two lists of places; which are asked
     shared = length**2 + 8 * tokens * channels  # booleans: the causal mask; ids
     if not cfg.recompute:
         return shared + sum(layers) + head
@@ -195,4 +196,5 @@ def _pattern(length):
     if length**2 > F.KEEP:
         return 0
     blocks = [(start, min(start + F.BLOCK, length)) for start in range(0, length, F.BLOCK)]
-    return sum((end - start) * (end + 1) for start, end in blocks)
+    whole = not backend.current.on_host  # a GPU does not ask the mask which keys a block sees
+    return sum((end - start) * ((length if whole else end) + 1) for start, end in blocks)

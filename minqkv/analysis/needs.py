@@ -21,6 +21,7 @@ from ..runtime import backend
 from ..runtime.blas import blas_threads
 from ..runtime.errors import EnvironmentFault
 from ..runtime.parallel import SMALLEST, set_threads
+from ..runtime.shown import size_text
 from ..train import train_step
 from ..variants import FARTHEST, POSITIONS, params
 from .memory import activation_bytes, scoring_bytes
@@ -32,6 +33,7 @@ except ImportError:  # Windows
 
 UNTIMED = 1e12  # floating-point operations; a run with fewer is not worth timing
 TIMED = 1e11  # floating-point operations; larger steps are not measured
+CONTEXT = 512 << 20  # about what a process takes of a GPU beside its arrays: CUDA, code, workspace
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,20 @@ def check_memory(config: RunConfig, ranks: int = 1) -> Needs:
     parts = f"weights {size_text(found.weights)}, gradients {size_text(found.gradients)}"
     parts += f", moments {size_text(found.moments)}, activations {size_text(found.activations)}"
     parts += f"; scoring {size_text(found.scoring)}"
-    why = f"this run needs about {size_text(found.total)} of memory ({parts})"
+    kind = "memory" if backend.current.on_host else "the GPU's memory"
+    why = f"this run needs about {size_text(found.total)} of {kind} ({parts})"
     raise EnvironmentFault(f"{why}, but only {size_text(free)} is free", _cure(config, ranks, free))
+
+
+def jobs_that_fit(configs: list[RunConfig]) -> int | None:
+    """How many of these runs fit into the GPU's memory at a time, each in its own process; None on
+    the host, or where it is not known. Raises EnvironmentFault if not even one run fits.
+    """
+    known = [config for config in configs if ":" not in config.task.name]  # else any model
+    if not known:
+        return None
+    one = check_memory(max(known, key=lambda config: needs(config).total)).total
+    return None if backend.current.on_host else max(1, available() // (one + CONTEXT))
 
 
 def _cure(config, ranks, free):
@@ -142,14 +156,14 @@ def _cure(config, ranks, free):
     if hasattr(task, "recompute") and not task.recompute:
         changes += [{"recompute": True}] + [{"recompute": True} | change for change in changes]
     scored = [name for name in ("n_test", "n_validation") if hasattr(task, name)]
-    fewer = {"threads": 1} | {name: min(50, getattr(task, name)) for name in scored}
+    alone = {"threads": 1} if backend.current.on_host else {}
+    fewer = alone | {name: min(50, getattr(task, name)) for name in scored}
     changes = [{}, *changes]
-    for change in [
-        scoring | change for scoring in ({}, {"threads": 1}, fewer) for change in changes
-    ]:
+    for change in [scoring | change for scoring in ({}, alone, fewer) for change in changes]:
         if needs(config.change(**change), ranks).total <= free:
-            flags = (f"--set {name}={str(value).lower()}" for name, value in change.items())
-            return f"it fits with {' '.join(flags)}".replace("--set threads=", "--threads ")
+            flags = " ".join(f"--set {name}={value}" for name, value in change.items())
+            flags = flags.replace("--set threads=", "--threads ")
+            return f"it fits with {flags.replace('--set recompute=True', '--recompute')}"
     if needs(config.change(threads=1), ranks).fixed > free:
         return "the model itself is too large: make it smaller with --n-layer or --n-embd"
     return "one sequence is too long: shorten it with --seq-len, or make the model smaller"
@@ -170,21 +184,15 @@ def check_cache_memory(model: GPT, rows: int, capacity: int, **options) -> None:
         raise EnvironmentFault(why, "ask for fewer sequences or tokens, or use --cache int8")
 
 
-def size_text(n: int) -> str:
-    """Bytes in MiB, or GiB where there are many."""
-    digits = 1 if n < 10 * 2**20 else 0
-    return f"{n / 2**20:.{digits}f} MiB" if n < 2**30 else f"{n / 2**30:,.1f} GiB"
-
-
 # ---- available memory
 
 
 def available() -> int | None:
     """Bytes that this process may still take: what the machine, its control groups or its address
-    space leave, whichever is least; with CuPy, what the device leaves. None if unknown.
+    space leave, whichever is least; on a GPU, what the device leaves. None if unknown.
     """
-    if backend.current.name == "cupy":
-        return int(backend.xp.cuda.runtime.memGetInfo()[0])
+    if not backend.current.on_host:
+        return backend.free_memory()
     known = [_of_the_machine(), _of_the_address_space(), *of_control_groups()]
     return min((n for n in known if n is not None), default=None)
 
@@ -237,11 +245,11 @@ def _left_in(folder):
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held; with CuPy, the bytes of the device that it holds;
+    """The most bytes that this process has held; on a GPU, the bytes of the device that it holds;
     0 if unknown.
     """
-    if backend.current.name == "cupy":
-        return int(backend.xp.get_default_memory_pool().total_bytes())
+    if not backend.current.on_host:
+        return backend.held_memory()
     if resource is None:
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
@@ -263,7 +271,8 @@ def run_seconds(config: RunConfig) -> float | None:
     if row * recipe.batch * recipe.steps < UNTIMED:
         return None
     if row > TIMED:
-        return row * recipe.batch * recipe.steps / (config.threads * _product_speed())
+        threads = config.threads if backend.current.on_host else 1
+        return row * recipe.batch * recipe.steps / (threads * _product_speed())
     rows = min(recipe.batch, int(TIMED // row))
     set_threads(config.threads)
     small = config.change(batch=rows, accumulate=1)

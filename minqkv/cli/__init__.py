@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from contextlib import suppress
 from difflib import get_close_matches
 
@@ -105,6 +106,7 @@ def run_cli(argv):
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         # a formula in an ASCII terminal is a "?", not a crash
         getattr(sys, name).reconfigure(errors="replace")
+    warnings.formatwarning = lambda message, *about: f"minqkv: {message}\n"
     for number in stopping():
         signal.signal(number, _interrupt)
     try:
@@ -128,15 +130,20 @@ def run_cli(argv):
     except Exception as error:
         if isinstance(error, OSError):
             _silence_stdout()
-        if lacking := _lacking(error):
+        if lacking := _lacking(error, argv[0] if argv else None):
             return _complain(argv, *lacking, Exit.ENVIRONMENT)
         what = f"unexpected {type(error).__name__}: {error}"
         hint = "this is a bug in minqkv: please report it, with what --traceback and "
         return _complain(argv, what, hint + "`minqkv doctor` print", Exit.CHECK_FAILED)
 
 
-def _lacking(error):
+def _lacking(error, command):
     """What happened, and what to do, if a resource of this process is the cause; None for a bug."""
+    if "minqkv.runtime.backend" in sys.modules:
+        from ..runtime.backend import out_of_memory
+
+        if why := out_of_memory(error):
+            return why, _SMALLER.get(command, "choose a smaller size")
     try:
         os.getcwd()
     except OSError:
@@ -144,8 +151,6 @@ def _lacking(error):
     if isinstance(error, OSError):
         what = f"{error.filename or 'output'}: {error.strerror}"
         return what, _CURES.get(error.errno, "check free space and permissions")
-    if isinstance(error, MemoryError):
-        return f"out of memory: {error}".rstrip(": "), "choose a smaller size"
     if isinstance(error, ImportError) and not (error.name or "").startswith("minqkv"):
         why = str(error).partition("\n")[0]
         if "failed to map" in why or "annot allocate" in why:  # the library itself is whole
@@ -156,6 +161,12 @@ def _lacking(error):
     return None
 
 
+_SMALLER = {
+    "train": "--recompute needs less, also with --resume: the last checkpoint is kept; so does, in "
+    "a new folder, --set accumulate=N or a smaller --set batch=N",
+    "study": "finished runs are kept; use fewer --jobs, --set accumulate=N or a smaller model",
+    "generate": "ask for fewer sequences or tokens, or use --cache int8",
+}
 _CURES = {
     errno.EAGAIN: "this user has too many processes and threads: see ulimit -u",
     errno.EMFILE: "too many files are open: see ulimit -n",

@@ -40,7 +40,7 @@ def convert(runs, to, chosen, steps, out, own, as_json):
 
     originals = [finished(run, own_task(own)) for run in runs]
     check_alike([one.config for one in originals])
-    first, chosen = originals[0], chosen or methods(originals[0].model, to)
+    first, chosen = originals[0], [*dict.fromkeys(chosen or methods(originals[0].model, to))]
     if out and (len(runs) > 1 or len(chosen) > 1):
         raise UsageError("--out keeps one converted run", f"one RUN, and --method {chosen[-1]}")
     if to == SLIM and (out or steps):

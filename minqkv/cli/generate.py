@@ -226,6 +226,8 @@ def _print_one(task, rows, i, answer):
 
 
 def _print_json(task, rows, tokens, cache):
+    from ..runtime import backend
+
     found, held = [], cache.row_nbytes if cache else [0] * len(rows)
     for i, row in enumerate(rows):
         answer = [int(token[i]) for token in tokens]
@@ -236,6 +238,7 @@ def _print_json(task, rows, tokens, cache):
             "output": answer,
             "text": task.decode(row) + "".join(task.pieces(answer)),
             "cache_bytes": int(held[i]),
+            "graph": backend.current.graphs > 0,  # a token was one CUDA graph
         })  # fmt: skip
     print_json(found)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from ..runtime.errors import UsageError
+from ..runtime.errors import EnvironmentFault, UsageError
 from ..runtime.shown import counted, decimal, pasted
 from ..tasks.rules import TASKS
 from ..variants import VARIANTS
@@ -16,6 +16,7 @@ from .options import (
     computes,
     configurable,
     cores,
+    echo,
     either,
     given_settings,
     own_task,
@@ -105,8 +106,12 @@ def _train(ctx, comm, task, out, resume, html, as_json, show_config, more, threa
         if not ended:
             train_run(config)
         return
+    if show_config and as_json:
+        print_json(_flat(config))
+        return
     if show_config:
-        print_json(_flat(config)) if as_json else print_toml(_flat(config))
+        print_toml(_flat(config))
+        _dry_run(config, comm)
         return
     try:
         with live(config) as progress:
@@ -152,6 +157,23 @@ def _announce(config, comm):
     click.echo(needs_line(found, seconds), err=True)
     if about := config.task.about_data():
         click.echo(about, err=True)
+
+
+def _dry_run(config, comm):
+    """What a run would need, and whether that fits, as comments below its settings."""
+    if ":" in config.task.name:
+        return
+    from ..analysis.needs import check_memory, needs
+    from ..render.training import needs_line
+
+    ranks = comm.size if comm else 1
+    echo(f"# {needs_line(needs(config, ranks))}", indent="# ")
+    try:
+        check_memory(config, ranks)
+        echo("# this fits into the memory that is free here")
+    except EnvironmentFault as error:
+        free = str(error).rpartition("but ")[2]
+        echo(f"# this does not fit: {free}; {error.hint}", indent="# ")
 
 
 def _config_to_train(task, out, resume, given):

@@ -141,7 +141,7 @@ def study(
     jobs = min(jobs or cores(), len(plan.candidates) + len(plan.configs))
     changed = bool(given) and preset in CONTRASTS
     about = (executor, accept_code, changed, dry_run and as_json)
-    missing, seconds, line = _outlook(plan, out, jobs, *about)
+    missing, jobs, seconds, line = _outlook(plan, out, jobs, *about)
     if dry_run:
         if not as_json:
             _dry_run(plan, line)
@@ -206,26 +206,32 @@ def _plan(preset, ablate, given):
 
 
 def _outlook(plan, out, jobs, executor, accept_code, changed_contrasts, as_json):
-    """(runs to do, how long they will take, a line that says so); with `as_json`, printed."""
+    """(runs to do, processes for them, how long they will take, a line that says so); with
+    `as_json`, printed. Raises EnvironmentFault if a run does not fit into memory.
+    """
+    from ..analysis.needs import jobs_that_fit
     from ..render.console import duration, say, stderr
     from ..study.execute import Records, estimate_seconds, own_classes
 
     plan.recall(Records(out, own_classes(plan.configs)), accept_code)
     wanted = [*plan.candidates, *plan.configs]
     missing, others = _missing(wanted, out, accept_code)
+    room = None if executor else jobs_that_fit(missing)
+    jobs = min(jobs, room or jobs)
     seconds = estimate_seconds(missing, jobs) if missing else 0
     n = len(wanted)
     if as_json:
         counts = {"runs": n, "recorded": n - len(missing), "other_code": others}
         print_json({**counts, "seconds": seconds, "jobs": jobs, "out": str(out)})
-        return missing, seconds, ""
+        return missing, jobs, seconds, ""
     line = f"{counted(n, 'run')}, {n - len(missing)} of them on record in {out}"
     where = f"{jobs} process{'es' if jobs > 1 else ''}"
     where += f" like this one ({executor} may be faster)" if executor else ""
+    where += f" (the GPU's memory has room for {room})" if room else ""
     line += f"; about {duration(seconds)} on {where}"
     if changed_contrasts:
         say(stderr(), "this study differs from its preset, so its planned contrasts are left out")
-    return missing, seconds, line
+    return missing, jobs, seconds, line
 
 
 def _report(plan, records, selection, wall, out, planned, ablate, as_json):

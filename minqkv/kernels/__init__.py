@@ -14,9 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from . import decode
+from . import decode, elementwise, gemv, rows, softmax
 
-FILES = {"decode": decode.EXAMPLE}  # the .cu files, each with constants for a trial build
+# The .cu files, each with constants for a trial build.
+MODULES = {
+    "decode": decode,
+    "softmax": softmax,
+    "rows": rows,
+    "elementwise": elementwise,
+    "gemv": gemv,
+}
+FILES = {file: module.EXAMPLE for file, module in MODULES.items()}
 
 
 def source(name: str) -> str:
@@ -62,3 +70,12 @@ class Kernels:
     kernels = False  # whether this backend uses them
 
     decode = method(decode.decode)
+    norm = method(rows.norm)
+    sum_columns = method(rows.sum_columns)
+    cross_entropy = method(rows.cross_entropy)
+    weigh = method(softmax.weigh)
+    unweigh = method(softmax.unweigh)
+    gelu = method(elementwise.gelu)
+    adamw = method(elementwise.adamw)
+    dropout = method(elementwise.dropout)
+    gemv = method(gemv.gemv)

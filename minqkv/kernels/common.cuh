@@ -35,3 +35,23 @@ __device__ inline float warp_sum(float x) {
   for (int step = 16; step; step /= 2) x += __shfl_xor_sync(FULL, x, step);
   return x;
 }
+
+// The same over a block of whole warps. After the last barrier, of_warp may be used again.
+__device__ static inline float block_max(float x) {
+  __shared__ float of_warp[32];
+  x = warp_max(x);
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = warp_max(threadIdx.x % 32 < blockDim.x / 32 ? of_warp[threadIdx.x % 32] : -INFINITY);
+  __syncthreads();
+  return x;
+}
+__device__ static inline float block_sum(float x) {
+  __shared__ float of_warp[32];
+  x = warp_sum(x);
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? of_warp[threadIdx.x % 32] : 0);
+  __syncthreads();
+  return x;
+}

@@ -36,28 +36,28 @@ __device__ __forceinline__ void fetch(float* tile, int pitch, const STORED* from
 }
 
 // A key from a value: times its gains, the last channels turned by the angles of its position.
-__device__ __forceinline__ void turn(float* key, const float* value, const NUMBER* gains,
-                                     const NUMBER* cos, const NUMBER* sin, int position, int part)
+__device__ __forceinline__ void turn(float* key, const float* value, const float* gains,
+                                     const float* cos, const float* sin, int position, int part)
 {
   const int half = TURN / 2, still = WIDTH - TURN;
-  for (int c = part; c < WIDTH; c += PARTS) key[c] = value[c] * (gains ? as_float(gains[c]) : 1);
+  for (int c = part; c < WIDTH; c += PARTS) key[c] = value[c] * (gains ? gains[c] : 1);
   __syncwarp();                                     // the threads of a row are in one warp
   for (int c = still + part; c < still + half; c += PARTS) {
     long long angle = (long long)position * half + c - still;
-    float x = key[c], y = key[c + half], u = as_float(cos[angle]), v = as_float(sin[angle]);
+    float x = key[c], y = key[c + half], u = cos[angle], v = sin[angle];
     key[c] = x * u - y * v, key[c + half] = y * u + x * v;
   }
   __syncwarp();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 4) decode(
-    const NUMBER* q, float scale, const NUMBER* temperature,        // (B, H, ASKED), (), ()
+    const float* q, float scale, const float* temperature,          // (B, H, ASKED), (), ()
     const STORED* rows, const STORED* apart, const STORED* beside,  // (B, h, capacity, WIDTH), ...
     const float* row_scales, const float* apart_scales, const float* beside_scales,
-    const NUMBER* gains, const NUMBER* cos, const NUMBER* sin,      // (WIDTH,), angles by position
-    const int* at, const bool* mask, const NUMBER* bias,            // by slot: (n,), and from one
+    const float* gains, const float* cos, const float* sin,         // (WIDTH,), angles by position
+    const int* at, const bool* mask, const float* bias,             // by slot: (n,), and from one
     int of_at, int of_mask, int of_bias, int of_head,               // sequence or head to the next
-    float* mixed, float* totals, float* peaks,                      // (B, H, spans, VALUE), ...
+    float* mixed, float* totals, float* peaks, const long long* newest,  // ...; slot, or null: n-1
     int n, int span, int capacity, int heads, int queries)          // slots; a block's; ...; h; H
 {
   __shared__ __align__(16) float keys[ROWS * PITCH], query[GROUP * KEY], weight[GROUP][ROWS];
@@ -68,14 +68,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) decode(
   int t = threadIdx.x, lane = t % 32, warp = t / 32, row = t / PARTS, part = t % PARTS;
   long long b = blockIdx.z, first = blockIdx.y * GROUP, head = first / (queries / heads);
   long long place = (b * heads + head) * capacity;  // the first row
-  float mix[GROUP][CHANNELS] = {}, strength = temperature ? scale * as_float(*temperature) : scale;
+  float mix[GROUP][CHANNELS] = {}, strength = temperature ? scale * *temperature : scale;
   if (t < GROUP) peak[t] = LOWEST, total[t] = 0;
   for (int i = t; i < GROUP * KEY; i += THREADS) {  // zeros for what only values have
     int c = i % KEY, from = c < WIDTH ? c : c - (KEY - ASKED);
     bool none = c >= ASKED - BESIDE && c < WIDTH;
-    query[i] = none ? 0 : as_float(q[(b * queries + first + i / KEY) * ASKED + from]) * strength;
+    query[i] = none ? 0 : q[(b * queries + first + i / KEY) * ASKED + from] * strength;
   }
-  int end = min(int(blockIdx.x + 1) * span, n);
+  int end = min(int(blockIdx.x + 1) * span, newest ? int(*newest) + 1 : n);
   for (int start = blockIdx.x * span; start < end; start += ROWS) {
     int slot = start + row;
     bool seen = slot < end && (!mask || mask[b * of_mask + slot]);
@@ -96,7 +96,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) decode(
     }
     for (int g = 0; g < GROUP; g++) {
       for (int step = PARTS / 2; step; step /= 2) score[g] += __shfl_xor_sync(FULL, score[g], step);
-      if (bias && seen) score[g] += as_float(bias[b * of_bias + (first + g) * of_head + slot]);
+      if (bias && seen) score[g] += bias[b * of_bias + (first + g) * of_head + slot];
       if (part == 0) weight[g][row] = seen ? score[g] : -INFINITY;
     }
     __syncthreads();
@@ -127,13 +127,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) decode(
 
 // A block answers 32 channels of one query: a lane for each, and the spans are shared by the warps.
 extern "C" __global__ void __launch_bounds__(THREADS) join(
-    const float* mixed, const float* totals, const float* peaks, const NUMBER* sinks,
-    NUMBER* answer, int spans, int queries)         // sinks (H,): of one more key, whose value is 0
+    const float* mixed, const float* totals, const float* peaks, const float* sinks,
+    float* answer, int spans, int queries)         // sinks (H,): of one more key, whose value is 0
 {
   __shared__ float parts[WARPS][32], sums[WARPS];
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.y * 32 + lane;
   long long query = blockIdx.x, from = query * spans;
-  float sink = sinks ? as_float(sinks[query % queries]) : LOWEST, high = sink, total = 0, z = 0;
+  float sink = sinks ? sinks[query % queries] : LOWEST, high = sink, total = 0, z = 0;
   for (int s = lane; s < spans; s += 32) high = fmaxf(high, peaks[from + s]);
   high = warp_max(high);
   for (int s = warp; s < spans; s += WARPS) {
@@ -145,6 +145,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) join(
   __syncthreads();
   total = sinks ? __expf(sink - high) : 0, z = 0;
   for (int w = 0; w < WARPS; w++) z += parts[w][lane], total += sums[w];
-  if (warp == 0 && c < VALUE)                       // zeros for a query that sees nothing
-    store(answer + query * VALUE + c, total ? z / total : 0);
+  if (warp == 0 && c < VALUE) answer[query * VALUE + c] = total ? z / total : 0;  // or sees nothing
 }

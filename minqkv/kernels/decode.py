@@ -2,18 +2,21 @@
 
 import numpy as np
 
-NUMBERS = {"float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}  # CUDA's names
+STORED = {  # what may be stored: NumPy's name, and CUDA's
+    "float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16", "int8": "int8",
+}  # fmt: skip
 SAME, APART, TURNED = range(3)  # FORM in decode.cu
-EXAMPLE = {"STORED": "float", "NUMBER": "float", "WIDTH": 64, "VALUE": 64, "BESIDE": 0}
+EXAMPLE = {"STORED": "float", "WIDTH": 64, "VALUE": 64, "BESIDE": 0}
 EXAMPLE |= {"ASKED": 64, "FORM": SAME, "TURN": 0, "GROUP": 4, "ROWS": 32, "VECTOR": 4}
 READS = {"read", "key", "turn", "attend", "shifts", "mix"}  # what a layer does with stored rows
 SHARED = 12_200  # floats of shared memory that a block gets without asking for more
 BLOCKS = 528  # of a launch, about: four for each multiprocessor of an H100
 
 
-def decode(gpu, attention, q, stored, at, mask, asked):
+def decode(gpu, attention, q, stored, at, mask, asked, newest=None):
     """The answers (B, H, 1, d_v) to queries q (B, H, 1, d) at positions `asked`, from all stored
-    arrays, at positions `at`: `LayerCache.read` for one new token.
+    arrays, at positions `at`: `LayerCache.read` for one new token. `newest`, an array (1,) of the
+    device, says which slot is the last in use, if that is not the last.
 
     None if there are several, if the layer reads its rows in a way of its own, or if types and
     sizes do not fit.
@@ -28,26 +31,26 @@ def decode(gpu, attention, q, stored, at, mask, asked):
     span = -(-max(span, 4 * tile) // tile) * tile
     spans = -(-n // span)
 
-    def number(x):  # an array, or that of a Tensor, in the type of the queries
+    def floats(x):  # an array, or that of a Tensor, as decode.cu takes it
         array = x if x is None or isinstance(x, gpu.ndarray) else x.data
-        return None if array is None else gpu.xp.ascontiguousarray(array, q.dtype)
+        return None if array is None else gpu.xp.ascontiguousarray(array, "float32")
 
     turned = (None,) * 4  # gains, cos, sin, and the positions of slots that are not in order
     if constants["FORM"] == TURNED:
         turned = getattr(attention, "k_gain", None), *(attention.angles or (None, None))
         in_order = isinstance(at, slice)
         slots = None if in_order else gpu.shared(np.ascontiguousarray(at, "int32"))
-        turned = *map(number, turned), slots
-    temperature, bias = map(number, attention.shifts(asked, at))
-    sink = number(attention.sink)
+        turned = *map(floats, turned), slots
+    temperature, bias = map(floats, attention.shifts(asked, at))
+    sink = floats(attention.sink)
     mixed = gpu.empty((B, H, spans, value), "float32")
     totals, peaks = (gpu.empty((B, H, spans), "float32") for _ in range(2))
-    answer = gpu.empty((B, H, 1, value), q.dtype)
+    answer = gpu.empty((B, H, 1, value), "float32")
     steps = step(turned[3], 0), step(mask, 0), step(bias, 0), step(bias, 1)
     capacity = stored[0].strides[1] // stored[0].strides[2]
-    args = (number(q), 1 / attention.root, temperature)
+    args = (floats(q), 1 / attention.root, temperature)
     args += (*places(attention, rows), *places(attention, scales), *turned, mask, bias, *steps)
-    args += (mixed, totals, peaks, n, span, capacity, h, H)
+    args += (mixed, totals, peaks, newest, n, span, capacity, h, H)
     grid = spans, H // constants["GROUP"], B
     if not gpu.launch("decode", "decode", grid, (128,), args, constants):
         return None
@@ -57,17 +60,18 @@ def decode(gpu, attention, q, stored, at, mask, asked):
 
 
 def choose(gpu, attention, q, rows):
-    """The constants of decode.cu for queries and rows of these types and sizes, or None: the types
-    STORED and NUMBER, of rows and of queries; how many numbers are in a row (WIDTH), a value
-    (VALUE), what turns apart for all heads (BESIDE) and a query (ASKED); how many of a row TURN;
-    queries of a block (GROUP), rows of a tile (ROWS), numbers of a load (VECTOR).
+    """The constants of decode.cu for queries and rows of these types and sizes, or None.
+
+    STORED is the type of rows. WIDTH, VALUE, BESIDE and ASKED are how many numbers are in a row, in
+    a value, in what turns apart for all heads, and in a query; TURN of a row turn. A block has
+    GROUP queries, and tiles of ROWS rows; a load has VECTOR numbers.
     """
     (_, H, _, asked), (_, h, _, width), two = q.shape, rows[0].shape, len(rows) == 2
     beside = rows[1].shape[3] if two and attention.spec.apart else 0
     form = TURNED if attention.turn_late else APART if two and not beside else SAME
     value, kinds = rows[1].shape[3] if form == APART else width, {row.dtype.name for row in rows}
-    kind, types = kinds.pop(), {**NUMBERS, "int8": "int8"}
-    fits = not kinds and kind in types and q.dtype.name in NUMBERS
+    kind = kinds.pop()
+    fits = not kinds and kind in STORED and q.dtype == "float32"
     if not fits or width + beside < 16 or any(n % 4 for n in (width, value, beside)):
         return None
     group, tile, vector = 8, 32, 16 // rows[0].itemsize  # loads of 16 bytes, or less
@@ -82,7 +86,7 @@ def choose(gpu, attention, q, rows):
         vector //= 2
     sizes = {"WIDTH": width, "VALUE": value, "BESIDE": beside, "ASKED": asked, "FORM": form}
     sizes |= {"TURN": attention.d_rope if form == TURNED else 0, "GROUP": group, "ROWS": tile}
-    return {"STORED": types[kind], "NUMBER": NUMBERS[q.dtype.name], **sizes, "VECTOR": vector}
+    return {"STORED": STORED[kind], **sizes, "VECTOR": vector}
 
 
 def taken(key, own, group, tile):

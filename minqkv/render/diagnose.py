@@ -75,14 +75,10 @@ ON_EXAMPLES = {
         "0 (reversible) and up", _START),
 }  # fmt: skip
 START = "“At start” is the mean over the heads of a layer before training, on the same examples."
-MAPS = (
-    "A row is a query, a column a key. The darker a cell, the larger its weight: shades grow with "
-)
-MAPS += (
-    "the square root, so that small weights can be seen. Rest the pointer on a token, or move to "
-)
-MAPS += "it with the Tab key, to see what it attends to in every head of its layer. Of a long "
-MAPS += f"example, the first {LONGEST} tokens are shown."
+MAPS = "A row is a query, a column a key. The stronger the colour of a cell, the larger its "
+MAPS += "weight: it grows with the square root, so that small weights can be seen. Rest the "
+MAPS += "pointer on a token, or move to it with the Tab key, to see what it attends to in every "
+MAPS += f"head of its layer. Of a long example, the first {LONGEST} tokens are shown."
 
 
 # ---- tables

@@ -172,8 +172,8 @@ def vector_table(name, rows, printed):
         say(console, f"Likely cause of {share}: {text}." if cause else f"{share}: {text}.")
     faults = {row["text"]: row for row in reversed(rows) if row["state"] == "fault"}
     for text, row in reversed(faults.items()):
-        times = sum(row.get("text") == text for row in rows)
-        say(console, f"{row['case']} ({row['task']}, {row['dtype']}): {text}; so in {times} calls.")
+        times = counted(sum(row.get("text") == text for row in rows), "call")
+        say(console, f"{row['case']} ({row['task']}, {row['dtype']}): {text}; so in {times}.")
     if printed:
         say(console, "The function prints; its output is not shown.")
     if not {"ok", "differs", "fault"} & {row["state"] for row in rows}:

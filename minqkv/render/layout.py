@@ -392,7 +392,7 @@ def roof(event):
 
 
 def under(event, intensity):
-    """The name of a point of the roofline, with its numbers."""
+    """The numbers of a point of the roofline, in words."""
     rate = min(event["rate"], intensity * event["bandwidth"]) / 1e12
     return f"{intensity:.3g} operations per byte, at most {rate:.3g} trillion per second"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.text import Text
 
-from ..analysis.needs import peak_memory, size_text
+from ..analysis.needs import peak_memory
 from ..runtime import files
-from ..runtime.shown import decimal
+from ..runtime.shown import decimal, size_text
 from ..tasks.registry import blaming
 from .console import duration, say, stderr
 from .figures import Panel, Series, figure

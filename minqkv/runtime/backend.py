@@ -13,17 +13,20 @@ import ctypes
 import math
 import os
 import platform
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
 from ..kernels import FILES, Kernels, argument, first_line, options, source
 from ..kernels.products import PRECISIONS, gemm, multiply
+from . import prefetch
 from .errors import EnvironmentFault, UsageError, unknown
 from .scoped import scoped
+from .shown import size_text
 
 Array = np.ndarray  # in type hints: an array of the backend in use, so cupy.ndarray on a GPU
 
@@ -31,6 +34,7 @@ LARGE_CACHE = 1 << 26  # bytes from which the sequences of a batch are shared ou
 PIECE = 1 << 17  # numbers of an array that are worked on while they are in a core's cache
 LARGE_PASS = 1 << 18  # numbers from which several cores work on an array, piece by piece
 LARGE_PRODUCT = 1 << 22  # multiply-adds from which BLAS's own threads pay
+FULL = "cudaErrorMemoryAllocation", "CUBLAS_STATUS_ALLOC_FAILED"  # in errors of other types
 
 
 @lru_cache(64)
@@ -49,6 +53,7 @@ class Backend(Kernels):
     name = "numpy"
     on_host = True  # in this process's memory, computed on its cores
     threads, cores = 1, None  # how many cores, and what uses them: set by parallel.set_threads
+    graphs = 0  # recorded so far
     precision = "fp32"  # of products
     xp = np
     ndarray = np.ndarray
@@ -205,6 +210,21 @@ class Backend(Kernels):
             return nullcontext()
         return self.cores.blas_threads(self.threads if macs >= LARGE_PRODUCT else 1)
 
+    def ahead(self, batches: Iterable[tuple]) -> Iterable[tuple]:
+        """The same batches. On a GPU, each is made and uploaded while the one before it is used."""
+        return batches
+
+    def free_memory(self) -> int | None:
+        """Bytes that this process may still take on the device; None without one."""
+        return None
+
+    def held_memory(self) -> int | None:
+        """Bytes of the device that this process holds; None without one."""
+        return None
+
+    def release(self) -> None:
+        """Give what this process holds on the device without using it back, to other processes."""
+
     def describe(self) -> str:
         """One line for `minqkv doctor`."""
         return f"NumPy {np.__version__}"
@@ -230,6 +250,7 @@ class GpuBackend(Backend):
         self.xp, self.ndarray = xp, xp.ndarray
         self.functions, self.warned = {}, set()  # compiled kernels, files that do not compile
         self._copies = lru_cache(8)(lambda *about: self.upload(np.ndarray(*about)))
+        self.beside, self.early = None, []  # see prefetch.py
 
     def launch(
         self, file: str, function: str, grid: tuple, block: tuple, args, constants, shared: int = 0
@@ -264,15 +285,45 @@ class GpuBackend(Backend):
         module.compile()
         return module
 
+    def recorded(self, function: Callable) -> Callable:
+        """A function that starts again all that function() starts on the device, by one call, and
+        returns the same arrays with new contents: a CUDA graph.
+
+        Addresses, sizes and numbers are frozen; what is to differ must be in an array's contents.
+        Raises what CuPy refuses: cuBLAS, uploads, and all for which the host would wait.
+        """
+        pool, stream = self.xp.cuda.MemoryPool(), self.xp.cuda.Stream()
+        with self.xp.cuda.using_allocator(pool.malloc), stream:
+            function()  # kernels are compiled, and their memory is found, before
+            stream.begin_capture()
+            try:
+                result = function()
+            finally:
+                graph = stream.end_capture()
+
+        def again():
+            graph.launch()
+            return result
+
+        again.memory = pool  # of its own: nobody else is given what the graph writes to
+        self.graphs += 1
+        return again
+
     def address(self, array: Array) -> int:
         """Where an array begins in the memory of the device."""
         return array.data.ptr
 
     def upload(self, array, dtype=None) -> Array:
-        return self.xp.asarray(array, dtype)
+        found = prefetch.found(self, array, dtype)
+        return self.xp.asarray(array, dtype) if found is None else found
+
+    def ahead(self, batches: Iterable[tuple]) -> Iterable[tuple]:
+        return prefetch.ahead(self, batches)
 
     def shared(self, array: np.ndarray) -> Array:
-        return self._copies(array.shape, array.dtype, array.tobytes())
+        found = prefetch.found(self, array, None)
+        about = array.shape, array.dtype
+        return self._copies(*about, array.tobytes()) if found is None else found
 
     def empty(self, shape: tuple, dtype) -> Array:
         return self.xp.empty(shape, dtype)
@@ -295,7 +346,8 @@ class GpuBackend(Backend):
         return a.sum(-1, keepdims=True)
 
     def column_sum(self, a: Array) -> Array:
-        return a.reshape(-1, a.shape[-1]).sum(0)
+        sums = self.sum_columns(a)
+        return a.reshape(-1, a.shape[-1]).sum(0) if sums is None else sums
 
     def row_dot(self, a: Array, b: Array) -> Array:
         return (a * b).sum(-1, keepdims=True)
@@ -321,38 +373,76 @@ class GpuBackend(Backend):
         # not xp.bincount, which makes the host wait, twice
         return self.add_rows(ids, numbers.astype("float64")[:, None], n)[:, 0]
 
+    def free_memory(self) -> int:
+        pool = self.xp.get_default_memory_pool()  # keeps what was freed
+        return int(self.xp.cuda.runtime.memGetInfo()[0]) + int(pool.free_bytes())
+
+    def held_memory(self) -> int:
+        return int(self.xp.get_default_memory_pool().total_bytes())
+
+    def release(self) -> None:
+        self.xp.get_default_memory_pool().free_all_blocks()
+
     def describe(self) -> str:
         properties = self.xp.cuda.runtime.getDeviceProperties(0)
         return f"CuPy {self.xp.__version__} on {properties['name'].decode()}"
 
     def usable(self) -> dict[str, str]:
-        found = {}
+        found, tried = (
+            {},
+            {"graphs": lambda: self.recorded(lambda: self.empty((1,), "int64") + 1)()},
+        )
         for file, constants in FILES.items():
+            tried[file] = partial(self.compiled, source(file), options(constants))
+        for name, trial in tried.items():
             try:
-                self.compiled(source(file), options(constants))
-                found[file] = "usable" if self.kernels else "usable, but switched off"
+                trial()
+                found[name] = "usable" if self.kernels else "usable, but switched off"
             except Exception as error:
-                found[file] = f"does not compile: {first_line(error)}"
+                what = "does not compile" if name in FILES else "cannot be recorded"
+                found[name] = f"{what}: {first_line(error)}"
         return found
 
 
 def _cupy():
     try:
         import cupy
-    except ImportError as error:
+    except Exception as error:  # ImportError, and what a NumPy or a library that is too old causes
         raise EnvironmentFault(
-            f"the cupy backend needs CuPy, and importing it failed: {error}",
+            f"the cupy backend needs CuPy, and importing it failed: {_cause(error)}",
             "pip install -e '.[cuda13]' in the clone (or cuda12, rocm7), or use --backend numpy",
         ) from error
-    if not cupy.is_available():
+    try:
+        cupy.cuda.runtime.getDeviceCount()  # raises without a driver, or with an old one
+        if not cupy.is_available():
+            raise RuntimeError("it finds no GPU")
+        cupy.asnumpy(cupy.zeros(1) + 1)  # takes memory, compiles, and computes
+    except Exception as error:
+        cures = {name: cure for name, cure in _CURES.items() if name in str(error).lower()}
+        cure = next(iter(cures.values()), "check nvidia-smi")
         raise EnvironmentFault(
-            "CuPy is installed, but it finds no usable GPU",
-            "check nvidia-smi, or use --backend numpy",
-        )
+            f"CuPy is installed, but it cannot compute here: {_cause(error)}",
+            f"{cure}, or use --backend numpy",
+        ) from error
     found = GpuBackend(cupy)
     if cupy.cuda.runtime.is_hip:
         found.kernels = False  # they are written for warps of 32 threads
     return found
+
+
+_CURES = {  # by a word of the error
+    "insufficientdriver": "update the driver, or install the CuPy of its CUDA version (nvidia-smi)",
+    "memory": "see in nvidia-smi which programs hold the memory of the GPU",
+    "nvrtc": "install CUDA's compiler: pip install -e '.[cuda13]' in the clone (or cuda12)",
+    "source file": "install CUDA's headers: pip install -e '.[cuda13]' in the clone (or cuda12)",
+}
+
+
+def _cause(error):
+    """The line of an error that gives the reason: CuPy puts a banner around it."""
+    text = str(error).rpartition("Original error:")[2]
+    lines = [line.strip() for line in text.splitlines() if line.strip("= ")]
+    return lines[0] if lines else type(error).__name__
 
 
 _makers = {"numpy": Backend, "cupy": _cupy}
@@ -413,6 +503,15 @@ def use_precision(name: str) -> None:
         raise EnvironmentFault(why, "leave out --precision")
     GpuBackend.precision = name
     _use(current)
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """What was asked for and what is free, if an error says that memory is full; else None."""
+    asked = re.search(r"allocating ([\d,]+) bytes", str(error))  # CuPy's words
+    if not current.on_host and (asked or any(code in str(error) for code in FULL)):
+        what = f"; {size_text(int(asked[1].replace(',', '')))} were asked for" if asked else ""
+        return f"the GPU is out of memory{what}, {size_text(current.free_memory())} are free"
+    return f"out of memory: {error}".rstrip(": ") if isinstance(error, MemoryError) else None
 
 
 def use_cores(threads: int, cores) -> None:

@@ -19,6 +19,12 @@ def decimal(value: float, digits: int = 4) -> str:
     return f"{value:.{digits}f}" if usual else f"{value:.3g}"
 
 
+def size_text(n: int) -> str:
+    """Bytes in MiB, or GiB where there are many."""
+    digits = 1 if n < 10 * 2**20 else 0
+    return f"{n / 2**20:.{digits}f} MiB" if n < 2**30 else f"{n / 2**30:,.1f} GiB"
+
+
 def pasted(path) -> str:
     """A path for a command line: quoted, and never taken for an option."""
     return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))

@@ -331,6 +331,7 @@ def estimate_seconds(configs: list[RunConfig], jobs: int) -> float:
         shape = tuple(sorted(cell(config, equal=True).items()))
         if shape not in per_step:
             per_step[shape] = seconds_per_step(config)
+            backend.release()  # the memory is for the processes of the study
         recipe, task = config.recipe, config.task
         watched = recipe.steps // (recipe.watch or math.inf)
         scored = watched * task.n_scored("validation") + task.n_scored(config.split)

@@ -26,7 +26,7 @@ class Stopped(Exception):
 
 def run_here(study: bytes, code: str, backend_name: str, pickled: bytes) -> dict:
     """The function(item) that was pickled, with BLAS on one thread. Raises EnvironmentFault when
-    this worker's code differs from the study's, or it lacks the backend.
+    this worker's code differs from the study's, or it lacks the backend or the memory.
     """
     where = f"the worker on {socket.gethostname()}"
     if code_version() != code:
@@ -41,6 +41,12 @@ def run_here(study: bytes, code: str, backend_name: str, pickled: bytes) -> dict
         function, item = pickle.loads(pickled)  # not earlier: other code may lack their classes
         with blas_threads(1):
             return function(item)
+    except Exception as error:
+        full = backend.out_of_memory(error)
+        if full is None:
+            raise
+        cure = "finished runs are kept; repeat the command with fewer --jobs"
+        raise EnvironmentFault(f"{where}: {full}", cure) from error
     finally:
         del _running[threading.get_ident()]
 

@@ -30,9 +30,9 @@ from minqkv import kernels
 HERE = Path(__file__).parent
 WARNINGS = ("-Wall", "-Wno-unused-function", "-Wno-unused-variable", "-Wno-unknown-pragmas")
 PLAIN = ("-O1", "-ftrivial-auto-var-init=pattern")  # a local variable starts as garbage too
+FAULTY = PLAIN[1:]  # a planted fault runs once: optimising it takes longer than it saves
 SANITISED = (
-    "-O1",
-    "-g",
+    "-g1",
     "-fsanitize=address,undefined",
     "-fsanitize-sections=shared_memory",
     "-fno-sanitize-recover=all",
@@ -134,8 +134,9 @@ class Module:
     given.
     """
 
-    def __init__(self, text, flags, seed=None, how=PLAIN):
+    def __init__(self, text, flags, seed=None):
         self.made_of, self.seed = (text, flags), seed
+        how = FAULTY if _changed else PLAIN
         self.library = ctypes.PyDLL(str(build(text, flags, how)))  # holds the lock: one at a time
 
     def get_function(self, name):
@@ -221,11 +222,14 @@ def extent(array):
 def recording():
     """`with recording() as calls: ...`: every launch since, its arguments as they were."""
     global _recorded
-    _recorded = []
+    outer, _recorded = _recorded, []
+    calls = _recorded
     try:
-        yield _recorded
+        yield calls
     finally:
-        _recorded = None
+        _recorded = outer
+        if outer is not None:  # inside another recording, which has these calls too
+            outer += calls
 
 
 def sanitised(calls, seed=1):

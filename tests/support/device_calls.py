@@ -156,21 +156,25 @@ TRAINING |= {
     "GPT, rope, unrotate": (
         lambda: gpt(variant="q-k=v", position="rope", rope_value="unrotate"), IDS, 0, {}),
     "GPT, a window": (lambda: gpt(window=4, sinks=1), IDS, 0, {}),
-    "GPT, dropout": (lambda: gpt(dropout=0.1), IDS, 4, {}),
+    "GPT, dropout": (lambda: gpt(dropout=0.1), IDS, 0, {}),
     "GPT, recomputed": (lambda: gpt(recompute=True), IDS, 0, {}),
-    "GPT, recomputed dropout": (lambda: gpt(recompute=True, dropout=0.1), IDS, 8, {}),
+    "GPT, recomputed dropout": (lambda: gpt(recompute=True, dropout=0.1), IDS, 0, {}),
     "GPT, in two parts": (lambda: gpt(), IDS, 2, {"accumulate": 2}),
     "GPT, in two parts, all of it": (
-        lambda: gpt(dropout=0.1, recompute=True), SOME, 20, {"accumulate": 2}),
+        lambda: gpt(dropout=0.1, recompute=True), SOME, 4, {"accumulate": 2}),
     "GPT, some targets": (lambda: gpt(), SOME, 1, {}),
     "GPT, no clipping": (lambda: gpt(), IDS, 0, {"clip": None}),
     "linear": (lambda: linear(), IDS, 0, {}),
     "tagger": (lambda: tagger(), IDS, 0, {}),
     "tagger, hiding itself": (lambda: tagger(hide_self=True, position="relative"), IDS, 0, {}),
-    "tagger of 2023": (lambda: tagger(protocol="2023"), IDS, 7, {}),
+    "tagger of 2023": (lambda: tagger(protocol="2023"), IDS, 0, {}),
 }  # fmt: skip
 TRAINING |= {kind: (lambda kind=kind: with_layers(kind), IDS, 0, {}) for kind in variants.SHIPPED}
 TRAINING |= {f"ViT, {pool}": (lambda pool=pool: vit(pool), pool, 0, {}) for pool in POOLS}
+MASKS = {  # of dropout: uploads without kernels, drawn once more where activations are recomputed
+    "GPT, dropout": 4, "GPT, recomputed dropout": 8, "GPT, in two parts, all of it": 16,
+    "tagger of 2023": 7,
+}  # fmt: skip
 
 
 def batch(targets, step):

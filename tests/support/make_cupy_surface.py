@@ -78,10 +78,11 @@ def short(part):
     return name.split(":")[0].split()[-1] + default
 
 
-def callables(module):
-    """Names of the functions, classes and modules in a module."""
+def contents(module):
+    """Names of the functions, classes, modules and switches in a module."""
     kept = {name: getattr(module, name) for name in dir(module) if not name.startswith("_")}
-    return [name for name, value in kept.items() if callable(value) or inspect.ismodule(value)]
+    known = [n for n, v in kept.items() if callable(v) or inspect.ismodule(v)]
+    return sorted([*known, *(n for n, v in kept.items() if isinstance(v, bool))])
 
 
 def surface(cupy):
@@ -97,8 +98,8 @@ def surface(cupy):
         },
         "special": sorted(n for n in array if n.startswith("__") and n not in dir(object)),
         "modules": {
-            "cuda": callables(cupy.cuda),
-            "cuda.runtime": callables(cupy.cuda.runtime),
+            "cuda": contents(cupy.cuda),
+            "cuda.runtime": contents(cupy.cuda.runtime),
         },
         "names": {
             name: describe(getattr(cupy, name), cupy.ufunc)

@@ -16,10 +16,13 @@ import ctypes
 import json
 import numbers
 import sys
+import threading
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
+import graphs
 import numpy as np
 import on_cpu
 
@@ -56,6 +59,7 @@ AT_DTYPES = {"int32", "uint32", "int64", "uint64", "float16", "float32", "float6
 IN_ORDER = {"copy", "astype", "array", "asarray", "asanyarray", "asfortranarray"} | {
     f"{name}_like" for name in ("empty", "zeros", "ones", "full")
 }  # results may be laid out as an argument is
+IN_PLACE = {"fill", "sort", "put", "partition"}
 CALLS = set()
 
 _syncs = _uploads = 0
@@ -63,11 +67,13 @@ _syncs = _uploads = 0
 
 def _wait(times=1):
     global _syncs
+    graphs.refuse("a wait of the host")
     _syncs += times
 
 
 def _count_upload(value):
     global _uploads
+    graphs.refuse("an upload")
     _uploads += np.ndim(value) > 0  # a number is an argument of a kernel
 
 
@@ -84,6 +90,17 @@ def count_syncs():
     device since: downloads, numbers, printing, results whose size depends on data."""
     before = _syncs
     yield lambda: _syncs - before
+
+
+@contextmanager
+def memory(free=1 << 40, largest=1 << 40):
+    """`with memory(free=n, largest=m): ...`: n bytes are free, and an array of more than m bytes
+    does not fit.
+    """
+    before = vars(device).copy()
+    vars(device).update(free=free, largest=largest)
+    yield
+    vars(device).update(before)
 
 
 def shares_memory(a, b):
@@ -135,8 +152,29 @@ def _run(function, args, kwargs, in_order=False):
     seen = []
     args = [_unwrap(value, seen) for value in args]
     kwargs = {name: _unwrap(value, seen) for name, value in kwargs.items()}
-    with np.errstate(all="ignore"):
-        return _wrap(function(*args, **kwargs), seen, in_order)
+    if kwargs.get("out") is not None and graphs.recording():
+        graphs.act(lambda: function(*args, **kwargs))
+        return _wrap(kwargs["out"], seen)
+
+    def compute():
+        with np.errstate(all="ignore"):
+            return function(*args, **kwargs)
+
+    return _made(compute(), compute, seen, in_order)
+
+
+def _made(result, again, seen, in_order=False):
+    """NumPy's result on the device, which a graph computes again."""
+    found = _wrap(result, seen, in_order)
+    parts = found if isinstance(found, (list, tuple)) else [found]
+    hosts = [part._host for part in parts if isinstance(part, StrictArray)]
+    graphs.fresh(hosts, lambda: _parts(again()), [x._host for x in seen])
+    return found
+
+
+def _parts(result):
+    parts = result if isinstance(result, (list, tuple)) else [result]
+    return [np.asarray(part) for part in parts]
 
 
 def _in_c_order(result):
@@ -208,6 +246,74 @@ def _operand(value):
     return value if isinstance(value, (numbers.Number, np.generic)) else NotImplemented
 
 
+device = SimpleNamespace(free=1 << 40, largest=1 << 40)  # bytes
+
+
+class OutOfMemoryError(MemoryError):
+    """As of CuPy, whose message is all that is used of it."""
+
+    def __init__(self, size, total):
+        super().__init__(f"Out of memory allocating {size:,} bytes (allocated so far: {total:,}).")
+        self.given = size, total
+
+    def __reduce__(self):
+        return type(self), self.given
+
+
+class Stream(graphs.Recorder):
+    """A queue of copies to the device. Those of another stream than the first one arrive when the
+    first one waits for them; until then, the numbers are garbage.
+    """
+
+    def __init__(self, non_blocking=False):
+        self.copies, self.waited = [], 0
+
+    def __enter__(self):
+        _thread.stream, self.before = self, get_current_stream()
+        return self
+
+    def __exit__(self, *error):
+        _thread.stream, self.before = self.before, None
+
+    def record(self):
+        """An event: all copies so far."""
+        return [*self.copies]
+
+    def wait_event(self, event):
+        """Go on when the event has come."""
+        self.waited += 1
+        for target, source in event if self is _first else ():
+            target[...] = source
+
+    def upload(self, host):
+        """A copy of a host array."""
+        if self is _first:
+            return StrictArray(np.array(host))
+        target = np.full_like(host, 77)
+        self.copies.append((target, np.array(host)))
+        return StrictArray(target)
+
+
+_first, _thread = Stream(), threading.local()
+
+
+def get_current_stream():
+    """Of this thread."""
+    return getattr(_thread, "stream", _first)
+
+
+cuda = SimpleNamespace(
+    Stream=Stream,
+    get_current_stream=get_current_stream,
+    MemoryPool=graphs.MemoryPool,
+    using_allocator=graphs.using_allocator,
+    runtime=SimpleNamespace(memGetInfo=lambda: (device.free, 1 << 40)),
+)
+pool = SimpleNamespace(
+    free_bytes=lambda: 0, total_bytes=lambda: 1 << 30, free_all_blocks=lambda: None
+)
+
+
 class StrictArray:
     """An array in the memory of a device that is not there."""
 
@@ -217,6 +323,8 @@ class StrictArray:
     __array_ufunc__ = None
 
     def __init__(self, host):
+        if host.nbytes > device.largest:
+            raise OutOfMemoryError(host.nbytes, 0)
         self._host = host
 
     def __array__(self, dtype=None, copy=None):
@@ -234,7 +342,7 @@ class StrictArray:
         if name not in SURFACE["methods"]:
             raise AttributeError(f"CuPy's ndarray has no attribute {name!r}")
         parameters = SURFACE["methods"][name]
-        if name in ("data", "flags", "flat") or not hasattr(np.ndarray, name):
+        if name in ("data", "flat") or not hasattr(np.ndarray, name):
             raise AttributeError(f"CuPy's ndarray.{name} is not modelled by the strict backend")
         value = getattr(self._host, name)
         if not callable(value):
@@ -247,6 +355,8 @@ class StrictArray:
                 _wait()
             if name == "take":
                 kwargs["mode"] = "wrap"
+            if name in IN_PLACE:
+                graphs.refuse(f"ndarray.{name}, which is not modelled here")
             in_order = name in IN_ORDER
             return _run(lambda host, *a, **k: value(*a, **k), (self, *args), kwargs, in_order)
 
@@ -269,6 +379,7 @@ class StrictArray:
     dtype = property(lambda self: self._host.dtype)
     ndim = property(lambda self: self._host.ndim)
     size = property(lambda self: self._host.size)
+    flags = property(lambda self: self._host.flags)
 
     def __len__(self):
         return len(self._host)
@@ -279,13 +390,20 @@ class StrictArray:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index):
-        index = self._index(index)
-        _note(f"ndarray[{_kind(index)}]")
-        return _wrap(_in_c_order(self._host[index]))
+        parts = self._index(index)
+        _note(f"ndarray[{_kind(parts)}]")
+        return _made(self._host[parts], lambda: self._host[self._index(index)], [self])
 
     def __setitem__(self, index, value):
-        index, value = self._index(index), _operand(value)
-        _note(f"ndarray[{_kind(index)}] = ...")
+        parts = self._index(index)
+        _note(f"ndarray[{_kind(parts)}] = ...")
+        if graphs.recording():
+            graphs.act(lambda: self._assign(self._index(index), value))
+        else:
+            self._assign(parts, value)
+
+    def _assign(self, index, value):
+        value = _operand(value)
         if value is NotImplemented:
             raise _refuse(value)
         arrays = [part for part in index if isinstance(part, np.ndarray)]
@@ -341,11 +459,19 @@ def _define_operator(dunder, in_place=False):
             return NotImplemented  # a Tensor, perhaps: its own reflected operator is next
         if "matmul" in dunder:
             _check_axes(self, *values)
-        with np.errstate(all="ignore"):
-            result = function(self._host, *values)
+            graphs.refuse("cuBLAS")
+
+        def compute():
+            with np.errstate(all="ignore"):
+                return function(self._host, *values)
+
+        if in_place and graphs.recording():
+            graphs.act(compute)
+            return self
+        result = compute()
         if in_place and result is not NotImplemented:
             return self
-        return _wrap(result if isinstance(result, tuple) else _in_c_order(result))
+        return _made(result, compute, [], isinstance(result, tuple))
 
     setattr(StrictArray, dunder, method)
 
@@ -400,7 +526,8 @@ class StrictModule:
     """What `backend.xp` is here: CuPy's names, run by NumPy."""
 
     __version__ = f"{SURFACE['version']} (strict)"
-    ndarray = StrictArray
+    ndarray, cuda = StrictArray, cuda
+    get_default_memory_pool = staticmethod(lambda: pool)
 
     def __getattr__(self, name):
         kind, value = SURFACE["names"].get(name, {}).get("kind"), getattr(np, name, None)
@@ -450,7 +577,7 @@ class _Ufunc:
                 f"cupy.add.at only supports {', '.join(sorted(AT_DTYPES))}, "
                 f"not {getattr(a, 'dtype', type(a))}"
             )
-        self.function.at(a._host, a._index(indices), _operand(b))
+        graphs.act(lambda: self.function.at(a._host, a._index(indices), _operand(b)))
 
 
 def _function(name):
@@ -466,13 +593,11 @@ def _function(name):
             kwargs["mode"] = "wrap"
         if name == "matmul":
             _check_axes(*args)
+            graphs.refuse("cuBLAS")
         if name in UPLOADS and not isinstance(args[0], StrictArray):
             _count_upload(args[0])
-            args = (
-                (StrictArray(np.array(args[0])), *args[1:])
-                if isinstance(args[0], np.ndarray)
-                else args
-            )
+            if isinstance(args[0], np.ndarray):
+                args = (get_current_stream().upload(args[0]), *args[1:])
         result = _run(function, args, kwargs, name in IN_ORDER)
         return StrictArray(np.asarray(result)) if name in ON_DEVICE else result
 
@@ -495,7 +620,8 @@ class _Kernels:
         def launch(grid, block, args, shared_mem=0):
             if any(isinstance(value, np.ndarray) for value in args):
                 raise TypeError("a host array is no argument of a kernel")
-            function(grid, block, [_unwrap(value, []) for value in args], shared_mem)
+            args = [_unwrap(value, []) for value in args]
+            graphs.act(lambda: function(grid, block, args, shared_mem))
 
         return launch
 
@@ -534,6 +660,7 @@ class StrictBackend(backend.GpuBackend):
             self.kernels = False
 
     def compiled(self, text, flags):
+        graphs.refuse("a new kernel")
         return _Kernels(on_cpu.module_of(on_cpu.changed(text), flags))
 
     def address(self, array):
@@ -542,6 +669,7 @@ class StrictBackend(backend.GpuBackend):
     def bmm(self, a, b):
         if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
             raise _refuse([])
+        graphs.refuse("cuBLAS")
         found = multiply(self, a, b)
         return _run(np.matmul, (a, b), {}) if found is None else found  # of more than two axes
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from ...runtime.errors import MinqkvError
+from ...runtime.errors import MinqkvError, UsageError
 
 START_S = 120  # to load the function, with all that it imports
 
@@ -36,8 +36,8 @@ def answer(function: Callable, given: dict, about: dict) -> dict[str, np.ndarray
     except NotImplementedError:
         return None
     except (Exception, SystemExit) as error:
-        first, *_ = str(error).splitlines() or [""]
-        raise Fault(f"it raises {type(error).__name__}: {first}") from error
+        says = [type(error).__name__, *str(error).splitlines()[:1]]
+        raise Fault(f"it raises {': '.join(says)}") from error
     for name, array in before.items():
         if name not in given or not np.array_equal(array, given[name]):
             raise Fault(f"it changes its input {name!r}")
@@ -57,7 +57,8 @@ def as_numpy(name, array) -> np.ndarray:
         array = np.asarray(array)
         if array.dtype.kind in "fiub":
             return array
-    raise Fault(f"{name!r} is not an array of numbers, but {type(given).__name__}")
+    what = f"one of {given.dtype}" if hasattr(given, "dtype") else type(given).__name__
+    raise Fault(f"{name!r} is not an array of numbers, but {what}")
 
 
 class Called:
@@ -76,8 +77,10 @@ class Called:
         theirs.close()
         try:
             self._reply(START_S)
-        except BaseException:
+        except BaseException as error:
             self.__exit__()
+            if isinstance(error, Gone):
+                raise UsageError(f"the module of the function cannot be loaded: {error}") from None
             raise
         return self
 

@@ -119,7 +119,7 @@ def _decode(case, given, layer, task, grads):
 def mixed_with(softmax, layer: Attention):
     """The method `mix` of a layer in small operations, with another softmax over the keys."""
 
-    def mixed(q, k, v, mask, temperature=None, bias=None):
+    def mixed(q, k, v, mask, temperature=None, bias=None, **_):
         group = np.arange(layer.n_head) // (layer.n_head // k.shape[1])
         k, v = k[:, group], v[:, group]  # (B, h, S, d) -> (B, H, S, d)
         scores = q @ k.transpose(0, 1, 3, 2) * (1 / layer.root)  # (B, H, T, S)

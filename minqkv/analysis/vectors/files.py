@@ -130,6 +130,8 @@ def load(folder) -> list[Task]:
     version.
     """
     path = Path(folder) / MANIFEST
+    if not path.exists():
+        raise EnvironmentFault(f"there are no vectors in {folder} (no {MANIFEST})", AGAIN)
     manifest = read_sealed(path, AGAIN)
     if manifest.get("kind") != KIND:
         raise EnvironmentFault(f"{path} is not a {KIND}", AGAIN)
