@@ -3,6 +3,7 @@ a converted run is a run.
 """
 
 import contextlib
+import html
 import io
 import json
 import sys
@@ -274,6 +275,12 @@ def test_a_converted_run_is_a_run(runs, cli, tmp_path):
     assert cli("generate", new, "1 2 3 4")[0] == 0
     assert cli("train", "--resume", "--out", new)[0] == 0
     assert cli("report", new)[0] == 0
+    made = f"minqkv convert RUN --to q-k=v --method refit-q --steps 2 --out {new}"
+    assert json.loads(cli("diagnose", new, "--json")[1])["trained"] == made
+    assert cli("report", new, "--html", tmp_path / "page.html")[0] == 0
+    page = html.unescape((tmp_path / "page.html").read_text("utf-8"))
+    assert made in page
+    assert "minqkv train" not in page
     code, _, err = cli("convert", original, "--to", "mqa", "--method", "pool", "--out", new)
     assert code == 2
     assert "there is already something in" in err
