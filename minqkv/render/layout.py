@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 PROSE_WIDTH = 88  # longer lines of prose are hard to read, however wide the terminal
 SHADES = " ░▒▓█"
-_SPELLED = {
+SPELLED = {
     "√": "sqrt ", "ᵀ": "^T", "⁻¹": "^-1", "α": "alpha", "β": "beta", "ε": "eps", "σ": "sigma",
     "Σ": "sum ", "∂": "d", "∞": "inf", "·": "*", "×": "x", "−": "-", "–": "-", "—": "-", "±": "+/-",
     "≤": "<=", "≥": ">=", "≠": "!=", "≈": "~", "→": "->", "←": "<-", "⟨": "<", "⟩": ">",
-    "⌊": "floor(", "⌋": ")", "²": "^2", "₀": "_0", "₁": "_1", "₂": "_2", "ᵢ": "_i", "ⱼ": "_j",
-    "’": "'", "“": '"', "”": '"', "…": "...", "µ": "u", "\u00a0": " ",
+    "⌊": "floor(", "⌋": ")", "²": "^2", "⁶": "^6", "⁹": "^9", "₀": "_0", "₁": "_1",
+    "₂": "_2", "ᵢ": "_i", "ⱼ": "_j", "’": "'", "“": '"', "”": '"', "…": "...", "µ": "u",
+    "\u00a0": " ",
 }  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def legible(value, page):
     if isinstance(value, str):
         if page.holds(value):
             return value
-        return "".join(c if page.holds(c) else _SPELLED.get(c, "?") for c in value)
+        return "".join(c if page.holds(c) else SPELLED.get(c, "?") for c in value)
     if isinstance(value, dict):
         return {legible(key, page): legible(item, page) for key, item in value.items()}
     return [legible(item, page) for item in value] if isinstance(value, (list, tuple)) else value
