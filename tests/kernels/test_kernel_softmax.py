@@ -356,7 +356,7 @@ def quick():
     check_extremes(64)
 
 
-TAIL = "for (long long c = first + HELD * THREADS; c < n; c += THREADS) "
+TAIL = "for (int c = first + HELD * THREADS; c < n; c += THREADS) "
 FAULTS = [  # (old text, new text)
     ("if (c >= n ||", "if (c > n ||"),
     ("b * mask_b + t * mask_t", "b * mask_b + h * mask_t"),
