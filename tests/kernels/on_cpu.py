@@ -300,7 +300,8 @@ def planted(file, old, new):
 
 def survives(file, old, new, check, limit=60):
     """Whether check() still passes with a planted fault. It runs in a forked process, which may
-    crash or never end: both count as noticed. Raises KernelError if the fault does not compile.
+    crash or never end: both count as noticed. Raises KernelError if the fault does not compile, and
+    AssertionError if its old text is not there once.
     """
     with planted(file, old, new):
         source(file)  # the text is there: in the child, its absence would count as noticed

@@ -347,6 +347,13 @@ def test_a_graph_has_memory_of_its_own(gpu):
         other.begin_capture()
 
 
+def test_what_follows_waits_for_the_recording(gpu):
+    usual = gpu.xp.cuda.get_current_stream()
+    before = usual.waited
+    gpu.recorded(lambda: gpu.xp.ones(2) + 1)
+    assert (gpu.xp.cuda.get_current_stream(), usual.waited) == (usual, before + 1)
+
+
 # ---- planted faults, in the kernel and in what is recorded
 
 

@@ -290,7 +290,7 @@ FAULTS = [  # (old text, new text, the check that notices it)
     ("total *= expf(peak - high);", "", quick_rest),
     ("block_sum(total * expf(peak - high))", "block_sum(total)", quick_rest),
     ("c < n ? logits[c] : -INFINITY", "c < n ? logits[c] : 0", quick_rest),
-    ("logits += (rows ? rows[m] : m) * n", "logits += m * n", quick_rest),
+    ("(rows ? rows[m] : m) * n", "m * n", quick_rest),
     (" - (c == target)", "", quick_rest),
     ("* inv - (c", "- (c", quick_rest),
 ]
