@@ -58,7 +58,7 @@ BUDGETS = {
     "of it, several machines": ({"runtime/distributed.py"}, 60),
     "tasks": ({"tasks"}, 2650),
     "of it, images": (IMAGES, 740),
-    "study": ({"study"}, 2140),
+    "study": ({"study"}, 2150),
     "analysis": ({"analysis"}, 1410),
     "vectors for other implementations": ({"analysis/vectors"}, 1040),
     "render, teach": ({"render", "teach"}, 5305),

@@ -198,7 +198,7 @@ def full(item):
 
 
 def test_a_worker_without_memory_ends_the_study_with_one_line():
-    work = (b"study", workers.code_version(), "strict", pickle.dumps((full, 1)))
+    work = (b"study", workers.code_version(), ("strict", "fp32", True), pickle.dumps((full, 1)))
     free = strict.memory(free=2 * MIB)
     with free, backend.use_backend("strict"), pytest.raises(EnvironmentFault) as error:
         workers.run_here(*work)
