@@ -73,7 +73,7 @@ def held():
 @pytest.mark.parametrize("length", [64, 256, 600])
 @pytest.mark.parametrize("kernels", [False, True])
 def test_activations_are_predicted_on_a_gpu(kernels, length, variant, gpu, monkeypatch):
-    """There, blocks of queries keep the pattern up to the last key."""
+    """By the formula of the host."""
     monkeypatch.setattr(GpuBackend, "kernels", kernels)
     cfg = mq.GPTConfig(50, length, 3, 2, 32, variant=variant)
     model, ids = mq.GPT(cfg), np.arange(2 * length).reshape(2, length) % 50
