@@ -49,11 +49,11 @@ APART = ("analysis/vectors",)  # a folder within a unit, with a budget of its ow
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
-    "the book": ({*BOOK, "runs"} - {"caches", "designs"}, 3350),
+    "the book": ({*BOOK, "runs"} - {"caches", "designs"}, 3435),
     "beside it, further kinds of cache": ({"caches"}, 400),
     "beside it, layers of models that ship, and linear attention": ({"designs"}, 525),
     "GPU kernels, from Python": ({"kernels"}, 370),
-    "runtime": ({"runtime"}, 1320),
+    "runtime": ({"runtime"}, 1345),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "of it, several machines": ({"runtime/distributed.py"}, 60),
     "tasks": ({"tasks"}, 2650),
@@ -61,8 +61,8 @@ BUDGETS = {
     "study": ({"study"}, 2140),
     "analysis": ({"analysis"}, 1410),
     "vectors for other implementations": ({"analysis/vectors"}, 1040),
-    "render, teach": ({"render", "teach"}, 5275),
-    "cli, and the way in": ({"cli", "__main__", "__init__"}, 2810),
+    "render, teach": ({"render", "teach"}, 5305),
+    "cli, and the way in": ({"cli", "__main__", "__init__"}, 2830),
 }
 CUDA = 700, 150  # lines of all kernels, and of one .cu file, as they stand
 LONGEST = 40  # code lines of a function in the book

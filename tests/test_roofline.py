@@ -25,6 +25,8 @@ from minqkv.models import PRESETS  # noqa: E402
 from minqkv.runtime import backend  # noqa: E402
 from minqkv.runtime.errors import UsageError  # noqa: E402
 from minqkv.tasks.shards import SHARD_TOKENS  # noqa: E402
+from minqkv.teach import author  # noqa: E402
+from minqkv.teach.lessons import course, find  # noqa: E402
 from minqkv.tensor import Tensor  # noqa: E402
 from minqkv.variants import macs, params  # noqa: E402
 
@@ -111,6 +113,23 @@ def test_the_operations_of_bench_gpu_are_counted():
     assert set(bounds.OPERATIONS) <= set(gpu_ops.OPERATIONS)
     uncounted = {n for n in gpu_ops.OPERATIONS if not bounds.of_operation(n, [[1, 1, 2, 2]] * 3)}
     assert uncounted == {"embedding", "rotate"}
+
+
+def test_lesson_20_has_the_same_card_and_the_same_bounds():
+    """An installed lesson has no folder bench, so it states the figures itself."""
+    events = author.events_of(find("20", course()))
+    roofs = [event for event in events if event["event"] == "roofline"]
+    assert {(e["bandwidth"], e["rate"]) for e in roofs} == {(H200.bandwidth, H200.rates["fp32"])}
+    assert all(H200.title in event["title"] for event in roofs)
+    (table,) = [e for e in events if e["event"] == "table" and "H200" in e["title"]]
+    for tokens, *found in table["rows"]:
+        seconds = []
+        for variant, reads in (("qkv", 1), ("q-k=v", 1), ("q-k=v", 2)):
+            cfg = replace(PRESETS["300m"], variant=variant)
+            work = bounds.token(cfg, int(tokens.replace(",", "")), 8, "bf16", reads)
+            seconds.append(H200.bound(sum(work.values(), Work(0)), "bf16").seconds)
+        qkv, once, twice = seconds
+        assert found == pytest.approx([1e3 * qkv, 1e3 * once, qkv / once, qkv / twice])
 
 
 # ---- bytes of real arrays

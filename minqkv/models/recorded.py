@@ -14,6 +14,7 @@ import numpy as np
 
 from ..attention import Attention
 from ..cache import KVCache
+from ..caches.int8 import Int8Cache
 from ..runtime import backend, tracing
 from ..runtime.backend import Array
 from ..tensor import Tensor
@@ -113,8 +114,9 @@ def recorded(model: GPT, cache: KVCache) -> Recorded | None:
     """A Recorded for this model and cache; None on the host, or where a token takes what no graph
     can hold: cuBLAS, or a mask that depends on the position.
     """
-    gpu, cfg, plain = backend.current, model.config, type(model) is GPT and type(cache) is KVCache
-    if not (gpu.kernels and plain and cache.batch <= ROWS and cfg.dtype == "float32"):
+    gpu, cfg = backend.current, model.config
+    plain = type(model) is GPT and type(cache) in (KVCache, Int8Cache) and cfg.dtype == "float32"
+    if not (gpu.kernels and plain and cache.batch <= ROWS):
         return None
     for block in model.blocks:
         attn = block.attn

@@ -292,7 +292,9 @@ class GpuBackend(Backend):
         Addresses, sizes and numbers are frozen; what is to differ must be in an array's contents.
         Raises what CuPy refuses: cuBLAS, uploads, and all for which the host would wait.
         """
-        pool, stream = self.xp.cuda.MemoryPool(), self.xp.cuda.Stream()
+        pool, stream = self.xp.cuda.MemoryPool(), self.xp.cuda.Stream(non_blocking=True)
+        usual = self.xp.cuda.get_current_stream()
+        stream.wait_event(usual.record())  # for what has been started before
         with self.xp.cuda.using_allocator(pool.malloc), stream:
             function()  # kernels are compiled, and their memory is found, before
             stream.begin_capture()
@@ -300,6 +302,7 @@ class GpuBackend(Backend):
                 result = function()
             finally:
                 graph = stream.end_capture()
+        usual.wait_event(stream.record())
 
         def again():
             graph.launch()

@@ -304,7 +304,7 @@ def survives(file, old, new, check, limit=60):
     AssertionError if its old text is not there once.
     """
     with planted(file, old, new):
-        source(file)
+        source(file)  # the text is there: in the child, its absence would count as noticed
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         child = os.fork()  # of a process with several threads, of which the child needs none
     if not child:

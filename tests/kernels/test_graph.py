@@ -55,10 +55,10 @@ def said(model, cache, recorded=None, tokens=TOKENS):
     return np.array(found)
 
 
-def check(gpu, batch=1, module=recorded, tokens=TOKENS, dtype=None, graphs=3, **design):
+def check(gpu, batch=1, module=recorded, tokens=TOKENS, kind="plain", graphs=3, **design):
     """Graphs and single launches agree, to the last token, and in what they store."""
     model = decoder(**design)
-    ours, theirs = (model.new_cache(batch, dtype=dtype) for _ in range(2))
+    ours, theirs = (model.new_cache(batch, **caches.options(kind)) for _ in range(2))
     token, before = module.recorded(model, ours), gpu.graphs
     found = said(model, ours, token, tokens)
     assert gpu.graphs - before == graphs
@@ -85,9 +85,10 @@ def test_a_graph_says_what_single_launches_say(gpu, name):
     check(gpu, **DESIGNS[name])
 
 
-def test_several_sequences_and_half_precision(gpu):
+def test_several_sequences_and_smaller_numbers(gpu):
     check(gpu, batch=3, tokens=12, graphs=2)
-    check(gpu, batch=2, tokens=12, graphs=2, dtype="float16", variant="q-k=v", position="rope")
+    for kind in ("float16", "int8"):
+        check(gpu, batch=2, tokens=12, graphs=2, kind=kind, variant="q-k=v", position="rope")
 
 
 def test_tables_of_positions_grow_before_they_are_frozen(gpu):
@@ -219,7 +220,7 @@ def test_what_a_graph_cannot_hold(gpu, name):
 def test_other_caches_and_many_sequences_have_none(gpu):
     model = decoder()
     for cache in (
-        model.new_cache(9), model.new_cache(**caches.options("int8")),
+        model.new_cache(9), model.new_cache(**caches.options("ring", window=5)),
         caches.branches(model.new_cache(), 2),
     ):  # fmt: skip
         assert recorded.recorded(model, cache) is None
@@ -341,8 +342,16 @@ def test_a_graph_has_memory_of_its_own(gpu):
     pool, stream = gpu.xp.cuda.MemoryPool(), gpu.xp.cuda.Stream()
     with stream, pytest.raises(RuntimeError, match="given to others"):
         stream.begin_capture()
+    other = gpu.xp.cuda.Stream()
     with gpu.xp.cuda.using_allocator(pool.malloc), pytest.raises(RuntimeError, match="another"):
-        stream.begin_capture()
+        other.begin_capture()
+
+
+def test_what_follows_waits_for_the_recording(gpu):
+    usual = gpu.xp.cuda.get_current_stream()
+    before = usual.waited
+    gpu.recorded(lambda: gpu.xp.ones(2) + 1)
+    assert (gpu.xp.cuda.get_current_stream(), usual.waited) == (usual, before + 1)
 
 
 # ---- planted faults, in the kernel and in what is recorded

@@ -273,7 +273,7 @@ class Stream(graphs.Recorder):
         return self
 
     def __exit__(self, *error):
-        _thread.stream = self.before
+        _thread.stream, self.before = self.before, None
 
     def record(self):
         """An event: all copies so far."""
