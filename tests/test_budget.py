@@ -62,7 +62,7 @@ BUDGETS = {
     "analysis": ({"analysis"}, 1410),
     "vectors for other implementations": ({"analysis/vectors"}, 1040),
     "render, teach": ({"render", "teach"}, 5305),
-    "cli, and the way in": ({"cli", "__main__", "__init__"}, 2820),
+    "cli, and the way in": ({"cli", "__main__", "__init__"}, 2830),
 }
 CUDA = 700, 150  # lines of all kernels, and of one .cu file, as they stand
 LONGEST = 40  # code lines of a function in the book

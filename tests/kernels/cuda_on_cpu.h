@@ -1,6 +1,7 @@
 // CUDA C on a CPU, one block after another. Each thread of a block is a fiber: it runs until it
 // waits for its warp or its block. Who runs next is decided by a seed, so that code which only
-// works in one order of threads fails in another. Shared memory starts as garbage in every block.
+// works in one order of threads fails in another. Shared memory starts as garbage in every block:
+// not a number in one, and very large numbers in another.
 #pragma once
 #include <setjmp.h>
 #include <stdint.h>
@@ -163,13 +164,14 @@ static const char* stuck() {      // nobody can go on: either a barrier of all, 
   return 0;
 }
 
-__attribute__((no_sanitize("address"))) static void garbage(char* from, char* to) {
-  while (from < to) *from++ = char(0xff);  // NaN as a float or a half, -1 as an integer
+__attribute__((no_sanitize("address"))) static void garbage(char* from, char* to, char byte) {
+  while (from < to) *from++ = byte;
 }
 
 static const char* run_block(size_t shared) {
-  if (__start_shared_memory) garbage(__start_shared_memory, __stop_shared_memory);
-  garbage(dynamic_shared, dynamic_shared + shared);
+  char byte = draw(2) ? 0xff : 0x7f;  // as a float NaN, which fmaxf overlooks, or 3.4e38
+  if (__start_shared_memory) garbage(__start_shared_memory, __stop_shared_memory, byte);
+  garbage(dynamic_shared, dynamic_shared + shared, byte);
   for (unsigned i = 0; i < threads; i++) fiber[i].state = READY;
   unsigned warps = (threads + 31) / 32;
   while (any(0, threads, READY) || any(0, threads, AT_BLOCK) || any(0, threads, AT_WARP)) {
@@ -188,6 +190,9 @@ static const char* launch(const unsigned* grid, const unsigned* block, size_t sh
   gridDim = {grid[0], grid[1], grid[2]}, blockDim = {block[0], block[1], block[2]};
   threads = block[0] * block[1] * block[2], body = f, arguments = args;
   if (threads < 1 || threads > MOST) return "a block has 1 to 1024 threads";
+  for (int i = 0; i < 3; i++)
+    if (!grid[i] || grid[i] > (i ? 65535u : 0x7fffffffu))
+      return "a grid has 1 to 2147483647 blocks along x, 1 to 65535 along y and z";
   random_state = seed * 0x9e3779b97f4a7c15ull + 0x1234567;
   if (!stacks) stacks = (char*)mmap(0, MOST * STACK, PROT_READ | PROT_WRITE,
                                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
