@@ -190,7 +190,7 @@ table("uses of a number that is read", ["", *both], [[name, *n] for name, n in u
 say("(In a prompt, a stored row is used by its own token and by all tokens after it.)")
 binds = "operations" if 2 * prompt[1] / prompt[0] > corner else "bytes"
 predict("What binds when a prompt is read?", binds, ["bytes", "operations"])
-say("A prompt keeps the units of a GPU busy. While it decodes, most of them wait for the memory.")
+say("A prompt can keep the units of a GPU busy. In decoding, most of them wait for the memory.")
 
 # %% [markdown]
 # So what helps with the cache? Fewer KV heads do: several heads then use the same key. And so does
@@ -383,7 +383,7 @@ question = "tokens each: how many times as fast is `q-k=v`, at most?"
 predict(f"Eight texts of {rows[0][0]} {question}", gains[0], gains[::2])
 predict(f"Eight texts of {rows[-1][0]} {question}", gains[-1], gains[::2])
 table(
-    "bounds of one step on the H200",
+    "bounds of one step on an H200",
     ["tokens", "ms qkv", "ms q-k=v", "times as fast", "with two reads"],
     rows,
 )
