@@ -47,11 +47,10 @@ def said(model, cache, recorded=None, tokens=TOKENS):
     ids, found = np.arange(3 * cache.batch).reshape(cache.batch, 3) % 23, []
     model(ids, cache=cache)
     unread = ids[:, -1:]
-    with mq.no_grad():
-        for _ in range(tokens):
-            logits = (recorded or (lambda ids: model(ids, cache=cache)))(unread)
-            found.append(logits.numpy()[:, -1])
-            unread = found[-1].argmax(-1)[:, None]
+    for _ in range(tokens):
+        logits = (recorded or (lambda ids: model(ids, cache=cache)))(unread)
+        found.append(logits.numpy()[:, -1])
+        unread = found[-1].argmax(-1)[:, None]
     return np.array(found)
 
 
