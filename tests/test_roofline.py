@@ -167,7 +167,7 @@ def test_bytes_of_activations_in_fewer_bits():
     four, two = (bounds.activations(dropped, 3, size) for size in (4, 2))
     assert four == mq.analysis.memory.activation_bytes(dropped, 3, 12)
     masks = 2 * TINY.n_layer * 3 * 12 * TINY.n_embd
-    ids = 12 * 12 + 8 * 36 + 8 * 4 * 36
+    ids = 12 * 12 + 8 * 4 * 36
     assert two - masks - ids == (four - masks - ids) / 2
 
 
