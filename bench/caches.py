@@ -46,15 +46,17 @@ def filled(model, size, capacity=None, **options):
     return cache
 
 
-def decoding(model, cache, size):
+def decoding(model, cache, size, token=None):
     """A function without arguments that decodes one token onto a filled cache and forgets it again.
 
-    It returns the likeliest ids (B,), on the host, and the logits (B, V).
+    It returns the likeliest ids (B,), on the host, and the logits (B, V). `token` is called with
+    ids (B, 1) in place of the model.
     """
     ids, before = new_ids(size), len(cache)
+    token = token or partial(model, cache=cache)
 
     def step():
-        logits = model(ids, cache=cache).data[:, -1]
+        logits = token(ids).data[:, -1]
         cache.trim(before)
         return mq.backend.to_host(logits.argmax(-1)), logits
 

@@ -130,7 +130,7 @@ def about_symmetry(runs):
     )  # fmt: skip
     yield Claim(
         "So is the map after the softmax", "a reading of the paper's figure", "reverse",
-        [Check(f"largest |A - Aᵀ|, {arm}", runs.of(arm, named("map asymmetry")), "at most", ZERO)
+        [Check(f"largest in A - Aᵀ, {arm}", runs.of(arm, named("map asymmetry")), "at most", ZERO)
          for arm in shared[1:3]],
     )  # fmt: skip
     yield Claim(

@@ -6,6 +6,7 @@ import numpy as np
 
 import minqkv as mq
 from minqkv import backend
+from minqkv.models.recorded import recorded
 
 from .caches import decoding, filled
 from .common import interleaved, median, quickest, ratio
@@ -52,7 +53,8 @@ def decode(card, variant, context):
     size = card.sizes.decode._replace(T=context)
     model = mq.GPT(size.config(variant)).eval()
     cache = filled(model, size)
-    candidates = {"minqkv": decoding(model, cache, size)}
+    graph = recorded(model, cache)  # as mq.generate does
+    candidates = {"minqkv": decoding(model, cache, size, graph)}
     row = {"V T d L H B": size, "variant": variant, "cache_bytes": cache.capacity_nbytes}
     if card.torch:
         from . import torch_gpt

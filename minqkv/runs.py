@@ -383,7 +383,7 @@ class RunFolder:
 
     def _write(self, path, done, model, arrays, **meta):
         arrays = {f"model/{name}": a for name, a in model.state_dict().items()} | arrays
-        meta = {"step": done, **meta, "version": __version__, "backend": backend.current.name}
+        meta = {"step": done, **meta, "version": __version__, "backend": backend.current.label}
         meta |= {"config": self.hash, "metrics": self.check} if self.hash else {}
         files.write_arrays(path, "minqkv checkpoint", meta, arrays)
 
@@ -396,7 +396,7 @@ class RunFolder:
 
 def _tell_backend(path, meta):
     """Warn where a checkpoint was made by another backend; files of earlier versions do not say."""
-    made, here = meta.get("backend"), backend.current.name
+    made, here = meta.get("backend"), backend.current.label
     if made not in (None, here):
         why = f"{path} was made on {made}: continued on {here}, the run may differ in its last bits"
         warnings.warn(why, RuntimeWarning, stacklevel=2)

@@ -448,6 +448,18 @@ def test_no_encoding_stops_anything(name, encoding, shown, cli, monkeypatch):
             assert raw["stdout"].getvalue().decode(encoding)
 
 
+def test_what_an_encoding_lacks_is_spelled_out(cli, monkeypatch):
+    """A number must not lose its sign."""
+    data = io.BytesIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(data, encoding="ascii", write_through=True))
+        cli("variants")
+        bars = {line.rfind("|") for line in data.getvalue().decode().splitlines() if "|" in line}
+        assert len(bars) == 1  # formulas are spelled out, and columns stay aligned
+        print("−.51 ± .28, 漢")
+        assert data.getvalue().decode().splitlines()[-1] == "-.51 +/- .28, ?"
+
+
 def test_json_survives_any_encoding(cli, monkeypatch):
     data = io.BytesIO()
     with monkeypatch.context() as patch:

@@ -135,6 +135,8 @@ def test_a_kind_of_cache(copy):
 def test_a_lesson(copy):
     first, *commands = [line.split() for line in recipe("A lesson")]
     assert first[:2] == ["cp", "-r"]
+    number = re.search(r"/(\d+_)", first[3])[1]
+    assert not list((copy / "lessons").glob(f"{number}*"))  # a number that no lesson has
     shutil.copytree(copy / first[2], copy / first[3])
     path = copy / first[3] / "lesson.py"
     text = re.sub('# title = ".*"', '# title = "My lesson"', path.read_text("utf-8"))
@@ -152,7 +154,7 @@ def test_a_lesson(copy):
     env = {**os.environ, "PYTHONPATH": str(copy)}
     subprocess.run([sys.executable, *golden], check=True, cwd=copy, env=env)
     assert stored.exists()
-    assert "[My lesson](18_my_lesson" in command(copy, *readme[: readme.index(">")])[1]
+    assert f"[My lesson]({number}my_lesson" in command(copy, *readme[: readme.index(">")])[1]
 
 
 # ---- the registrations themselves

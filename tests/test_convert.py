@@ -3,8 +3,10 @@ a converted run is a run.
 """
 
 import contextlib
+import html
 import io
 import json
+import re
 import sys
 
 import numpy as np
@@ -274,6 +276,12 @@ def test_a_converted_run_is_a_run(runs, cli, tmp_path):
     assert cli("generate", new, "1 2 3 4")[0] == 0
     assert cli("train", "--resume", "--out", new)[0] == 0
     assert cli("report", new)[0] == 0
+    made = f"minqkv convert RUN --to q-k=v --method refit-q --steps 2 --out {new}"
+    assert json.loads(cli("diagnose", new, "--json")[1])["trained"] == made
+    assert cli("report", new, "--html", tmp_path / "page.html")[0] == 0
+    page = html.unescape((tmp_path / "page.html").read_text("utf-8"))
+    assert made in page
+    assert "minqkv train" not in page
     code, _, err = cli("convert", original, "--to", "mqa", "--method", "pool", "--out", new)
     assert code == 2
     assert "there is already something in" in err
@@ -355,10 +363,20 @@ def test_the_page_shows_what_was_measured():
     assert printed.getvalue() in page
     rows = {(r["task"], r["seed"], r["variant"], r["method"]): r for r in stored()}
 
-    def gap(task, method, other, what):
-        pairs = [[rows[task, seed, "q-k=v", m][what] for m in (method, other)] for seed in range(5)]
+    def gap(task, method, other, what, variant="q-k=v", than=None):
+        """Of two methods; or of one, against the model that is converted."""
+        pairs = [[rows[task, seed, v, m][w] for v, m, w in (
+            (variant, method, what), (than or variant, other, "zero_shot" if than else what))]
+            for seed in range(5)]  # fmt: skip
         found = estimate([a - b for a, b in pairs])
         return f"{abs(found.mean):.3f} ± {found.half:.3f}"
 
     assert gap("text", "avg", "keep_v", "zero_shot") == "1.645 ± 1.474"  # 1.6 ± 1.5
-    assert f"{gap('sort', 'refit-q', 'from scratch', 'after')[1:]}".replace("± 0", "± ") in page
+    assert gap("text", "align", "from scratch", "after", "gqa-2") == "1.076 ± 0.384"  # 1.1 ± .4
+    pooled = ["zero_shot", "gqa-2", "qkv"], ["zero_shot", "mqa", "qkv"]
+    lost = [gap("text", "align", "trained", *each) for each in pooled]
+    assert lost == ["2.309 ± 1.271", "2.635 ± 1.497"]  # 2.3 ± 1.3, 2.6 ± 1.5
+    shown = [gap("sort", "align", "trained", *each) for each in pooled]
+    shown.append(gap("sort", "refit-q", "from scratch", "after"))
+    for text in shown:
+        assert re.sub(r"\b0\.", ".", text) in " ".join(page.split())

@@ -73,7 +73,7 @@ def held():
 @pytest.mark.parametrize("length", [64, 256, 600])
 @pytest.mark.parametrize("kernels", [False, True])
 def test_activations_are_predicted_on_a_gpu(kernels, length, variant, gpu, monkeypatch):
-    """There, blocks of queries keep the pattern up to the last key."""
+    """By the formula of the host."""
     monkeypatch.setattr(GpuBackend, "kernels", kernels)
     cfg = mq.GPTConfig(50, length, 3, 2, 32, variant=variant)
     model, ids = mq.GPT(cfg), np.arange(2 * length).reshape(2, length) % 50
@@ -198,7 +198,7 @@ def full(item):
 
 
 def test_a_worker_without_memory_ends_the_study_with_one_line():
-    work = (b"study", workers.code_version(), "strict", pickle.dumps((full, 1)))
+    work = (b"study", workers.code_version(), ("strict", "fp32", True), pickle.dumps((full, 1)))
     free = strict.memory(free=2 * MIB)
     with free, backend.use_backend("strict"), pytest.raises(EnvironmentFault) as error:
         workers.run_here(*work)

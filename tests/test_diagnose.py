@@ -461,9 +461,12 @@ def test_runs_that_cannot_be_diagnosed(cli, run, tmp_path):
     whole = (run / "checkpoint.npz").read_bytes()
     (tmp_path / "damaged/checkpoint.npz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "file").write_text("")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/results.json").write_text("{}")
     for args, code, words, hint in (
         (("nothing",), 3, "there is no run in nothing", "minqkv train --out FOLDER"),
         (("file",), 3, "file is a file", "name the folder of a run"),
+        (("study",), 2, "study is a study, which keeps scores and no models", "name a run"),
         (("unfinished",), 2, "the run in unfinished is unfinished, and only trained models are",
          "minqkv train --resume --out unfinished"),
         (("lost",), 3, "checkpoint.npz", ""),

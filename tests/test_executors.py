@@ -214,7 +214,7 @@ def test_code_that_a_worker_lacks_is_one_line(name, tmp_path):
 
 def test_a_worker_without_the_backend_is_refused():
     with pytest.raises(EnvironmentFault, match=rf"{socket.gethostname()} cannot use no-such"):
-        workers.run_here(b"", workers.code_version(), "no-such-backend", b"")
+        workers.run_here(b"", workers.code_version(), ("no-such-backend", "fp32", True), b"")
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,9 @@ def test_key_numbers(lesson):
 
 
 @each
-def test_numpy_and_strict_agree(lesson):
+def test_numpy_and_strict_agree(lesson, monkeypatch):
+    # Thread by thread on a CPU, the kernels would take minutes to train.
+    monkeypatch.setattr(backends.GpuBackend, "kernels", False)
     with backends.use_backend("strict"):
         found = author.events_of(lesson)
     for a, b in zip(digest(events(lesson)), digest(found), strict=True):

@@ -4,6 +4,8 @@ what docs/claims.md shows.
 
 import contextlib
 import io
+import itertools
+import re
 import sys
 
 import numpy as np
@@ -13,12 +15,14 @@ from toys import gpt, scramble, tagger
 
 from minqkv.analysis.diagnose import circuits, cosine
 from minqkv.runtime.rng import stream
+from minqkv.study.stats import estimate
 
 sys.path.append(str(ROOT))  # bench is run from a checkout; it is not installed
 
-from bench.claims import SEEDS, Check, Claim, Runs, all_claims, learned, show, stored
+from bench.claims import SEEDS, Check, Claim, Runs, all_claims, learned, named, score, show, stored
 from bench.claims_measured import ARMS, attending, gauges, literal, shifted
 
+SCORE = named("score")
 EIGHT = [0.1 + 0.01 * i for i in range(8)]  # all above zero: p = 2 / 2^8
 X = stream(0, "x").integers(0, 11, (4, 12))
 
@@ -112,3 +116,29 @@ def test_every_run_is_committed_and_the_page_shows_them():
     assert len(claims.splitlines()) == 2 + len(all_claims(rows))
     assert claims in page
     assert checks in page
+
+
+def test_the_page_shows_what_the_plan_did_not_ask():
+    runs, page = Runs(stored()), " ".join((ROOT / "docs/claims.md").read_text("utf-8").split())
+
+    def shown(values, digits):
+        found = estimate(values)
+        text = f"{found.mean:.{digits}f} ± {found.half:.{digits}f}"
+        return re.sub(r"\b0\.", ".", text)
+
+    for arm, text in (("q-k=v", "{} % with q-k=v"), ("q=k-v", "{} % with q=k-v")):
+        pairs = zip(runs.of(f"text {arm}", SCORE), runs.of("text qkv", SCORE), strict=True)
+        assert text.format(shown([100 * (a / b - 1) for a, b in pairs], 1)) in page
+    better = runs.minus(score, "text q=k-v", "text q-k=v")
+    assert f"by {shown(better, 3)} of loss" in page
+    plus = runs.minus(SCORE, "slow q=k=v+", "slow q=k=v")
+    assert f"is higher by {shown(plus, 3)} in the slow runs" in page
+
+
+def test_no_cell_of_a_table_has_a_bar():
+    """It would be two cells."""
+    for name in ("claims", "claims-plan", "convert", "diagnose", "vectors", "plan"):
+        lines = (ROOT / f"docs/{name}.md").read_text("utf-8").split("\n")
+        for above, line in itertools.pairwise(lines):
+            if above.startswith("|") and line.startswith("|"):
+                assert above.count("|") == line.count("|"), line

@@ -54,7 +54,8 @@ def test_what_is_no_length(text):
 
 
 @pytest.mark.parametrize("text", [
-    "8GBx", "8G", "nan", "-8GB", "0GB", "GB", "1.5B", "8 G B", "1e3GB", "9999PB", "8GB/h", "∞"
+    "8GBx", "8G", "nan", "-8GB", "0GB", "GB", "1.5B", "8 G B", "1e3GB", "9999PB", "8GB/h", "∞",
+    "8Gb", "100Gb/s", "100 Mb/s",
 ])  # fmt: skip
 def test_what_is_no_size(text):
     with pytest.raises(click.BadParameter):

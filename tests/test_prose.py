@@ -116,6 +116,9 @@ TERMS = {
     r"cross-R²": 18,
     r"Procrustes": 19,
     r"zero-shot": 19,
+    r"arithmetic intensity": 20,
+    r"rooflines?": 20,
+    r"(running|online) softmax": 20,
 }
 TERMS = {re.compile(rf"\b({term})\b"): number for term, number in TERMS.items()}
 

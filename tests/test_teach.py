@@ -19,6 +19,7 @@ import textwrap
 import time
 import xml.dom.minidom
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -384,10 +385,10 @@ def test_progress_of_the_last_release_counts(cli, tmp_path):
     assert (code, err) == (0, "")
     states = {row["number"]: row["state"] for row in json.loads(out)}
     assert states.pop(11) == "step 8 of 13"  # one has been added after it
-    assert {states.pop(number) for number in (13, 14, 15, 16, 17, 18, 19)} == {""}  # not there then
+    assert {states.pop(number) for number in range(13, 21)} == {""}  # not there then
     assert set(states.values()) == {"done"}
     assert "Next:   minqkv learn" in cli()[1]
-    assert "11 of 19 lessons done" in cli()[1]
+    assert "11 of 20 lessons done" in cli()[1]
     progress, eleven = Progress(), find("11", course())
     assert desk.hint(eleven, progress).startswith("Hint 2 of 3")
     passed, found = desk.check(eleven, progress, PATIENCE_S)  # the stub, as it was handed out
@@ -589,6 +590,32 @@ def drawn(function, *args, width=60, **kwargs):
     return drawn_at(recorder.drawn, width)
 
 
+def test_rows_that_can_be_read_only_once():
+    """Exercise 20 refuses what a chip cannot do: go back, choose a row, or hold all of them."""
+    check = checks.Check(find("20", course()))
+
+    def in_two_passes(q, rows, mask):
+        scores = [q @ row for row in rows]
+        return sum(score * row for score, row in zip(scores, rows, strict=True))
+
+    faults = {
+        "a second time": in_two_passes,
+        "one after another": lambda q, rows, mask: rows[len(rows) - 1],
+        "not an array": lambda q, rows, mask: np.asarray(rows),
+        "'rows read'] is 1; expected 7": lambda q, rows, mask: 0 * next(iter(rows)),
+    }
+    for fault, running in faults.items():
+        learner = SimpleNamespace(running=running)
+        outcomes = [checks.attempt(check, learner, seed) for seed in range(checks.CASES)]
+        assert any(fault in str(outcome.fault) for outcome in outcomes), fault
+    seen = [np.isfinite(check.case(seed)[2]) for seed in range(checks.CASES)]
+    scores = [check.case(seed)[1] @ check.case(seed)[0] for seed in range(checks.CASES)]
+    assert {1} < {len(row) for row in seen}
+    assert any(not row.any() for row in seen)
+    assert any(row.any() and not row[0] for row in seen)
+    assert max(s[row].max(initial=0) for s, row in zip(scores, seen, strict=True)) > 2000
+
+
 def test_arrays_as_text():
     s, seen = np.array([[0.12345, -2], [1e-9, 3]]), [[True, False], [True, True]]
     found = drawn(events.show, "s", s, mask=seen, rows=["a", "b"])
@@ -617,6 +644,28 @@ def test_curves_and_tables_fit():
         assert max(map(len, found.splitlines())) <= width
         assert all(str(n) in found for n in range(1000, 1009))
     assert "3" in drawn(events.curve, "flat", {"one": [3.0]})
+
+
+def test_a_roofline():
+    """1e12 bytes and 1e14 operations per second: the corner is at 100 operations per byte."""
+    points = {"few": 0.1, "some": 10, "as many": 10, "corner": 100, "many": 500}
+    for width in (40, 60, 80):
+        found = drawn(events.roofline, "a card", 1e12, 1e14, points, width=width).splitlines()
+        assert max(map(len, found)) <= width
+        assert found[0] == "a card"
+        rows = [row.split("|") for row in found[1:11]]
+        assert [round(float(row[0]), 3) for row in rows[::3]] == [100, 10, 1, 0.1]
+        marks = {c: i for i, (_, row) in enumerate(rows) for c in row.strip() if c != "."}
+        assert marks == {"a": 9, "*": 3, "d": 0, "e": 0}  # b and c meet
+        line = [next(i for i, row in enumerate(rows) if row[1].ljust(c + 1)[c] != " ")
+                for c in range(max(len(row[1]) for row in rows))]  # fmt: skip
+        assert line == sorted(line, reverse=True)
+        assert len(line) == min(width - 11, 64)
+        assert found[12].split() == ["0.1", "1", "10", "100"]
+        assert found[12].index("10 ") == 11 + rows[3][1].index("*")
+    assert found[14] == "b  some: 10 operations per byte, at most 10 trillion per second"
+    assert found[17] == "e  many: 500 operations per byte, at most 100 trillion per second"
+    assert "a  one: 1 op" in drawn(events.roofline, "flat", 1e12, 1e12, {"one": 1})
 
 
 def test_compare_holds_the_lesson_to_its_word():

@@ -883,7 +883,7 @@ def test_the_cure_may_be_to_recompute(monkeypatch):
     monkeypatch.setattr(needs, "available", lambda: free)
     with pytest.raises(EnvironmentFault) as error:
         needs.check_memory(config)
-    assert error.value.hint == "it fits with --set recompute=true"
+    assert error.value.hint == "it fits with --recompute"
     monkeypatch.setattr(needs, "available", lambda: free - 1)
     with pytest.raises(EnvironmentFault) as error:
         needs.check_memory(config)

@@ -307,7 +307,8 @@ with mq.use_backend(backend.current.name):
 
     def listen(a, b):
         out = bmm(a, b)
-        counted.append(out.size * a.shape[-1])
+        if b.ndim > 2:  # stacked by heads
+            counted.append(out.size * a.shape[-1])
         return out
 
     backend.bmm = listen  # the end of the `with` takes it back
@@ -361,7 +362,7 @@ say("This package always absorbs.")
 # In the exercise you write `absorb`: one decode step from stored rows that makes no keys and no
 # values.
 #
-# So all heads use one row, as key and as value. The last two lessons look into a trained model: is
+# So all heads use one row, as key and as value. The next two lessons look into a trained model: is
 # its key already its value, and can it go on with one of them?
 
 # %% Where it is done

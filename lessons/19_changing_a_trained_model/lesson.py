@@ -333,8 +333,8 @@ say("Procrustes gets the same score if bases are turned. Refit-q gets it in any 
 # own run, and with `--steps N` it trains them further. In the exercise you write `refit`, for one
 # head.
 #
-# That is the course. It began with one number that was used twice. It ends with one matrix that is
-# used twice, in a model that never learned to.
+# So one matrix is used twice, in a model that never learned to. The last lesson asks what half the
+# cache is worth in time.
 
 
 # %% A little training

@@ -14,7 +14,6 @@ from .. import functional as F
 from ..models import GPTConfig
 from ..nn import Module
 from ..optim import Adam
-from ..runtime import backend
 from ..runtime.backend import use_backend
 from ..tensor import Node, Tensor
 from ..train import counted_targets, token_loss
@@ -116,8 +115,7 @@ def activation_bytes(
     tokens.
 
     The loss is taken at every position, or only at `asked` positions; logits are computed only
-    there. A token has one id for each of its `channels`. A GPU keeps more of the pattern, since
-    there every block reaches the last key.
+    there. A token has one id for each of its `channels`.
     """
     tokens, d = batch * length, cfg.n_embd
     answers = tokens if asked is None else asked
@@ -196,5 +194,4 @@ def _pattern(length):
     if length**2 > F.KEEP:
         return 0
     blocks = [(start, min(start + F.BLOCK, length)) for start in range(0, length, F.BLOCK)]
-    whole = not backend.current.on_host  # a GPU does not ask the mask which keys a block sees
-    return sum((end - start) * ((length if whole else end) + 1) for start, end in blocks)
+    return sum((end - start) * (end + 1) for start, end in blocks)

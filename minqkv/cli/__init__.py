@@ -4,6 +4,7 @@ Results go to stdout, progress and errors to stderr. An error is one line that s
 and why; if something fixes it, a second line says what. Exit codes: errors.Exit.
 """
 
+import codecs
 import errno
 import inspect
 import os
@@ -99,13 +100,24 @@ def main(argv=None):
     sys.exit(run_cli(sys.argv[1:] if argv is None else argv))
 
 
+def _spelled(error):
+    """For `codecs`: what an encoding lacks, spelled out."""
+    from ..render.layout import SPELLED
+
+    lacking = error.object[error.start : error.end]
+    return "".join(SPELLED.get(c, "?") for c in lacking), error.end
+
+
+codecs.register_error("minqkv.spelled", _spelled)
+
+
 def run_cli(argv):
     """`main` without the exit; returns the code."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        # a formula in an ASCII terminal is a "?", not a crash
-        getattr(sys, name).reconfigure(errors="replace")
+        # in an ASCII terminal, − is "-" and Δ is "?", not a crash
+        getattr(sys, name).reconfigure(errors="minqkv.spelled")
     warnings.formatwarning = lambda message, *about: f"minqkv: {message}\n"
     for number in stopping():
         signal.signal(number, _interrupt)

@@ -9,7 +9,7 @@ from ..runtime.errors import UsageError
 from ..runtime.shown import counted, pasted
 from .evaluate import best_option, loaded
 from .options import command_line, computes, echo, print_json
-from .report import html_option, train_command
+from .report import html_option, made_by
 from .run import own_task_option
 from .text import read_bytes
 
@@ -48,7 +48,7 @@ def diagnose(run, own, file, n, maps, html, best, as_json):
         layers, start = diagnose(model, x), diagnose(config.build().eval(), x)
     where = f"{counted(len(x), 'sequence')} of {counted(x.shape[1], 'token')}"
     where += f" of the {split} split" if file is None else f" of {file}"
-    trained = f"{train_command(config)} --out {pasted(run)}"
+    trained = made_by(run, config)
     if as_json:
         made = {"command": command_line(), "trained": trained, "versions": environment()}
         made |= {"task": task.name, "variant": config.variant, "examples": where}

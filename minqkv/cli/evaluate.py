@@ -92,6 +92,8 @@ def loaded(run, own, best):
 
     if run.is_file():  # `load_run` would take one that mq.save has written
         raise EnvironmentFault(f"{run} is a file", "name the folder of a run")
+    if any((run / name).exists() for name in ("plan.json", "results.json")):
+        raise UsageError(f"{run} is a study, which keeps scores and no models", "name a run")
     model, config = load_run(run, own_task(own), **({"best": True} if best else {}))
     if not best and not (run / "result.json").exists():
         click.echo("note: this run is unfinished; this is its last checkpoint", err=True)

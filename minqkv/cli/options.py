@@ -47,6 +47,8 @@ class Amount(click.ParamType):
         self.name, self.units, self.example, self.most = what, units, example, most
 
     def convert(self, value, param, ctx):
+        if re.search("[KMGTP]b", str(value)):
+            self.fail(f"{value} counts bits; bytes are {str(value).replace('b', 'B')}", param, ctx)
         text = str(value).strip().lower().removesuffix("/s" if "b" in self.units else "")
         found = re.fullmatch(r"(\d{1,30}(?:\.\d{1,30})?) ?([a-z]*)", text, re.ASCII)
         if not found or found[2] not in self.units:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..runtime.errors import EnvironmentFault, UsageError
+from ..runtime.files import read_sealed
 from ..runtime.shown import pasted
 from .options import SETTINGS, command_line, computes, own_task, print_json
 
@@ -118,8 +119,18 @@ def _run(path, own, command):
     data = {"folder": str(path), "kind": "run", "config": asdict(run.config)}
     data |= {"steps": len(run.metrics), "result": run.result}
     title = f"Results of {path.resolve().name}"
-    commands = (f"{train_command(run.config)} --out {pasted(path)}", command)
+    commands = (made_by(path, run.config), command)
     return title, run_sections(run, commands), data
+
+
+def made_by(path, config):
+    """The command that made a run folder. Of a converted one, RUN is the original."""
+    origin = read_sealed(path / "config.json").get("converted")
+    made = train_command(config)
+    if origin:
+        made = f"minqkv convert RUN --to {config.variant} --method {origin['method']}"
+        made += f" --steps {origin['steps']}" * bool(origin["steps"])
+    return f"{made} --out {pasted(path)}"
 
 
 def train_command(config):

@@ -17,7 +17,8 @@ from ..cache import KVCache
 from ..caches.int8 import Int8Cache
 from ..runtime import backend, tracing
 from ..runtime.backend import Array
-from ..tensor import Tensor
+from ..runtime.claims import decoding
+from ..tensor import Tensor, no_grad
 from .gpt import GPT
 
 ROWS = 8  # sequences, of which gemv.cu computes the products
@@ -88,7 +89,8 @@ class Recorded:
         model._reach(bound)
         layers = [Slots(layer, bound) for layer in self.cache.layers]
         try:
-            self.again = backend.current.recorded(lambda: self.token(layers))
+            with decoding(model), no_grad():
+                self.again = backend.current.recorded(lambda: self.token(layers))
         except Unfit:
             self.fits = False
         except Exception as error:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..runtime import files
+from .layout import Page, legible
 
 PIPE_WIDTH = 160  # nothing is read at a fixed width there
 GAP = 3  # columns between two columns of a table
@@ -58,7 +59,9 @@ def table(console, title, columns, rows):
     if not isinstance(console, Console):
         console.table(title, columns, rows)
         return
-    cells = [[_text(cell) for cell in row] for row in rows]
+    page = Page(encoding=console.encoding)  # what it lacks is spelled out before widths are taken
+    cells = [[_text(cell, page) for cell in row] for row in rows]
+    columns = [(legible(header, page), side) for header, side in columns]
     widths = []
     for i, (header, _) in enumerate(columns):
         lines = header.split("\n") + [row[i].plain for row in cells]
@@ -78,9 +81,9 @@ def table(console, title, columns, rows):
         console.print()
 
 
-def _text(cell):
+def _text(cell, page):
     text, style = cell if isinstance(cell, tuple) else (str(cell), "")
-    return Text(_clean(text), style)
+    return Text(_clean(legible(text, page)), style)
 
 
 def _clean(text):

@@ -5,7 +5,7 @@ question: those arrays would give the answer away.
 """
 
 from . import figures, svg
-from .layout import compared, number, paragraphs
+from .layout import compared, number, paragraphs, roof, under
 from .page import array, code, figure, fold, gallery, inline, joined, paragraph, table, tag
 
 WIDEST, MOST = 16, 1000  # columns of an array that is a table, and numbers of a table
@@ -106,6 +106,21 @@ class Events:
         panel = figures.Panel("", label, "", series, y_log=event["log"])
         title = event["title"] + (" (logarithmic)" if event["log"] else "")
         return self.figure(figures.figure(title, [panel], 1), "; ".join(ends))
+
+    def _roofline(self, event):
+        bandwidth, rate = event["bandwidth"], event["rate"]
+        left, right = roof(event)
+        xs = [*(10.0**p for p in range(left, right + 1)), rate / bandwidth]
+
+        def at(x):
+            return (x, min(rate, x * bandwidth) / 1e12, None, ())
+
+        series = [figures.Series("at most", [at(x) for x in xs], marked=False)]
+        series += [figures.Series(name, [at(x)]) for name, x in event["points"].items()]
+        axes = "operations per byte", "trillion operations per second"
+        panel = figures.Panel("", *axes, series, x_log=True, y_log=True)
+        told = "; ".join(f"{name}: {under(event, x)}" for name, x in event["points"].items())
+        return self.figure(figures.figure(event["title"], [panel], 1), told)
 
     def _show(self, event):
         """A number, or a table for each matrix of an array; drawings where that is too large."""

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 PROSE_WIDTH = 88  # longer lines of prose are hard to read, however wide the terminal
 SHADES = " ░▒▓█"
-_SPELLED = {
+SPELLED = {
     "√": "sqrt ", "ᵀ": "^T", "⁻¹": "^-1", "α": "alpha", "β": "beta", "ε": "eps", "σ": "sigma",
     "Σ": "sum ", "∂": "d", "∞": "inf", "·": "*", "×": "x", "−": "-", "–": "-", "—": "-", "±": "+/-",
     "≤": "<=", "≥": ">=", "≠": "!=", "≈": "~", "→": "->", "←": "<-", "⟨": "<", "⟩": ">",
-    "⌊": "floor(", "⌋": ")", "²": "^2", "₀": "_0", "₁": "_1", "₂": "_2", "ᵢ": "_i", "ⱼ": "_j",
-    "’": "'", "“": '"', "”": '"', "…": "...", "µ": "u", "\u00a0": " ",
+    "⌊": "floor(", "⌋": ")", "²": "^2", "⁶": "^6", "⁹": "^9", "₀": "_0", "₁": "_1",
+    "₂": "_2", "ᵢ": "_i", "ⱼ": "_j", "’": "'", "“": '"', "”": '"', "…": "...", "µ": "u",
+    "\u00a0": " ",
 }  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def legible(value, page):
     if isinstance(value, str):
         if page.holds(value):
             return value
-        return "".join(c if page.holds(c) else _SPELLED.get(c, "?") for c in value)
+        return "".join(c if page.holds(c) else SPELLED.get(c, "?") for c in value)
     if isinstance(value, dict):
         return {legible(key, page): legible(item, page) for key, item in value.items()}
     return [legible(item, page) for item in value] if isinstance(value, (list, tuple)) else value
@@ -385,6 +386,42 @@ def _curve(event, page, height=8):
     return [*laid, [(f"   horizontal: {event['x']}, {len(ys)} values", "note")], []]
 
 
+def roof(event):
+    """(left, right): the powers of ten that hold all points and the corner of the roof."""
+    xs = [event["rate"] / event["bandwidth"], *event["points"].values()]
+    return math.floor(math.log10(min(xs))), math.floor(math.log10(max(xs))) + 1
+
+
+def under(event, intensity):
+    """The numbers of a point of the roofline, in words."""
+    rate = min(event["rate"], intensity * event["bandwidth"]) / 1e12
+    return f"{intensity:.3g} operations per byte, at most {rate:.3g} trillion per second"
+
+
+def _roofline(event, page, height=10):
+    (left, right), bandwidth, top = roof(event), event["bandwidth"], math.log10(event["rate"])
+    columns, low = max(2, min(page.width - 11, 64)), left + math.log10(bandwidth)
+    across, up = (columns - 1) / (right - left), (height - 1) / (top - low or 1)
+    rows = [[" "] * columns for _ in range(height)]
+    for c in range(columns):
+        rows[round((min(top, low + c / across) - low) * up)][c] = "."
+    marks = dict(zip(event["points"], "abcdefghijklmnopqrstuvwxyz", strict=False))
+    for name, x in event["points"].items():
+        c = round((math.log10(x) - left) * across)
+        row = rows[round((min(top, low + c / across) - low) * up)]
+        row[c] = marks[name] if row[c] == "." else "*"  # where points meet
+    laid = [*wrap(event["title"], page.width, "strong")]
+    for i in reversed(range(height)):
+        label = f"{10 ** (low + i / up) / 1e12:9.3g} |"
+        laid.append([(label, "note"), ("".join(rows[i]).rstrip(), "")])
+    ticks = "".join(f"{10.0**p:g}".ljust(round(across)) for p in range(left, right))
+    laid += [[(f"{'':10}+{'-' * columns}", "note")], [(f"{'':11}{ticks}"[: page.width], "note")]]
+    for name, x in event["points"].items():
+        laid += wrap(f"{marks[name]}  {name}: {under(event, x)}", page.width, indent="   ")
+    axes = "horizontal: operations per byte; vertical: trillion operations per second"
+    return [*laid, *wrap(f"   {axes}", page.width, "note", "   "), []]
+
+
 # ---- questions and comparisons
 
 
@@ -431,6 +468,7 @@ _LAYOUTS = {
     "heat": _array,
     "table": _table,
     "curve": _curve,
+    "roofline": _roofline,
     "predict": _predict,
     "answer": _answer,
     "compare": _compare,

@@ -58,6 +58,11 @@ class Backend(Kernels):
     xp = np
     ndarray = np.ndarray
 
+    @property
+    def label(self) -> str:
+        """What results depend on: the name, and the precision of products if it is not "fp32"."""
+        return self.name if self.precision == "fp32" else f"{self.name} {self.precision}"
+
     def upload(self, array, dtype=None) -> Array:
         """A host array (or list, or number) as an array of this backend; no copy where none is
         needed.

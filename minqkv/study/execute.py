@@ -45,7 +45,7 @@ FIELDS = {
 def run_one(config: RunConfig) -> dict:
     """Train and score one run; a divergence is a result too. Returns its record, a JSON object."""
     began, losses = time.perf_counter(), []
-    record = {"kind": KIND, "code": code_version(), "backend": backend.current.name}
+    record = {"kind": KIND, "code": code_version(), "backend": backend.current.label}
     record |= {"config": asdict(config), "metric": config.task.metric, "score": None}
     record |= {"curve": [], "reached": None, "params": config.build().n_params, "diverged": None}
     record |= {"lifted": None, "slim": None}
@@ -134,7 +134,7 @@ class Records:
         for path in _files(Path(out) / "runs"):
             record, config = _read(path, own)
             self.damaged += record is None
-            if record and record["backend"] == (where or backend.current.name):
+            if record and record["backend"] == (where or backend.current.label):
                 code = record["code"]
                 self.found[config.hash, code] = record
                 written[code] = max(written.get(code, 0), path.stat().st_mtime_ns)
@@ -203,7 +203,7 @@ def own_classes(configs: list[RunConfig]) -> dict[str, type]:
 
 
 def _path(config, out, code):
-    text = json.dumps([config.hash, code, backend.current.name])
+    text = json.dumps([config.hash, code, backend.current.label])
     return Path(out) / "runs" / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
 
 

@@ -46,7 +46,8 @@ def run_on(executor: str | None, jobs: int, function: Callable, items: Iterable)
     """
     left = {item: _pickled(function, item) for item in items}
     study = os.urandom(8)
-    work = partial(run_here, study, code_version(), backend.current.name)
+    how = backend.current.name, backend.current.precision, backend.GpuBackend.kernels
+    work = partial(run_here, study, code_version(), how)
     with _one_interrupt():
         yield from _rounds(executor, jobs, work, left, study)
 

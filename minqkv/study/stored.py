@@ -71,7 +71,7 @@ def write_plan(out: str | Path, plan: Plan, command: str) -> None:
     """Keep what is to be run as plan.json, so that a report of an unfinished study can say what is
     missing.
     """
-    about = {"kind": "minqkv study plan", "command": command, "backend": backend.current.name}
+    about = {"kind": "minqkv study plan", "command": command, "backend": backend.current.label}
     about |= {"impossible": plan.impossible, "parts": [asdict(part) for part in plan.parts]}
     text = json.dumps(files.sealed(about), ensure_ascii=False)
     files.write_text(Path(out) / "plan.json", text + "\n")

@@ -24,18 +24,22 @@ class Stopped(Exception):
     """Raised inside a run whose study has ended."""
 
 
-def run_here(study: bytes, code: str, backend_name: str, pickled: bytes) -> dict:
-    """The function(item) that was pickled, with BLAS on one thread. Raises EnvironmentFault when
-    this worker's code differs from the study's, or it lacks the backend or the memory.
+def run_here(study: bytes, code: str, how: tuple[str, str, bool], pickled: bytes) -> dict:
+    """The function(item) that was pickled, with BLAS on one thread. `how` is the study's backend,
+    its precision, and whether it uses kernels. Raises EnvironmentFault when this worker's code
+    differs from the study's, or it lacks the backend or the memory.
     """
+    name, precision, kernels = how
     where = f"the worker on {socket.gethostname()}"
     if code_version() != code:
         why = f"{where} has minqkv {code_version()}, the study has {code}"
         raise EnvironmentFault(why, "install the same version on both")
     try:
-        backend.set_backend(backend_name)
+        backend.set_backend(name)
+        backend.use_precision(precision)
+        backend.use_kernels(kernels)
     except Exception as error:
-        raise EnvironmentFault(f"{where} cannot use {backend_name}: {error}") from error
+        raise EnvironmentFault(f"{where} cannot use {name}: {error}") from error
     _running[threading.get_ident()] = study
     try:
         function, item = pickle.loads(pickled)  # not earlier: other code may lack their classes

@@ -10,6 +10,7 @@ from .events import (
     heat,
     memory,
     predict,
+    roofline,
     say,
     show,
     source,
@@ -18,6 +19,6 @@ from .events import (
 from .training import trained
 
 __all__ = [
-    "cache_step", "compare", "curve", "gradients", "heat", "memory", "predict", "say", "show",
-    "source", "table", "trained",
+    "cache_step", "compare", "curve", "gradients", "heat", "memory", "predict", "roofline", "say",
+    "show", "source", "table", "trained",
 ]  # fmt: skip

@@ -145,11 +145,19 @@ def curve(title, series, x="step", log=False):
     emit("curve", title=title, series=series, x=x, log=log)
 
 
+def roofline(title, bandwidth, rate, points):
+    """The most operations per second of a card with this bandwidth, in bytes per second, and this
+    rate. `points` maps a name to its arithmetic intensity, in operations per byte.
+    """
+    points = {name: float(x) for name, x in points.items()}
+    emit("roofline", title=title, bandwidth=bandwidth, rate=rate, points=points)
+
+
 def predict(question, answer, options=None, tolerance=1e-2):
     """Ask before showing. `answer` was computed; with `options` (strings) it is one of them, else a
     number (right within `tolerance`), a bool or a word. Anything else is a key, or is asked
     again. Without a terminal the question and the answer are stated."""
-    answer = answer.item() if hasattr(answer, "item") else answer
+    answer = host(answer).item() if hasattr(answer, "item") else answer
     if options is not None and answer not in options:
         raise LessonError(
             f"predict: the answer {answer!r} is none of the options",

@@ -15,7 +15,8 @@ from ..runtime.errors import EnvironmentFault, MinqkvError, UsageError, unknown
 
 FILES = ("exercise", "solution", "near_misses", "check")
 EVENTS = (
-    "say", "show", "heat", "table", "curve", "predict", "compare", "memory", "cache_step", "source",
+    "say", "show", "heat", "table", "curve", "roofline", "predict", "compare", "memory",
+    "cache_step", "source",
 )  # fmt: skip
 FIELDS = {"title": str, "question": str, "exercise": list}
 OF_LESSONS = FIELDS | {

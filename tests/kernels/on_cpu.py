@@ -302,11 +302,11 @@ def planted(file, old, new):
 
 def survives(file, old, new, check, limit=60):
     """Whether check() still passes with a planted fault. It runs in a forked process, which may
-    crash or never end: both count as noticed. Raises AssertionError if `old` is not in the file
-    once, and KernelError if the fault does not compile.
+    crash or never end: both count as noticed. Raises KernelError if the fault does not compile, and
+    AssertionError if its old text is not there once.
     """
     with planted(file, old, new):
-        source(file)  # here: in the child, a fault that was never planted would count as noticed
+        source(file)  # the text is there: in the child, its absence would count as noticed
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         child = os.fork()  # of a process with several threads, of which the child needs none
     if not child:

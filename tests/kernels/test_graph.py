@@ -47,11 +47,10 @@ def said(model, cache, recorded=None, tokens=TOKENS):
     ids, found = np.arange(3 * cache.batch).reshape(cache.batch, 3) % 23, []
     model(ids, cache=cache)
     unread = ids[:, -1:]
-    with mq.no_grad():
-        for _ in range(tokens):
-            logits = (recorded or (lambda ids: model(ids, cache=cache)))(unread)
-            found.append(logits.numpy()[:, -1])
-            unread = found[-1].argmax(-1)[:, None]
+    for _ in range(tokens):
+        logits = (recorded or (lambda ids: model(ids, cache=cache)))(unread)
+        found.append(logits.numpy()[:, -1])
+        unread = found[-1].argmax(-1)[:, None]
     return np.array(found)
 
 
@@ -345,6 +344,13 @@ def test_a_graph_has_memory_of_its_own(gpu):
     other = gpu.xp.cuda.Stream()
     with gpu.xp.cuda.using_allocator(pool.malloc), pytest.raises(RuntimeError, match="another"):
         other.begin_capture()
+
+
+def test_what_follows_waits_for_the_recording(gpu):
+    usual = gpu.xp.cuda.get_current_stream()
+    before = usual.waited
+    gpu.recorded(lambda: gpu.xp.ones(2) + 1)
+    assert (gpu.xp.cuda.get_current_stream(), usual.waited) == (usual, before + 1)
 
 
 # ---- planted faults, in the kernel and in what is recorded

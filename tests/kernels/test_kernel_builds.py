@@ -13,6 +13,7 @@ from minqkv.kernels.decode import SAME, SHARED, taken
 
 CASES = [(file, constants) for file, builds in BUILDS.items() for constants in builds]
 IDS = [f"{file} {' '.join(map(str, constants.values()))}" for file, constants in CASES]
+FEW = 8  # registers are given out by eights
 MOST_SHARED = 48 * 1024  # bytes, without asking the driver for more
 
 
@@ -30,16 +31,16 @@ def test_each_file_has_builds_and_an_example():
 @pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
 @pytest.mark.parametrize(("file", "constants"), CASES, ids=IDS)
 def test_resources(file, constants, architecture, table):
-    """Registers depend on the compiler's version; the rest does not."""
+    """Registers depend on the compiler's version and, by a few, on what else is in a file."""
     found = nvrtc.resources(file, constants, architecture)
     listed = table[file][" ".join(kernels.options(constants))][architecture]
     why = "if the change is meant: python tests/kernels/nvrtc.py"
     assert {name: row[1:] for name, row in found.items()} == {
         name: row[1:] for name, row in listed.items()
     }, why
-    if version("nvidia-cuda-nvrtc") == table["nvrtc"]:
-        assert found == listed, why
+    same = version("nvidia-cuda-nvrtc") == table["nvrtc"]
     for name, (registers, spills, shared) in found.items():
+        assert not same or abs(registers - listed[name][0]) <= FEW, why
         assert spills == 0, name
         assert registers <= 255
         assert shared <= MOST_SHARED

@@ -266,7 +266,7 @@ def direct(q, k, start):
     constants = {"STORED": "__nv_bfloat16", **sizes, "GROUP": heads, "ROWS": 32, "VECTOR": 8}
     mixed, answer = np.full((1, heads, 2, d), np.nan, "f4"), np.full((1, heads, d), np.nan, "f4")
     totals, peaks = np.full((2, 1, heads, 2), np.nan, "f4")
-    args = [q, 0.3, None, k, *[None] * 11, *[0] * 4, mixed, totals, peaks, n, 64, n, 1, heads]
+    args = [q, 0.3, None, k, *[None] * 11, *[0] * 4, mixed, totals, peaks, None, n, 64, n, 1, heads]
     start("decode", (2, 1, 1), args, constants)
     start("join", (heads, 1), [mixed, totals, peaks, None, answer, 2, heads], constants)
     return answer
@@ -388,7 +388,7 @@ FAULTS = [  # (old text, new text), and the check that notices it if that is not
     # the ends of arrays, tiles and spans
     ("bool inside = start + r < end;", "bool inside = start + r <= end;", check_addresses),
     ("bool seen = slot < end &&", "bool seen = slot <= end &&"),
-    ("(*newest) + 1 : n)", "(*newest) + 1 : n / ROWS * ROWS)"),
+    ("newest ? int(*newest) + 1 : n);", "newest ? int(*newest) + 1 : n / ROWS * ROWS);"),
     ("for (int w = 0; w < WARPS; w++) z", "for (int w = 0; w < WARPS - 1; w++) z"),
     # barriers
     ("if (!__syncthreads_or(seen)) continue;", ""),

@@ -414,7 +414,7 @@ FAULTS = [  # (old text, new text, the check that notices it)
     ("2 * c) * (1 - phi) * phi * in + phi", "2 * c) * (1 - phi) * phi * in", quick_gelu),
     ("  double sum = 0;\n  for (long long i", "  double sum;\n  for (long long i", check_norm),
     ("sum += double(g[i]) * g[i]", "sum += g[i] * g[i]", test_adamw_extreme_gradients),
-    ("[THREADS / 32];\n  for (int step = 16;", "[THREADS / 32];\n  for (int step = 8;", check_norm),
+    ("/ 32];\n  for (int step = 16;", "/ 32];\n  for (int step = 8;", check_norm),
     ("parts[threadIdx.x / 32] = x;\n  __syncthreads();", "parts[threadIdx.x / 32] = x;",
      check_norm),
     ("i < n_sums; i += THREADS", "i + 1 < n_sums; i += THREADS", check_norm),

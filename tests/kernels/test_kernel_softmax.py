@@ -66,7 +66,7 @@ def check_rows(scores, bias=None, mask=None, seed=0, threads=None, close=1e-6):
 def rows_of(n, seed=0, size=3.0, **more):
     """Rows of n scores, with a bias and a mask that are views into longer arrays."""
     rng = np.random.default_rng((n, seed))
-    B, H, T = rng.integers(1, 4, 3)
+    B, H, T = rng.integers(2, 4, 3)
     shape = ((), (B, 1, T), (1, H, 1))[seed % 3]
     bias = drawn(rng, *shape, n + 3)[..., 2:-1]
     mask = rng.random((B, 1, T, n + 5))[..., 1:-4] < 0.7
@@ -106,14 +106,18 @@ def test_the_order_of_threads_does_not_matter(seed):
 
 
 def check_extremes(threads=32):
-    """Scores that overflow exp, rows that see nothing, and scores that are all -∞."""
-    rng = np.random.default_rng(0)
+    """Scores that overflow exp, wherever they are; rows that see nothing; scores all -∞."""
+    rng, n = np.random.default_rng(0), 10 * threads + 3
     for low, high in ((-1e4, 1e4), (-1e4, -0.9e4), (0.9e4, 1e4), (-3e38, 3e38)):
-        check_rows(rng.uniform(low, high, (1, 2, 2, 300)).astype("f4"), threads=threads)
-    mask = np.zeros((2, 1, 2, 300), bool)
-    mask[1, :, 1, 299] = True
-    check_rows(drawn(rng, 2, 2, 2, 300), None, mask, threads=threads)
-    check_rows(np.full((1, 1, 2, 300), -np.inf, "f4"), threads=threads)
+        check_rows(rng.uniform(low, high, (1, 2, 2, n)).astype("f4"), threads=threads)
+    places = [0, 1, threads - 1, threads, 8 * threads - 1, 8 * threads, 8 * threads + 1, n - 1]
+    scores = drawn(rng, 1, 1, len(places), n)
+    scores[0, 0, range(len(places)), places] = 1e4
+    check_rows(scores, threads=threads)
+    mask = np.zeros((2, 1, 2, n), bool)
+    mask[1, :, 1, n - 1] = True
+    check_rows(drawn(rng, 2, 2, 2, n), None, mask, threads=threads)
+    check_rows(np.full((1, 1, 2, n), -np.inf, "f4"), threads=threads)
 
 
 def test_extreme_scores():

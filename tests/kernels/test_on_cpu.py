@@ -273,5 +273,5 @@ def test_planted_faults():
     assert not on_cpu.survives("decode", old, "((float*)0)[0]", check)
     with pytest.raises(on_cpu.KernelError, match="does not compile"):
         on_cpu.survives("decode", old, "nonsense", check)
-    with pytest.raises(AssertionError, match=r"0 times in decode\.cu"):
-        on_cpu.survives("decode", "what is not in the file", "", check)
+    with pytest.raises(AssertionError, match="0 times in decode"):
+        on_cpu.survives("decode", "what is not there", "", check)

@@ -1,5 +1,7 @@
 """Products for cuBLAS: views are read where they lie, in few calls, in the precision asked for."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from minqkv import backend
 from minqkv.cli.options import PRECISIONS as OFFERED
 from minqkv.kernels.products import PRECISIONS
 from minqkv.runtime.errors import EnvironmentFault, UsageError
+from minqkv.study import workers
 
 VIEWS = {  # shapes of two factors as they lie in memory, and the views that are multiplied
     "matrices": ((5, 7), (7, 3), lambda a, b: (a, b)),
@@ -145,3 +148,20 @@ def test_what_is_offered_and_refused(monkeypatch, strict):
     backend.use_precision("fp32")
     with backend.use_backend("numpy"), pytest.raises(UsageError, match="tf32 is for a GPU"):
         backend.use_precision("tf32")
+
+
+def seen(item):
+    """What a run of a study sees."""
+    return backend.current.label, backend.kernels
+
+
+def test_a_worker_multiplies_and_launches_as_its_study(strict, monkeypatch):
+    """And records of another precision are not those of this study."""
+    assert strict.label == "strict"
+    backend.use_precision("bf16")
+    assert strict.label == "strict bf16"
+    backend.use_precision("fp32")
+    monkeypatch.setattr(backend.GpuBackend, "kernels", True)
+    how = "strict", "tf32", False
+    found = workers.run_here(b"", workers.code_version(), how, pickle.dumps((seen, 0)))
+    assert found == ("strict tf32", False)

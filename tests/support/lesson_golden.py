@@ -3,7 +3,7 @@
 `python tests/support/lesson_golden.py [NN ...]` writes them again.
 
 Of each array that is shown: shape, sum, and a sum weighted by place, so that neither a value nor
-the order can change unnoticed; of each prediction: its answer.
+the order can change unnoticed; of each prediction: its answer; of a roofline: its points.
 """
 
 import json
@@ -28,6 +28,8 @@ def digest(events):
             values = np.array(numbers, float)
             weighted = float(values @ np.cos(np.arange(len(values))))
             rows.append([event["name"], event["shape"], float(values.sum()), weighted])
+        elif event["event"] == "roofline":
+            rows.append([event["title"], list(event["points"]), *event["points"].values()])
         elif event["event"] == "answer":
             rows.append(["answer", event["answer"]])
     return rows

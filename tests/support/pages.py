@@ -87,8 +87,8 @@ def told(event):
     if kind == "table":
         cells = [number(cell) for row in event["rows"] for cell in row]
         return [event["title"], *event["columns"], *cells]
-    if kind == "curve":
-        return [event["title"], *event["series"]]
+    if kind in ("curve", "roofline"):
+        return [event["title"], *event["series" if kind == "curve" else "points"]]
     if kind == "predict":
         return [event["question"], *(event["options"] or ())]
     if kind == "compare":
