@@ -343,6 +343,16 @@ def test_no_download_is_added():
     assert counted(True) == counted(False) == 1  # the test's own
 
 
+def test_positions_that_have_no_angles():
+    with backend.use_backend("strict"), mq.no_grad():
+        attention = Attention("q-k=v", 8, 2, 4, Init(seed=3), head_dim=16, **ROPE)
+        n = len(attention.angles[0])
+        assert decode.usual(attention, slice(0, n))
+        assert decode.usual(attention, np.array([[2, n - 1]]))
+        for at in (slice(0, n + 1), np.array([[2, n]]), slice(1, n)):
+            assert not decode.usual(attention, at)
+
+
 def test_more_sequences_than_a_launch_has_blocks():
     """Along z there are 65,535."""
     with backend.use_backend("strict") as current, mq.no_grad():
