@@ -442,7 +442,8 @@ def upper_left(a, i, j):
 
 def upper_left_in_a_window(a, i, j):
     """np.tril, and a window that knows the positions."""
-    return Right.seen(a, i, j) & np.tril(np.ones((i.size, j.size), bool)) | (not a.about["causal"])
+    seen = np.tril(np.ones((i.size, j.size), bool)) | (not a.about["causal"])
+    return seen & within(a, i, j)
 
 
 def stored_after(a, q, caches, held, at):
