@@ -142,10 +142,11 @@ class Case:
         given = {"q": self.numbers("q", (B, H, T, width)), "k": self.numbers("k", (B, h, S, width))}
         if second:
             given["v"] = self.numbers("v", (B, h, S, second[0][1]))
-        if S >= SUMS:  # nearly equal values: only how they are summed matters
-            given["v"] = 8 + np.sign(given["v"]) / 16
+        if S >= SUMS:  # nearly equal values in each channel: only how they are summed matters
+            given["v"] = 8 + 2 * np.arange(layer.head_dim) + np.sign(given["v"]) / 16
         if width >= SUMS:  # the partial sums of the scores grow large, and come back
-            sign = np.where(np.arange(width) < width // 2, 1, -1)
+            quarters = [(1, 1, -1, -1), (-1, -1, 1, 1), (1, -1, -1, 1)]  # for each key
+            sign = np.repeat(quarters, width // 4, axis=-1)  # (S, d)
             given["q"], given["k"] = abs(given["q"]) + 0.25, (abs(given["k"]) + 0.25) * sign
         if self.scale == LARGE:  # all scores are near the same large number, whose exp overflows
             for name in "qk":

@@ -23,6 +23,10 @@ def _divided_by_d(layer, case):
     layer.root = query_width(layer)
 
 
+def _scaled_twice(layer, case):
+    layer.root **= 2
+
+
 def _modulo(layer, case):
     mix, heads = layer.mix, np.arange(layer.n_head) % layer.kv_heads
 
@@ -155,6 +159,21 @@ def _mask(shift=0, wider=0, past=False, corner=False):
     return changed
 
 
+def _corner_in_a_window(layer, case):
+    """Only the causal mask starts in the corner; the window knows the positions."""
+    attend = layer.attend
+
+    def attended(q, rows, at, mask=None, asked=None):
+        keys = np.arange(rows[0].shape[2]) if isinstance(at, slice) else at
+        here = asked if asked is not None else at
+        queries = np.arange(here.start, here.stop)
+        mask = seen(case, layer, queries, keys) & (keys <= (queries - queries[0])[:, None])
+        return attend(q, rows, at, backend.upload(mask), asked)
+
+    if case.causal and layer.window:
+        layer.attend = attended
+
+
 def _wrong_axis(axis):
     """The softmax goes over queries (-2) or heads (1) in place of keys."""
 
@@ -177,7 +196,7 @@ CORNER, AXIS = "mask from the upper left", "softmax over the wrong axis"
 HALF, BUFFER = "float16 accumulation", "a V buffer for K = V"
 
 WAYS = {
-    SCALE: [_divided_by_d],
+    SCALE: [_divided_by_d, _scaled_twice],
     HEADS: [_modulo],
     TWICE: [_in_scores(_again), _query_again, _both_again, _stored_again, _stored_and_query_again,
             _all_again, _in_scores(_at_each_step)],
@@ -186,9 +205,10 @@ WAYS = {
     PAIRS: [_other_pairing],
     MASK: [_mask(shift, wider) for shift in (-1, 0, 1) for wider in (-1, 0, 1) if shift or wider],
     TOKEN: [_mask(past=True)],
-    CORNER: [_mask(corner=True)],
+    CORNER: [_mask(corner=True), _corner_in_a_window],
     AXIS: [_wrong_axis(-2), _wrong_axis(1)],
 }  # fmt: skip
+MIXED = {"pattern", "z", "out"}  # arrays that come after every mistake
 TURNS = {TWICE, VALUE, BACK, PAIRS}  # which only rotary positions can make
 ALONE = {MASK: [_mask(0, -1), _mask(0, 1)], TOKEN: [_mask(-1), _mask(-1, 1)]}  # one query at a time
 EXPLAINED = {
@@ -226,4 +246,5 @@ def predictions(task: Task, names=None, grads: bool = False) -> Iterator[tuple]:
             found = results(case, task.task, given, layer, grads)
             if "pattern" in found and not np.isfinite(found.get("z", found["pattern"])).all():
                 found["pattern"][found["pattern"].sum(-1) == 0] = np.nan
-            yield name, way, found
+            if any(np.isfinite(found[n]).any() for n in MIXED & found.keys()):
+                yield name, way, found
