@@ -9,6 +9,7 @@ import pytest
 from mistakes import KNOWN, UNKNOWN
 from other_attention import Other
 from plain_attention import Plain
+from remembered import predictions_once
 
 from minqkv.analysis.vectors.called import answer
 from minqkv.analysis.vectors.case import Sizes
@@ -49,6 +50,13 @@ def compared(sizes, function, dtypes=("float32",), layers=LAYERS):
 
 def wrong(rows):
     return [row for row in rows if row["state"] not in ("ok", "not done")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def once():
+    """What known mistakes give is computed once, not for every mistake."""
+    with predictions_once():
+        yield
 
 
 # ---- right implementations

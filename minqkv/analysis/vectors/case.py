@@ -147,7 +147,7 @@ class Case:
         if width >= SUMS:  # the partial sums of the scores grow large, and come back
             quarters = [(1, 1, -1, -1), (-1, -1, 1, 1), (1, -1, -1, 1)]  # for each key
             sign = np.repeat(quarters, width // 4, axis=-1)  # (S, d)
-            given["q"], given["k"] = abs(given["q"]) + 0.25, (abs(given["k"]) + 0.25) * sign
+            given["q"], given["k"] = 1 + given["q"] / 8, (1 + given["k"] / 8) * sign
         if self.scale == LARGE:  # all scores are near the same large number, whose exp overflows
             for name in "qk":
                 given[name] = np.rint(given[name] * 8) / 64
