@@ -24,6 +24,7 @@ from ...variants import SHIPPED
 
 KINDS = ("plain", "ring", "int8")  # of cache
 TASKS = ("forward", *KINDS)
+LEAST = {"n_head": 4, "kv_heads": 2, "head_dim": 6, "n_embd": 2, "length": 5, "seed": 0}
 LARGE = 64.0  # a scale of scores that lie near LARGE · 3.9375², too far for exp in float64
 SUMS = 2048  # terms of a sum that float16 cannot add up one after another
 
@@ -61,12 +62,13 @@ class Sizes:
     seed: int = 0
 
     def __post_init__(self):
-        least = {"n_head": 4, "kv_heads": 2, "head_dim": 6, "n_embd": 2, "length": 5, "seed": 0}
         for name, value in asdict(self).items():
-            object.__setattr__(self, name, whole(name, value, least[name], 64))
+            object.__setattr__(self, name, whole(name, value, LEAST[name], 64))
         if self.kv_heads == self.n_head or self.n_head % self.kv_heads:
             why = f"{self.n_head} heads do not fall into {self.kv_heads} groups of two or more"
-            raise UsageError(f"{why}, so a wrong map of heads would not show", "--kv-heads 2")
+            fits = [n for n in range(2, self.n_head) if self.n_head % n == 0]
+            hint = f"--kv-heads {fits[0]}" if fits else f"--n-head {2 * self.kv_heads}"
+            raise UsageError(f"{why}, so a wrong map of heads would not show", hint)
         if self.head_dim % 2:
             raise UsageError(f"head_dim {self.head_dim}: rotary positions turn pairs of channels")
 
