@@ -131,9 +131,9 @@ def _other_pairing(layer, case):
 # ---- who sees whom
 
 
-def _mask(shift=0, wider=0, past=False, corner=False):
+def _mask(shift=0, wider=0, past=False, corner=False, tril=False):
     """Queries see `shift` keys more after them, and `wider` before; with `past` no new key; with
-    `corner`, as if the first query were at position 0.
+    `corner`, as if the first query were at position 0. With `tril`, a window is right even then.
     """
 
     def changed(layer, case):
@@ -148,30 +148,17 @@ def _mask(shift=0, wider=0, past=False, corner=False):
             mask = seen(case, layer, queries - first, keys, segments, shift)
             if past:
                 mask = mask & (keys < queries[0])
+            if tril:
+                mask = mask & (keys <= (queries - queries[0])[:, None])
             blind = ~mask.any(-1, keepdims=True)  # (T, 1): anything may come out
             z = attend(q, rows, at, backend.upload(mask), asked)
             return z + Tensor(backend.upload(np.where(blind, np.nan, 0), z.dtype))
 
-        if case.causal and (layer.window or not wider):
+        if case.causal and (layer.window or not (wider or tril)):
             layer.window = layer.window and max(1, layer.window + wider)
             layer.attend = attended
 
     return changed
-
-
-def _corner_in_a_window(layer, case):
-    """Only the causal mask starts in the corner; the window knows the positions."""
-    attend = layer.attend
-
-    def attended(q, rows, at, mask=None, asked=None):
-        keys = np.arange(rows[0].shape[2]) if isinstance(at, slice) else at
-        here = asked if asked is not None else at
-        queries = np.arange(here.start, here.stop)
-        mask = seen(case, layer, queries, keys) & (keys <= (queries - queries[0])[:, None])
-        return attend(q, rows, at, backend.upload(mask), asked)
-
-    if case.causal and layer.window:
-        layer.attend = attended
 
 
 def _wrong_axis(axis):
@@ -205,7 +192,7 @@ WAYS = {
     PAIRS: [_other_pairing],
     MASK: [_mask(shift, wider) for shift in (-1, 0, 1) for wider in (-1, 0, 1) if shift or wider],
     TOKEN: [_mask(past=True)],
-    CORNER: [_mask(corner=True), _corner_in_a_window],
+    CORNER: [_mask(corner=True), _mask(tril=True)],
     AXIS: [_wrong_axis(-2), _wrong_axis(1)],
 }  # fmt: skip
 MIXED = {"pattern", "z", "out"}  # arrays that come after every mistake
