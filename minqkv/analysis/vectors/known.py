@@ -199,7 +199,7 @@ MIXED = {"pattern", "z", "out"}  # arrays that come after every mistake
 TURNS = {TWICE, VALUE, BACK, PAIRS}  # which only rotary positions can make
 ALONE = {MASK: [_mask(0, -1), _mask(0, 1)], TOKEN: [_mask(-1), _mask(-1, 1)]}  # one query at a time
 EXPLAINED = {
-    SCALE: "the scores are divided by the width of a query, not by its root",
+    SCALE: "the scores are divided by the width of a query, not by its root, or are scaled twice",
     HEADS: "query head i reads stored head i mod h, not ⌊i h/H⌋",
     TWICE: "queries, keys or both are turned twice by their positions",
     VALUE: "the value is the turned key, not the row as it was stored",
