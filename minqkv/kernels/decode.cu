@@ -103,7 +103,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) decode(
     for (int g = warp; g < GROUP; g += WARPS) {     // a warp has all scores of a query
       float x = lane < ROWS ? weight[g][lane] : -INFINITY;
       float high = fmaxf(peak[g], warp_max(x)), w = __expf(x - high), old = __expf(peak[g] - high);
-      float sum = total[g] * old + warp_sum(w);     // shuffles: every lane has read peak and total
+      float sum = total[g] * old + warp_sum(w);
+      __syncwarp();                                 // every lane has read peak and total
       if (lane < ROWS) weight[g][lane] = w;
       if (lane == 0) peak[g] = high, total[g] = sum, shrink[g] = old;
     }

@@ -10,6 +10,7 @@ EXAMPLE = {"STORED": "float", "WIDTH": 64, "VALUE": 64, "BESIDE": 0}
 EXAMPLE |= {"ASKED": 64, "FORM": SAME, "TURN": 0, "GROUP": 4, "ROWS": 32, "VECTOR": 4}
 READS = {"read", "key", "turn", "attend", "shifts", "mix"}  # what a layer does with stored rows
 SHARED = 12_200  # floats of shared memory that a block gets without asking for more
+MOST = 65_535  # sequences: blocks along z of a launch
 BLOCKS = 528  # of a launch, about: four for each multiprocessor of an H100
 
 
@@ -24,7 +25,8 @@ def decode(gpu, attention, q, stored, at, mask, asked, newest=None):
     (B, H, T, _), (_, h, n, _), quantised = q.shape, stored[0].shape, stored[0].dtype == "int8"
     rows, scales = (stored[::2], stored[1::2]) if quantised else (stored, [None] * len(stored))
     constants = choose(gpu, attention, q, rows)
-    if T > 1 or constants is None or not usual(attention, at) or not in_place(stored):
+    fits = constants is not None and T == 1 and B <= MOST
+    if not fits or not usual(attention, at) or not in_place(stored):
         return None
     tile, value = constants["ROWS"], constants["VALUE"]
     span = -(-n * B * H // constants["GROUP"] // BLOCKS)  # positions of a block

@@ -9,6 +9,7 @@ import mmap
 
 import numpy as np
 import on_cpu
+import pytest
 
 from minqkv import kernels
 from minqkv.kernels import decode
@@ -170,3 +171,37 @@ CHECKS = [
     check_softmax, check_norm, check_columns, check_loss, check_gelu, check_adamw, check_dropout,
     check_gemv, check_decode,
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=[check.__name__ for check in CHECKS])
+def test_an_index_beyond_an_int(check):
+    check()
+
+
+FIRST = "row = blockIdx.x;\n  int first = threadIdx.x;\n  "
+EACH = "i = FIRST; i < n; i += STRIDE) "
+FAULTS = [  # (file, what comes after `long long`, the check that notices an `int` there)
+    ("softmax", FIRST + "long long t", check_softmax),
+    ("softmax", FIRST + "d +=", check_softmax),
+    ("rows", FIRST + "x", check_norm),
+    ("rows", "row = blockIdx.x; row < rows", check_norm),
+    ("rows", "row = blockIdx.y", check_columns),
+    ("rows", "row = rows ? rows[m] : m, target", check_loss),
+    ("elementwise", EACH + "{\n    float in", check_gelu),
+    ("elementwise", EACH + "{\n    float slope", check_adamw),
+    ("elementwise", EACH + "sum", check_adamw),
+    ("elementwise", "i = 4 * j", check_dropout),
+    ("decode", "place, int start", check_decode),
+    ("decode", "place = (b * heads", check_decode),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=[f"{file}: {text}" for file, text, _ in FAULTS])
+def test_an_int_is_noticed(fault):
+    file, text, check = fault
+    assert not on_cpu.survives(file, f"long long {text}", f"int {text}", check)
+
+
+@pytest.mark.parametrize("index", ["row * m", "column * n"])
+def test_an_int_is_noticed_in_a_product(index):
+    assert not on_cpu.survives("gemv", f"(long long){index}", index, check_gemv)

@@ -9,6 +9,7 @@ import pytest
 from builds import BUILDS
 
 from minqkv import kernels
+from minqkv.kernels.decode import SAME, SHARED, taken
 
 CASES = [(file, constants) for file, builds in BUILDS.items() for constants in builds]
 IDS = [f"{file} {' '.join(map(str, constants.values()))}" for file, constants in CASES]
@@ -43,6 +44,17 @@ def test_resources(file, constants, architecture, table):
         assert spills == 0, name
         assert registers <= 255
         assert shared <= MOST_SHARED
+
+
+def test_decode_counts_the_shared_memory_that_it_takes(table):
+    """What no device gives without being asked is then never launched."""
+    for constants in BUILDS["decode"]:
+        width, value, beside, form = (constants[k] for k in ("WIDTH", "VALUE", "BESIDE", "FORM"))
+        own = value * (form != SAME)
+        floats = taken(width + beside, own, constants["GROUP"], constants["ROWS"])
+        for found in table["decode"][" ".join(kernels.options(constants))].values():
+            assert found["decode"][2] == 4 * floats
+    assert 4 * SHARED <= MOST_SHARED
 
 
 @pytest.mark.nvrtc

@@ -145,7 +145,7 @@ def test_lengths_that_fill_no_tile_or_span(n, device):
     check(**ROPE, n=n, seed=n)
 
 
-@pytest.mark.parametrize("head_dim", [20, 64, 128, 256])
+@pytest.mark.parametrize("head_dim", [20, 64, 128, 160, 256])
 def test_head_widths(head_dim, device):
     check(variant="qkv", head_dim=head_dim)
     if head_dim > 100:
@@ -161,6 +161,15 @@ def test_extreme_scores(scale, device):
     """All equal, one far above the others, and far beyond what exp can take."""
     check(variant="gqa-2", scale=scale, n=200)
     check(layer=Sink, variant="q-mqa", scale=scale, n=200)
+
+
+def spans():
+    """More spans than `join` has lanes in a warp, whose largest scores are far apart."""
+    check(variant="mqa", n=5000, heads=2, scale=1e6)
+
+
+def test_many_spans(device):
+    spans()
 
 
 def test_masked_rows(device):
@@ -220,7 +229,15 @@ def check_addresses(forms=("K and V",)):
     on_cpu.sanitised(calls)
 
 
+def check_positions():
+    """Slots that are not in use have positions below 0, of which there are no angles."""
+    with on_cpu.recording() as calls:
+        answers(True, **FORMS["turned late"], **KINDS["lengths in a ring"])
+    on_cpu.sanitised(calls)
+
+
 def test_nothing_is_touched_outside():
+    check_positions()
     check_addresses(["K and V", "a row beside", "temperature and bias"])
     with on_cpu.recording() as calls:
         answers(True, **FORMS["gains, turned late"], **KINDS["int8 ring"])
@@ -326,6 +343,16 @@ def test_no_download_is_added():
     assert counted(True) == counted(False) == 1  # the test's own
 
 
+def test_more_sequences_than_a_launch_has_blocks():
+    """Along z there are 65,535."""
+    with backend.use_backend("strict") as current, mq.no_grad():
+        attention = Attention("q-mqa", 8, 2, 4, Init(seed=3), head_dim=16)
+        for batch in (3, 65_536):
+            q, row = (current.upload(np.ones((batch, heads, 1, 16), "f4")) for heads in (2, 1))
+            z = current.decode(attention, q, [row], slice(0, 1), None, slice(0, 1))
+            assert (z is None) == (batch > 3)
+
+
 # ---- planted faults
 
 
@@ -347,6 +374,8 @@ def extremes():
     check(variant="gqa-2", scale=1e6, n=2)
 
 
+LATE, PLUS = case("turned late"), case("temperature and bias")
+WIDE = case("K and V", head_dim=160, n=40)
 FAULTS = [  # (old text, new text), and the check that notices it if that is not `quick`
     # sums that nobody has set to 0, and a largest score that is not the lowest at first
     ("if (t < GROUP) peak[t] = LOWEST, total[t] = 0", "if (t < GROUP) peak[t] = LOWEST"),
@@ -381,6 +410,26 @@ FAULTS = [  # (old text, new text), and the check that notices it if that is not
     ("c - (KEY - ASKED)", "c"),
     ("scale * *temperature", "scale", case("temperature and bias")),
     ("sinks ? __expf(sink - high) : 0, z", "0, z", case("a sink")),
+    # of a second hand: each of them is noticed by a single build
+    ("as_float(read.x[j]) * scale", "as_float(read.x[0]) * scale", LATE),
+    ("values = FORM == SAME ? keys : own;", "values = FORM != APART ? keys : own;", LATE),
+    ("y * u + x * v;\n  }\n  __syncwarp();", "y * u + x * v;\n  }", LATE),
+    ("at[b * of_at + slot]", "at[slot]", case("turned late", "lengths in a ring")),
+    ("max(at[b * of_at + slot], 0)", "at[b * of_at + slot]", check_positions),
+    ("(gains ? gains[c] : 1)", "1", case("gains, turned late")),
+    ("apart_scales, place, start", "row_scales, place, start", case("K and V", "int8")),
+    ("scale * *temperature : s", "scale * *temperature * *temperature : s", PLUS),
+    ("(first + g) * of_head + slot]", "(first + g) * of_head + row]", PLUS),
+    ("bias[b * of_bias + (first", "bias[(first", case("learned distances", "lengths")),
+    ("mask[b * of_mask + slot]", "mask[slot]", case("turned late", "lengths")),
+    ("CHANNELS = (VALUE + THREADS - 1) / THREADS", "CHANNELS = 1", WIDE),
+    ("seen ? score[g] : -INFINITY", "seen ? score[g] : 0", LATE),
+    ("shrink[g] = old;\n    }\n    __syncthreads();", "shrink[g] = old;\n    }", LATE),
+    ("score[GROUP] = {}", "score[GROUP]", LATE),
+    ("step = PARTS / 2; step", "step = PARTS / 4; step", LATE),
+    ("s < spans; s += 32) high", "s < min(spans, 32); s += 32) high", spans),
+    ("sinks[query % queries]", "sinks[query / queries]", case("a sink")),
+    ("same total in every lane\n  __syncthreads();", "same total in every lane", LATE),
 ]
 
 

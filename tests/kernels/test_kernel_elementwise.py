@@ -7,6 +7,7 @@ import pytest
 import minqkv as mq
 from minqkv import backend, optim
 from minqkv import functional as F
+from minqkv.kernels import elementwise
 from minqkv.nn import Dropout, Init, Parameter, one_step
 from minqkv.runtime.rng import first_row, stream
 from minqkv.tensor import Tensor, recomputed
@@ -123,11 +124,16 @@ def test_adamw():
     check_adamw(shapes=[(1, 1)], bounds=(1.0,))
 
 
+def test_adamw_has_as_many_sums_as_blocks(monkeypatch):
+    monkeypatch.setattr(elementwise, "BLOCKS", 2)
+    check_adamw(bounds=(0.5,), steps=1)
+
+
 def test_adamw_extreme_gradients():
     """Squares that a float cannot hold, zeros, and numbers next to the smallest."""
-    for size in (3e38, 1e30, 1e20, 0.0, 1e-40):
+    for size in (3e38, 1e30, 1e20, 1e-8, 0.0, 1e-40):
         gradient = np.where(np.arange(N) % 7, 0, np.float32(size))
-        for max_norm in (None, 1.0):
+        for max_norm in (None, 1.0, 1e-7):
             ours, _ = moved(SHAPES, [gradient], max_norm, True)
             theirs, _ = moved(SHAPES, [gradient], max_norm, False)
             for a, b in zip(ours, theirs, strict=True):
@@ -215,6 +221,19 @@ def test_dropout_draws_by_the_counter():
     check_dropout(sizes=(5,), begins=(3,), rate=0.0)
 
 
+def check_least():
+    """A number that is just large enough is kept: at a rate of 0, all are."""
+    key, x, y = 5, np.ones(4, "f4"), np.full(4, np.nan, "f4")
+    drawn = philox(key, [[0] * 4])[0]
+    args = [x, y, np.int64(4), np.uint64(key), np.int64(0), np.uint32(drawn[2]), 1.0]
+    on_cpu.run("elementwise", "dropout", (1,), (256,), args)
+    assert (y == (drawn >= drawn[2])).all()
+
+
+def test_the_least_that_is_kept():
+    check_least()
+
+
 def dropped(x, rate=0.25, seed=4):
     """Dropout and its gradient."""
     y = F.dropout(x, rate, np.random.default_rng(seed))
@@ -239,6 +258,32 @@ def check_mask():
 
 def test_dropout():
     check_mask()
+
+
+def test_dropout_of_strided_arrays():
+    """The array and its gradient, as if they were copied first."""
+
+    def run(x):
+        rows = x.reshape(6, 4)
+        y = F.dropout(F.transpose(rows), 0.5, np.random.default_rng(1))
+        y.backward(rows.data.T)  # so that the gradient is what is returned
+        return y.data, x.grad.reshape(6, 4).T
+
+    x = numbers(24)
+    (y, grad), calls = on_device(run, x)
+    (expected, _), _ = on_device(lambda x: dropped(x, 0.5, 1), x.reshape(6, 4).T.copy())
+    assert calls == ["dropout"] * 2
+    assert (y == expected).all()
+    assert (grad == y).all()
+
+
+def test_float64_takes_the_readable_code():
+    def run(x):
+        return F.gelu(x).data, F.dropout(x, 0.5, np.random.default_rng(1)).data
+
+    found, calls = on_device(run, np.ones(5))
+    assert calls == []
+    assert {array.dtype.name for array in found} == {"float64"}
 
 
 def test_what_is_dropped_is_zero_whatever_it_was():
@@ -350,8 +395,16 @@ def quick_adamw():
     test_adamw_what_is_not_a_number_spreads_as_in_the_readable_code()
 
 
+def quick_step():
+    check_adamw(bounds=(0.5,), steps=2)
+
+
 def quick_dropout():
     check_dropout((8,), (1,))
+
+
+def far_dropout():
+    check_dropout((8,), (2**34 - 2,))
 
 
 FAULTS = [  # (old text, new text, the check that notices it)
@@ -376,6 +429,19 @@ FAULTS = [  # (old text, new text, the check that notices it)
     ("if (i >= 0 && i < n) y", "if (i < n) y", check_addresses),
     ("4 * j < skipped + n", "4 * j < n", quick_dropout),
     ("i += STRIDE) sum", "i += THREADS) sum", check_norm),
+    ("i < n; i += STRIDE) {\n    float slope", "i < n; i += THREADS) {\n    float slope",
+     check_norm),
+    ("    double sum = 0;\n    for (int i", "    double sum;\n    for (int i", check_norm),
+    ("*norm = before", "*norm = before * scale", quick_step),
+    ("(before + 1e-6f)", "before", test_adamw_extreme_gradients),
+    ("sqrtf(spread) * unbias + eps", "sqrtf(spread * unbias * unbias + eps)", quick_step),
+    ("i < n_decayed ? data[i] * decay : data[i]", "data[i] * decay", quick_step),
+    ("m[i] * beta1", "m[i] * beta2", quick_step),
+    (">= least", "> least", check_least),
+    ("unsigned(key >> 32)", "0", quick_dropout),
+    ("begin / 4 + j", "j", far_dropout),
+    ("4 * j + part - skipped", "4 * j + part", quick_dropout),
+    ("* phi * in + phi", "* phi * x[i] + phi", quick_gelu),
 ]  # fmt: skip
 
 

@@ -54,6 +54,21 @@ def test_a_wide_matrix_has_wider_blocks():
     (_, flags, _, grid, *_) = calls[0]
     assert ("-DLANES=32" in flags, grid) == (True, (282,))
     np.testing.assert_allclose(y, x @ w, 1e-5, 1e-5)
+    y, calls = linear(x, np.ascontiguousarray(w.T), None, transposed=True)
+    assert calls == ["along"]  # whose blocks have eight columns all the same
+    np.testing.assert_allclose(y, x @ w, 1e-5, 1e-5)
+
+
+def test_strided_rows_and_biases():
+    """Rows are copied; with a bias that has gaps, or is of another type, the readable code runs."""
+    x, w, b = numbers(6, 10)[::2, ::2], numbers(5, 8), numbers(16)
+    with backend.use_backend("strict") as current, on_cpu.recording() as calls:
+        on = [backend.upload(a) for a in (numbers(6, 10), w, b)]
+        y = current.gemv(on[0][::2, ::2], on[1], on[2][:8])
+        assert current.gemv(on[0][::2, ::2], on[1], on[2][::2]) is None
+        assert current.gemv(on[0][::2, ::2], on[1], on[2][:8].astype("float64")) is None
+        np.testing.assert_allclose(backend.to_host(y), x @ w + b[:8], 1e-5, 1e-5)
+    assert len(calls) == 1
 
 
 def check_direct(batch=3, lanes=16, n=150, m=37, name="across", stored="float", seeds=3):
@@ -156,6 +171,10 @@ def along():
     check_direct(name="along")
 
 
+def half():
+    check_direct(stored="__half", seeds=1)
+
+
 FAULTS = [  # (old text, new text, the check that notices it)
     ("column = first + lane;\n  float sum[BATCH] = {};",
      "column = first + lane;\n  float sum[BATCH];", across),
@@ -173,6 +192,20 @@ FAULTS = [  # (old text, new text, the check that notices it)
     ("if (column >= m) return;", "if (column > m) return;", check_addresses),
     ("float total = warp_sum(sum[b]);", "float total = sum[b];", along),
     ("total + (bias ? bias[column] : 0)", "total", along),
+    ("x[b * n + row] * weight;\n    }", "x[b * m + row] * weight;\n    }", across),
+    ("bias ? bias[first + c] : 0", "bias ? bias[c] : 0", across),
+    ("y[b * m + first + c]", "y[b * n + first + c]", across),
+    ("row = t / LANES; row", "row = t / 32; row", across),
+    ("row < n; row += ROWS", "row < n / ROWS * ROWS; row += ROWS", across),
+    ("t % LANES, first", "t % LANES / 2, first", across),
+    ("parts[warp][b][c];\n", "parts[warp][0][c];\n", across),
+    ("STORED* w, const float* bias,   //", "float* w, const float* bias,   //", half),
+    ("blockIdx.x * WARPS + threadIdx.x / 32", "blockIdx.x * WARPS + threadIdx.x / WARPS", along),
+    ("row = lane; row < n; row += 32", "row = lane; row < n; row += THREADS", along),
+    ("// the whole warp\n  float sum[BATCH] = {}", "\n  float sum[BATCH]", along),
+    ("(long long)column * n + row", "(long long)column * m + row", along),
+    ("y[b * m + column]", "y[b * n + column]", along),
+    ("step = 16; step; step /= 2) x +=", "step = 8; step; step /= 2) x +=", along),
 ]  # fmt: skip
 
 

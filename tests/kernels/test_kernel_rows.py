@@ -117,6 +117,13 @@ def test_views():
     check(part, (x, w, b), drawn(rng, 5, 2, 38), close=1e-5)
 
 
+def test_a_gradient_that_is_a_view():
+    rng = np.random.default_rng(0)
+    given = drawn(rng, 7, 41), drawn(rng, 41), drawn(rng, 41)
+    g = drawn(rng, 41, 7)
+    check(lambda *a: F.transpose(F.layer_norm(*a)), given, g, close=5e-6)
+
+
 # ---- sums of columns
 
 
@@ -156,10 +163,19 @@ def test_loss(n):
 
 @pytest.mark.parametrize("n", [50_304, 100_000])
 def test_a_large_vocabulary(n):
-    check_loss(2, n, close=5e-6)
+    calls = check_loss(2, n, close=5e-6)
+    assert all(f"-DTHREADS={kernels.rows.MOST}" in call[1] for call in calls)
+
+
+def check_far_apart(n=4097):
+    """The largest number is the first, or the last, of a row of one more than a block holds."""
+    x = np.full((2, n), -1e4, "f4")
+    x[0, 0] = x[1, n - 1] = 0
+    check(lambda x: F.cross_entropy(x, [8, n - 1]), [x], names=LOSS)
 
 
 def test_extreme_logits():
+    check_far_apart()
     check_loss(4, 300, size=1e4)
     check_loss(4, 300, shift=1e4, close=1e-5)
     check_loss(4, 300, shift=-1e4, close=1e-5)
@@ -267,6 +283,26 @@ def quick_rest():
     test_sums_of_columns(300, 520)
 
 
+def one_norm():
+    check_layer_norm(35, 100)
+
+
+def near_0():
+    check_layer_norm(6, 70, size=1e-4, close=5e-6)
+
+
+def rms():
+    check_rms_norm(2, 100)
+
+
+def columns():
+    test_sums_of_columns(300, 40)
+
+
+def one_loss():
+    check_loss(7, 100, 0.4)
+
+
 SUMS = "warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? of_warp[threadIdx.x % 32] : 0);\n"
 FAULTS = [  # (old text, new text, the check that notices it)
     ("held[i] -= mean;", "", quick_norms),
@@ -296,7 +332,26 @@ FAULTS = [  # (old text, new text, the check that notices it)
     ("(rows ? rows[m] : m) * n", "m * n", quick_rest),
     (" - (c == target)", "", quick_rest),
     ("* inv - (c", "- (c", quick_rest),
-]
+    ("1 / sqrtf(block_sum(square) / n + eps)", "1 / (sqrtf(block_sum(square) / n) + eps)", near_0),
+    ("(b ? b[c] : 0)", "0", one_norm),
+    ("invs[row] = inv", "invs[first] = inv", one_norm),
+    ("db[HELD] = {};", "db[HELD];", one_norm),
+    ("db[i] += a[i];\n      if (w && c < n) a[i] *= w[c];",
+     "db[i] += a[i] *= w && c < n ? w[c] : 1;", one_norm),
+    ("- unit[i] * along", "+ unit[i] * along", one_norm),
+    ("sums[2ll * blockIdx.x * n + c]", "sums[blockIdx.x * n + c]", one_norm),
+    ("* along) * inv;", "* along);", one_norm),
+    ("sum = centred ? block_sum(sum) / n : 0;         //", "sum = block_sum(sum) / n;  //", rms),
+    ("long long row = blockIdx.y;", "long long row = 0;", columns),
+    ("a[(row + i * slabs) * n + c]", "a[(row + i) * n + c]", columns),
+    ("held[HELD], high = peak;", "held[HELD], high = LOWEST;", check_far_apart),
+    ("start < n; start += HELD", "start < n - 1; start += HELD", check_far_apart),
+    ("logits[targets[m]] - high", "logits[targets[m]]", one_loss),
+    ("(c == target)", "(c + 1 == target)", one_loss),
+    ("scale = *g * part", "scale = *g", one_loss),
+    ("peak = peaks[m]", "peak = peaks[0]", one_loss),
+    ("row = rows ? rows[m] : m, target", "row = m, target", one_loss),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[new or old for old, new, _ in FAULTS])

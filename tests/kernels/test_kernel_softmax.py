@@ -163,6 +163,7 @@ def test_what_does_not_fit_is_left_to_the_readable_code():
     ):
         assert softmax.weigh(Direct(), *case) is None
     assert softmax.unweigh(Direct(), x.astype("f8"), x, x) is None
+    assert softmax.unweigh(Direct(), x, x, x.astype("f8")) is None
     assert (x == 1).all()
 
 
@@ -352,8 +353,13 @@ def test_addresses():
 # ---- planted faults
 
 
+def one():
+    """A check that notices many of them: two sequences, three heads, three queries."""
+    rows_of(700, 4, threads=64)
+
+
 def quick():
-    """The checks that must notice a fault."""
+    """The checks that notice them all."""
     for n in (1, 63, 700):
         for seed in range(3):
             rows_of(n, seed, threads=64)
@@ -361,7 +367,7 @@ def quick():
 
 
 TAIL = "for (int c = first + HELD * THREADS; c < n; c += THREADS) "
-FAULTS = [  # (old text, new text)
+FAULTS = [  # (old text, new text), and the check that notices it if that is not `quick`
     ("if (c >= n ||", "if (c > n ||"),
     ("b * mask_b + t * mask_t", "b * mask_b + h * mask_t"),
     ("bias += b * bias_b + h", "bias += h"),
@@ -380,9 +386,23 @@ FAULTS = [  # (old text, new text)
     ("shared += as_float(weights[c])", "shared = as_float(weights[c])"),
     ("weight[i] * (held[i] - shared)", "weight[i] * held[i]"),
     ("d += row * n, weights += row * n", "d += row * n, weights += row"),
-]
+    ("d += row * n,", "d += row * (n - 1),", one),
+    ("+ t * bias_t", "+ t * bias_h", one),
+    ("mask += b * mask_b + t", "mask += t", check_extremes),
+    ("bias ? bias[c] : 0", "bias ? bias[first] : 0", one),
+    ("!mask[c])) return", "!mask[first])) return", one),
+    ("score(first + i * THREADS)", "score(first + i * 32)", one),
+    ("expf(held[i] - peak)", "expf(peak - held[i])", one),
+    ("expf(score(c) - peak)", "expf(as_float(scores[c]) - peak)", one),
+    ("if (c < n) store(&scores", "store(&scores"),
+    ("inv_sums[row] = 1", "inv_sums[t] = 1", one),
+    ("held[HELD], shared = 0", "held[HELD], shared", one),
+    ("threadIdx.x % 32 < blockDim.x / 32 ? of_warp[threadIdx.x % 32] : -INFINITY",
+     "of_warp[threadIdx.x % 32]", check_extremes),
+    ("peak = LOWEST, sum = 0;", "peak = 0, sum = 0;", check_extremes),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=[new or old for old, new in FAULTS])
+@pytest.mark.parametrize("fault", FAULTS, ids=[new or old for old, new, *_ in FAULTS])
 def test_a_planted_fault_is_noticed(fault):
-    assert not on_cpu.survives("softmax", *fault, quick)
+    assert not on_cpu.survives("softmax", *(*fault, quick)[:3])
