@@ -60,7 +60,7 @@ BUDGETS = {
     "of it, images": (IMAGES, 740),
     "study": ({"study"}, 2150),
     "analysis": ({"analysis"}, 1410),
-    "vectors for other implementations": ({"analysis/vectors"}, 1040),
+    "vectors for other implementations": ({"analysis/vectors"}, 1100),
     "render, teach": ({"render", "teach"}, 5305),
     "cli, and the way in": ({"cli", "__main__", "__init__"}, 2830),
 }

@@ -9,6 +9,7 @@ import pytest
 from mistakes import KNOWN, UNKNOWN
 from other_attention import Other
 from plain_attention import Plain
+from remembered import predictions_once
 
 from minqkv.analysis.vectors.called import answer
 from minqkv.analysis.vectors.case import Sizes
@@ -51,6 +52,13 @@ def wrong(rows):
     return [row for row in rows if row["state"] not in ("ok", "not done")]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def once():
+    """What known mistakes give is computed once, not for every mistake."""
+    with predictions_once():
+        yield
+
+
 # ---- right implementations
 
 
@@ -82,7 +90,82 @@ def test_large_scores_overflow_exp():
     assert case.due["pattern"][:, :, 1:].max() < 0.95  # but no query looks at one key only
 
 
+def long_sums(dot=np.matmul, before=1.0):
+    """A function for the two cases of long sums alone, with another `dot` in place of a @ b. The
+    queries are multiplied by the scale to the power of `before`, the keys by the rest.
+    """
+
+    def function(given, about):
+        if about["case"] not in ("kernel/long sum", "kernel/wide sum"):
+            return None
+        dtype = about["dtype"].replace("float16", "float32")
+        q, k, v = (given[name].astype(dtype) for name in "qkv")  # k, v (1, 1, S, d): one KV head
+        scale = np.asarray(about["scale"], dtype)
+        scores = dot(q * scale**before, (k * scale ** (1 - before)).swapaxes(2, 3))
+        e = np.exp(scores - scores.max(-1, keepdims=True))
+        pattern = e / e.sum(-1, keepdims=True)
+        found = {"scores": scores, "pattern": pattern, "z": dot(pattern, v)}
+        return {name: a.astype(about["dtype"]) for name, a in found.items()}
+
+    return function
+
+
+def one_by_one(a, b):
+    """a @ b, its terms added one after another in the dtype of a."""
+    total = np.zeros((), a.dtype)
+    for i in range(a.shape[-1]):
+        total = (total + a[..., i, None] * b[..., i, None, :]).astype(a.dtype)
+    return total
+
+
+@pytest.mark.parametrize("sizes", [DEFAULT, *OTHERS[:1]], ids=str)
+@pytest.mark.parametrize("before", [0, 0.5, 1])
+@pytest.mark.parametrize("dot", [np.matmul, one_by_one, lambda a, b: np.einsum("...i,...ij", a, b)])
+def test_long_sums_are_right_in_any_order_with_a_scale_anywhere(sizes, before, dot):
+    rows = compared(sizes, long_sums(dot, before), ("float64", "float32"))
+    assert wrong(rows) == []
+    assert sum(row["state"] == "ok" for row in rows) == 4
+
+
 # ---- mistakes
+
+
+def in_half(a, b, together=1):
+    """Each partial sum rounded to float16, of so many terms `together` in float32."""
+    total = np.zeros((), "float16")
+    for i in range(0, a.shape[-1], together):
+        total = (total + a[..., i : i + together] @ b[..., i : i + together, :]).astype("float16")
+    return total.astype(a.dtype)
+
+
+def in_pairs(a, b):
+    x = (a[..., None] * b[..., None, :, :]).astype("float16")  # (..., n, m)
+    while x.shape[-2] > 1:
+        odd = x[..., x.shape[-2] // 2 * 2 :, :]
+        x = np.concatenate([x[..., 0:-1:2, :] + x[..., 1::2, :], odd], -2)
+    return x[..., 0, :].astype(a.dtype)
+
+
+@pytest.mark.parametrize("sizes", [DEFAULT, SQUARE, *OTHERS], ids=str)
+@pytest.mark.parametrize("dot", [in_half, partial(in_half, together=4), in_pairs])
+def test_float16_accumulation_in_any_order(sizes, dot):
+    found = wrong(compared(sizes, long_sums(dot), ("float16",)))
+    assert {row["cause"] for row in found} == {"float16 accumulation"}
+
+
+@pytest.mark.parametrize("lost", [[-1], range(1984, 2048), range(16), [0, 700, 1400]], ids=str)
+def test_terms_that_are_missing_in_long_sums_have_no_name(lost):
+    """Even where the error is about as large as that of float16."""
+
+    def dot(a, b):
+        kept = np.ones(a.shape[-1], a.dtype)
+        kept[list(lost) if len(kept) == 2048 else []] = 0
+        return (a * kept) @ b
+
+    for sizes in (DEFAULT, SQUARE):
+        found = wrong(compared(sizes, long_sums(dot), ("float16",)))
+        assert found
+        assert {row["cause"] for row in found} == {None}
 
 
 @pytest.mark.parametrize("name", UNKNOWN)

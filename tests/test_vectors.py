@@ -13,7 +13,7 @@ from plain_attention import Plain
 import minqkv as mq
 from minqkv.analysis.vectors import called, files
 from minqkv.analysis.vectors.called import Fault, answer
-from minqkv.analysis.vectors.case import KINDS, Sizes
+from minqkv.analysis.vectors.case import KINDS, LEAST, Sizes
 from minqkv.analysis.vectors.cases import cases
 from minqkv.analysis.vectors.causes import named
 from minqkv.analysis.vectors.compare import check
@@ -86,6 +86,28 @@ def test_all_results_of_a_layer(tasks):
     )
     assert {n.removeprefix("grad.") for n in t.due if n.startswith("grad.")} == {"x", *weights}
     assert len(weights) == 8  # four projections with biases
+
+
+def test_an_odd_number_of_heads():
+    found = cases(Sizes(n_head=9, kv_heads=3, head_dim=8))
+    assert [c.layer_options["groups"] for c in found if c.name == "shipped/deepseek-v4"] == [3]
+    assert all(case.given() for case in found if case.name.startswith("shipped"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "hint"), [((9, 2), "--kv-heads 3"), ((8, 8), "--kv-heads 2"), ((5, 2), "--n-head 4")]
+)
+def test_heads_that_do_not_fall_into_groups(sizes, hint):
+    with pytest.raises(UsageError, match=f"{sizes[0]} heads do not fall into") as caught:
+        Sizes(*sizes)
+    assert hint in str(caught.value.hint)
+
+
+def test_the_help_gives_the_smallest_sizes(cli):
+    _, out, _ = cli("vectors", "export", "--help")
+    for name, least in LEAST.items():
+        (line,) = re.findall(rf"--{name.replace('_', '-')} .*", out)
+        assert name == "seed" or f"from {least}" in line
 
 
 def test_small_and_described(folder):

@@ -17,11 +17,11 @@ def vectors():
 
 @vectors.command()
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False))
-@click.option("--n-head", default=4, show_default=True, help="Number of heads H.")
-@click.option("--kv-heads", default=2, show_default=True, help="Stored heads of groups.")
-@click.option("--head-dim", default=6, show_default=True, help="Head width.")
-@click.option("--n-embd", default=5, show_default=True, help="Width d of x.")
-@click.option("--length", default=5, show_default=True, help="Tokens in a sequence.")
+@click.option("--n-head", default=4, show_default=True, help="Number of heads H, from 4.")
+@click.option("--kv-heads", default=2, show_default=True, help="Stored heads of groups, from 2.")
+@click.option("--head-dim", default=6, show_default=True, help="Head width, even, from 6.")
+@click.option("--n-embd", default=5, show_default=True, help="Width d of x, from 2.")
+@click.option("--length", default=5, show_default=True, help="Tokens in a sequence, from 5.")
 @click.option("--seed", default=0, show_default=True, help="Seed of all inputs and weights.")
 @reports
 def export(folder, as_json, **sizes):

@@ -24,6 +24,7 @@ from ...variants import SHIPPED
 
 KINDS = ("plain", "ring", "int8")  # of cache
 TASKS = ("forward", *KINDS)
+LEAST = {"n_head": 4, "kv_heads": 2, "head_dim": 6, "n_embd": 2, "length": 5, "seed": 0}
 LARGE = 64.0  # a scale of scores that lie near LARGE · 3.9375², too far for exp in float64
 SUMS = 2048  # terms of a sum that float16 cannot add up one after another
 
@@ -61,12 +62,13 @@ class Sizes:
     seed: int = 0
 
     def __post_init__(self):
-        least = {"n_head": 4, "kv_heads": 2, "head_dim": 6, "n_embd": 2, "length": 5, "seed": 0}
         for name, value in asdict(self).items():
-            object.__setattr__(self, name, whole(name, value, least[name], 64))
+            object.__setattr__(self, name, whole(name, value, LEAST[name], 64))
         if self.kv_heads == self.n_head or self.n_head % self.kv_heads:
             why = f"{self.n_head} heads do not fall into {self.kv_heads} groups of two or more"
-            raise UsageError(f"{why}, so a wrong map of heads would not show", "--kv-heads 2")
+            fits = [n for n in range(2, self.n_head) if self.n_head % n == 0]
+            hint = f"--kv-heads {fits[0]}" if fits else f"--n-head {2 * self.kv_heads}"
+            raise UsageError(f"{why}, so a wrong map of heads would not show", hint)
         if self.head_dim % 2:
             raise UsageError(f"head_dim {self.head_dim}: rotary positions turn pairs of channels")
 
@@ -142,11 +144,12 @@ class Case:
         given = {"q": self.numbers("q", (B, H, T, width)), "k": self.numbers("k", (B, h, S, width))}
         if second:
             given["v"] = self.numbers("v", (B, h, S, second[0][1]))
-        if S >= SUMS:  # nearly equal values: only how they are summed matters
-            given["v"] = 8 + np.sign(given["v"]) / 16
+        if S >= SUMS:  # nearly equal values in each channel: only how they are summed matters
+            given["v"] = 8 + 2 * np.arange(layer.head_dim) + np.sign(given["v"]) / 16
         if width >= SUMS:  # the partial sums of the scores grow large, and come back
-            sign = np.where(np.arange(width) < width // 2, 1, -1)
-            given["q"], given["k"] = abs(given["q"]) + 0.25, (abs(given["k"]) + 0.25) * sign
+            quarters = [(1, 1, -1, -1), (-1, -1, 1, 1), (1, -1, -1, 1)]  # for each key
+            sign = np.repeat(quarters, width // 4, axis=-1)  # (S, d)
+            given["q"], given["k"] = 1 + given["q"] / 8, (1 + given["k"] / 8) * sign
         if self.scale == LARGE:  # all scores are near the same large number, whose exp overflows
             for name in "qk":
                 given[name] = np.rint(given[name] * 8) / 64

@@ -71,7 +71,8 @@ def layers(s: Sizes) -> Iterator[Case]:
         if "N" in about["variant"]:
             options["kv_heads"] = s.kv_heads
         if name == "deepseek-v4":
-            options |= {"query_rank": 3, "groups": 2, "out_rank": 3}
+            groups = next(n for n in range(2, s.n_head + 1) if s.n_head % n == 0)
+            options |= {"query_rank": 3, "groups": groups, "out_rank": 3}
         yield Case(f"shipped/{name}", s, name, options, **size)
 
 

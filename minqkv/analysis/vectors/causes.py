@@ -15,13 +15,12 @@ import numpy as np
 
 from .compare import counted, expected, is_buffer, within
 from .files import Task, as_due
-from .known import BUFFER, HALF, MASK, TOKEN, predictions
+from .half import is_half, is_small
+from .known import BUFFER, HALF, MASK, MIXED, TOKEN, predictions
 
-SHORT, LONG, MOST = 0.8, 1.0, 100  # differences of sums in float16, in its tolerances: `_is_half`
 SLACK = 4  # tolerances by which rounding may move what a mistake gives
 PART = 10  # what a mistake leaves unexplained is at most one part of so many of what it changes
 SEVERAL = 3  # cases that a mistake must explain to be one of a part of the code
-MIXED = {"pattern", "z", "out"}  # arrays that come after every mistake
 ORDINARY = {
     "causal": False, "window": None, "sinks": 0, "position": "none", "rope_value": "raw",
     "pairing": "halves", "one_row": False, "own_query": True, "apart": False, "latent": False,
@@ -37,7 +36,7 @@ def named(tasks: list[Task], rows: list[dict], advance: Callable = lambda done: 
     """
     known = {(t.case.name, t.task): t for t in tasks}
     wrong = [row for row in rows if row["state"] == "differs"]
-    half, done = _is_half(known, wrong), 0
+    half, done = is_half(known, wrong), 0
     for row in rows:
         row["fits"], row["not"], row["about"] = set(), set(), _features(known[_key(row)])
     for key, group in groupby(sorted(wrong, key=_key), _key):
@@ -88,7 +87,7 @@ def _judge_all(task, group, half):
     """Which ways fit each row of a case, and which are refuted by it."""
     searched = []
     for row in group:
-        if half and _is_small(task, row):
+        if half and is_small(task, row):
             row["fits"].add((HALF, None))
         elif row.pop("buffer", False) or _is_twice(task, row):
             row["fits"].add((BUFFER, None))
@@ -118,6 +117,8 @@ def _judged(task, row, arrays):
     due = expected(task, *_of(row))
     if name not in arrays or array.shape != due.shape:
         return None
+    if name.startswith("grad.") and _would_change(task, row, arrays):
+        return None  # it comes from what is right
     wrong, limit = _given_by(task, name, arrays, row["dtype"])
     if name in ("scores", "plus"):
         wrong[~counted(task, array)] = np.nan
@@ -144,7 +145,7 @@ def _away(array, wrong):
 
 def _would_change(task, row, arrays):
     """Whether a mistake would have changed an array that is right, after all that it concerns."""
-    for name in MIXED & set(row["returned"]) & arrays.keys():
+    for name in MIXED & set(row.get("returned", row.get("values"))) & arrays.keys():
         wrong, limit = _given_by(task, name, arrays, row["dtype"])
         if _away(task.due[name], wrong) > limit:
             return True
@@ -204,29 +205,3 @@ def _refutes(other, row, way, carried):
 
 def _is_clear(row):
     return SLACK * row["allowed"] < row["size"] < math.inf
-
-
-# ---- float16
-
-
-def _is_half(known, wrong):
-    """Whether all differences look like sums in float16. In long sums they are more than float16
-    allows, but not gross. In short ones there is only rounding, which float16 allows and other
-    dtypes do not. Rounding alone does not grow, and bfloat16 errs more in short sums too.
-    """
-    kernels = [(known[_key(row)], row) for row in wrong]
-    kernels = [(task, row) for task, row in kernels if task.case.level == "kernel"]
-    long = {_share(task, row) for task, row in kernels if task.case.only}
-    short = [row["dtype"] for task, row in kernels if not task.case.only]
-    rounds = {row["dtype"] for _, row in kernels} <= {*short, "float16"}
-    return rounds and all(_is_small(*each) for each in kernels) and max(long, default=0) > LONG
-
-
-def _is_small(task, row):
-    return _share(task, row) <= (MOST if task.case.only else SHORT)
-
-
-def _share(task, row):
-    """A difference, in tolerances of float16."""
-    allowed = task.within[row["array"]].get("float16")
-    return row.get("size", math.inf) / allowed if allowed else math.inf

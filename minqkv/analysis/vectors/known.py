@@ -23,6 +23,10 @@ def _divided_by_d(layer, case):
     layer.root = query_width(layer)
 
 
+def _scaled_twice(layer, case):
+    layer.root **= 2
+
+
 def _modulo(layer, case):
     mix, heads = layer.mix, np.arange(layer.n_head) % layer.kv_heads
 
@@ -127,9 +131,9 @@ def _other_pairing(layer, case):
 # ---- who sees whom
 
 
-def _mask(shift=0, wider=0, past=False, corner=False):
+def _mask(shift=0, wider=0, past=False, corner=False, tril=False):
     """Queries see `shift` keys more after them, and `wider` before; with `past` no new key; with
-    `corner`, as if the first query were at position 0.
+    `corner`, as if the first query were at position 0. With `tril`, a window is right even then.
     """
 
     def changed(layer, case):
@@ -144,11 +148,13 @@ def _mask(shift=0, wider=0, past=False, corner=False):
             mask = seen(case, layer, queries - first, keys, segments, shift)
             if past:
                 mask = mask & (keys < queries[0])
+            if tril:
+                mask = mask & (keys <= (queries - queries[0])[:, None])
             blind = ~mask.any(-1, keepdims=True)  # (T, 1): anything may come out
             z = attend(q, rows, at, backend.upload(mask), asked)
             return z + Tensor(backend.upload(np.where(blind, np.nan, 0), z.dtype))
 
-        if case.causal and (layer.window or not wider):
+        if case.causal and (layer.window or not (wider or tril)):
             layer.window = layer.window and max(1, layer.window + wider)
             layer.attend = attended
 
@@ -177,7 +183,7 @@ CORNER, AXIS = "mask from the upper left", "softmax over the wrong axis"
 HALF, BUFFER = "float16 accumulation", "a V buffer for K = V"
 
 WAYS = {
-    SCALE: [_divided_by_d],
+    SCALE: [_divided_by_d, _scaled_twice],
     HEADS: [_modulo],
     TWICE: [_in_scores(_again), _query_again, _both_again, _stored_again, _stored_and_query_again,
             _all_again, _in_scores(_at_each_step)],
@@ -186,13 +192,14 @@ WAYS = {
     PAIRS: [_other_pairing],
     MASK: [_mask(shift, wider) for shift in (-1, 0, 1) for wider in (-1, 0, 1) if shift or wider],
     TOKEN: [_mask(past=True)],
-    CORNER: [_mask(corner=True)],
+    CORNER: [_mask(corner=True), _mask(tril=True)],
     AXIS: [_wrong_axis(-2), _wrong_axis(1)],
 }  # fmt: skip
+MIXED = {"pattern", "z", "out"}  # arrays that come after every mistake
 TURNS = {TWICE, VALUE, BACK, PAIRS}  # which only rotary positions can make
 ALONE = {MASK: [_mask(0, -1), _mask(0, 1)], TOKEN: [_mask(-1), _mask(-1, 1)]}  # one query at a time
 EXPLAINED = {
-    SCALE: "the scores are divided by the width of a query, not by its root",
+    SCALE: "the scores are divided by the width of a query, not by its root, or are scaled twice",
     HEADS: "query head i reads stored head i mod h, not ⌊i h/H⌋",
     TWICE: "queries, keys or both are turned twice by their positions",
     VALUE: "the value is the turned key, not the row as it was stored",
@@ -226,4 +233,5 @@ def predictions(task: Task, names=None, grads: bool = False) -> Iterator[tuple]:
             found = results(case, task.task, given, layer, grads)
             if "pattern" in found and not np.isfinite(found.get("z", found["pattern"])).all():
                 found["pattern"][found["pattern"].sum(-1) == 0] = np.nan
-            yield name, way, found
+            if any(np.isfinite(found[n]).any() for n in MIXED & found.keys()):
+                yield name, way, found
