@@ -83,6 +83,15 @@ def hardware(request):
         yield current
 
 
+@pytest.fixture(params=["strict", pytest.param("cupy", marks=pytest.mark.gpu)])
+def device(request):
+    """Like `backend`, for tests of kernels: where they can be launched."""
+    if request.param == "cupy" and (why := _why_no_gpu()):
+        pytest.skip(why)
+    with backends.use_backend(request.param) as current:
+        yield current
+
+
 @pytest.fixture
 def nothing_is_clean(monkeypatch):
     """Memory that nobody has written is NaN, or 77, so that whoever reads it is found."""

@@ -53,7 +53,7 @@ BUDGETS = {
     "beside it, further kinds of cache": ({"caches"}, 400),
     "beside it, layers of models that ship, and linear attention": ({"designs"}, 525),
     "GPU kernels, from Python": ({"kernels"}, 370),
-    "runtime": ({"runtime"}, 1345),
+    "runtime": ({"runtime"}, 1350),
     "of it, several cores": ({"runtime/parallel.py"}, 150),
     "of it, several machines": ({"runtime/distributed.py"}, 60),
     "tasks": ({"tasks"}, 2650),

@@ -214,8 +214,12 @@ def test_what_is_said_when_memory_is_full(gpu):
     with strict.memory(free=2 * MIB):
         found = out_of_memory(OutOfMemoryError(5 * MIB, 0))
         assert found == "the GPU is out of memory; 5.0 MiB were asked for, 2.0 MiB are free"
-        for name in ("cudaErrorMemoryAllocation: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"):
-            found = out_of_memory(RuntimeError(name))
+        for name in (
+            "cudaErrorMemoryAllocation",
+            "CUDA_ERROR_OUT_OF_MEMORY",
+            "CUBLAS_STATUS_ALLOC_FAILED",
+        ):
+            found = out_of_memory(RuntimeError(f"{name}: out of memory"))
             assert found == "the GPU is out of memory, 2.0 MiB are free"
     host = MemoryError("Unable to allocate 9.00 GiB for an array")
     assert out_of_memory(host) == f"out of memory: {host}"  # of the host, though on a GPU
@@ -347,17 +351,22 @@ Original error:
 class Broken(types.ModuleType):
     """A CuPy that works, except for what a test breaks."""
 
-    def __init__(self, devices=1, compute=None):
+    def __init__(self, devices=1, compute=None, cublas=None):
         super().__init__("cupy")
         self.ndarray, self.fault, self.asnumpy = StrictArray, compute, strict.xp.asnumpy
         runtime = types.SimpleNamespace(getDeviceCount=lambda: self.count(devices), is_hip=False)
-        self.cuda = types.SimpleNamespace(runtime=runtime)
+        load = lambda: self.load(cublas)  # noqa: E731
+        self.cuda = types.SimpleNamespace(runtime=runtime, get_cublas_handle=load)
 
     def count(self, devices):
         if isinstance(devices, str):
             raise RuntimeError(devices)
         self.devices = devices
         return devices
+
+    def load(self, fault):
+        if fault:
+            raise fault
 
     def is_available(self):
         return self.devices > 0
@@ -381,6 +390,10 @@ FAULTS = [
      "libnvrtc.so.13", "install CUDA's compiler"),
     (Broken(1, RuntimeError("a.cu(1): catastrophic error: cannot open source file \"x.h\"\n 1")),
      "cannot open source file", "install CUDA's headers"),
+    (Broken(1, RuntimeError("Failed to find CUDA headers. Please install CUDA toolkit headers")),
+     "Failed to find CUDA headers", "install them: pip install"),
+    (Broken(1, cublas=ImportError('Failure finding "libcublasLt.so.13": No such file')),
+     "libcublasLt.so.13", "install cuBLAS"),
 ]  # fmt: skip
 
 

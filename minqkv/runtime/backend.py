@@ -34,7 +34,7 @@ LARGE_CACHE = 1 << 26  # bytes from which the sequences of a batch are shared ou
 PIECE = 1 << 17  # numbers of an array that are worked on while they are in a core's cache
 LARGE_PASS = 1 << 18  # numbers from which several cores work on an array, piece by piece
 LARGE_PRODUCT = 1 << 22  # multiply-adds from which BLAS's own threads pay
-FULL = "cudaErrorMemoryAllocation", "CUBLAS_STATUS_ALLOC_FAILED"  # in errors of other types
+FULL = "ErrorMemoryAllocation", "ERROR_OUT_OF_MEMORY", "STATUS_ALLOC_FAILED"  # in other errors
 
 
 @lru_cache(64)
@@ -425,6 +425,7 @@ def _cupy():
         if not cupy.is_available():
             raise RuntimeError("it finds no GPU")
         cupy.asnumpy(cupy.zeros(1) + 1)  # takes memory, compiles, and computes
+        cupy.cuda.get_cublas_handle()  # a library of its own
     except Exception as error:
         cures = {name: cure for name, cure in _CURES.items() if name in str(error).lower()}
         cure = next(iter(cures.values()), "check nvidia-smi")
@@ -442,7 +443,9 @@ _CURES = {  # by a word of the error
     "insufficientdriver": "update the driver, or install the CuPy of its CUDA version (nvidia-smi)",
     "memory": "see in nvidia-smi which programs hold the memory of the GPU",
     "nvrtc": "install CUDA's compiler: pip install -e '.[cuda13]' in the clone (or cuda12)",
+    "cuda headers": "install them: pip install -e '.[cuda13]' in the clone (or cuda12)",
     "source file": "install CUDA's headers: pip install -e '.[cuda13]' in the clone (or cuda12)",
+    "libcublas": "install cuBLAS: pip install -e '.[cuda13]' in the clone (or cuda12)",
 }
 
 

@@ -25,10 +25,10 @@ ROPE = {"position": "rope"}
 BACKEND = "strict"
 
 
-@pytest.fixture(params=["strict", pytest.param("cupy", marks=pytest.mark.gpu)])
-def device(request, monkeypatch):
+@pytest.fixture
+def device(device, monkeypatch):
     """The test runs on the stand-in for CuPy, and with `-m gpu` on a real GPU."""
-    monkeypatch.setattr(sys.modules[__name__], "BACKEND", request.param)
+    monkeypatch.setattr(sys.modules[__name__], "BACKEND", device.name)
 
 
 @contextmanager
