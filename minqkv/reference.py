@@ -93,9 +93,10 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     temperature: Tensor | None = None,
     bias: Tensor | None = None,
+    causal: bool = False,
 ) -> Tensor:
     """softmax(temperature · scale · q kᵀ + bias, masked) v, the stored heads repeated for each
-    group of queries.
+    group of queries. `causal` says of the mask what it shows here anyway.
     """
     if k.shape[1] < q.shape[1]:
         stored = np.arange(q.shape[1]) // (q.shape[1] // k.shape[1])

@@ -95,8 +95,8 @@ def test_what_is_free_on_a_gpu(gpu):
     [
         ({"batch": 16}, {"accumulate": 4}, "it fits with --set accumulate=4"),
         ({"batch": 8, "accumulate": 8}, {"recompute": True}, "it fits with --recompute"),
-        ({"batch": 2}, {"accumulate": 2, "recompute": True},
-         "it fits with --recompute --set accumulate=2"),
+        ({"batch": 16}, {"accumulate": 8, "recompute": True},
+         "it fits with --recompute --set accumulate=8"),
         ({"batch": 1, "n_embd": 256}, {"n_layer": 1}, "make it smaller with --n-layer"),
     ],
 )  # fmt: skip
