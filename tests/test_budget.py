@@ -49,7 +49,7 @@ APART = ("analysis/vectors",)  # a folder within a unit, with a budget of its ow
 # The largest number of code lines. A budget that must grow is raised in a commit of its own that
 # says why.
 BUDGETS = {
-    "the book": ({*BOOK, "runs"} - {"caches", "designs"}, 3435),
+    "the book": ({*BOOK, "runs"} - {"caches", "designs"}, 3440),
     "beside it, further kinds of cache": ({"caches"}, 400),
     "beside it, layers of models that ship, and linear attention": ({"designs"}, 525),
     "GPU kernels, from Python": ({"kernels"}, 370),
