@@ -150,7 +150,8 @@ class Adam(Optimizer):
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
     def move(self, g: Array, max_norm: float | None) -> Array | None:
-        found = backend.adamw(self, g, max_norm)
+        usual = type(self).update is Adam.update  # a subclass may have its own
+        found = backend.adamw(self, g, max_norm) if usual else None
         return super().move(g, max_norm) if found is None else found[0]
 
     def update(self, g: Array) -> None:

@@ -124,6 +124,18 @@ def test_adamw():
     check_adamw(shapes=[(1, 1)], bounds=(1.0,))
 
 
+def test_an_update_of_your_own_is_used():
+    class Still(mq.AdamW):
+        def update(self, g):
+            """Nothing moves."""
+
+    (norms, data, *_), calls = moved(SHAPES, [numbers(N, 5)], 1.0, True, kind=Still)
+    start, _ = moved(SHAPES, [], 1.0, True)
+    assert np.array_equal(data, start[1])
+    assert norms[0] > 1
+    assert calls == []
+
+
 def test_adamw_has_as_many_sums_as_blocks(monkeypatch):
     monkeypatch.setattr(elementwise, "BLOCKS", 2)
     check_adamw(bounds=(0.5,), steps=1)
