@@ -65,31 +65,30 @@ def known_calls():
     assert not new, f"not in {strict.LISTED.name}: {', '.join(new)}; see support/device_calls.py"
 
 
+def _using(name):
+    """The `Backend` of this name while the test runs."""
+    if name == "cupy" and (why := _why_no_gpu()):
+        pytest.skip(why)
+    with backends.use_backend(name) as current:
+        yield current
+
+
 @pytest.fixture(params=["numpy", "strict", pytest.param("cupy", marks=pytest.mark.gpu)])
 def backend(request):
     """The test runs once on each backend; this is the `Backend` in use."""
-    if request.param == "cupy" and (why := _why_no_gpu()):
-        pytest.skip(why)
-    with backends.use_backend(request.param) as current:
-        yield current
+    yield from _using(request.param)
 
 
 @pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
 def hardware(request):
     """Like `backend`, for long tests of what `strict` would only repeat, slower."""
-    if request.param == "cupy" and (why := _why_no_gpu()):
-        pytest.skip(why)
-    with backends.use_backend(request.param) as current:
-        yield current
+    yield from _using(request.param)
 
 
 @pytest.fixture(params=["strict", pytest.param("cupy", marks=pytest.mark.gpu)])
 def device(request):
     """Like `backend`, for tests of kernels: where they can be launched."""
-    if request.param == "cupy" and (why := _why_no_gpu()):
-        pytest.skip(why)
-    with backends.use_backend(request.param) as current:
-        yield current
+    yield from _using(request.param)
 
 
 @pytest.fixture
